@@ -1,0 +1,1 @@
+"""Sound before the model: files and channel layouts."""

@@ -1,0 +1,95 @@
+"""Channel layouts and Ambisonic conventions: the only place that knows channel order.
+
+Ambisonics here is first order, in one of three conventions:
+
+- ``ambix``: channels W, Y, Z, X (ACN), SN3D gain; X front, Y left, Z up. The usual one.
+- ``fuma``: channels W, X, Y, Z; W scaled by 1 / sqrt(2), the others as in SN3D; the same axes.
+- ``soundspaces``: ACN order, N3D gain, in axes x right, y up, z back: channels W, up, back, right.
+  The published models were trained in it, and the published natural-scene data is in it.
+
+That the published Ambisonic model expects ``soundspaces`` follows the authors' later evaluation
+code; it could not be confirmed on the weights. Pass ``convention="soundspaces"`` to feed channels
+unconverted.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from gram_hear.errors import AudioError, OptionError, nearest
+
+CONVENTIONS = ("ambix", "fuma", "soundspaces")
+LAYOUT_OF_AUDIO = {1: "mono", 2: "binaural", 4: "ambisonic"}
+
+
+def check_convention(convention: str) -> str:
+    """Return ``convention`` where it is one of :data:`CONVENTIONS`, else raise an OptionError."""
+    if convention not in CONVENTIONS:
+        raise OptionError(
+            f"Unknown Ambisonic convention {convention!r}; allowed are {', '.join(CONVENTIONS)}."
+            + nearest(str(convention), CONVENTIONS)
+        )
+    return convention
+
+
+def to_soundspaces(audio: Tensor, convention: str) -> Tensor:
+    """Convert first-order Ambisonics to the published model's axes.
+
+    Args:
+        audio: (..., 4, samples) in ``convention``.
+        convention: ``"ambix"``, ``"fuma"`` or ``"soundspaces"`` (returned as it is).
+
+    Returns:
+        (..., 4, samples): W, sqrt(3) Z, -sqrt(3) X, -sqrt(3) Y of the AmbiX components.
+    """
+    check_convention(convention)
+    if convention == "soundspaces":
+        return audio
+    if convention == "ambix":
+        w, y, z, x = audio.unbind(-2)
+    else:
+        w, x, y, z = audio.unbind(-2)
+        w = w * math.sqrt(2.0)
+    gain = math.sqrt(3.0)
+    return torch.stack([w, gain * z, -gain * x, -gain * y], dim=-2)
+
+
+def to_layout(audio: Tensor, layout: str, convention: str = "ambix", parity: bool = False) -> Tensor:
+    """Bring audio of 1, 2 or 4 channels into the layout that a model takes.
+
+    Args:
+        audio: (..., channels, samples); the number of channels is the layout.
+        layout: ``"mono"``, ``"binaural"`` or ``"ambisonic"``.
+        convention: of four-channel audio.
+        parity: copy mono to all four Ambisonic channels, as the authors do, instead of W alone.
+
+    Returns:
+        (..., channels of the layout, samples). Mono becomes two equal ears, or W alone; binaural
+        becomes its mean; Ambisonic becomes W, or W at both ears.
+
+    Raises:
+        AudioError: for binaural audio into an Ambisonic model, and other numbers of channels.
+    """
+    given = LAYOUT_OF_AUDIO.get(audio.shape[-2])
+    if given is None:
+        raise AudioError(
+            f"The audio has {audio.shape[-2]} channels; allowed are 1 (mono), 2 (binaural) and 4 "
+            "(first-order Ambisonics)."
+        )
+    if given == "ambisonic":
+        audio = to_soundspaces(audio, convention)
+    if given == layout:
+        return audio
+    if given == "binaural" and layout == "ambisonic":
+        raise AudioError(
+            "Binaural audio (2 channels) was given to an Ambisonic model: two ears do not "
+            "determine a sound field. Use a binaural model, or the mean of both channels as mono."
+        )
+    omni = audio.mean(dim=-2, keepdim=True) if given == "binaural" else audio[..., :1, :]
+    if layout == "mono":
+        return omni
+    if layout == "binaural":
+        return torch.cat([omni, omni], dim=-2)
+    silent = omni if parity else torch.zeros_like(omni)
+    return torch.cat([omni, silent, silent, silent], dim=-2)

@@ -1,0 +1,1 @@
+"""Checkpoints: the registry of names, the published layouts, finding, loading and saving."""

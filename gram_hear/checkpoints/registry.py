@@ -1,0 +1,69 @@
+"""The registered models: names to where their weights come from. Data: ``weights/registry.json``."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from gram_hear.errors import OptionError, nearest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered model.
+
+    A published model has ``repository``, ``file`` and ``revision`` (on the Hugging Face Hub); one
+    that is built from a seed has ``size`` and ``seed``. ``channels`` are feature channels.
+    """
+
+    name: str
+    description: str
+    channels: int
+    patching: str
+    layout: str  # published, seed
+    licence: str
+    repository: str | None = None
+    file: str | None = None
+    revision: str | None = None
+    size: str | None = None
+    seed: int | None = None
+
+    @property
+    def trained(self) -> bool:
+        """False for a model of random weights."""
+        return self.layout != "seed"
+
+
+@cache
+def _registry() -> dict:
+    return json.loads((files("gram_hear.weights") / "registry.json").read_text(encoding="utf-8"))
+
+
+def list_models() -> list[Entry]:
+    """Return the registered models, in the registry's order."""
+    return [Entry(**fields) for fields in _registry()["models"]]
+
+
+def find_entry(name: str) -> Entry | None:
+    """Return the registered model of this name, or None."""
+    return next((entry for entry in list_models() if entry.name == name), None)
+
+
+def default_name() -> str:
+    """Return the name of the model that ``load_model("")`` loads."""
+    return _registry()["default"]
+
+
+def offline_name() -> str:
+    """Return the name of the bundled model, which needs no network."""
+    return _registry()["offline"]
+
+
+def unknown_model(name: str) -> OptionError:
+    """Return the error for a name that is no registered model, path or repository."""
+    names = [entry.name for entry in list_models()]
+    return OptionError(
+        f"There is no model {name!r}: it is not a registered name, not an existing file or "
+        f"folder, and not a Hub repository (owner/name). Registered are {', '.join(names)}."
+        + nearest(name, names)
+    )

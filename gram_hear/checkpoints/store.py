@@ -1,0 +1,436 @@
+"""Checkpoints found, downloaded, read safely, checked whole, built into models, and saved.
+
+Only tensors and JSON are ever read: safetensors, or PyTorch files with ``weights_only=True``.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gram_hear.checkpoints import published
+from gram_hear.checkpoints.registry import (
+    Entry,
+    default_name,
+    find_entry,
+    offline_name,
+    unknown_model,
+)
+from gram_hear.config import ModelConfig, named_config
+from gram_hear.errors import CheckpointError, ConfigError, OptionError
+from gram_hear.model import GramModel
+from gram_hear.nn.initialise import initialise
+from gram_hear.nn.mae import MaskedAutoencoder
+from gram_hear.writing import write_whole
+
+CONFIG_KEY = "gram_hear_config"  # in the metadata of our safetensors files
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint came from.
+
+    ``layout`` is ``"gram-hear"`` (ours), ``"published"`` (the authors') or ``"seed"`` (random
+    weights, no file). ``repository`` and ``revision`` are set for a download from the Hub.
+    """
+
+    name: str
+    layout: str
+    path: Path | None = None
+    repository: str | None = None
+    revision: str | None = None
+
+    def sha256(self) -> str | None:
+        """Return the SHA-256 of the file, in hexadecimal; None where there is no file."""
+        if self.path is None:
+            return None
+        digest = hashlib.sha256()
+        with open(self.path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A configuration and every tensor of it under our names, in float32 and checked."""
+
+    config: ModelConfig
+    tensors: dict[str, Tensor]
+    source: Source
+
+
+# --- find -----------------------------------------------------------------------------------
+
+
+def load_checkpoint(
+    name: str | os.PathLike = "",
+    *,
+    heads: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> Checkpoint:
+    """Find a checkpoint and read it whole.
+
+    Args:
+        name: a registered name, a file, a folder, or a Hub repository; "" is the default model.
+        heads: attention heads of the encoder, for files in the published layout whose heads are
+            not 64 wide.
+        revision: branch, tag or commit of a Hub repository.
+        cache_dir: where downloads are kept; None is the Hub client's own place.
+
+    Raises:
+        OptionError: for an unknown name, or an option that does not fit it.
+        CheckpointError: for a file that cannot be read safely or loaded whole.
+    """
+    text = os.fspath(name) or default_name()
+    entry = find_entry(text)
+    path = Path(text).expanduser()
+    if entry is None and path.exists():
+        if revision is not None:
+            raise OptionError(
+                f"revision={revision!r} was given with the local path {text}; it belongs to Hub "
+                "repositories. Leave it out."
+            )
+        return _read_local(text, path, heads)
+    if entry is not None and entry.layout == "seed":
+        if revision is not None or heads is not None:
+            raise OptionError(f"{text} is built here from a seed; it takes no revision or heads.")
+        return _seeded(entry)
+    if entry is None and (path.suffix in SUFFIXES or text.startswith((".", "~", os.sep))):
+        raise CheckpointError(f"There is no file or folder {text}.")
+    if entry is None and not HUB_NAME.fullmatch(text):
+        raise unknown_model(text)
+    return _from_hub(text, entry, heads, revision, cache_dir)
+
+
+def _from_hub(
+    name: str,
+    entry: Entry | None,
+    heads: int | None,
+    revision: str | None,
+    cache_dir: str | os.PathLike | None,
+) -> Checkpoint:
+    repository = (entry.repository if entry else None) or name
+    file = (entry.file if entry else None) or WEIGHTS_FILE
+    revision = revision or (entry.revision if entry else None)
+    path = _download(repository, file, revision, cache_dir)
+    source = Source(name, "published", path, repository, revision)
+    checkpoint = _read(source, heads)
+    if entry is not None:
+        config = checkpoint.config
+        found = (config.front_end.feature_channels, config.patching)
+        if found != (entry.channels, entry.patching):
+            raise CheckpointError(
+                f"{name} is registered with {entry.channels} channels and {entry.patching} "
+                f"patches, but {repository} holds a model with {found[0]} and {found[1]}. Load it "
+                f"as a repository, load_model({repository!r}), if that is meant."
+            )
+    return checkpoint
+
+
+def _download(
+    repository: str, file: str, revision: str | None, cache_dir: str | os.PathLike | None
+) -> Path:
+    """Fetch one file of a Hub repository, or find it in the cache."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    where = f"{repository} on the Hugging Face Hub"
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache_dir))
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{file} of {where} could not be reached and is not in the cache. Connect to the "
+            f"network once to fetch it, or use the model that needs none: "
+            f"load_model({offline_name()!r})."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"There is no revision {revision!r} of {where}.") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"There is no {where}, or it is private: check the name, and log in with "
+            "'hf auth login' where access is needed."
+        ) from error
+    except EntryNotFoundError as error:
+        raise CheckpointError(f"There is no {file} in {where}.") from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CheckpointError(f"{file} of {where} could not be fetched: {error}") from error
+
+
+def _read_local(name: str, path: Path, heads: int | None) -> Checkpoint:
+    if not path.is_dir():
+        return _read(Source(name, "published", path), heads)
+    weights = path / WEIGHTS_FILE
+    if not weights.exists():
+        found = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES)
+        if len(found) != 1:
+            names = ", ".join(each.name for each in found) or "no checkpoint"
+            raise CheckpointError(
+                f"The folder {path} holds {names}; it must hold {WEIGHTS_FILE}, or exactly one "
+                f"file that ends in {', '.join(SUFFIXES)}. Name the file itself."
+            )
+        weights = found[0]
+    checkpoint = _read(Source(name, "published", weights), heads)
+    written = path / CONFIG_FILE
+    if checkpoint.source.layout == "gram-hear" and written.exists():
+        config = ModelConfig.from_json(written.read_text(encoding="utf-8"))
+        if config != checkpoint.config:
+            raise CheckpointError(
+                f"{written} differs from the configuration in {weights.name}, which is the one "
+                "that its tensors have. Write the folder anew with save_pretrained."
+            )
+    return checkpoint
+
+
+def _seeded(entry: Entry) -> Checkpoint:
+    assert entry.size is not None
+    assert entry.seed is not None
+    config = named_config(entry.size, entry.channels, entry.patching)
+    model = MaskedAutoencoder(config)
+    initialise(model, entry.seed)
+    return Checkpoint(config, dict(model.state_dict()), Source(entry.name, "seed"))
+
+
+# --- read -----------------------------------------------------------------------------------
+
+
+def _read(source: Source, heads: int | None) -> Checkpoint:
+    """Read one file in our format or a published one; every tensor checked."""
+    assert source.path is not None
+    try:
+        tensors, metadata = read_tensors(source.path)
+        if CONFIG_KEY in metadata:
+            if heads is not None:
+                raise OptionError(
+                    f"heads={heads} was given, but the file holds its own configuration. "
+                    "Leave it out."
+                )
+            config = ModelConfig.from_json(metadata[CONFIG_KEY])
+            names = {name: name for name in expected_shapes(config)}
+            source = replace(source, layout="gram-hear")
+        else:
+            tensors = published.strip_names(tensors)
+            config = published.read_config(tensors, heads)
+            tensors = published.drop_derived(tensors, config)
+            names = {
+                name: published.published_name(name, config.decoder)
+                for name in expected_shapes(config)
+            }
+        return Checkpoint(config, _check(tensors, names, config), source)
+    except (CheckpointError, ConfigError, OSError) as error:
+        raise CheckpointError(f"{source.path}: {error}") from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a file's tensors and, for safetensors, its metadata; no code in it is run.
+
+    Raises:
+        CheckpointError: for a file that is no checkpoint, or holds other objects than tensors.
+    """
+    if path.stat().st_size == 0:
+        raise CheckpointError("The file is empty.")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        except SafetensorError as error:
+            raise CheckpointError(f"This is not a whole safetensors file ({error}).") from error
+    if path.suffix not in TORCH_SUFFIXES:
+        raise CheckpointError(
+            f"Unknown kind of checkpoint {path.suffix!r}; allowed are {', '.join(SUFFIXES)}."
+        )
+    return _read_torch(path), {}
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a PyTorch file, bare or under ``state_dict`` or ``model``."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for what is not a checkpoint
+        raise CheckpointError(_why_unsafe(path, error)) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"The file holds a {type(content).__name__}; it must hold named tensors, bare or "
+            "under 'state_dict'."
+        )
+    others = sorted(str(k) for k, v in content.items() if not isinstance(v, Tensor))
+    if others:
+        raise CheckpointError(
+            f"Among the tensors stand entries that are none: {', '.join(others)}. Save the state "
+            "dict alone."
+        )
+    return dict(content)
+
+
+def _why_unsafe(path: Path, error: Exception) -> str:
+    """Say why PyTorch's safe loader refused a file, naming the classes that it holds."""
+    try:
+        classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # not a file of torch.save's current form: its first error tells enough
+        classes = sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error))))
+    if not classes:
+        return f"This is not a whole PyTorch checkpoint ({str(error).splitlines()[0]})."
+    return (
+        f"The file holds objects that are not tensors: {', '.join(classes)}. Loading them could "
+        "run code, so it was not loaded. If you trust the file, load it where those classes are "
+        "known, and save its state dict alone as safetensors."
+    )
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of every tensor of a checkpoint with this configuration."""
+    with torch.device("meta"):
+        model = MaskedAutoencoder(config) if config.decoder else GramModel(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _check(
+    tensors: Mapping[str, Tensor], names: Mapping[str, str], config: ModelConfig
+) -> dict[str, Tensor]:
+    """Return the tensors under our names, in float32, or raise one error that lists all faults.
+
+    Args:
+        tensors: what the file holds.
+        names: our name -> the file's name, for every tensor that must be there.
+        config: the model's configuration.
+    """
+    faults = [f"unexpected: {name}" for name in sorted(set(tensors) - set(names.values()))]
+    checked = {}
+    for name, shape in expected_shapes(config).items():
+        given = names[name]
+        wanted = shape if given == name else published.published_shape(name, shape)
+        if given not in tensors:
+            faults.append(f"missing: {given} {wanted}")
+            continue
+        tensor = tensors[given]
+        if tuple(tensor.shape) != wanted:
+            faults.append(f"misshapen: {given} is {tuple(tensor.shape)}, must be {wanted}")
+        elif not tensor.is_floating_point():
+            faults.append(f"wrong type: {given} is {tensor.dtype}, must be floating point")
+        elif not torch.isfinite(tensor).all():
+            faults.append(f"not finite: {given} holds NaN or infinite values")
+        else:
+            checked[name] = tensor.to(torch.float32).reshape(shape)
+    if faults:
+        raise CheckpointError(
+            f"{len(faults)} of the tensors do not fit a {describe(config)}:\n  "
+            + "\n  ".join(faults)
+            + "\nA checkpoint loads whole or not at all (the decoder as a whole may be absent)."
+        )
+    return checked
+
+
+def describe(config: ModelConfig) -> str:
+    """Return a model's kind in a few words."""
+    return (
+        f"GRAM-T model (width {config.encoder.width}, {config.encoder.depth} layers, "
+        f"{config.front_end.layout}, {config.patching} patches)"
+    )
+
+
+# --- build ----------------------------------------------------------------------------------
+
+_Model = TypeVar("_Model", GramModel, MaskedAutoencoder)
+
+
+def _build(kind: Callable[[ModelConfig], _Model], config: ModelConfig, tensors: dict) -> _Model:
+    with torch.device("meta"):  # no time is spent on weights that are replaced at once
+        model = kind(config)
+    model.to_empty(device="cpu")
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def build_encoder(checkpoint: Checkpoint) -> GramModel:
+    """Return the embedding half of a checkpoint, on the CPU in float32, in eval mode."""
+    tensors = {k: v for k, v in checkpoint.tensors.items() if not k.startswith("decoder.")}
+    return _build(GramModel, checkpoint.config, tensors)
+
+
+def build_autoencoder(checkpoint: Checkpoint) -> MaskedAutoencoder:
+    """Return the whole masked autoencoder of a checkpoint, on the CPU in float32, in eval mode.
+
+    Raises:
+        ConfigError: for a checkpoint that holds the encoder alone.
+    """
+    return _build(MaskedAutoencoder, checkpoint.config, checkpoint.tensors)
+
+
+# --- save -----------------------------------------------------------------------------------
+
+
+def save_model(model: nn.Module, path: str | os.PathLike) -> Path:
+    """Write a model as one safetensors file with its whole configuration in the metadata.
+
+    Args:
+        model: what ``load_model`` returned, a GramModel (both: encoder only) or a
+            MaskedAutoencoder (with its decoder).
+        path: a file that ends in ``.safetensors``; it is replaced whole or not at all.
+    """
+    model = getattr(model, "gram", model)  # a HearModel holds the GramModel
+    if not isinstance(model, (GramModel, MaskedAutoencoder)):
+        raise OptionError(
+            f"save_model was given a {type(model).__name__}; it takes what load_model returned, "
+            "a GramModel or a MaskedAutoencoder."
+        )
+    config = model.config if isinstance(model, MaskedAutoencoder) else encoder_only(model.config)
+    return save_checkpoint(Checkpoint(config, model.state_dict(), Source("", "gram-hear")), path)
+
+
+def encoder_only(config: ModelConfig) -> ModelConfig:
+    """Return the configuration without its decoder."""
+    return replace(config, decoder=None)
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike) -> Path:
+    """Write a checkpoint in our format, float32, whole or not at all."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise OptionError(f"Our checkpoints are safetensors: {path} must end in .safetensors.")
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in checkpoint.tensors.items()
+    }
+    metadata = {"format": "pt", CONFIG_KEY: checkpoint.config.to_json()}
+    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+    return path
+
+
+def save_pretrained(model: nn.Module, folder: str | os.PathLike) -> Path:
+    """Write a model as a folder: ``model.safetensors``, and its ``config.json`` to read.
+
+    Takes the same models as :func:`save_model`.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"{folder} is a file; save_pretrained writes a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = save_model(model, folder / WEIGHTS_FILE)
+    with safe_open(weights, framework="pt") as file:
+        config = file.metadata()[CONFIG_KEY]
+    write_whole(folder / CONFIG_FILE, lambda temporary: temporary.write_text(config + "\n"))
+    return folder

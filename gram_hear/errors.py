@@ -1,0 +1,30 @@
+"""What goes wrong, by kind. Every message says what was given, what is allowed and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class GramError(Exception):
+    """Base of every error that gram_hear raises on purpose."""
+
+
+class AudioError(GramError, ValueError):
+    """Audio that cannot be embedded: its type, rank, channels, rate or values."""
+
+
+class CheckpointError(GramError, ValueError):
+    """A checkpoint that cannot be found, read safely, or loaded whole."""
+
+
+class ConfigError(GramError, ValueError):
+    """A configuration that describes no model, or holds an unknown key."""
+
+
+class OptionError(GramError, ValueError):
+    """An option that is unknown, out of range, or contradicts another."""
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest allowed name, or an empty string."""
+    matches = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean '{matches[0]}'?" if matches else ""

@@ -1,0 +1,472 @@
+"""The HEAR API: validate, lay out, batch windows, pool.
+
+    model = load_model("gramt-binaural")
+    embeddings, timestamps = get_timestamp_embeddings(audio, model)
+    embeddings = get_scene_embeddings(audio, model)
+
+Source of the API: the HEAR benchmark (hearbenchmark.com). A waveform goes through
+:func:`as_clips`, :meth:`HearModel.lay_out`, :meth:`HearModel.embed` and :func:`pool`.
+"""
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gram_hear.audio.layouts import LAYOUT_OF_AUDIO, check_convention, to_layout
+from gram_hear.checkpoints.registry import find_entry
+from gram_hear.checkpoints.store import Checkpoint, Source, build_encoder, load_checkpoint
+from gram_hear.config import ModelConfig
+from gram_hear.errors import AudioError, OptionError, nearest
+from gram_hear.model import GramModel
+from gram_hear.windows import WindowPlan, corrected_plan, reference_plan
+
+Audio = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
+
+STRATEGIES = ("raw", "mean", "cls")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LOUDEST = 2.0  # an absolute sample value past this brings a warning
+FULL_SCALE = {torch.int8: 2**7, torch.int16: 2**15, torch.int32: 2**31, torch.uint8: 2**7}
+
+
+# --- options --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model embeds; see :func:`load_model`."""
+
+    strategy: str = "raw"
+    layer: int | None = None
+    convention: str = "ambix"
+    parity: bool = False
+    window_batch: int = 32
+    dtype: str = "float32"
+
+    def check(self, config: ModelConfig) -> None:
+        """Raise an OptionError for a value out of range, or two that contradict each other."""
+        allowed = (*STRATEGIES, "sum") if self.parity else STRATEGIES
+        if self.strategy not in allowed:
+            only = " 'sum' needs parity=True." if self.strategy == "sum" else ""
+            raise OptionError(
+                f"Unknown strategy {self.strategy!r}; allowed are {', '.join(allowed)}.{only}"
+                + nearest(self.strategy, allowed)
+            )
+        depth = config.encoder.depth
+        if self.layer is not None and not 1 <= self.layer <= depth:
+            raise OptionError(
+                f"layer is {self.layer}; this model has layers 1 to {depth} (None is the last)."
+            )
+        if self.window_batch < 1:
+            raise OptionError(f"window_batch is {self.window_batch}; it must be at least 1.")
+        if self.dtype not in DTYPES:
+            raise OptionError(
+                f"Unknown dtype {self.dtype!r}; allowed are {', '.join(DTYPES)}."
+                + nearest(self.dtype, DTYPES)
+            )
+        check_convention(self.convention)
+
+
+def _whole_number(name: str, value: Any) -> int:
+    """Read a whole number, which may come as a string from JSON or a command line."""
+    try:
+        if isinstance(value, (bool, float)) and value != int(value) or isinstance(value, bool):
+            raise ValueError
+        return int(value)
+    except (TypeError, ValueError):
+        raise OptionError(f"{name} is {value!r}; it must be a whole number.") from None
+
+
+def _truth(name: str, value: Any) -> bool:
+    """Read True or False, which may come as the string "true" or "false"."""
+    truths = {"true": True, "false": False}
+    if isinstance(value, str) and value.lower() in truths:
+        return truths[value.lower()]
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} is {value!r}; it must be true or false.")
+    return value
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.lower() in ("", "none", "null"))
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """Return the device of this name; ``"auto"`` is CUDA, then MPS, then the CPU.
+
+    Raises:
+        OptionError: for an unknown device, or one that is not there.
+    """
+    if str(name) == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(
+            f"The device {str(name)!r} is not available here ({reason}). Use 'cpu', or 'auto' for "
+            "the best that is there."
+        ) from error
+    return device
+
+
+def load_model(
+    model_file_path: str | os.PathLike = "",
+    *,
+    strategy: str = "raw",
+    layer: int | str | None = None,
+    convention: str = "ambix",
+    parity: bool | str = False,
+    window_batch: int | str = 32,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    heads: int | str | None = None,
+    **unknown: Any,
+) -> "HearModel":
+    """Load a GRAM model for the HEAR API.
+
+    Options may also come as strings, as evaluators pass them on from JSON.
+
+    Args:
+        model_file_path: a registered name (:func:`list_models`), a checkpoint file or folder, or
+            a Hugging Face Hub repository; "" is the published ``gramt-binaural``.
+        strategy: what a row holds: ``"raw"``, its frequency patches side by side; ``"mean"``,
+            their mean; ``"cls"``, its window's CLS token; with parity also ``"sum"``.
+        layer: embed after this many blocks and the final norm, 1 to depth; None is all blocks.
+        convention: of four-channel input: ``"ambix"``, ``"fuma"`` or ``"soundspaces"``.
+        parity: reproduce the authors' windows, rows and timestamps, faults included.
+        window_batch: windows of 2 s that go through the encoder at once.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
+        dtype: of the encoder: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Features and
+            embeddings are float32 in any case.
+        revision: branch, tag or commit, for models from the Hub.
+        cache_dir: where downloads are kept; None is the Hub client's own place.
+        heads: attention heads, for published layouts whose heads are not 64 wide.
+        **unknown: anything else is an OptionError that names the nearest option.
+
+    Raises:
+        OptionError: for an unknown name or option, or options that contradict each other.
+        CheckpointError: for a checkpoint that cannot be fetched, read safely or loaded whole.
+    """
+    if unknown:
+        known = [n for n in load_model.__annotations__ if n not in ("unknown", "return")]
+        name = next(iter(unknown))
+        raise OptionError(
+            f"load_model has no option {name!r}; its options are {', '.join(known[1:])}."
+            + nearest(name, known)
+        )
+    options = Options(
+        strategy=strategy,
+        layer=None if _absent(layer) else _whole_number("layer", layer),
+        convention=convention,
+        parity=_truth("parity", parity),
+        window_batch=_whole_number("window_batch", window_batch),
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    place = find_device(device)
+    checkpoint = load_checkpoint(
+        model_file_path,
+        heads=None if _absent(heads) else _whole_number("heads", heads),
+        revision=None if _absent(revision) else revision,
+        cache_dir=cache_dir,
+    )
+    options.check(checkpoint.config)
+    return from_checkpoint(checkpoint, options).to(place)
+
+
+def from_checkpoint(checkpoint: Checkpoint, options: Options) -> "HearModel":
+    """Return the model of a checkpoint on the CPU, warning where its weights are random."""
+    entry = find_entry(checkpoint.source.name)
+    if entry is not None and not entry.trained:
+        warnings.warn(
+            f"{entry.name} is untrained: its weights are random numbers from a seed. It shows how "
+            "gram_hear works; its embeddings mean little.",
+            stacklevel=3,
+        )
+    return HearModel(build_encoder(checkpoint), options, checkpoint.source)
+
+
+# --- the model ------------------------------------------------------------------------------
+
+
+class HearModel(nn.Module):
+    """A GRAM model with its embedding options: what the HEAR functions take.
+
+    Attributes:
+        sample_rate: of the audio it takes, in Hz.
+        scene_embedding_size, timestamp_embedding_size: d of the embeddings.
+        hop_ms: milliseconds from one row to the next.
+        multichannel: ``"channels_first"``: evaluators may hand over (n, channels, samples).
+        source: where the checkpoint came from.
+    """
+
+    multichannel = "channels_first"
+
+    def __init__(self, gram: GramModel, options: Options, source: Source) -> None:
+        super().__init__()
+        options.check(gram.config)
+        self.gram = gram
+        self.gram.patches.to(DTYPES[options.dtype])
+        self.gram.encoder.to(DTYPES[options.dtype])
+        self.options = options
+        self.source = source
+
+    @property
+    def config(self) -> ModelConfig:
+        """The configuration of the network."""
+        return self.gram.config
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of the audio that the model takes."""
+        return self.config.front_end.sample_rate
+
+    @property
+    def per_window(self) -> bool:
+        """Whether a row is a whole window, as the authors' mean, sum and cls are."""
+        return self.options.parity and self.options.strategy != "raw"
+
+    @property
+    def timestamp_embedding_size(self) -> int:
+        """Length of a timestamp embedding."""
+        width = self.config.encoder.width
+        raw = self.options.strategy == "raw"
+        return width * self.config.frequency_patches if raw else width
+
+    @property
+    def scene_embedding_size(self) -> int:
+        """Length of a scene embedding."""
+        return self.timestamp_embedding_size
+
+    @property
+    def hop_ms(self) -> float:
+        """Milliseconds from one row to the next (with parity: nominal, the authors' stretch)."""
+        return self.config.hop_ms * (self.config.time_patches if self.per_window else 1)
+
+    def extra_repr(self) -> str:
+        """Show the options in ``repr(model)``."""
+        return f"{self.source.name or 'model'}, {self.options}"
+
+    def forward(self, audio: Audio) -> Tensor | list[Tensor]:
+        """Embed audio with gradients: the rows of :func:`get_timestamp_embeddings`.
+
+        Args:
+            audio: as there.
+
+        Returns:
+            (n, rows, d) float32 for an array or tensor; for a list of clips a list of (rows, d).
+        """
+        rows = self.embed(as_clips(audio))
+        return rows if isinstance(audio, (list, tuple)) else torch.stack(rows)
+
+    def plan(self, samples: int) -> WindowPlan:
+        """Return the windows, rows and timestamps of a clip of ``samples`` samples."""
+        if self.options.parity:
+            return reference_plan(samples, self.config, self.per_window)
+        return corrected_plan(samples, self.config)
+
+    def embed(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Return the kept rows of each clip, (rows, d) float32 on the model's device.
+
+        Clips of one length share one transform; the windows of all clips share batches.
+
+        Args:
+            clips: (channels, samples) float32 each, as :func:`as_clips` returns them.
+        """
+        plans = [self.plan(clip.shape[-1]) for clip in clips]
+        laid_out = [self.lay_out(clip) for clip in clips]
+        windows: list[Tensor] = [torch.empty(0)] * len(clips)
+        for members in _by_length(laid_out):
+            count = plans[members[0]].windows
+            fill = "zero" if self.options.parity else self.config.window_fill
+            cut = self.gram.cut_windows(torch.stack([laid_out[i] for i in members]), count, fill)
+            for i, part in zip(members, cut.split(count), strict=True):
+                windows[i] = part
+        batches = torch.cat(windows).split(self.options.window_batch)
+        pooled = torch.cat([self._encode(batch) for batch in batches])
+        parts = pooled.split([plan.windows for plan in plans])
+        return [part.flatten(0, 1)[: plan.rows] for part, plan in zip(parts, plans, strict=True)]
+
+    def lay_out(self, clip: Tensor) -> Tensor:
+        """Bring one clip to the model's device and layout, and to the shortest length it takes.
+
+        A clip shorter than one STFT frame is padded with zeros to one frame. With parity only
+        what reflect padding cannot take is padded.
+        """
+        front_end = self.gram.front_end
+        clip = clip.to(front_end.window.device)
+        options = self.options
+        clip = to_layout(clip, front_end.config.layout, options.convention, options.parity)
+        frame = front_end.config.n_fft
+        shortest = front_end.shortest if options.parity else frame
+        return F.pad(clip, (0, frame - clip.shape[-1])) if clip.shape[-1] < shortest else clip
+
+    def _encode(self, windows: Tensor) -> Tensor:
+        """(windows, C', frames, mels) -> (windows, rows of a window, d) float32."""
+        tokens = self.gram(windows, self.options.layer)
+        return pool(tokens.float(), self.options.strategy, self.config, self.per_window)
+
+
+def _by_length(clips: Sequence[Tensor]) -> Iterable[list[int]]:
+    """Group the indices of clips of one length."""
+    groups: dict[int, list[int]] = {}
+    for i, clip in enumerate(clips):
+        groups.setdefault(clip.shape[-1], []).append(i)
+    return groups.values()
+
+
+def pool(tokens: Tensor, strategy: str, config: ModelConfig, per_window: bool) -> Tensor:
+    """Turn a window's tokens into its embedding rows.
+
+    Args:
+        tokens: (windows, 1 + tokens, width), the CLS token first, patches frequency-major.
+        strategy: ``"raw"``, ``"mean"``, ``"cls"`` or ``"sum"``.
+        config: the model's configuration.
+        per_window: one row for each window instead of one for each time step.
+
+    Returns:
+        (windows, rows, d): d is frequency patches x width for raw, else the width.
+    """
+    cls, patches = tokens[:, :1], tokens[:, 1:]
+    if strategy == "cls":
+        return cls if per_window else cls.expand(-1, config.time_patches, -1)
+    if per_window:
+        total = patches.sum(dim=1, keepdim=True)
+        return total if strategy == "sum" else total / config.tokens
+    grid = patches.unflatten(1, (config.frequency_patches, config.time_patches))
+    return grid.mean(dim=1) if strategy == "mean" else grid.transpose(1, 2).flatten(2)
+
+
+# --- the HEAR functions ---------------------------------------------------------------------
+
+
+def get_timestamp_embeddings(
+    audio: Audio, model: HearModel
+) -> tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
+    """Embed clips over time.
+
+    Args:
+        audio: (n, samples), (n, channels, samples), or a list of (samples,) or (channels,
+            samples) clips of any lengths; float32 or float64, numpy or torch, in [-1, 1], at
+            ``model.sample_rate``. The number of channels is the layout: 1 mono, 2 binaural,
+            4 first-order Ambisonics.
+        model: what :func:`load_model` returned.
+
+    Returns:
+        Embeddings (n, rows, d) float32 and timestamps (n, rows) float32 in milliseconds, the
+        centre of each row, on the model's device. For a list of clips: two lists, of (rows, d)
+        and of (rows,), since their numbers of rows may differ.
+
+    Raises:
+        AudioError: for audio of another type, rank or number of channels, without samples, or
+            with values that are not finite.
+    """
+    clips = as_clips(audio)
+    with torch.no_grad():
+        embeddings = model.embed(clips)
+    timestamps = [
+        torch.from_numpy(model.plan(clip.shape[-1]).timestamps).to(embeddings[0].device)
+        for clip in clips
+    ]
+    if isinstance(audio, (list, tuple)):
+        return embeddings, timestamps
+    return torch.stack(embeddings), torch.stack(timestamps)
+
+
+def get_scene_embeddings(audio: Audio, model: HearModel) -> Tensor:
+    """Embed whole clips: the mean of each clip's rows.
+
+    Args:
+        audio: as for :func:`get_timestamp_embeddings`.
+        model: what :func:`load_model` returned.
+
+    Returns:
+        (n, d) float32 on the model's device.
+
+    Raises:
+        AudioError: as for :func:`get_timestamp_embeddings`.
+    """
+    with torch.no_grad():
+        return torch.stack([rows.mean(dim=0) for rows in model.embed(as_clips(audio))])
+
+
+# --- input ----------------------------------------------------------------------------------
+
+
+def as_clips(audio: Audio) -> list[Tensor]:
+    """Check audio and return its clips, each (channels, samples) float32 where it was.
+
+    Raises:
+        AudioError: see :func:`get_timestamp_embeddings`.
+    """
+    if isinstance(audio, (list, tuple)):
+        return [_as_clip(_as_tensor(clip), f"Clip {i} of the list") for i, clip in enumerate(audio)]
+    batch = _as_tensor(audio)
+    if batch.dim() not in (2, 3):
+        raise AudioError(
+            f"The audio has shape {tuple(batch.shape)}; it must be (n, samples) or (n, channels, "
+            "samples). For one clip add the first dimension: audio[None]."
+        )
+    return [_as_clip(clip, f"Clip {i}") for i, clip in enumerate(batch)]
+
+
+def _as_tensor(audio: Any) -> Tensor:
+    if isinstance(audio, np.ndarray):
+        if audio.dtype.kind not in "fiub":
+            raise AudioError(f"The audio is {audio.dtype}; it must be float32 or float64.")
+        audio = torch.tensor(audio.astype(audio.dtype.newbyteorder("="), copy=False))
+    if not isinstance(audio, Tensor):
+        raise AudioError(
+            f"The audio is a {type(audio).__name__}; it must be a numpy array, a torch tensor, or "
+            "a list of those."
+        )
+    if audio.dtype not in (torch.float32, torch.float64):
+        scale = FULL_SCALE.get(audio.dtype)
+        advice = f"divide it by {scale}.0" if scale else "convert it to values in [-1, 1]"
+        if audio.dtype == torch.uint8:
+            advice = "subtract 128 and divide by 128.0"
+        raise AudioError(
+            f"The audio is {str(audio.dtype).removeprefix('torch.')}; it must be float32 or "
+            f"float64 in [-1, 1]: {advice}."
+        )
+    return audio
+
+
+def _as_clip(clip: Tensor, name: str) -> Tensor:
+    """Check one clip, (samples,) or (channels, samples), and return it as (channels, samples)."""
+    if clip.dim() not in (1, 2):
+        raise AudioError(
+            f"{name} has shape {tuple(clip.shape)}; it must be (samples,) or (channels, samples)."
+        )
+    clip = clip[None] if clip.dim() == 1 else clip
+    channels, samples = clip.shape
+    if channels not in LAYOUT_OF_AUDIO:
+        last = samples in LAYOUT_OF_AUDIO
+        raise AudioError(
+            f"{name} has {channels} channels (shape {channels} x {samples}); allowed are 1 (mono), "
+            "2 (binaural) and 4 (first-order Ambisonics)."
+            + (" The channels seem to come last: they must come before the samples." if last else "")
+        )
+    if samples == 0:
+        raise AudioError(f"{name} has no samples.")
+    clip = clip.to(torch.float32)
+    peak = float(clip.detach().abs().max())
+    if not np.isfinite(peak):
+        raise AudioError(f"{name} holds NaN or infinite samples; repair or leave out the clip.")
+    if peak > LOUDEST:
+        warnings.warn(
+            f"{name} has samples up to {peak:.3g}, far outside [-1, 1]. Divide integer samples by "
+            "their full scale (32768 for 16 bits).",
+            stacklevel=4,
+        )
+    return clip

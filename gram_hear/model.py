@@ -1,0 +1,60 @@
+"""What embeds: front-end, patches and encoder."""
+
+import torch
+from torch import Tensor, nn
+
+from gram_hear.config import ModelConfig
+from gram_hear.frontend import FrontEnd
+from gram_hear.nn.patches import PatchEmbedding, normalise_windows, patchify
+from gram_hear.nn.transformer import TransformerEncoder
+
+
+class GramModel(nn.Module):
+    """A GRAM encoder with its front-end: waveforms to features, windows to tokens.
+
+    It knows nothing of channel conventions, clip lengths or pooling: :mod:`gram_hear.hear`
+    brings those.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.front_end = FrontEnd(config.front_end)
+        self.patches = PatchEmbedding(config)
+        self.encoder = TransformerEncoder(config.encoder)
+
+    def cut_windows(self, waveform: Tensor, count: int, fill: str) -> Tensor:
+        """Return the first ``count`` windows of each clip's features.
+
+        Args:
+            waveform: (clips, channels, samples), as the front-end takes it.
+            count: windows of each clip, contiguous from frame 0.
+            fill: what stands past the clip's last frame: ``"zero"`` or ``"silence"``.
+
+        Returns:
+            (clips * count, feature channels, window frames, mels) float32, clip by clip.
+        """
+        features = self.front_end(waveform)[:, :, : count * self.config.window_frames]
+        missing = count * self.config.window_frames - features.shape[2]
+        if missing:
+            filling = torch.zeros_like(features[:, :, :1])
+            if fill == "silence":  # the log-mels hold the log of the floor; intensities stay 0
+                channels = self.config.front_end.audio_channels
+                filling[:, :channels] = torch.tensor(self.config.front_end.log_floor).log()
+            features = torch.cat([features, filling.expand(-1, -1, missing, -1)], dim=2)
+        windows = features.unflatten(2, (count, self.config.window_frames))
+        return windows.transpose(1, 2).flatten(0, 1)
+
+    def forward(self, windows: Tensor, layer: int | None = None) -> Tensor:
+        """Encode feature windows.
+
+        Args:
+            windows: (windows, feature channels, window frames, mels), not yet normalised.
+            layer: blocks to apply before the final norm, 1 to depth; None is all.
+
+        Returns:
+            (windows, 1 + tokens, width) in the encoder's type, the CLS token first and the
+            patches frequency-major.
+        """
+        patches = patchify(normalise_windows(windows.float()), self.config.patch)
+        return self.encoder(self.patches(patches.to(self.patches.weight.dtype)), layer)

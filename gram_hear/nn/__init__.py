@@ -1,0 +1,1 @@
+"""The networks: patches, backbones, and the masked autoencoder."""

@@ -1,0 +1,153 @@
+"""The masked autoencoder: mask, encode what is visible, decode all, compare what was masked.
+
+No data and no optimizer: pretraining brings those.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gram_hear.config import DecoderConfig, ModelConfig
+from gram_hear.errors import ConfigError
+from gram_hear.nn.patches import (
+    PatchEmbedding,
+    normalise_windows,
+    patchify,
+    position_table,
+    take_tokens,
+)
+from gram_hear.nn.transformer import Attention, TransformerBlock, TransformerEncoder
+from gram_hear.nn.windowed_attention import WindowedAttention
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What the autoencoder made of a batch of windows.
+
+    ``loss`` is a scalar; ``prediction`` and ``target`` are (windows, tokens, patch values), the
+    target being the normalised window.
+    """
+
+    loss: Tensor
+    prediction: Tensor
+    target: Tensor
+
+
+class Decoder(nn.Module):
+    """Visible tokens to predicted patches, with multi-window or plain attention."""
+
+    EPSILON = 1e-5
+
+    positions: Tensor
+
+    def __init__(self, config: ModelConfig, decoder: DecoderConfig) -> None:
+        super().__init__()
+        self.keeps_cls = not decoder.windows
+        self.embedding = nn.Linear(config.encoder.width, decoder.width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder.width))
+        self.register_buffer("positions", position_table(decoder.width, config, self.keeps_cls))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                WindowedAttention(decoder.width, decoder.windows)
+                if decoder.windows
+                else Attention(decoder.width, decoder.heads),
+                decoder.width,
+                decoder.mlp_width,
+                self.EPSILON,
+            )
+            for _ in range(decoder.depth)
+        )
+        self.norm = nn.LayerNorm(decoder.width, eps=self.EPSILON)
+        self.prediction = nn.Linear(decoder.width, config.patch_values)
+
+    def forward(self, encoded: Tensor, visible: Tensor, mask: Tensor) -> Tensor:
+        """Predict every patch.
+
+        Args:
+            encoded: (windows, 1 + kept, encoder width), the CLS token first.
+            visible: (windows, kept) indices of the kept tokens.
+            mask: (windows, tokens), True where a token was masked.
+
+        Returns:
+            (windows, tokens, patch values).
+        """
+        embedded = self.embedding(encoded)
+        cls, kept = embedded[:, :1], embedded[:, 1:]
+        tokens = self.mask_token.to(kept.dtype).expand(*mask.shape, -1)
+        tokens = tokens.scatter(1, visible[..., None].expand_as(kept), kept)
+        if self.keeps_cls:
+            tokens = torch.cat([cls, tokens], dim=1)
+        tokens = tokens + self.positions
+        for block in self.blocks:
+            tokens = block(tokens)
+        predicted = self.prediction(self.norm(tokens))
+        return predicted[:, 1:] if self.keeps_cls else predicted
+
+
+class MaskedAutoencoder(nn.Module):
+    """Patch embedding, encoder and decoder of a model, for pretraining.
+
+    Its ``patches`` and ``encoder`` carry the same names as those of
+    :class:`gram_hear.model.GramModel`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.decoder is None:
+            raise ConfigError(
+                "A masked autoencoder needs a decoder, and this configuration has none: it "
+                "describes an encoder-only checkpoint. Set ModelConfig.decoder."
+            )
+        self.config = config
+        self.patches = PatchEmbedding(config)
+        self.encoder = TransformerEncoder(config.encoder)
+        self.decoder = Decoder(config, config.decoder)
+
+    def forward(self, features: Tensor, mask: Tensor) -> Reconstruction:
+        """Reconstruct masked windows.
+
+        Args:
+            features: (windows, feature channels, window frames, mels) of the front-end, not yet
+                normalised.
+            mask: (windows, tokens) bool, True = masked; the same count in every window.
+
+        The loss is the mean over masked patches of the mean squared error of a patch, times the
+        number of channels.
+        """
+        target = patchify(normalise_windows(features.float()), self.config.patch)
+        visible = visible_tokens(mask, target.shape[:2])
+        encoded = self.encoder(self.patches(target, visible))
+        prediction = self.decoder(encoded, visible, mask)
+        error = (prediction.float() - target).square().mean(dim=-1)
+        loss = error[mask].mean() * self.config.front_end.feature_channels
+        return Reconstruction(loss, prediction, target)
+
+
+def visible_tokens(mask: Tensor, shape: torch.Size) -> Tensor:
+    """Return the indices of the tokens that are not masked, (windows, kept), in order.
+
+    Raises:
+        ConfigError: for a mask of another shape or type, with unequal counts, or of everything.
+    """
+    if mask.dtype != torch.bool or mask.shape != shape:
+        raise ConfigError(
+            f"The mask is {mask.dtype} of shape {tuple(mask.shape)}; it must be bool of shape "
+            f"{tuple(shape)} (windows, tokens), True where a token is masked."
+        )
+    counts = mask.sum(dim=1).unique().tolist()
+    if len(counts) != 1 or counts[0] in (0, mask.shape[1]):
+        raise ConfigError(
+            f"The mask hides {counts} of {mask.shape[1]} tokens; every window must hide the same "
+            "number, at least one and not all."
+        )
+    return torch.nonzero(~mask)[:, 1].view(len(mask), -1)
+
+
+def random_mask(
+    windows: int, tokens: int, masked: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw masks, (windows, tokens) bool on the generator's device, ``masked`` True in each row."""
+    device = generator.device if generator is not None else None
+    order = torch.rand(windows, tokens, generator=generator, device=device).argsort(dim=1)
+    return order < masked

@@ -1,0 +1,49 @@
+"""Multi-window attention: each head attends inside windows of its own length."""
+
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gram_hear.nn.transformer import split_heads
+
+
+class WindowedAttention(nn.Module):
+    """Self-attention whose head h attends inside contiguous windows of ``windows[h]`` tokens.
+
+    The windows tile the flattened (frequency-major) sequence without shift; 0 is global. Windowed
+    heads add a learned bias ``table[(i - j) + window - 1]`` to the scaled scores; global heads
+    have none. Neighbouring heads of one window length are computed together.
+    """
+
+    def __init__(self, width: int, windows: tuple[int, ...]) -> None:
+        super().__init__()
+        self.windows = windows
+        self.qkv = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.bias_tables = nn.ParameterDict(
+            {str(h): nn.Parameter(torch.empty(2 * w - 1)) for h, w in enumerate(windows) if w}
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, tokens, width) -> the same shape; the windows must divide the tokens."""
+        query, key, value = split_heads(self.qkv(tokens), len(self.windows))
+        mixed = []
+        for window, group in groupby(range(len(self.windows)), key=lambda h: self.windows[h]):
+            heads = list(group)
+            part = slice(heads[0], heads[-1] + 1)
+            # (batch, heads, tokens, d) -> (batch, heads, windows, window, d)
+            shape = (-1, window) if window else (1, -1)
+            parts = (each[:, part].unflatten(2, shape) for each in (query, key, value))
+            bias = self._bias(heads) if window else None
+            mixed.append(F.scaled_dot_product_attention(*parts, attn_mask=bias).flatten(2, 3))
+        return self.output(torch.cat(mixed, dim=1).transpose(1, 2).flatten(2))
+
+    def _bias(self, heads: list[int]) -> Tensor:
+        """Return the relative bias of heads of one window length, (heads, 1, window, window)."""
+        window = self.windows[heads[0]]
+        tables = torch.stack([self.bias_tables[str(h)] for h in heads])
+        place = torch.arange(window, device=tables.device)
+        bias = tables[:, place[:, None] - place + window - 1][:, None]
+        return bias.to(self.qkv.weight.dtype)

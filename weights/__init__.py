@@ -1,0 +1,1 @@
+"""Data of the distribution: the registry of checkpoints and the bundled ones."""
