@@ -3,11 +3,13 @@
 Source of the models: GRAM, arXiv 2506.00934.
 """
 
+from importlib.metadata import version
+
 from gram_hear.checkpoints.registry import list_models
 from gram_hear.checkpoints.store import save_model, save_pretrained
 from gram_hear.hear import get_scene_embeddings, get_timestamp_embeddings, load_model
 
-__version__ = "0.1.0"
+__version__ = version("gram-hear")
 
 __all__ = [
     "get_scene_embeddings",

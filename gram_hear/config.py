@@ -228,9 +228,7 @@ _Config = TypeVar("_Config")
 
 def _build(cls: type[_Config], data: Any, path: str) -> _Config:
     """Make the dataclass ``cls`` from parsed JSON, checking every key and type below ``path``."""
-    _require(
-        isinstance(data, dict), f"Configuration '{path}' must be an object, not {type(data)}."
-    )
+    _require(isinstance(data, dict), f"Configuration '{path}' must be an object, not {type(data)}.")
     hints = typing.get_type_hints(cls)
     for key in data:
         _require(

@@ -76,7 +76,7 @@ class Options:
 def _whole_number(name: str, value: Any) -> int:
     """Read a whole number, which may come as a string from JSON or a command line."""
     try:
-        if isinstance(value, (bool, float)) and value != int(value) or isinstance(value, bool):
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             raise ValueError
         return int(value)
     except (TypeError, ValueError):
@@ -451,11 +451,11 @@ def _as_clip(clip: Tensor, name: str) -> Tensor:
     clip = clip[None] if clip.dim() == 1 else clip
     channels, samples = clip.shape
     if channels not in LAYOUT_OF_AUDIO:
-        last = samples in LAYOUT_OF_AUDIO
+        advice = " The channels seem to come last; they must come before the samples."
         raise AudioError(
             f"{name} has {channels} channels (shape {channels} x {samples}); allowed are 1 (mono), "
             "2 (binaural) and 4 (first-order Ambisonics)."
-            + (" The channels seem to come last: they must come before the samples." if last else "")
+            + (advice if samples in LAYOUT_OF_AUDIO else "")
         )
     if samples == 0:
         raise AudioError(f"{name} has no samples.")

@@ -55,7 +55,9 @@ def to_soundspaces(audio: Tensor, convention: str) -> Tensor:
     return torch.stack([w, gain * z, -gain * x, -gain * y], dim=-2)
 
 
-def to_layout(audio: Tensor, layout: str, convention: str = "ambix", parity: bool = False) -> Tensor:
+def to_layout(
+    audio: Tensor, layout: str, convention: str = "ambix", parity: bool = False
+) -> Tensor:
     """Bring audio of 1, 2 or 4 channels into the layout that a model takes.
 
     Args:

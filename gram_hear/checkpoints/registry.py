@@ -1,4 +1,4 @@
-"""The registered models: names to where their weights come from. Data: ``weights/registry.json``."""
+"""The registered models, read from ``weights/registry.json``: where each name's weights are."""
 
 import json
 from dataclasses import dataclass

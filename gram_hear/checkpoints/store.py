@@ -158,7 +158,8 @@ def _download(
 
     where = f"{repository} on the Hugging Face Hub"
     try:
-        return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache_dir))
+        cache = None if cache_dir is None else Path(cache_dir)
+        return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache))
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{file} of {where} could not be reached and is not in the cache. Connect to the "
@@ -367,8 +368,7 @@ def _build(kind: Callable[[ModelConfig], _Model], config: ModelConfig, tensors: 
 
 def build_encoder(checkpoint: Checkpoint) -> GramModel:
     """Return the embedding half of a checkpoint, on the CPU in float32, in eval mode."""
-    tensors = {k: v for k, v in checkpoint.tensors.items() if not k.startswith("decoder.")}
-    return _build(GramModel, checkpoint.config, tensors)
+    return _build(GramModel, checkpoint.config, encoder_only(checkpoint).tensors)
 
 
 def build_autoencoder(checkpoint: Checkpoint) -> MaskedAutoencoder:
@@ -391,23 +391,37 @@ def save_model(model: nn.Module, path: str | os.PathLike) -> Path:
             MaskedAutoencoder (with its decoder).
         path: a file that ends in ``.safetensors``; it is replaced whole or not at all.
     """
+    return save_checkpoint(_checkpoint_of(model), path)
+
+
+def save_pretrained(model: nn.Module, folder: str | os.PathLike) -> Path:
+    """Write a model as a folder: ``model.safetensors``, and its ``config.json`` to read.
+
+    Takes the same models as :func:`save_model`.
+    """
+    return save_folder(_checkpoint_of(model), folder)
+
+
+def _checkpoint_of(model: nn.Module) -> Checkpoint:
     model = getattr(model, "gram", model)  # a HearModel holds the GramModel
     if not isinstance(model, (GramModel, MaskedAutoencoder)):
         raise OptionError(
-            f"save_model was given a {type(model).__name__}; it takes what load_model returned, "
-            "a GramModel or a MaskedAutoencoder."
+            f"A {type(model).__name__} was given to be saved; allowed are what load_model "
+            "returned, a GramModel and a MaskedAutoencoder."
         )
-    config = model.config if isinstance(model, MaskedAutoencoder) else encoder_only(model.config)
-    return save_checkpoint(Checkpoint(config, model.state_dict(), Source("", "gram-hear")), path)
+    whole = isinstance(model, MaskedAutoencoder)
+    config = model.config if whole else replace(model.config, decoder=None)
+    return Checkpoint(config, model.state_dict(), Source("", "gram-hear"))
 
 
-def encoder_only(config: ModelConfig) -> ModelConfig:
-    """Return the configuration without its decoder."""
-    return replace(config, decoder=None)
+def encoder_only(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint without its decoder."""
+    tensors = {k: v for k, v in checkpoint.tensors.items() if not k.startswith("decoder.")}
+    return replace(checkpoint, config=replace(checkpoint.config, decoder=None), tensors=tensors)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike) -> Path:
-    """Write a checkpoint in our format, float32, whole or not at all."""
+    """Write a checkpoint as one file in our format, float32, whole or not at all."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise OptionError(f"Our checkpoints are safetensors: {path} must end in .safetensors.")
@@ -420,17 +434,13 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike) -> Path:
     return path
 
 
-def save_pretrained(model: nn.Module, folder: str | os.PathLike) -> Path:
-    """Write a model as a folder: ``model.safetensors``, and its ``config.json`` to read.
-
-    Takes the same models as :func:`save_model`.
-    """
+def save_folder(checkpoint: Checkpoint, folder: str | os.PathLike) -> Path:
+    """Write a checkpoint as a folder: ``model.safetensors``, and its ``config.json`` to read."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise OptionError(f"{folder} is a file; save_pretrained writes a folder.")
+        raise OptionError(f"{folder} is a file; the folder form needs a folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    weights = save_model(model, folder / WEIGHTS_FILE)
-    with safe_open(weights, framework="pt") as file:
-        config = file.metadata()[CONFIG_KEY]
-    write_whole(folder / CONFIG_FILE, lambda temporary: temporary.write_text(config + "\n"))
+    save_checkpoint(checkpoint, folder / WEIGHTS_FILE)
+    config = checkpoint.config.to_json() + "\n"
+    write_whole(folder / CONFIG_FILE, lambda temporary: temporary.write_text(config))
     return folder

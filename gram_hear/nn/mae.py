@@ -15,7 +15,6 @@ from gram_hear.nn.patches import (
     normalise_windows,
     patchify,
     position_table,
-    take_tokens,
 )
 from gram_hear.nn.transformer import Attention, TransformerBlock, TransformerEncoder
 from gram_hear.nn.windowed_attention import WindowedAttention

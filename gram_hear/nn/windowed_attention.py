@@ -35,9 +35,9 @@ class WindowedAttention(nn.Module):
             part = slice(heads[0], heads[-1] + 1)
             # (batch, heads, tokens, d) -> (batch, heads, windows, window, d)
             shape = (-1, window) if window else (1, -1)
-            parts = (each[:, part].unflatten(2, shape) for each in (query, key, value))
+            q, k, v = (each[:, part].unflatten(2, shape) for each in (query, key, value))
             bias = self._bias(heads) if window else None
-            mixed.append(F.scaled_dot_product_attention(*parts, attn_mask=bias).flatten(2, 3))
+            mixed.append(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).flatten(2, 3))
         return self.output(torch.cat(mixed, dim=1).transpose(1, 2).flatten(2))
 
     def _bias(self, heads: list[int]) -> Tensor:

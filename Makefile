@@ -1,0 +1,41 @@
+# make demo   embeds the bundled sounds, offline
+# make test   runs the tests
+# make lint   runs ruff and mypy
+# Each makes .venv first, unless PYTHON=/path/to/bin/python names an environment that has all.
+
+VENV = .venv
+PYTHON = $(VENV)/bin/python
+BIN = $(dir $(PYTHON))
+
+ifeq ($(origin PYTHON),command line)
+READY =
+else
+READY = $(VENV)/ready
+endif
+
+.PHONY: demo test lint format clean
+
+demo: $(READY)
+	$(BIN)gram-hear embed tests/data/sounds --output .demo --model gram-tiny-untrained --force
+	$(PYTHON) benchmarks/show.py .demo
+
+# The pytest command, not python -m pytest: that would put this folder before the installed package.
+test: $(READY)
+	$(BIN)pytest
+
+lint: $(READY)
+	$(BIN)ruff check .
+	$(BIN)ruff format --check .
+	$(BIN)mypy
+
+format: $(READY)
+	$(BIN)ruff check --fix .
+	$(BIN)ruff format .
+
+clean:
+	rm -rf $(VENV) .demo build *.egg-info
+
+$(VENV)/ready: setup.cfg setup.py pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

@@ -1,0 +1,232 @@
+"""The ``gram-hear`` command: thin over the library.
+
+Results go to stdout; progress, warnings and errors to stderr. Exit codes: 0 all done, 1 something
+failed, 2 the command line itself was wrong.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import gram_hear
+from gram_hear.checkpoints.description import describe_checkpoint
+from gram_hear.checkpoints.registry import list_models
+from gram_hear.checkpoints.store import (
+    encoder_only,
+    load_checkpoint,
+    save_checkpoint,
+    save_folder,
+)
+from gram_hear.embed import embed_jobs, plan_jobs
+from gram_hear.errors import GramError, OptionError
+from gram_hear.hear import load_model
+
+app = typer.Typer(
+    name="gram-hear",
+    help="Embeddings of real-world sound with the GRAM models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+messages = Console(stderr=True)
+
+Model = Annotated[
+    str, typer.Argument(help="A registered name, a checkpoint file or folder, or a Hub repository.")
+]
+Heads = Annotated[
+    int | None,
+    typer.Option(help="Attention heads, for published layouts whose heads are not 64 wide."),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit, for models from the Hub.")
+]
+CacheDir = Annotated[str | None, typer.Option(help="Where downloads are kept.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def main() -> None:
+    """Run the command line; errors of ours become one message and exit code 1."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except GramError as error:
+        _say(f"error: {error}")
+        sys.exit(1)
+
+
+def _say(message: str) -> None:
+    messages.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _say(f"warning: {message}")
+
+
+def _print_table(table: Table) -> None:
+    # Off a terminal rich assumes 80 columns and would break the cells.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"gram-hear {gram_hear.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def embed(
+    paths: Annotated[list[Path], typer.Argument(help="Sound files, and folders to search.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the embeddings.")],
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="Registered name, file, folder or Hub repository."),
+    ] = "",
+    strategy: Annotated[str, typer.Option(help="raw, mean or cls (with --parity also sum).")] = (
+        "raw"
+    ),
+    layer: Annotated[int | None, typer.Option(help="Embed after this many blocks.")] = None,
+    convention: Annotated[
+        str, typer.Option(help="Of four-channel files: ambix, fuma or soundspaces.")
+    ] = "ambix",
+    parity: Annotated[
+        bool, typer.Option("--parity", help="The authors' windows and rows, faults included.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    window_batch: Annotated[int, typer.Option(help="2 s windows encoded at once.")] = 32,
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
+    heads: Heads = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace outputs that are there.")] = False,
+) -> None:
+    """Embed sound files: one .npz for each, mirroring the input tree.
+
+    Each holds vectors (rows, d), timestamps (rows, in ms), scene (d) and metadata (JSON).
+
+    Example: gram-hear embed recordings/ -o embeddings --model gramt-binaural
+    """
+    jobs = plan_jobs(paths, output, force)
+    loaded = load_model(
+        model,
+        strategy=strategy,
+        layer=layer,
+        convention=convention,
+        parity=parity,
+        device=device,
+        dtype=dtype,
+        window_batch=window_batch,
+        revision=revision,
+        cache_dir=cache_dir,
+        heads=heads,
+    )
+    failed = 0
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=messages) as progress:
+        task = progress.add_task("embedding", total=len(jobs))
+        for outcome in embed_jobs(jobs, loaded):
+            progress.advance(task)
+            if outcome.error is not None:
+                failed += 1
+                _say(f"failed: {outcome.error}")
+            else:
+                typer.echo(outcome.job.output)
+    _say(f"{len(jobs) - failed} of {len(jobs)} files embedded into {output}.")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the registered models.
+
+    Example: gram-hear models
+    """
+    entries = list_models()
+    if as_json:
+        typer.echo(json.dumps([vars(entry) for entry in entries], indent=2))
+        return
+    table = Table("name", "channels", "patching", "description", "repository", "licence")
+    for entry in entries:
+        table.add_row(
+            entry.name,
+            str(entry.channels),
+            entry.patching,
+            entry.description,
+            entry.repository or "(built from a seed)",
+            entry.licence,
+        )
+    _print_table(table)
+
+
+@app.command()
+def info(
+    model: Model,
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
+    heads: Heads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a checkpoint holds: sizes, channels, patching, parameters, embedding sizes.
+
+    Example: gram-hear info model.safetensors
+    """
+    checkpoint = load_checkpoint(model, heads=heads, revision=revision, cache_dir=cache_dir)
+    facts = describe_checkpoint(checkpoint)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    table = Table("what", "value")
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), str(value))
+    _print_table(table)
+
+
+@app.command()
+def convert(
+    model: Model,
+    output: Annotated[Path, typer.Argument(help="A .safetensors file, or a folder.")],
+    without_decoder: Annotated[
+        bool, typer.Option("--encoder-only", help="Leave out the decoder.")
+    ] = False,
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
+    heads: Heads = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+) -> None:
+    """Convert a checkpoint to gram-hear's own format, with its configuration in it.
+
+    OUTPUT ending in .safetensors is one file; anything else is a folder with a config.json.
+
+    Example: gram-hear convert lightning.ckpt model.safetensors
+    """
+    if output.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        raise OptionError(f"{output} must end in .safetensors, or be a folder.")
+    if output.exists() and not force:
+        raise OptionError(f"{output} is there already. Use --force to replace it.")
+    checkpoint = load_checkpoint(model, heads=heads, revision=revision, cache_dir=cache_dir)
+    if without_decoder:
+        checkpoint = encoder_only(checkpoint)
+    save = save_checkpoint if output.suffix == ".safetensors" else save_folder
+    typer.echo(save(checkpoint, output))
