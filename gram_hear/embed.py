@@ -9,10 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from gram_hear.audio.files import find_audio, read_audio
 from gram_hear.errors import GramError, OptionError
-from gram_hear.hear import HearModel, get_timestamp_embeddings
+from gram_hear.hear import HearModel, check_clip
 from gram_hear.writing import write_whole
 
 
@@ -121,7 +122,9 @@ def embed_file(job: Job, model: HearModel, provenance: dict) -> None:
     all float32, and ``metadata``, a JSON string: ``provenance`` and the file's own facts.
     """
     recording = read_audio(job.source, model.sample_rate)
-    vectors, timestamps = get_timestamp_embeddings([recording.audio], model)
+    clip = check_clip(torch.from_numpy(recording.audio), str(job.source))
+    with torch.no_grad():
+        vectors = model.embed([clip])[0].cpu()
     metadata = {
         **provenance,
         "file": job.source.name,
@@ -134,9 +137,9 @@ def embed_file(job: Job, model: HearModel, provenance: dict) -> None:
         with open(temporary, "wb") as file:
             np.savez(
                 file,
-                vectors=vectors[0].cpu().numpy(),
-                timestamps=timestamps[0].cpu().numpy(),
-                scene=vectors[0].mean(dim=0).cpu().numpy(),
+                vectors=vectors.numpy(),
+                timestamps=model.plan(clip.shape[-1]).timestamps,
+                scene=vectors.mean(dim=0).numpy(),
                 metadata=np.array(json.dumps(metadata)),
             )
 

@@ -410,14 +410,16 @@ def as_clips(audio: Audio) -> list[Tensor]:
         AudioError: see :func:`get_timestamp_embeddings`.
     """
     if isinstance(audio, (list, tuple)):
-        return [_as_clip(_as_tensor(clip), f"Clip {i} of the list") for i, clip in enumerate(audio)]
+        return [
+            check_clip(_as_tensor(clip), f"Clip {i} of the list") for i, clip in enumerate(audio)
+        ]
     batch = _as_tensor(audio)
     if batch.dim() not in (2, 3):
         raise AudioError(
             f"The audio has shape {tuple(batch.shape)}; it must be (n, samples) or (n, channels, "
             "samples). For one clip add the first dimension: audio[None]."
         )
-    return [_as_clip(clip, f"Clip {i}") for i, clip in enumerate(batch)]
+    return [check_clip(clip, f"Clip {i}") for i, clip in enumerate(batch)]
 
 
 def _as_tensor(audio: Any) -> Tensor:
@@ -442,8 +444,13 @@ def _as_tensor(audio: Any) -> Tensor:
     return audio
 
 
-def _as_clip(clip: Tensor, name: str) -> Tensor:
-    """Check one clip, (samples,) or (channels, samples), and return it as (channels, samples)."""
+def check_clip(clip: Tensor, name: str) -> Tensor:
+    """Check one clip and return it as (channels, samples) float32.
+
+    Args:
+        clip: (samples,) or (channels, samples), floating point.
+        name: what messages call it.
+    """
     if clip.dim() not in (1, 2):
         raise AudioError(
             f"{name} has shape {tuple(clip.shape)}; it must be (samples,) or (channels, samples)."

@@ -1,0 +1,200 @@
+"""How fast a model embeds, as ratios taken in one run.
+
+    python benchmarks/embed.py                  # CPU: against torch.mm and torch.bmm, CPU time
+    python benchmarks/embed.py --device cuda    # GPU: audio-hours per minute, share of torch.mm
+
+Weights are random. On the CPU every figure is CPU time of the process (by default on one thread),
+the median of alternating runs of the model and of its peers.
+"""
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from gram_hear.config import ModelConfig, named_config
+from gram_hear.model import GramModel
+from gram_hear.nn.initialise import initialise
+from gram_hear.windows import corrected_plan, reference_plan
+
+
+class OperationTimer(TorchFunctionMode):
+    """Adds up the CPU seconds spent in chosen functions while the model runs as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = {F.linear: "linear", F.scaled_dot_product_attention: "attention"}
+        self.seconds = defaultdict(float)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        start = time.process_time()
+        result = function(*args, **(kwargs or {}))
+        if function in self.names:
+            self.seconds[self.names[function]] += time.process_time() - start
+        return result
+
+
+def cpu_seconds(call):
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def make_model(config: ModelConfig) -> GramModel:
+    model = GramModel(config).eval()
+    initialise(model, seed=0)
+    return model
+
+
+def matrix_calls(config: ModelConfig, windows: int):
+    """Return the linear layers and the attention products of one pass, as bare products."""
+    encoder, tokens = config.encoder, config.tokens + 1
+    rows, width, hidden = windows * tokens, encoder.width, encoder.mlp_width
+    sizes = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
+    layers = [
+        (torch.randn(rows, inputs), torch.randn(outputs, inputs)) for inputs, outputs in sizes
+    ]
+    patches = (
+        torch.randn(windows * config.tokens, config.patch_values),
+        torch.randn(width, config.patch_values),
+    )
+    heads, head_width = windows * encoder.heads, width // encoder.heads
+    query, key, value = torch.randn(3, heads, tokens, head_width)
+    weights = torch.rand(heads, tokens, tokens)
+
+    def linear():
+        torch.mm(patches[0], patches[1].T)
+        for _ in range(encoder.depth):
+            for inputs, matrix in layers:
+                torch.mm(inputs, matrix.T)
+
+    def attention():
+        for _ in range(encoder.depth):
+            torch.bmm(query, key.transpose(1, 2))
+            torch.bmm(weights, value)
+
+    def softmax():
+        for _ in range(encoder.depth):
+            torch.softmax(weights, dim=-1)
+
+    return linear, attention, softmax
+
+
+@torch.inference_mode()
+def measure_cpu(config: ModelConfig, windows: int, repeats: int) -> None:
+    model = make_model(config)
+    channels = config.front_end.audio_channels
+    samples = config.window_frames * config.front_end.hop
+    waveform = torch.rand(windows, channels, samples) * 2 - 1
+    features = model.cut_windows(waveform, 1, "zero")
+    linear, attention, softmax = matrix_calls(config, windows)
+    model(features)
+    rows = []
+    for _ in range(repeats):
+        mm, bmm, soft = cpu_seconds(linear), cpu_seconds(attention), cpu_seconds(softmax)
+        with OperationTimer() as timer:
+            encoder = cpu_seconds(lambda: model(features))
+        front_end = cpu_seconds(lambda: model.cut_windows(waveform, 1, "zero"))
+        ours = timer.seconds
+        rows.append(
+            {
+                "linear layers: torch.mm time / ours": mm / ours["linear"],
+                "attention: torch.bmm time / ours (softmax included in ours)": (
+                    bmm / ours["attention"]
+                ),
+                "attention: torch.bmm and softmax time / ours": (bmm + soft) / ours["attention"],
+                "linear layers and attention: mm and bmm time / ours": (
+                    (mm + bmm) / (ours["linear"] + ours["attention"])
+                ),
+                "whole encoder: mm and bmm time / ours": (mm + bmm) / encoder,
+                "front-end: share of all": front_end / (front_end + encoder),
+                "CPU seconds for one second of audio": (
+                    (encoder + front_end) / (windows * samples / config.front_end.sample_rate)
+                ),
+            }
+        )
+    for name in rows[0]:
+        values = sorted(row[name] for row in rows)
+        median = statistics.median(values)
+        print(f"{name:<62} {median:7.3f}   ({values[0]:.3f} to {values[-1]:.3f})")
+
+
+@torch.inference_mode()
+def measure_gpu(config: ModelConfig, windows: int, repeats: int, device: str) -> None:
+    samples = config.window_frames * config.front_end.hop
+    encoder, tokens = config.encoder, config.tokens + 1
+    layer = 2 * tokens * encoder.width * (4 * encoder.width + 2 * encoder.mlp_width)
+    products = 4 * tokens**2 * encoder.width
+    operations = windows * encoder.depth * (layer + products)
+    for dtype in (torch.float32, torch.bfloat16):
+        model = make_model(config).to(device)
+        model.patches.to(dtype)
+        model.encoder.to(dtype)
+        waveform = torch.rand(windows, config.front_end.audio_channels, samples, device=device)
+        square = torch.randn(8192, 8192, device=device, dtype=dtype)
+
+        def embed(model=model, waveform=waveform):
+            model(model.cut_windows(waveform, 1, "zero"))
+
+        def multiply(square=square):
+            torch.mm(square, square)
+
+        seconds = {}
+        for name, call in (("embed", embed), ("multiply", multiply)):
+            call()
+            times = []
+            for _ in range(repeats):
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                call()
+                torch.cuda.synchronize()
+                times.append(time.perf_counter() - start)
+            seconds[name] = statistics.median(times)
+        hours = windows * samples / config.front_end.sample_rate / 3600
+        rate, peak = operations / seconds["embed"], 2 * 8192**3 / seconds["multiply"]
+        print(
+            f"{str(dtype).removeprefix('torch.'):<10} {60 * hours / seconds['embed']:8.1f} "
+            f"audio-hours per minute, {rate / peak:.2f} of torch.mm's {peak / 1e12:.0f} TFLOP/s"
+        )
+
+
+def compare_windows(config: ModelConfig) -> None:
+    """Print the windows that each rule computes."""
+    print("clip seconds: windows computed / by the authors' rule")
+    for seconds in (1, 2, 4, 5, 10):
+        samples = seconds * config.front_end.sample_rate
+        ours = corrected_plan(samples, config).windows
+        authors = reference_plan(samples, config, per_window=False).windows
+        print(f"{seconds:12d}: {ours} / {authors}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--size", default="base", choices=("tiny", "small", "base"))
+    parser.add_argument("--channels", type=int, default=2, choices=(1, 2, 7))
+    parser.add_argument("--patching", default="frame", choices=("frame", "time"))
+    parser.add_argument("--windows", type=int, default=8, help="windows of 2 s in a batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(arguments.threads)
+    config = named_config(arguments.size, arguments.channels, arguments.patching)
+    print(
+        f"{arguments.size}, {arguments.channels} channels, {arguments.patching} patches, "
+        f"{arguments.windows} windows, {arguments.device}, {arguments.threads} threads"
+    )
+    if arguments.device == "cpu":
+        measure_cpu(config, arguments.windows, arguments.repeats)
+    else:
+        measure_gpu(config, arguments.windows, arguments.repeats, arguments.device)
+    compare_windows(config)
+
+
+if __name__ == "__main__":
+    main()

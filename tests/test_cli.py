@@ -1,0 +1,153 @@
+"""The gram-hear command, run as a person runs it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gram_hear
+
+SOUNDS = Path(__file__).parent / "data" / "sounds"
+COMMAND = Path(sys.executable).parent / "gram-hear"
+
+
+def run(*arguments, cwd=None):
+    return subprocess.run(
+        [COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+def test_embed_writes_files_says_so_and_warns_that_the_model_is_untrained(tmp_path):
+    done = run("embed", SOUNDS, "-o", tmp_path / "out", "--model", "gram-tiny-untrained")
+    assert done.returncode == 0, done.stderr
+    outputs = sorted(done.stdout.split())
+    assert outputs == sorted(str(tmp_path / "out" / f"{s.name}.npz") for s in SOUNDS.iterdir())
+    assert "untrained" in done.stderr
+    assert "4 of 4 files embedded" in done.stderr
+    vectors = np.load(tmp_path / "out" / "mono_vowels.mp3.npz", allow_pickle=False)["vectors"]
+    assert vectors.shape == (24, 8 * 192)
+
+
+def test_embed_passes_its_options_on(tmp_path, published_file):
+    done = run(
+        *("embed", SOUNDS / "ambix_circling.wav", "-o", tmp_path, "--model", published_file(7)),
+        *("--strategy", "mean", "--layer", 1, "--convention", "fuma", "--device", "cpu"),
+        *("--dtype", "bfloat16", "--window-batch", 4, "--parity"),
+    )
+    assert done.returncode == 0, done.stderr
+    arrays = np.load(tmp_path / "ambix_circling.wav.npz", allow_pickle=False)
+    assert json.loads(str(arrays["metadata"]))["options"] == {
+        "strategy": "mean",
+        "layer": 1,
+        "convention": "fuma",
+        "parity": True,
+        "window_batch": 4,
+        "dtype": "bfloat16",
+    }
+    assert arrays["vectors"].shape == (2, 64)
+
+
+def test_embed_reports_failures_and_exits_with_1(tmp_path, published_file):
+    shutil.copy(SOUNDS / "mono_impacts.ogg", tmp_path / "good.ogg")
+    (tmp_path / "bad.wav").write_text("no sound")
+    arguments = ("-o", tmp_path / "out", "--model", published_file(1))
+    done = run("embed", tmp_path / "good.ogg", tmp_path / "bad.wav", *arguments)
+    assert done.returncode == 1
+    assert "failed:" in done.stderr
+    assert "bad.wav could not be read" in done.stderr
+    assert "1 of 2 files embedded" in done.stderr
+    assert (tmp_path / "out" / "good.ogg.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("embed", "missing.wav", "-o", "out", "-m", "gram-tiny-untraind"), "Did you mean"),
+        (("embed", ".", "-o", "out"), "No sound file"),
+        (("info", "missing.safetensors"), "There is no file or folder"),
+        (("convert", "gram-tiny-untrained", "out.ckpt"), "must end in .safetensors"),
+        (("info", "gram-tiny-untrained", "--heads", "3"), "takes no revision or heads"),
+    ],
+)
+def test_errors_are_one_message_without_a_traceback(tmp_path, arguments, message):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_wrong_command_line_exits_with_2():
+    assert run("embed", "x.wav").returncode == 2
+    assert run("embed", "x.wav", "-o", "out", "--stratgy", "mean").returncode == 2
+
+
+def test_models_lists_the_registry():
+    names = [entry["name"] for entry in json.loads(run("models", "--json").stdout)]
+    assert names == [entry.name for entry in gram_hear.list_models()]
+    table = run("models").stdout
+    assert all(name in table for name in names)
+
+
+def test_info_reads_sizes_from_a_published_file(golden_path):
+    path = golden_path("gramt_frame_7ch.safetensors")
+    facts = json.loads(run("info", path, "--heads", 4, "--json").stdout)
+    expected = {
+        "checkpoint_layout": "published",
+        "audio_layout": "ambisonic",
+        "audio_channels": 4,
+        "feature_channels": 7,
+        "patching": "frame",
+        "width": 48,
+        "depth": 3,
+        "heads": 4,
+        "mlp_width": 96,
+        "hop_ms": 80.0,
+        "embedding_size_raw": 384,
+        "embedding_size_mean": 48,
+    }
+    assert {name: facts[name] for name in expected} == expected
+    assert len(facts["sha256"]) == 64
+    table = run("info", path, "--heads", 4).stdout
+    assert "ambisonic" in table
+
+
+def test_convert_keeps_the_numbers_and_the_decoder(tmp_path, golden_path, golden_audio):
+    source = golden_path("gramt_frame_2ch_lightning.ckpt")
+    for output in (tmp_path / "one.safetensors", tmp_path / "folder"):
+        done = run("convert", source, output, "--heads", 4)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == str(output)
+        facts = json.loads(run("info", output, "--json").stdout)
+        assert facts["checkpoint_layout"] == "gram-hear"
+        assert facts["decoder_parameters"] > 0
+        before = gram_hear.load_model(source, heads=4)
+        after = gram_hear.load_model(output)
+        audio = golden_audio(2)
+        assert gram_hear.get_scene_embeddings(audio, before).equal(
+            gram_hear.get_scene_embeddings(audio, after)
+        )
+
+
+def test_convert_refuses_to_overwrite_and_can_leave_out_the_decoder(tmp_path, published_file):
+    output = tmp_path / "model.safetensors"
+    output.write_bytes(b"precious")
+    refused = run("convert", published_file(2), output)
+    assert refused.returncode == 1
+    assert "--force" in refused.stderr
+    assert output.read_bytes() == b"precious"
+    assert run("convert", published_file(2), output, "--force", "--encoder-only").returncode == 0
+    assert json.loads(run("info", output, "--json").stdout)["decoder"] is None
+
+
+def test_help_has_an_example_for_every_command_and_the_version_is_printed():
+    assert gram_hear.__version__ in run("--version").stdout
+    for command in ("embed", "models", "info", "convert"):
+        done = run(command, "--help")
+        assert done.returncode == 0
+        assert "Example: gram-hear" in done.stdout

@@ -1,0 +1,89 @@
+"""The house: where the package is, what it imports, and which way its imports point."""
+
+import ast
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+import gram_hear
+
+PACKAGE = Path(gram_hear.__file__).parent
+CHECKOUT = Path(__file__).parent.parent
+
+# Each part may import the parts named with it, and itself.
+BASE = {"errors", "config", "writing"}
+MODEL = BASE | {"audio", "frontend", "windows", "nn"}
+ARROWS = {
+    "errors": set(),
+    "writing": set(),
+    "config": {"errors"},
+    "audio": BASE,
+    "frontend": BASE | {"audio"},
+    "windows": BASE | {"audio"},
+    "nn": BASE | {"audio"},
+    "model": MODEL,
+    "checkpoints": MODEL | {"model"},
+    "hear": MODEL | {"model", "checkpoints"},
+    "embed": MODEL | {"model", "checkpoints", "hear"},
+    "cli": MODEL | {"model", "checkpoints", "hear", "embed", "gram_hear"},
+    "__init__": MODEL | {"model", "checkpoints", "hear"},
+}
+
+
+def part_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path):
+    """The parts of gram_hear that a file imports; the package itself counts as gram_hear."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            modules = [node.module]
+        else:
+            continue
+        for module in modules:
+            if module.split(".")[0] == "gram_hear":
+                yield [*module.split("."), "gram_hear"][1]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.name)
+def test_imports_point_down(path):
+    part = part_of(path)
+    assert part in ARROWS, f"{part} is new: give it its place in the picture and here"
+    wrong = set(imported_parts(path)) - ARROWS[part] - {part}
+    assert not wrong, f"{path.name} imports {wrong}"
+
+
+def test_installed_package_is_what_is_tested():
+    installed = "site-packages" in PACKAGE.parts
+    if os.environ.get("GRAM_HEAR_INSTALLED"):
+        assert installed
+    else:
+        assert installed or PACKAGE == CHECKOUT / "gram_hear"
+
+
+def test_import_takes_little_beyond_torch():
+    code = "import gram_hear, sys; print(' '.join(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    late = {"huggingface_hub", "soundfile", "soxr", "typer", "rich", "scipy", "matplotlib"}
+    assert "torch" in loaded
+    assert not late & set(loaded)
+
+
+def test_version_and_public_names():
+    assert gram_hear.__version__ == version("gram-hear")
+    assert all(callable(getattr(gram_hear, name)) for name in gram_hear.__all__)
+
+
+def test_weights_ship_with_the_package():
+    assert (files("gram_hear.weights") / "registry.json").is_file()
