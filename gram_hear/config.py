@@ -6,6 +6,7 @@ so no number stands in two places.
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -58,6 +59,11 @@ class FrontEndConfig:
     def __post_init__(self) -> None:
         _require_choice(self, "layout", ("mono", "binaural", "ambisonic"))
         _require_positive(self, "log_floor", "sample_rate", "n_fft", "hop", "mels", "f_max")
+        _require(
+            self.n_fft % 2 == 0 and self.sample_rate % 2 == 0 and math.isfinite(self.log_floor),
+            f"FrontEndConfig: n_fft {self.n_fft} and sample_rate {self.sample_rate} must be even, "
+            f"and log_floor {self.log_floor} finite.",
+        )
         _require(
             0 <= self.f_min < self.f_max <= self.sample_rate / 2,
             f"FrontEndConfig: the mel bands go from f_min {self.f_min} to f_max {self.f_max} Hz; "
@@ -228,7 +234,10 @@ _Config = TypeVar("_Config")
 
 def _build(cls: type[_Config], data: Any, path: str) -> _Config:
     """Make the dataclass ``cls`` from parsed JSON, checking every key and type below ``path``."""
-    _require(isinstance(data, dict), f"Configuration '{path}' must be an object, not {type(data)}.")
+    _require(
+        isinstance(data, dict),
+        f"Configuration '{path}' must be an object, not a {type(data).__name__}.",
+    )
     hints = typing.get_type_hints(cls)
     for key in data:
         _require(

@@ -24,13 +24,22 @@ def mel_filterbank(config: FrontEndConfig) -> Tensor:
     Built in float32 throughout, as the published models' bank is: in float64 it would differ
     by 1.4e-5, which moves embeddings by 1e-4.
     """
-    frequency = torch.linspace(0, config.sample_rate // 2, config.n_fft // 2 + 1)
+
+    def spaced(first: float, last: float, count: int) -> Tensor:
+        return torch.linspace(first, last, count, dtype=torch.float32, device="cpu")
+
+    frequency = spaced(0, config.sample_rate / 2, config.n_fft // 2 + 1)
     low, high = (2595.0 * math.log10(1.0 + f / 700.0) for f in (config.f_min, config.f_max))
-    corner = 700.0 * (10.0 ** (torch.linspace(low, high, config.mels + 2) / 2595.0) - 1.0)
+    corner = 700.0 * (10.0 ** (spaced(low, high, config.mels + 2) / 2595.0) - 1.0)
     left, centre, right = corner[:-2], corner[1:-1], corner[2:]
     rising = (frequency[:, None] - left) / (centre - left)
     falling = (right - frequency[:, None]) / (right - centre)
     return torch.minimum(rising, falling).clamp(min=0.0)
+
+
+def hann_window(config: FrontEndConfig) -> Tensor:
+    """Return the periodic Hann window, (n_fft,) float32."""
+    return torch.hann_window(config.n_fft, dtype=torch.float32, device="cpu")
 
 
 class FrontEnd(nn.Module):
@@ -45,16 +54,14 @@ class FrontEnd(nn.Module):
     def __init__(self, config: FrontEndConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+        self.register_buffer("window", hann_window(config), persistent=False)
         self.register_buffer("filterbank", mel_filterbank(config), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrontEnd":
         # Derived from the config, so made anew: half() does not round them, to_empty() fills them.
         super()._apply(fn, recurse)
-        device = self.window.device
-        if device.type != "meta":
-            self.window = torch.hann_window(self.config.n_fft, device="cpu").to(device)
-            self.filterbank = mel_filterbank(self.config).to(device)
+        self.window = hann_window(self.config).to(self.window.device)
+        self.filterbank = mel_filterbank(self.config).to(self.filterbank.device)
         return self
 
     @property

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from gram_hear.config import ModelConfig
+from gram_hear.errors import AudioError
 from gram_hear.frontend import FrontEnd
 from gram_hear.nn.patches import PatchEmbedding, normalise_windows, patchify
 from gram_hear.nn.transformer import TransformerEncoder
@@ -56,5 +57,12 @@ class GramModel(nn.Module):
             (windows, 1 + tokens, width) in the encoder's type, the CLS token first and the
             patches frequency-major.
         """
+        front_end = self.config.front_end
+        shape = (front_end.feature_channels, self.config.window_frames, front_end.mels)
+        if tuple(windows.shape[1:]) != shape:
+            raise AudioError(
+                f"The encoder was given windows of shape {tuple(windows.shape)}; this model takes "
+                f"(windows, {', '.join(map(str, shape))}), as cut_windows makes them."
+            )
         patches = patchify(normalise_windows(windows.float()), self.config.patch)
         return self.encoder(self.patches(patches.to(self.patches.weight.dtype)), layer)

@@ -1,5 +1,10 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share.
 
+Everything runs on one thread: small models gain nothing from more, and lose much where the cores
+are shared. The commands that tests start inherit it.
+"""
+
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +24,9 @@ from gram_hear.config import (
 )
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
+
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 

@@ -13,6 +13,7 @@ unconverted.
 """
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def to_layout(
 
     Returns:
         (..., channels of the layout, samples). Mono becomes two equal ears, or W alone; binaural
-        becomes its mean; Ambisonic becomes W, or W at both ears.
+        becomes its mean; Ambisonic becomes W, or, with a warning, W at both ears.
 
     Raises:
         AudioError: for binaural audio into an Ambisonic model, and other numbers of channels.
@@ -91,6 +92,12 @@ def to_layout(
     omni = audio.mean(dim=-2, keepdim=True) if given == "binaural" else audio[..., :1, :]
     if layout == "mono":
         return omni
+    if given == "ambisonic":
+        warnings.warn(
+            "Ambisonic audio (4 channels) goes into a binaural model as its channel W at both "
+            "ears: its directions are lost. Use an Ambisonic model to keep them.",
+            stacklevel=2,
+        )
     if layout == "binaural":
         return torch.cat([omni, omni], dim=-2)
     silent = omni if parity else torch.zeros_like(omni)

@@ -1,0 +1,134 @@
+"""Embeddings equal those of the authors' code (parity), in every container."""
+
+import numpy as np
+import pytest
+import torch
+
+import gram_hear
+from gram_hear.hear import pool
+from gram_hear.windows import reference_plan
+
+CONTAINERS = [
+    ("gramt_frame_2ch.safetensors", 2),
+    ("gramt_frame_2ch_lightning.ckpt", 2),
+    ("gramt_frame_2ch_runtime.safetensors", 2),
+    ("gramt_frame_7ch.safetensors", 7),
+]
+EACH_CONTAINER = pytest.mark.parametrize(("container", "channels"), CONTAINERS)
+EACH_MODEL = pytest.mark.parametrize(("container", "channels"), [CONTAINERS[0], CONTAINERS[3]])
+EACH_STRATEGY = pytest.mark.parametrize("strategy", ["raw", "mean", "cls"])
+
+
+@pytest.fixture
+def load(golden_path):
+    return lambda container, **options: gram_hear.load_model(
+        golden_path(container), heads=4, parity=True, convention="soundspaces", **options
+    )
+
+
+@pytest.fixture
+def stored(golden, channels):
+    return golden(f"gramt_frame_{channels}ch.npz")
+
+
+@pytest.fixture
+def features(golden_audio, channels, load, container):
+    return load(container).gram.front_end(golden_audio(channels))
+
+
+def embed_windows(model, windows):
+    """(windows, C, 200, mels) -> (windows, rows of a window, d)."""
+    with torch.no_grad():
+        tokens = model.gram(windows, model.options.layer)
+    return pool(tokens, model.options.strategy, model.config, model.per_window)
+
+
+def assert_golden(found, expected):
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
+
+
+# --- whole clips ----------------------------------------------------------------------------
+
+
+@EACH_CONTAINER
+@EACH_STRATEGY
+def test_timestamp_embeddings_are_golden(load, stored, golden_audio, container, channels, strategy):
+    model = load(container, strategy=strategy)
+    embeddings, _ = gram_hear.get_timestamp_embeddings(golden_audio(channels), model)
+    assert_golden(embeddings, stored[f"encode_{strategy}"])
+
+
+@EACH_CONTAINER
+@EACH_STRATEGY
+def test_scene_embeddings_are_golden(load, stored, golden_audio, container, channels, strategy):
+    model = load(container, strategy=strategy)
+    embeddings = gram_hear.get_scene_embeddings(golden_audio(channels), model)
+    assert_golden(embeddings, stored[f"scene_{strategy}"])
+
+
+@pytest.mark.parametrize(("container", "channels"), CONTAINERS[:3])
+def test_timestamp_embeddings_of_layer_2_are_golden(
+    load, stored, golden_audio, container, channels
+):
+    model = load(container, strategy="mean", layer=2)
+    embeddings, _ = gram_hear.get_timestamp_embeddings(golden_audio(channels), model)
+    assert_golden(embeddings, stored["encode_layer2_mean"])
+
+
+@EACH_MODEL
+def test_one_window_at_a_time_is_golden_too(load, stored, golden_audio, container, channels):
+    model = load(container, window_batch=1)
+    embeddings, _ = gram_hear.get_timestamp_embeddings(golden_audio(channels), model)
+    assert_golden(embeddings, stored["encode_raw"])
+
+
+# --- one window -----------------------------------------------------------------------------
+
+
+@EACH_CONTAINER
+@pytest.mark.parametrize("strategy", ["mean", "cls"])
+@pytest.mark.parametrize(("prefix", "layer"), [("rep", None), ("layer2", 2)])
+def test_first_window_is_golden(
+    load, stored, features, container, channels, strategy, prefix, layer
+):
+    model = load(container, strategy=strategy, layer=layer)
+    found = embed_windows(model, features[:, :, :200])[:, 0]
+    assert_golden(found, stored[f"{prefix}_{strategy}"])
+
+
+@EACH_CONTAINER
+@pytest.mark.parametrize(("prefix", "layer"), [("rep", None), ("layer2", 2)])
+def test_raw_rows_of_the_first_window_are_golden(
+    load, stored, features, container, channels, prefix, layer
+):
+    found = embed_windows(load(container, layer=layer), features[1:2, :, :200])[0]
+    assert_golden(found, stored[f"{prefix}_raw_clip1"])
+
+
+@EACH_CONTAINER
+def test_sum_of_the_first_window_is_golden(load, stored, features, container, channels):
+    model = load(container, strategy="sum")
+    found = embed_windows(model, features[:, :, :200])[:, 0]
+    assert_golden(found / 200, stored["rep_sum"] / 200)  # sums reach 529: float32 is coarse there
+
+
+# --- an exact multiple of the window --------------------------------------------------------
+
+
+@EACH_MODEL
+@EACH_STRATEGY
+def test_exact_multiple_gets_a_further_empty_window(
+    load, stored, features, container, channels, strategy
+):
+    model = load(container, strategy=strategy)
+    plan = reference_plan(399 * 320, model.config, model.per_window)  # 400 frames
+    first = features[:, :, :400]
+    filled = torch.cat([first, torch.zeros_like(first[:, :, :200])], dim=2)
+    windows = filled.unflatten(2, (3, 200)).transpose(1, 2).flatten(0, 1)
+    rows = embed_windows(model, windows).unflatten(0, (3, 3)).flatten(1, 2)[:, : plan.rows]
+    assert plan.windows == 3
+    assert list(rows.shape) == stored[f"encode400_{strategy}_shape"].tolist()
+    if strategy == "raw":  # stored as its shape alone: two whole windows of the longer clips
+        assert_golden(rows, stored["encode_raw"][:, :50])
+    else:
+        assert_golden(rows, stored[f"encode400_{strategy}"])

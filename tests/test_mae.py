@@ -1,0 +1,297 @@
+"""The masked autoencoder: golden numbers, what it may see, what counts, and new weights."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from gram_hear.checkpoints.store import build_autoencoder, load_checkpoint
+from gram_hear.config import named_config
+from gram_hear.errors import ConfigError
+from gram_hear.frontend import FrontEnd
+from gram_hear.nn.initialise import initialise
+from gram_hear.nn.mae import MaskedAutoencoder, random_mask
+from gram_hear.nn.patches import position_table
+
+DECODERS = pytest.mark.parametrize("decoder", ["multi_window", "plain"])
+
+
+@pytest.fixture
+def autoencoder(make_config):
+    """Return a function that makes a small autoencoder of random weights, none trivial."""
+
+    def make(channels=2, patching="frame", decoder="multi_window"):
+        model = MaskedAutoencoder(make_config(channels, patching, decoder))
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+        return model
+
+    return make
+
+
+def seeded_mask(windows=3, tokens=200, masked=160, seed=0):
+    return random_mask(windows, tokens, masked, torch.Generator().manual_seed(seed))
+
+
+def swap_patches(features, one, other):
+    """Exchange two frame patches of every window, which keeps its mean and variance."""
+
+    def place(token):
+        f, t = divmod(token, 25)
+        return (..., slice(8 * t, 8 * t + 8), slice(16 * f, 16 * f + 16))
+
+    swapped = features.clone()
+    swapped[place(one)], swapped[place(other)] = features[place(other)], features[place(one)]
+    return swapped
+
+
+# --- golden numbers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [2, 7])
+def test_reconstruction_is_golden(golden, golden_path, golden_audio, channels):
+    stored = golden(f"gramt_frame_{channels}ch.npz")
+    checkpoint = load_checkpoint(golden_path(f"gramt_frame_{channels}ch.safetensors"), heads=4)
+    with torch.no_grad():
+        features = FrontEnd(checkpoint.config.front_end)(golden_audio(channels))[:, :, :200]
+        found = build_autoencoder(checkpoint)(features, torch.from_numpy(stored["mask"]))
+    np.testing.assert_allclose(found.loss, stored["loss"], rtol=0, atol=1e-5)
+    # The target is made of log-mels and has their tolerance.
+    for name, tensor, atol in [("pred", found.prediction, 1e-5), ("patches", found.target, 1e-4)]:
+        assert list(tensor.shape) == stored[f"{name}_full_shape"].tolist()
+        for key, value in {
+            f"{name}_clip0": tensor[0, stored["sub_idx"]],
+            f"{name}_patch_mean": tensor.mean(dim=-1),
+            f"{name}_patch_std": tensor.std(dim=-1, correction=1),
+        }.items():
+            np.testing.assert_allclose(value, stored[key], rtol=0, atol=atol, err_msg=key)
+
+
+# --- the loss -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2, 7])
+@pytest.mark.parametrize("patching", ["frame", "time"])
+def test_loss_is_the_mean_over_masked_patches_times_channels(
+    autoencoder, noise, channels, patching
+):
+    model = autoencoder(channels, patching)
+    mask = seeded_mask(3, model.config.tokens, 60)
+    found = model(noise(3, channels, 200, 128), mask)
+    errors = [
+        ((found.prediction[n, i] - found.target[n, i]).double() ** 2).mean()
+        for n, i in mask.nonzero().tolist()
+    ]
+    assert len(errors) == 180
+    expected = channels * torch.stack(errors).mean()
+    torch.testing.assert_close(found.loss.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_visible_patches_do_not_count(autoencoder, noise):
+    mask = seeded_mask()
+    found = autoencoder()(noise(3, 2, 200, 128), mask)
+    found.prediction.retain_grad()
+    found.loss.backward()
+    assert found.prediction.grad[~mask].eq(0).all()
+    assert found.prediction.grad[mask].ne(0).any(dim=1).all()
+
+
+@DECODERS
+def test_every_parameter_learns(autoencoder, noise, decoder):
+    model = autoencoder(decoder=decoder)
+    model(noise(3, 2, 200, 128), seeded_mask()).loss.backward()
+    idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not idle
+
+
+# --- what it may see ------------------------------------------------------------------------
+
+
+@DECODERS
+def test_masked_content_does_not_reach_the_prediction(autoencoder, noise, decoder):
+    model, features, mask = autoencoder(decoder=decoder), noise(2, 2, 200, 128), seeded_mask(1)
+    one, other = mask[0].nonzero()[[3, -5], 0].tolist()
+    mask = mask.expand(2, -1)
+    with torch.no_grad():
+        before, after = model(features, mask), model(swap_patches(features, one, other), mask)
+    torch.testing.assert_close(after.prediction, before.prediction, rtol=0, atol=1e-4)
+    torch.testing.assert_close(after.target[:, one], before.target[:, other], rtol=0, atol=1e-5)
+
+
+@DECODERS
+def test_visible_content_reaches_the_prediction(autoencoder, noise, decoder):
+    model, features, mask = autoencoder(decoder=decoder), noise(1, 2, 200, 128), seeded_mask(1)
+    one, other = (~mask[0]).nonzero()[[3, -5], 0].tolist()
+    with torch.no_grad():
+        before, after = model(features, mask), model(swap_patches(features, one, other), mask)
+    assert (after.prediction - before.prediction).abs().max() > 0.01
+
+
+def test_only_visible_tokens_are_encoded(autoencoder, noise):
+    model, mask = autoencoder(), seeded_mask(3, masked=160)
+    lengths = []
+    model.encoder.register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].shape[1]))
+    model(noise(3, 2, 200, 128), mask)
+    assert lengths == [41]
+
+
+# --- the decoder ----------------------------------------------------------------------------
+
+
+@DECODERS
+def test_decoder_equals_the_plain_reference(autoencoder, noise, decoder):
+    model = autoencoder(decoder=decoder)
+    part, mask = model.decoder, seeded_mask(2, masked=197)
+    visible = torch.stack([(~row).nonzero()[:, 0] for row in mask])
+    encoded = noise(2, 4, 64)
+    found = part(encoded, visible, mask)
+    for n in range(2):
+        rows = [part.embedding(encoded[n, 0])] if decoder == "plain" else []
+        kept = {int(token): k for k, token in enumerate(visible[n], start=1)}
+        for token in range(200):
+            place = kept.get(token)
+            rows.append(
+                part.mask_token[0, 0] if place is None else part.embedding(encoded[n, place])
+            )
+        tokens = torch.stack(rows)[None] + position_table(32, model.config, decoder == "plain")
+        for block in part.blocks:
+            tokens = block(tokens)
+        expected = part.prediction(part.norm(tokens))[0, -200:]
+        torch.testing.assert_close(found[n], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("decoder", "kept"), [("plain", True), ("multi_window", False)])
+def test_only_the_plain_decoder_keeps_the_cls_token(autoencoder, noise, decoder, kept):
+    model, mask = autoencoder(decoder=decoder), seeded_mask(1, masked=196)
+    visible = (~mask[0]).nonzero()[:, 0][None]
+    encoded = noise(1, 5, 64)
+    other = torch.cat([encoded[:, :1] + 1, encoded[:, 1:]], dim=1)
+    difference = model.decoder(other, visible, mask) - model.decoder(encoded, visible, mask)
+    assert bool(difference.any()) == kept
+
+
+def test_decoder_norms_have_epsilon_1e_5_and_the_encoders_1e_6(autoencoder):
+    model = autoencoder()
+
+    def epsilons(part):
+        return {each.eps for each in part.modules() if isinstance(each, torch.nn.LayerNorm)}
+
+    assert (epsilons(model.encoder), epsilons(model.decoder)) == ({1e-6}, {1e-5})
+
+
+def test_encoder_only_configuration_is_an_error(make_config):
+    with pytest.raises(ConfigError, match="encoder-only"):
+        MaskedAutoencoder(make_config(2, decoder=None))
+
+
+# --- masks ----------------------------------------------------------------------------------
+
+
+def unequal():
+    mask = seeded_mask()
+    mask[1] = seeded_mask(masked=150)[1]
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("mask", "complaint"),
+    [
+        (unequal(), r"hides \[150, 160\] of 200 tokens"),
+        (torch.zeros(3, 200, dtype=torch.bool), r"hides \[0\] of 200 tokens"),
+        (torch.ones(3, 200, dtype=torch.bool), r"hides \[200\] of 200 tokens"),
+        (
+            seeded_mask(tokens=100, masked=80),
+            r"shape \(3, 100\); it must be bool of shape \(3, 200",
+        ),
+        (seeded_mask(windows=2), r"shape \(2, 200\); it must be bool of shape \(3, 200"),
+        (seeded_mask().float(), "torch.float32"),
+        (seeded_mask().long(), "torch.int64"),
+    ],
+    ids=["unequal", "none", "all", "tokens", "windows", "float", "integer"],
+)
+def test_a_mask_that_cannot_be_is_an_error(autoencoder, noise, mask, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        autoencoder()(noise(3, 2, 200, 128), mask)
+
+
+@pytest.mark.parametrize(("tokens", "masked"), [(200, 160), (100, 80), (10, 0), (10, 10)])
+def test_random_mask_hides_the_same_number_everywhere(tokens, masked):
+    mask = seeded_mask(50, tokens, masked)
+    assert mask.dtype == torch.bool
+    assert mask.shape == (50, tokens)
+    assert mask.sum(dim=1).eq(masked).all()
+
+
+def test_random_mask_is_reproducible_and_differs_by_window_and_seed():
+    mask = seeded_mask(seed=1)
+    assert torch.equal(mask, seeded_mask(seed=1))
+    assert not torch.equal(mask, seeded_mask(seed=2))
+    assert not torch.equal(mask[0], mask[1])
+
+
+def test_random_mask_hides_every_token_equally_often():
+    frequency = seeded_mask(20_000, 20, 16).float().mean(dim=0)
+    torch.testing.assert_close(frequency, torch.full((20,), 0.8), rtol=0, atol=0.015)
+
+
+# --- new weights ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def new_model():
+    """Return a function that makes a tiny binaural autoencoder of new weights from a seed."""
+
+    def make(seed):
+        model = MaskedAutoencoder(named_config("tiny", 2))
+        for parameter in model.parameters():
+            torch.nn.init.constant_(parameter, math.nan)  # whatever is left out shows
+        initialise(model, seed)
+        return model
+
+    return make
+
+
+def test_initialise_is_reproducible(new_model):
+    one, again = dict(new_model(0).named_parameters()), dict(new_model(0).named_parameters())
+    assert all(torch.equal(one[name], again[name]) for name in one)
+
+
+def test_initialise_neither_uses_nor_moves_the_global_generator(autoencoder):
+    one, other = autoencoder(), autoencoder()
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    initialise(one, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    initialise(other, 0)
+    assert torch.equal(one.patches.weight, other.patches.weight)
+
+
+def test_initialise_differs_by_seed(new_model):
+    one, other = dict(new_model(0).named_parameters()), dict(new_model(1).named_parameters())
+    constant = [n for n in one if n.endswith(".bias") or ".norm" in n]
+    same = [n for n in one if torch.equal(one[n], other[n])]
+    assert sorted(same) == sorted(constant)
+
+
+def test_new_weights_have_the_documented_statistics(new_model):
+    tables = []
+    for name, parameter in new_model(0).requires_grad_(False).named_parameters():
+        if name.endswith(".bias"):
+            assert parameter.eq(0).all(), name
+        elif ".norm" in name:
+            assert parameter.eq(1).all(), name
+        elif "bias_tables" in name:
+            tables.append(parameter)
+        elif name.endswith("cls_token"):
+            assert parameter.std() == pytest.approx(1.0, rel=0.2)
+        elif name.endswith("mask_token"):
+            assert parameter.std() == pytest.approx(0.02, rel=0.2)
+        else:
+            fan_out, fan_in = parameter.flatten(1).shape
+            bound = math.sqrt(6 / (fan_in + fan_out))
+            assert 0.99 * bound < parameter.abs().max() <= bound, name
+            assert parameter.std() == pytest.approx(bound / math.sqrt(3), rel=0.02), name
+    assert torch.cat(tables).std() == pytest.approx(0.02, rel=0.1)

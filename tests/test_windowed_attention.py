@@ -1,0 +1,109 @@
+"""Multi-window attention against full, masked attention computed head by head."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gram_hear.config import PATCHINGS
+from gram_hear.nn.windowed_attention import WindowedAttention
+
+LISTS = [
+    (200, PATCHINGS["frame"][1]),
+    (100, PATCHINGS["time"][1]),
+    (12, (0,)),
+    (12, (12,)),
+    (12, (1, 0, 1)),
+    (12, (0, 3, 0, 0, 4, 3)),
+    (12, (3, 3, 2, 3)),
+]
+
+
+def layer_and_tokens(tokens, windows, batch=2, head_width=4):
+    generator = torch.Generator().manual_seed(tokens + 31 * len(windows))
+    width = head_width * len(windows)
+    layer = WindowedAttention(width, windows).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5, generator=generator)
+    given_tokens = torch.randn(batch, tokens, width, dtype=torch.float64, generator=generator)
+    return layer, given_tokens.requires_grad_()
+
+
+def plain_attention(layer, tokens):
+    """Each head over all N x N pairs, those outside its windows masked."""
+    place = torch.arange(tokens.shape[1])
+    query, key, value = layer.qkv(tokens).chunk(3, dim=-1)
+    size = tokens.shape[-1] // len(layer.windows)
+    heads = []
+    for h, window in enumerate(layer.windows):
+        part = slice(h * size, (h + 1) * size)
+        scores = query[..., part] @ key[..., part].transpose(1, 2) * size**-0.5
+        if window:
+            together = place[:, None] // window == place // window
+            index = (place[:, None] - place + window - 1).clamp(0, 2 * window - 2)
+            biased = scores + layer.bias_tables[str(h)][index]
+            scores = biased.masked_fill(~together, float("-inf"))
+        heads.append(scores.softmax(dim=-1) @ value[..., part])
+    return layer.output(torch.cat(heads, dim=-1))
+
+
+def assert_equals_the_reference(tokens, windows):
+    layer, given_tokens = layer_and_tokens(tokens, windows)
+    found, expected = layer(given_tokens), plain_attention(layer, given_tokens)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    towards = torch.randn(found.shape, dtype=torch.float64)
+    inputs = [given_tokens, *layer.parameters()]
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, towards),
+        torch.autograd.grad(expected, inputs, towards),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(("tokens", "windows"), LISTS)
+def test_values_and_gradients_equal_full_masked_attention(tokens, windows):
+    assert_equals_the_reference(tokens, windows)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([0, 1, 2, 3, 4, 6, 8, 12, 24]), min_size=1, max_size=6))
+def test_any_list_of_windows_equals_full_masked_attention(windows):
+    assert_equals_the_reference(24, tuple(windows))
+
+
+@pytest.mark.parametrize("window", [2, 3, 4])
+def test_a_token_outside_the_window_does_not_influence(window):
+    layer, tokens = layer_and_tokens(12, (window, window), batch=1)
+    for i in range(12):
+        influence = torch.autograd.grad(layer(tokens)[0, i].sum(), tokens)[0][0]
+        together = torch.arange(12) // window == i // window
+        assert influence[~together].eq(0).all()
+        assert influence[together].ne(0).any(dim=1).all()
+
+
+def test_a_global_head_reaches_every_token():
+    layer, tokens = layer_and_tokens(12, (2, 0), batch=1)
+    influence = torch.autograd.grad(layer(tokens)[0, 0].sum(), tokens)[0][0]
+    assert influence.ne(0).any(dim=1).all()
+
+
+def test_bias_depends_on_query_minus_key():
+    layer, tokens = layer_and_tokens(6, (3,), batch=1)
+    torch.nn.init.zeros_(layer.qkv.weight)  # equal scores: only the bias decides
+    with torch.no_grad():
+        layer.bias_tables["0"].copy_(torch.tensor([0.0, 0, 0, 0, 60.0]))  # i - j = 2
+        layer.qkv.weight[8:] = torch.eye(4)
+        layer.qkv.bias.zero_()
+        layer.output.weight.copy_(torch.eye(4))
+        layer.output.bias.zero_()
+    found = layer(tokens)
+    torch.testing.assert_close(found[:, 2], tokens[:, 0])
+    torch.testing.assert_close(found[:, 5], tokens[:, 3])
+    torch.testing.assert_close(found[:, 0], tokens[:, :3].mean(dim=1))
+
+
+def test_only_windowed_heads_have_bias_tables():
+    layer, _ = layer_and_tokens(200, PATCHINGS["frame"][1])
+    sizes = {int(head): len(table) for head, table in layer.bias_tables.items()}
+    assert sizes == {0: 3, 1: 9, 2: 19, 3: 49, 4: 99, 5: 199}

@@ -1,0 +1,156 @@
+"""Windows, rows and timestamps: both rules, against plain references and by hand."""
+
+from fractions import Fraction
+from itertools import count, takewhile
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gram_hear.windows import corrected_plan, reference_plan
+
+PATCHINGS = pytest.mark.parametrize("patching", ["frame", "time"])
+TEN_MINUTES = 600 * 32000
+
+
+def plain_plan(samples, patch_frames, rows_per_window):
+    """Rule by rule: frame k at 10 k ms, row i at (i p + (p - 1) / 2) * 10 ms, kept to the end."""
+    duration = Fraction(1000 * samples, 32000)
+    first = Fraction(patch_frames - 1, 2) * 10
+    centres = takewhile(lambda t: t <= duration, (first + 10 * patch_frames * i for i in count()))
+    timestamps = list(centres) or [duration / 2]
+    windows = 1 + (len(timestamps) - 1) // rows_per_window
+    return windows, np.array([float(t) for t in timestamps], dtype=np.float32)
+
+
+# --- the corrected rule ---------------------------------------------------------------------
+
+
+@PATCHINGS
+@settings(max_examples=40, deadline=None)
+@given(samples=st.one_of(st.integers(1, 100_000), st.integers(1, TEN_MINUTES)))
+@example(samples=1)
+@example(samples=1119)  # one sample before the first centre of frame patches
+@example(samples=1120)
+@example(samples=TEN_MINUTES)
+def test_corrected_plan_follows_the_words(make_config, patching, samples):
+    config = make_config(2, patching)
+    plan = corrected_plan(samples, config)
+    windows, timestamps = plain_plan(samples, config.patch.frames, config.time_patches)
+    assert plan.windows == windows
+    assert plan.rows == len(timestamps)
+    np.testing.assert_array_equal(plan.timestamps, timestamps)
+
+
+@PATCHINGS
+@settings(deadline=None)
+@given(samples=st.integers(1, TEN_MINUTES))
+def test_every_window_has_a_kept_row_and_every_row_lies_in_the_clip(make_config, patching, samples):
+    config = make_config(2, patching)
+    plan = corrected_plan(samples, config)
+    assert (
+        (plan.windows - 1) * config.time_patches < plan.rows <= plan.windows * config.time_patches
+    )
+    assert (plan.windows - 1) * config.window_frames < 1 + samples // 320
+    assert plan.timestamps.dtype == np.float32
+    assert plan.timestamps[0] >= 0
+    assert plan.timestamps[-1] <= samples / 32
+    np.testing.assert_array_equal(np.diff(plan.timestamps), np.full(plan.rows - 1, config.hop_ms))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "patching", "windows", "rows", "first", "last"),
+    [
+        (0.01, "frame", 1, 1, 5, 5),
+        (1, "frame", 1, 13, 35, 995),
+        (1.07, "frame", 1, 13, 35, 995),
+        (2, "frame", 1, 25, 35, 1955),
+        (4, "frame", 2, 50, 35, 3955),
+        (5, "frame", 3, 63, 35, 4995),
+        (10, "frame", 5, 125, 35, 9955),
+        (0.01, "time", 1, 1, 5, 5),
+        (1, "time", 1, 50, 5, 985),
+        (1.07, "time", 1, 54, 5, 1065),
+        (2, "time", 1, 100, 5, 1985),
+        (4, "time", 2, 200, 5, 3985),
+        (5, "time", 3, 250, 5, 4985),
+        (10, "time", 5, 500, 5, 9985),
+    ],
+)
+def test_corrected_plan_by_hand(make_config, seconds, patching, windows, rows, first, last):
+    plan = corrected_plan(round(32000 * seconds), make_config(2, patching))
+    assert (plan.windows, plan.rows) == (windows, rows)
+    assert (plan.timestamps[0], plan.timestamps[-1]) == (first, last)
+
+
+@PATCHINGS
+@pytest.mark.parametrize("samples", [1, 100, 159])
+def test_clip_too_short_for_a_centre_keeps_one_row_at_half_its_duration(
+    make_config, patching, samples
+):
+    plan = corrected_plan(samples, make_config(2, patching))
+    np.testing.assert_allclose(plan.timestamps, [samples / 64], rtol=1e-6)
+    assert plan.windows == 1
+
+
+def test_a_row_whose_centre_is_the_end_is_kept(make_config):
+    config = make_config(2, "frame")
+    end = 1120  # 35 ms, the centre of row 0
+    assert corrected_plan(end + 80 * 32, config).rows == 2
+    assert corrected_plan(end + 80 * 32 - 1, config).rows == 1
+
+
+# --- the authors' rule ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "patching", "windows", "rows"),
+    [
+        (400, "frame", 3, 50),
+        (421, "frame", 3, 53),
+        (201, "frame", 2, 26),
+        (199, "frame", 1, 25),
+        (400, "time", 3, 200),
+        (421, "time", 3, 211),
+        (1, "time", 1, 1),
+    ],
+)
+def test_reference_plan_by_hand(make_config, frames, patching, windows, rows):
+    config, samples = make_config(2, patching), (frames - 1) * 320
+    plan = reference_plan(samples, config, per_window=False)
+    assert (plan.windows, plan.rows) == (windows, rows)
+    plan = reference_plan(samples, config, per_window=True)
+    assert (plan.windows, plan.rows) == (windows, windows)
+
+
+@PATCHINGS
+@given(samples=st.integers(1, TEN_MINUTES))
+def test_reference_plan_fills_up_to_a_further_window_and_cuts_from_the_end(
+    make_config, patching, samples
+):
+    config = make_config(2, patching)
+    plan = reference_plan(samples, config, per_window=False)
+    frames = 1 + samples // 320
+    padded = 200 - (frames % 200)
+    assert plan.windows * 200 == frames + padded
+    n_time = config.time_patches
+    assert plan.rows == plan.windows * n_time - int(n_time * padded / 200)
+
+
+@PATCHINGS
+@pytest.mark.parametrize("per_window", [False, True])
+@pytest.mark.parametrize("samples", [3200, 64000, 134400])
+def test_reference_timestamps_stretch_with_the_duration(make_config, patching, per_window, samples):
+    plan = reference_plan(samples, make_config(2, patching), per_window)
+    duration = samples / 32
+    expected = [i * duration / plan.rows for i in range(plan.rows)]
+    np.testing.assert_allclose(plan.timestamps, expected, rtol=1e-6)
+
+
+def test_two_seconds_show_the_difference(make_config):
+    config = make_config(2, "frame")
+    ours, theirs = corrected_plan(64000, config), reference_plan(64000, config, False)
+    assert (ours.windows, ours.rows, theirs.windows, theirs.rows) == (1, 25, 2, 26)
+    assert theirs.timestamps[1] == pytest.approx(76.923, abs=1e-3)
+    assert ours.timestamps[1] - ours.timestamps[0] == 80
