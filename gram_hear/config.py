@@ -39,7 +39,7 @@ def _require_choice(config: object, name: str, allowed: tuple[str, ...]) -> None
     _require(
         value in allowed,
         f"{type(config).__name__}.{name} is {value!r}; allowed are {', '.join(allowed)}."
-        + nearest(str(value), allowed),
+        + nearest(value, allowed),
     )
 
 
@@ -243,7 +243,7 @@ def _build(cls: type[_Config], data: Any, path: str) -> _Config:
         _require(
             key in hints,
             f"Configuration '{path}' has the unknown key {key!r}; allowed are "
-            f"{', '.join(hints)}." + nearest(str(key), hints),
+            f"{', '.join(hints)}." + nearest(key, hints),
         )
     return cls(**{key: _parse(hints[key], value, f"{path}.{key}") for key, value in data.items()})
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gram_hear.audio.clips import check_clip
 from gram_hear.audio.files import find_audio, read_audio
 from gram_hear.errors import GramError, OptionError
-from gram_hear.hear import HearModel, check_clip
+from gram_hear.hear import HearModel
 from gram_hear.writing import write_whole
 
 

@@ -24,7 +24,7 @@ class OptionError(GramError, ValueError):
     """An option that is unknown, out of range, or contradicts another."""
 
 
-def nearest(given: str, allowed: Iterable[str]) -> str:
+def nearest(given: object, allowed: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest allowed name, or an empty string."""
-    matches = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
     return f" Did you mean '{matches[0]}'?" if matches else ""

@@ -1,11 +1,12 @@
-"""The HEAR API: validate, lay out, batch windows, pool.
+"""The HEAR API: options, layout, batches of windows, pooling.
 
     model = load_model("gramt-binaural")
     embeddings, timestamps = get_timestamp_embeddings(audio, model)
     embeddings = get_scene_embeddings(audio, model)
 
 Source of the API: the HEAR benchmark (hearbenchmark.com). A waveform goes through
-:func:`as_clips`, :meth:`HearModel.lay_out`, :meth:`HearModel.embed` and :func:`pool`.
+:func:`gram_hear.audio.clips.as_clips`, :meth:`HearModel.embed`, :meth:`HearModel.lay_out` and
+:func:`pool`.
 """
 
 import os
@@ -14,25 +15,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gram_hear.audio.layouts import LAYOUT_OF_AUDIO, check_convention, to_layout
+from gram_hear.audio.clips import Audio, as_clips
+from gram_hear.audio.layouts import check_convention, to_layout
 from gram_hear.checkpoints.registry import find_entry
 from gram_hear.checkpoints.store import Checkpoint, Source, build_encoder, load_checkpoint
 from gram_hear.config import ModelConfig
-from gram_hear.errors import AudioError, OptionError, nearest
+from gram_hear.errors import OptionError, nearest
 from gram_hear.model import GramModel
 from gram_hear.windows import WindowPlan, corrected_plan, reference_plan
 
-Audio = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
-
 STRATEGIES = ("raw", "mean", "cls")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LOUDEST = 2.0  # an absolute sample value past this brings a warning
-FULL_SCALE = {torch.int8: 2**7, torch.int16: 2**15, torch.int32: 2**31, torch.uint8: 2**7}
 
 
 # --- options --------------------------------------------------------------------------------
@@ -108,8 +105,8 @@ def find_device(name: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(0, device=device).tolist()  # a device that holds no values, as meta, fails
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise OptionError(
             f"The device {str(name)!r} is not available here ({reason}). Use 'cpu', or 'auto' for "
@@ -398,82 +395,3 @@ def get_scene_embeddings(audio: Audio, model: HearModel) -> Tensor:
     """
     with torch.no_grad():
         return torch.stack([rows.mean(dim=0) for rows in model.embed(as_clips(audio))])
-
-
-# --- input ----------------------------------------------------------------------------------
-
-
-def as_clips(audio: Audio) -> list[Tensor]:
-    """Check audio and return its clips, each (channels, samples) float32 where it was.
-
-    Raises:
-        AudioError: see :func:`get_timestamp_embeddings`.
-    """
-    if isinstance(audio, (list, tuple)):
-        return [
-            check_clip(_as_tensor(clip), f"Clip {i} of the list") for i, clip in enumerate(audio)
-        ]
-    batch = _as_tensor(audio)
-    if batch.dim() not in (2, 3):
-        raise AudioError(
-            f"The audio has shape {tuple(batch.shape)}; it must be (n, samples) or (n, channels, "
-            "samples). For one clip add the first dimension: audio[None]."
-        )
-    return [check_clip(clip, f"Clip {i}") for i, clip in enumerate(batch)]
-
-
-def _as_tensor(audio: Any) -> Tensor:
-    if isinstance(audio, np.ndarray):
-        if audio.dtype.kind not in "fiub":
-            raise AudioError(f"The audio is {audio.dtype}; it must be float32 or float64.")
-        audio = torch.tensor(audio.astype(audio.dtype.newbyteorder("="), copy=False))
-    if not isinstance(audio, Tensor):
-        raise AudioError(
-            f"The audio is a {type(audio).__name__}; it must be a numpy array, a torch tensor, or "
-            "a list of those."
-        )
-    if audio.dtype not in (torch.float32, torch.float64):
-        scale = FULL_SCALE.get(audio.dtype)
-        advice = f"divide it by {scale}.0" if scale else "convert it to values in [-1, 1]"
-        if audio.dtype == torch.uint8:
-            advice = "subtract 128 and divide by 128.0"
-        raise AudioError(
-            f"The audio is {str(audio.dtype).removeprefix('torch.')}; it must be float32 or "
-            f"float64 in [-1, 1]: {advice}."
-        )
-    return audio
-
-
-def check_clip(clip: Tensor, name: str) -> Tensor:
-    """Check one clip and return it as (channels, samples) float32.
-
-    Args:
-        clip: (samples,) or (channels, samples), floating point.
-        name: what messages call it.
-    """
-    if clip.dim() not in (1, 2):
-        raise AudioError(
-            f"{name} has shape {tuple(clip.shape)}; it must be (samples,) or (channels, samples)."
-        )
-    clip = clip[None] if clip.dim() == 1 else clip
-    channels, samples = clip.shape
-    if channels not in LAYOUT_OF_AUDIO:
-        advice = " The channels seem to come last; they must come before the samples."
-        raise AudioError(
-            f"{name} has {channels} channels (shape {channels} x {samples}); allowed are 1 (mono), "
-            "2 (binaural) and 4 (first-order Ambisonics)."
-            + (advice if samples in LAYOUT_OF_AUDIO else "")
-        )
-    if samples == 0:
-        raise AudioError(f"{name} has no samples.")
-    clip = clip.to(torch.float32)
-    peak = float(clip.detach().abs().max())
-    if not np.isfinite(peak):
-        raise AudioError(f"{name} holds NaN or infinite samples; repair or leave out the clip.")
-    if peak > LOUDEST:
-        warnings.warn(
-            f"{name} has samples up to {peak:.3g}, far outside [-1, 1]. Divide integer samples by "
-            "their full scale (32768 for 16 bits).",
-            stacklevel=4,
-        )
-    return clip

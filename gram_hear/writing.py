@@ -5,12 +5,21 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from gram_hear.errors import OptionError
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary name in the folder of ``path``, then rename it to ``path``.
 
     The temporary name is hidden and ends in ``.partial``; it is removed where writing fails.
+
+    Raises:
+        OptionError: where the folder is not there, or ``path`` is a folder itself.
     """
+    if not path.parent.is_dir():
+        raise OptionError(f"There is no folder {path.parent} to write {path.name} into; make it.")
+    if path.is_dir():
+        raise OptionError(f"{path} is a folder; a file is to be written there.")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         write(temporary)

@@ -4,13 +4,19 @@ Everything runs on one thread: small models gain nothing from more, and lose muc
 are shared. The commands that tests start inherit it.
 """
 
+import hashlib
 import os
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from huggingface_hub import constants
+from safetensors.torch import save, save_file
 
 import gram_hear
 from gram_hear.checkpoints import published
@@ -128,3 +134,118 @@ def noise():
         return torch.rand(*shape, generator=generator) * 2 - 1
 
     return make
+
+
+class Hub:
+    """Repositories of files, served as the Hub serves them.
+
+    ``fault`` breaks every answer: an HTTP status, "hang up" or "no commit"; or "break off", which
+    ends in the midst of a file and hangs up from then on.
+    """
+
+    COMMIT = "0123456789abcdef0123456789abcdef01234567"
+    RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+
+    def __init__(self):
+        self.repositories = {}
+        self.private = set()
+        self.fault = None
+        self.requests = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self):
+                hub.answer(self, body=False)
+
+            def do_GET(self):
+                hub.answer(self, body=True)
+
+            def log_message(self, *arguments):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
+        self.thread.start()
+
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+        huggingface_hub.close_session()  # no connection of the client outlives the server
+
+    def look_up(self, path):
+        """Return a file's bytes, or an HTTP status and the Hub's name of the error."""
+        match = self.RESOLVE.fullmatch(path)
+        repository, revision, file = match.groups() if match else ("", "", "")
+        if repository in self.private:
+            return 401, "RepoNotFound"
+        if repository not in self.repositories:
+            return 404, "RepoNotFound"
+        if revision not in ("main", "v1", self.COMMIT):
+            return 404, "RevisionNotFound"
+        if file not in self.repositories[repository]:
+            return 404, "EntryNotFound"
+        return self.repositories[repository][file]
+
+    def answer(self, request, body):
+        self.requests.append((request.command, request.path))
+        if self.fault == "hang up":
+            request.close_connection = True
+            return
+        found = (self.fault, "") if isinstance(self.fault, int) else self.look_up(request.path)
+        if isinstance(found, tuple):
+            status, code = found
+            request.send_response(status)
+            request.send_header("X-Error-Code", code)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        start = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
+        first = int(start[1]) if start else 0
+        request.send_response(206 if start else 200)
+        if start:
+            request.send_header("Content-Range", f"bytes {first}-{len(found) - 1}/{len(found)}")
+        if self.fault != "no commit":
+            request.send_header("X-Repo-Commit", self.COMMIT)
+        request.send_header("ETag", f'"{hashlib.sha256(found).hexdigest()}"')
+        request.send_header("Accept-Ranges", "bytes")
+        request.send_header("Content-Length", str(len(found) - first))
+        request.end_headers()
+        if body and self.fault == "break off":
+            request.wfile.write(found[first : first + 1000])
+            request.close_connection = True
+            self.fault = "hang up"
+        elif body:
+            request.wfile.write(found[first:])
+
+
+def registered():
+    return [entry for entry in gram_hear.list_models() if entry.repository]
+
+
+@pytest.fixture(scope="session")
+def small_files(published_tensors):
+    """Each registered model's channels and patching -> the bytes of a small random one."""
+    kinds = {(entry.channels, entry.patching) for entry in registered()}
+    return {kind: save(published_tensors(*kind)) for kind in kinds}
+
+
+@pytest.fixture
+def hub(small_files, monkeypatch):
+    """The server with every registered repository, and the client directed to it."""
+    hub = Hub()
+    for entry in registered():
+        content = small_files[entry.channels, entry.patching]
+        hub.repositories[entry.repository] = {"model.safetensors": content}
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    huggingface_hub.close_session()
+    yield hub
+    hub.stop()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,19 @@ def embed(paths, output, model, force=False):
 
 
 def test_every_format_rate_and_layout_is_embedded_as_the_api_does(tmp_path, model):
-    outcomes = embed([SOUNDS], tmp_path / "out", model)
+    with pytest.warns(UserWarning, match="directions are lost"):  # of the Ambisonic file
+        outcomes = embed([SOUNDS], tmp_path / "out", model)
     assert [outcome.error for outcome in outcomes] == [None] * 4
     for sound in SOUNDS.iterdir():
         arrays = np.load(tmp_path / "out" / f"{sound.name}.npz", allow_pickle=False)
         audio = read_audio(sound, model.sample_rate).audio
-        vectors, timestamps = get_timestamp_embeddings([audio], model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            vectors, timestamps = get_timestamp_embeddings([audio], model)
+            scene = get_scene_embeddings([audio], model)[0]
         assert np.array_equal(arrays["vectors"], vectors[0].numpy())
         assert np.array_equal(arrays["timestamps"], timestamps[0].numpy())
-        assert np.allclose(arrays["scene"], get_scene_embeddings([audio], model)[0], atol=1e-6)
+        assert np.allclose(arrays["scene"], scene, atol=1e-6)
         assert {arrays[name].dtype for name in ("vectors", "timestamps", "scene")} == {
             np.dtype(np.float32)
         }

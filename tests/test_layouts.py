@@ -1,5 +1,6 @@
 """Channel layouts and Ambisonic conventions, from plane waves encoded by hand."""
 
+import warnings
 from math import cos, radians, sin, sqrt
 
 import pytest
@@ -161,7 +162,12 @@ def test_ambisonic_into_ears_is_the_omnidirectional_channel(
     noise, layout, ears, convention, gain, parity
 ):
     audio = noise(3, 4, 64)
-    found = to_layout(audio, layout, convention, parity)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = to_layout(audio, layout, convention, parity)
+    assert ["directions are lost" in str(warning.message) for warning in caught] == [True] * (
+        ears - 1
+    )
     torch.testing.assert_close(found, torch.cat([gain * audio[:, :1]] * ears, dim=1))
 
 

@@ -20,7 +20,7 @@ BASE = {"errors", "config", "writing"}
 MODEL = BASE | {"audio", "frontend", "windows", "nn"}
 ARROWS = {
     "errors": set(),
-    "writing": set(),
+    "writing": {"errors"},
     "config": {"errors"},
     "audio": BASE,
     "frontend": BASE | {"audio"},

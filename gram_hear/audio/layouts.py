@@ -29,7 +29,7 @@ def check_convention(convention: str) -> str:
     if convention not in CONVENTIONS:
         raise OptionError(
             f"Unknown Ambisonic convention {convention!r}; allowed are {', '.join(CONVENTIONS)}."
-            + nearest(str(convention), CONVENTIONS)
+            + nearest(convention, CONVENTIONS)
         )
     return convention
 

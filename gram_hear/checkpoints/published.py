@@ -131,7 +131,7 @@ def read_config(tensors: Mapping[str, Tensor], heads: int | None = None) -> Mode
         CheckpointError: where the tensors describe no model that exists here.
     """
     shape = tensors[ANCHOR].shape
-    if len(shape) != 4 or shape[1] not in LAYOUT_OF_CHANNELS:
+    if len(shape) != 4 or shape[1] not in LAYOUT_OF_CHANNELS or 0 in shape:
         raise CheckpointError(
             f"{ANCHOR} has shape {tuple(shape)}; it must be (width, channels, mel, frames) with 1 "
             "(mono), 2 (binaural) or 7 (Ambisonic) channels."
@@ -166,9 +166,17 @@ def _needed(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """Return one more than the highest number that ``pattern`` finds at the start of a name."""
+    """Count the layers whose numbers ``pattern`` finds at the start of names: 0, 1, 2, ..."""
     found = (re.match(pattern, name) for name in tensors)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+    numbers = {int(match[1]) for match in found if match}
+    if numbers and max(numbers) >= len(numbers):
+        gap = next(i for i in range(len(numbers)) if i not in numbers)
+        example = pattern.replace("\\.", ".").replace(r"(\d+)", str(gap))
+        raise CheckpointError(
+            f"There are tensors of layer {max(numbers)} but none of layer {gap}: {example}* is "
+            "missing, or a number is wrong."
+        )
+    return len(numbers)
 
 
 def _encoder_config(tensors: Mapping[str, Tensor], width: int, heads: int | None) -> EncoderConfig:
@@ -195,16 +203,15 @@ def _decoder_config(tensors: Mapping[str, Tensor]) -> DecoderConfig | None:
         return None
     embedding = _needed(tensors, "decoder_embed.weight", dimensions=2)
     expand = _needed(tensors, "decoder_blocks.0.mlp.fc1.weight", dimensions=2)
-    windows: list[int] = []
-    if any(".wmha." in name for name in tensors):
-        head = r"decoder_blocks\.0\.wmha\.attn_heads\.(\d+)\."
-        for h in range(max(_count(tensors, head), DECODER_HEADS)):
-            table = tensors.get(f"decoder_blocks.0.wmha.attn_heads.{h}.{BIAS_TABLE}")
-            windows.append((len(table) + 1) // 2 if table is not None and table.dim() else 0)
+    windows = [0] * DECODER_HEADS if any(".wmha." in name for name in tensors) else []
+    for name, tensor in tensors.items():
+        table = re.fullmatch(rf"decoder_blocks\.\d+\.wmha\.attn_heads\.([0-7])\.{BIAS_TABLE}", name)
+        if table and tensor.dim():
+            windows[int(table[1])] = (len(tensor) + 1) // 2
     return DecoderConfig(
         width=embedding.shape[0],
         depth=_count(tensors, r"decoder_blocks\.(\d+)\."),
-        heads=len(windows) or DECODER_HEADS,
+        heads=DECODER_HEADS,
         mlp_width=expand.shape[0],
         windows=tuple(windows),
     )

@@ -1,4 +1,4 @@
-"""Checkpoints found, downloaded, read safely, checked whole, built into models, and saved.
+"""Checkpoints found, read safely, checked whole, built into models, and saved.
 
 Only tensors and JSON are ever read: safetensors, or PyTorch files with ``weights_only=True``.
 """
@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gram_hear.checkpoints import published
+from gram_hear.checkpoints.hub import download
 from gram_hear.checkpoints.registry import (
     Entry,
     default_name,
     find_entry,
-    offline_name,
     unknown_model,
 )
 from gram_hear.config import ModelConfig, named_config
@@ -36,6 +36,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -96,10 +97,12 @@ def load_checkpoint(
         OptionError: for an unknown name, or an option that does not fit it.
         CheckpointError: for a file that cannot be read safely or loaded whole.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise OptionError(f"The model is {name!r}; it must be a name or a path.")
     text = os.fspath(name) or default_name()
     entry = find_entry(text)
-    path = Path(text).expanduser()
-    if entry is None and path.exists():
+    path = Path(os.path.expanduser(text))
+    if entry is None and _exists(path):
         if revision is not None:
             raise OptionError(
                 f"revision={revision!r} was given with the local path {text}; it belongs to Hub "
@@ -117,6 +120,13 @@ def load_checkpoint(
     return _from_hub(text, entry, heads, revision, cache_dir)
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def _from_hub(
     name: str,
     entry: Entry | None,
@@ -127,7 +137,7 @@ def _from_hub(
     repository = (entry.repository if entry else None) or name
     file = (entry.file if entry else None) or WEIGHTS_FILE
     revision = revision or (entry.revision if entry else None)
-    path = _download(repository, file, revision, cache_dir)
+    path = download(repository, file, revision, cache_dir)
     source = Source(name, "published", path, repository, revision)
     checkpoint = _read(source, heads)
     if entry is not None:
@@ -140,43 +150,6 @@ def _from_hub(
                 f"as a repository, load_model({repository!r}), if that is meant."
             )
     return checkpoint
-
-
-def _download(
-    repository: str, file: str, revision: str | None, cache_dir: str | os.PathLike | None
-) -> Path:
-    """Fetch one file of a Hub repository, or find it in the cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    where = f"{repository} on the Hugging Face Hub"
-    try:
-        cache = None if cache_dir is None else Path(cache_dir)
-        return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache))
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{file} of {where} could not be reached and is not in the cache. Connect to the "
-            f"network once to fetch it, or use the model that needs none: "
-            f"load_model({offline_name()!r})."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(f"There is no revision {revision!r} of {where}.") from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"There is no {where}, or it is private: check the name, and log in with "
-            "'hf auth login' where access is needed."
-        ) from error
-    except EntryNotFoundError as error:
-        raise CheckpointError(f"There is no {file} in {where}.") from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise CheckpointError(f"{file} of {where} could not be fetched: {error}") from error
 
 
 def _read_local(name: str, path: Path, heads: int | None) -> Checkpoint:
@@ -195,7 +168,10 @@ def _read_local(name: str, path: Path, heads: int | None) -> Checkpoint:
     checkpoint = _read(Source(name, "published", weights), heads)
     written = path / CONFIG_FILE
     if checkpoint.source.layout == "gram-hear" and written.exists():
-        config = ModelConfig.from_json(written.read_text(encoding="utf-8"))
+        try:
+            config = ModelConfig.from_json(written.read_text(encoding="utf-8"))
+        except (ConfigError, UnicodeDecodeError, OSError) as error:
+            raise CheckpointError(f"{written} cannot be read: {error}") from error
         if config != checkpoint.config:
             raise CheckpointError(
                 f"{written} differs from the configuration in {weights.name}, which is the one "
@@ -208,7 +184,8 @@ def _seeded(entry: Entry) -> Checkpoint:
     assert entry.size is not None
     assert entry.seed is not None
     config = named_config(entry.size, entry.channels, entry.patching)
-    model = MaskedAutoencoder(config)
+    with torch.random.fork_rng(devices=[]):  # what the layers draw at first is drawn over below
+        model = MaskedAutoencoder(config)
     initialise(model, entry.seed)
     return Checkpoint(config, dict(model.state_dict()), Source(entry.name, "seed"))
 
@@ -278,11 +255,15 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"The file holds a {type(content).__name__}; it must hold named tensors, bare or "
             "under 'state_dict'."
         )
-    others = sorted(str(k) for k, v in content.items() if not isinstance(v, Tensor))
+    others = [
+        str(name)
+        for name, value in content.items()
+        if not (isinstance(value, Tensor) and isinstance(name, str))
+    ]
     if others:
         raise CheckpointError(
-            f"Among the tensors stand entries that are none: {', '.join(others)}. Save the state "
-            "dict alone."
+            f"Among the tensors stand entries that are no named tensors: {', '.join(others)}. Save "
+            "the state dict alone."
         )
     return dict(content)
 
@@ -294,7 +275,7 @@ def _why_unsafe(path: Path, error: Exception) -> str:
     except Exception:  # not a file of torch.save's current form: its first error tells enough
         classes = sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error))))
     if not classes:
-        return f"This is not a whole PyTorch checkpoint ({str(error).splitlines()[0]})."
+        return f"This is not a whole PyTorch checkpoint (reading it: {type(error).__name__})."
     return (
         f"The file holds objects that are not tensors: {', '.join(classes)}. Loading them could "
         "run code, so it was not loaded. If you trust the file, load it where those classes are "
@@ -330,12 +311,13 @@ def _check(
         tensor = tensors[given]
         if tuple(tensor.shape) != wanted:
             faults.append(f"misshapen: {given} is {tuple(tensor.shape)}, must be {wanted}")
-        elif not tensor.is_floating_point():
-            faults.append(f"wrong type: {given} is {tensor.dtype}, must be floating point")
-        elif not torch.isfinite(tensor).all():
-            faults.append(f"not finite: {given} holds NaN or infinite values")
+        elif tensor.dtype not in FLOATING or tensor.layout != torch.strided or tensor.is_meta:
+            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            faults.append(f"wrong type: {given} is {kind}, must be a dense 16 to 64-bit float")
+        elif not torch.isfinite(converted := tensor.to(torch.float32)).all():
+            faults.append(f"not finite: {given} holds NaN or infinite values (in float32)")
         else:
-            checked[name] = tensor.to(torch.float32).reshape(shape)
+            checked[name] = converted.reshape(shape)
     if faults:
         raise CheckpointError(
             f"{len(faults)} of the tensors do not fit a {describe(config)}:\n  "
@@ -430,7 +412,10 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike) -> Path:
         for name, tensor in checkpoint.tensors.items()
     }
     metadata = {"format": "pt", CONFIG_KEY: checkpoint.config.to_json()}
-    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+    try:
+        write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} could not be written: {error}") from error
     return path
 
 

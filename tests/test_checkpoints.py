@@ -1,0 +1,669 @@
+"""Checkpoints: every container of the published layout, faults, unsafe files, saving."""
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import gram_hear
+from gram_hear.checkpoints import store
+from gram_hear.checkpoints.store import build_autoencoder, load_checkpoint
+from gram_hear.config import ModelConfig
+from gram_hear.errors import CheckpointError, OptionError
+from gram_hear.frontend import FrontEnd
+from gram_hear.nn.mae import MaskedAutoencoder
+
+PATCH_BIAS = "patch_embed.proj.bias"
+BIAS_INDEX = "decoder_blocks.0.wmha.attn_heads.{}.relative_position_index"
+
+
+class RunsCode:
+    """Unpickled carelessly, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.path}'",)
+
+
+class HyperParameters:
+    """A class that no loader of tensors should know."""
+
+
+def load_tensors(tensors, path, **options):
+    """Write tensors as ``path`` and load them."""
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
+    return load_checkpoint(path, **options)
+
+
+def assert_same(found, expected):
+    """Two checkpoints have one configuration and equal tensors."""
+    assert found.config == expected.config
+    assert found.tensors.keys() == expected.tensors.keys()
+    for name, tensor in expected.tensors.items():
+        assert torch.equal(found.tensors[name], tensor), name
+        assert found.tensors[name].dtype == torch.float32
+
+
+def refusal(tensors, path, **options):
+    """Return the message with which these tensors are refused; it names the file."""
+    with pytest.raises(CheckpointError) as error:
+        load_tensors(tensors, path, **options)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "checkpoint.safetensors"
+
+
+# --- containers -----------------------------------------------------------------------------
+
+
+def prefixed(prefix):
+    return lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def wrapped(tensors):
+    """Put the wrappers' parts at the front, inside, and twice in names."""
+    compiled = {
+        name.replace("encoder.layers.", "encoder._orig_mod.layers.").replace(
+            "decoder_blocks.0.", "decoder_blocks.0._orig_mod.module."
+        ): tensor
+        for name, tensor in tensors.items()
+    }
+    return prefixed("module._orig_mod.model.module.")(compiled)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        prefixed(""),
+        prefixed("model."),
+        prefixed("encoder.model."),
+        prefixed("encoder."),
+        prefixed("a.b_2.model.c."),
+        prefixed("_orig_mod."),
+        prefixed("module."),
+        wrapped,
+    ],
+    ids=["bare", "model", "encoder.model", "encoder", "nested", "_orig_mod", "module", "wrapped"],
+)
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "state_dict", "model"])
+def test_containers_hold_one_model(rename, kind, published_tensors, published_file, tmp_path):
+    tensors = rename(published_tensors(2))
+    content, name = {
+        "safetensors": (tensors, "file.safetensors"),
+        "pt": (tensors, "file.pt"),
+        "state_dict": ({"epoch": 3, "state_dict": tensors, "lr": [0.1]}, "file.ckpt"),
+        "model": ({"model": tensors, "optimizer": {"step": 1}}, "file.pth"),
+    }[kind]
+    expected = load_checkpoint(published_file(2))
+    assert_same(load_tensors(content, tmp_path / name), expected)
+
+
+@pytest.mark.parametrize("decoder", ["multi_window", "plain", None])
+@pytest.mark.parametrize("patching", ["frame", "time"])
+@pytest.mark.parametrize("channels", [1, 2, 7])
+def test_the_tensors_alone_tell_the_model(channels, patching, decoder, published_file, make_config):
+    checkpoint = load_checkpoint(published_file(channels, patching, decoder))
+    assert checkpoint.config == make_config(channels, patching, decoder)
+    assert checkpoint.tensors.keys() == store.expected_shapes(checkpoint.config).keys()
+
+
+def test_published_names_are_the_authors_own(published_tensors):
+    names = set(published_tensors(2))
+    layer, block = "encoder.layers.encoder_layer_1.", "decoder_blocks.0."
+    parts = ("weight", "bias")
+    for expected in (
+        "cls_token",
+        "mask_token",
+        "encoder.pos_embedding",
+        "decoder_pos_embed",
+        *(f"patch_embed.proj.{part}" for part in parts),
+        *(f"encoder.ln.{part}" for part in parts),
+        *(f"{layer}{name}.{part}" for name in ("ln_1", "ln_2", "mlp.0", "mlp.3") for part in parts),
+        *(f"{layer}self_attention.in_proj_{part}" for part in parts),
+        *(f"{layer}self_attention.out_proj.{part}" for part in parts),
+        *(f"{block}{name}.{part}" for name in ("norm1", "norm2") for part in parts),
+        *(f"{block}{name}.{part}" for name in ("mlp.fc1", "mlp.fc2") for part in parts),
+        *(f"{block}wmha.{name}.{part}" for name in ("qkv", "proj") for part in parts),
+        *(f"{block}wmha.attn_heads.{h}.relative_position_bias_table" for h in range(6)),
+        *(f"decoder_{name}.{part}" for name in ("embed", "norm") for part in parts),
+        *(f"spec_pred.0.{part}" for part in parts),
+    ):
+        assert expected in names
+        names.discard(expected)
+    assert all(name.startswith("encoder.layers.encoder_layer_0.") for name in names)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_float_type_loads_as_float32(dtype, published_tensors, file):
+    tensors = {name: tensor.to(dtype) for name, tensor in published_tensors(1).items()}
+    checkpoint = load_tensors(tensors, file)
+    assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {torch.float32}
+    given = tensors["patch_embed.proj.weight"].float()
+    assert torch.equal(checkpoint.tensors["patches.weight"], given)
+
+
+def test_parameters_load_as_tensors(published_tensors, published_file, tmp_path):
+    tensors = {name: torch.nn.Parameter(t) for name, t in published_tensors(2).items()}
+    assert_same(load_tensors(tensors, tmp_path / "p.pt"), load_checkpoint(published_file(2)))
+
+
+def test_a_file_of_old_torch_loads(published_tensors, published_file, tmp_path):
+    path = tmp_path / "old.pt"
+    torch.save(published_tensors(2), path, _use_new_zipfile_serialization=False)
+    assert_same(load_checkpoint(path), load_checkpoint(published_file(2)))
+
+
+def test_derived_tensors_are_checked_and_dropped(published_tensors, published_file, file):
+    expected = load_checkpoint(published_file(2))
+    front_end = FrontEnd(expected.config.front_end)
+    place = torch.arange(5)
+    derived = {
+        "mel_spec.mel_scale.fb": front_end.filterbank,
+        "mel_spec.spectrogram.window": front_end.window,
+        "model.melspec.mel_scale.fb": front_end.filterbank.half(),
+        "model." + BIAS_INDEX.format(1): place[:, None] - place + 4,
+    }
+    tensors = prefixed("model.")(published_tensors(2)) | derived
+    assert_same(load_tensors(tensors, file), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("mel_spec.mel_scale.fb", torch.zeros(513, 128)),
+        ("mel_spec.mel_scale.fb", torch.zeros(513, 64)),
+        ("mel_spec.spectrogram.window", torch.ones(1024)),
+        (BIAS_INDEX.format(0), torch.zeros(2, 2, dtype=torch.long)),
+    ],
+)
+def test_derived_tensors_that_differ_are_refused(name, tensor, published_tensors, file):
+    assert name in refusal(published_tensors(2) | {name: tensor}, file)
+
+
+# --- heads ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gramt_frame_2ch.safetensors",
+        "gramt_frame_2ch_lightning.ckpt",
+        "gramt_frame_7ch.safetensors",
+    ],
+)
+def test_heads_that_no_tensor_tells_must_be_given(name, golden_path):
+    with pytest.raises(CheckpointError, match=r"heads=.*--heads"):
+        load_checkpoint(golden_path(name))
+    assert load_checkpoint(golden_path(name), heads=4).config.encoder.heads == 4
+
+
+def test_golden_containers_hold_one_model(golden_path):
+    bare, *others = (
+        load_checkpoint(golden_path(f"gramt_frame_2ch{end}"), heads=4)
+        for end in (".safetensors", "_lightning.ckpt", "_runtime.safetensors")
+    )
+    for other in others:
+        for name, tensor in other.tensors.items():
+            assert torch.equal(tensor, bare.tensors[name]), name
+        assert other.config.encoder == bare.config.encoder
+
+
+def test_heads_overrule_the_usual_width(published_file):
+    assert load_checkpoint(published_file(1), heads=2).config.encoder.heads == 2
+
+
+@pytest.mark.parametrize("heads", [0, 3, -1])
+def test_heads_that_do_not_fit_are_refused(heads, published_file):
+    with pytest.raises(CheckpointError, match="heads"):
+        load_checkpoint(published_file(1), heads=heads)
+
+
+def test_heads_contradict_a_file_of_ours(small_model, file):
+    gram_hear.save_model(small_model(1), file)
+    with pytest.raises(OptionError, match="own configuration"):
+        load_checkpoint(file, heads=1)
+
+
+# --- faults ---------------------------------------------------------------------------------
+
+
+def test_all_faults_are_listed_at_once(published_tensors, file):
+    tensors = published_tensors(2)
+    del tensors["encoder.ln.weight"]
+    del tensors["encoder.layers.encoder_layer_0.mlp.3.bias"]
+    tensors["stranger.weight"] = torch.zeros(3)
+    tensors[PATCH_BIAS] = torch.zeros(65)
+    tensors["cls_token"] = torch.full((1, 1, 64), float("nan"))
+    tensors["encoder.ln.bias"] = torch.full((64,), float("inf"))
+    tensors["mask_token"] = torch.zeros(1, 1, 32, dtype=torch.int64)
+    message = refusal(tensors, file)
+    assert "missing: encoder.ln.weight (64,)" in message
+    assert "missing: encoder.layers.encoder_layer_0.mlp.3.bias (64,)" in message
+    assert "unexpected: stranger.weight" in message
+    assert f"misshapen: {PATCH_BIAS} is (65,), must be (64,)" in message
+    assert "not finite: cls_token" in message
+    assert "not finite: encoder.ln.bias" in message
+    assert "wrong type: mask_token is torch.int64" in message
+    assert "7 of the tensors" in message
+
+
+def test_all_faults_of_a_file_of_ours_are_listed_at_once(small_model, file):
+    gram_hear.save_model(small_model(2), file)
+    with safe_open(file, framework="pt") as content:
+        metadata = content.metadata()
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    del tensors["patches.bias"]
+    tensors |= {"decoder.norm.bias": torch.zeros(32), "encoder.norm.bias": torch.zeros(2)}
+    save_file(tensors, file, metadata)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(file)
+    for name in ("patches.bias", "decoder.norm.bias", "encoder.norm.bias"):
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "without", ["decoder_norm.", "decoder_embed.", "decoder_blocks.", "mask_token", "spec_pred."]
+)
+def test_half_a_decoder_is_refused(without, published_tensors, file):
+    tensors = {n: t for n, t in published_tensors(2).items() if not n.startswith(without)}
+    assert without in refusal(tensors, file)
+
+
+def test_remains_of_a_removed_decoder_are_left(published_tensors, published_file, file):
+    tensors = {n: t for n, t in published_tensors(2).items() if not n.startswith("decoder_")}
+    assert {"mask_token", "spec_pred.0.weight"} <= tensors.keys()
+    assert_same(load_tensors(tensors, file), load_checkpoint(published_file(2, decoder=None)))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("patch_embed.proj.weight", (64, 3, 16, 8)),
+        ("patch_embed.proj.weight", (64, 2, 16)),
+        ("patch_embed.proj.weight", (64, 2, 24, 8)),
+        ("patch_embed.proj.weight", (64, 2, 16, 7)),
+        ("patch_embed.proj.weight", (64, 2, 0, 8)),
+        ("patch_embed.proj.weight", (64, 2, 256, 8)),
+        ("encoder.pos_embedding", (201, 64)),
+        ("encoder.pos_embedding", (1, 1, 64)),
+        ("encoder.pos_embedding", (1, 0, 64)),
+        ("encoder.layers.encoder_layer_0.mlp.0.weight", (128,)),
+        ("decoder_embed.weight", ()),
+        ("decoder_blocks.0.wmha.attn_heads.0.relative_position_bias_table", (4, 1)),
+        ("decoder_blocks.0.wmha.attn_heads.0.relative_position_bias_table", ()),
+    ],
+)
+def test_tensors_of_no_model_are_refused(name, shape, published_tensors, file):
+    refusal(published_tensors(2) | {name: torch.zeros(shape)}, file)
+
+
+def test_two_models_in_one_file_are_refused(published_tensors, file):
+    first, second = published_tensors(2), published_tensors(2, seed=1)
+    message = refusal(prefixed("student.")(first) | prefixed("teacher.")(second), file)
+    assert "student.patch_embed" in message
+    assert "teacher.patch_embed" in message
+
+
+def test_a_file_without_a_model_is_refused(file):
+    message = refusal({"conv.weight": torch.zeros(3)}, file)
+    assert "No GRAM model" in message
+    assert "conv.weight" in message
+    assert "0 tensors" in refusal({}, file)
+
+
+def test_names_that_become_one_are_refused(published_tensors, file):
+    message = refusal(published_tensors(2) | {"module.cls_token": torch.zeros(1, 1, 64)}, file)
+    assert "Two tensors are named 'cls_token'" in message
+
+
+def test_a_value_past_float32_is_refused(published_tensors, file):
+    huge = torch.full((1, 1, 64), 1e300, dtype=torch.float64)
+    assert "cls_token" in refusal(published_tensors(2) | {"cls_token": huge}, file)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64, torch.bool])
+def test_other_types_of_tensor_are_refused(dtype, published_tensors, file):
+    odd = torch.zeros(1, 1, 64).to(dtype)
+    assert "cls_token" in refusal(published_tensors(2) | {"cls_token": odd}, file)
+
+
+# --- files that are no checkpoints ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_that_would_run_code_is_refused(legacy, published_tensors, tmp_path):
+    made, path = tmp_path / "made", tmp_path / "evil.pt"
+    content = {"state_dict": published_tensors(2), "callback": RunsCode(made)}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"system.*could run code"):
+        load_checkpoint(path)
+    assert not made.exists()
+
+
+def test_a_bare_pickle_that_would_run_code_is_refused(tmp_path):
+    made, path = tmp_path / "made", tmp_path / "evil.bin"
+    path.write_bytes(pickle.dumps(RunsCode(made), protocol=2))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("name", ["model.pt", "last.ckpt"])
+def test_classes_in_a_file_are_named(name, published_tensors, tmp_path):
+    path = tmp_path / name
+    torch.save(
+        {
+            "state_dict": published_tensors(2),
+            "hyper_parameters": HyperParameters(),
+            "args": argparse.Namespace(lr=0.1),
+        },
+        path,
+    )
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(path)
+    assert "HyperParameters" in str(error.value)
+    assert "argparse.Namespace" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([torch.zeros(2)], "list"),
+        (torch.zeros(2), "Tensor"),
+        ({"epoch": 1, "weights": {"a": torch.zeros(2)}}, "epoch, weights"),
+        ({1: torch.zeros(2)}, "1"),
+    ],
+)
+def test_torch_files_of_other_things_are_refused(content, told, tmp_path):
+    assert told in refusal(content, tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".ckpt"])
+@pytest.mark.parametrize("damage", ["empty", "garbage", "pointer", "start", "half", "end"])
+def test_damaged_files_are_refused(suffix, damage, published_tensors, tmp_path):
+    path = tmp_path / f"model{suffix}"
+    load_tensors(published_tensors(1), path)
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "empty": b"",
+            "garbage": bytes(range(1, 256)) * 9,
+            "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+            "start": whole[:50],
+            "half": whole[: len(whole) // 2],
+            "end": whole[:-1],
+        }[damage]
+    )
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(path)
+    assert str(path) in str(error.value)
+    assert ("is empty" if damage == "empty" else "not a whole") in str(error.value)
+    assert "weights_only" not in str(error.value)  # nobody should be led to unsafe loading
+
+
+@pytest.mark.parametrize(("given", "named"), [(".pt", ".safetensors"), (".safetensors", ".pt")])
+def test_renamed_files_are_refused(given, named, published_tensors, tmp_path):
+    path = tmp_path / f"model{given}"
+    load_tensors(published_tensors(1), path)
+    with pytest.raises(CheckpointError, match="not a whole"):
+        load_checkpoint(path.rename(tmp_path / f"renamed{named}"))
+
+
+@pytest.mark.parametrize("name", ["model.npz", "model", "model.safetensors.bak"])
+def test_unknown_suffixes_are_refused(name, published_file, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(published_file(1).read_bytes())
+    with pytest.raises(CheckpointError, match=r"allowed are \.safetensors, \.ckpt, \.pt"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["absent.pt", "./absent", "~/absent/absent", "x/y/absent.ckpt"])
+def test_an_absent_file_is_told(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="no file or folder"):
+        load_checkpoint(name)
+
+
+def test_a_broken_link_is_told(tmp_path):
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(tmp_path / "gone.safetensors")
+    with pytest.raises(CheckpointError, match="no file or folder"):
+        load_checkpoint(link)
+
+
+def test_a_path_that_cannot_be_looked_up_is_refused():
+    with pytest.raises((CheckpointError, OptionError)):
+        load_checkpoint("a" * 5000 + ".pt")
+
+
+def test_a_file_that_may_not_be_read_is_told(published_file, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    path = published_file(1)
+    monkeypatch.setattr(store, "read_tensors", refuse)
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        load_checkpoint(path)
+
+
+# --- folders --------------------------------------------------------------------------------
+
+
+def test_a_folder_with_the_usual_file_loads(published_tensors, published_file, tmp_path):
+    save_file(published_tensors(2), tmp_path / "model.safetensors")
+    save_file(published_tensors(1), tmp_path / "another.safetensors")
+    assert_same(load_checkpoint(tmp_path), load_checkpoint(published_file(2)))
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "weights.safetensors"])
+def test_a_folder_with_one_checkpoint_loads(name, published_tensors, published_file, tmp_path):
+    load_tensors(published_tensors(2), tmp_path / name)
+    (tmp_path / "README.md").write_text("A model.")
+    checkpoint = load_checkpoint(tmp_path)
+    assert_same(checkpoint, load_checkpoint(published_file(2)))
+    assert checkpoint.source.path == tmp_path / name
+
+
+def test_a_folder_with_several_checkpoints_is_refused(published_tensors, tmp_path):
+    for name in ("a.pt", "b.ckpt"):
+        torch.save(published_tensors(1), tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"a\.pt, b\.ckpt.*Name the file"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt"])
+def test_a_folder_in_place_of_the_file_is_refused(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", b"\xff\xfe"], ids=repr)
+def test_a_folder_whose_config_cannot_be_read_is_refused(text, small_model, tmp_path):
+    gram_hear.save_pretrained(small_model(1), tmp_path)
+    (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_folder_whose_config_differs_is_refused(small_model, tmp_path):
+    model = small_model(1)
+    gram_hear.save_pretrained(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["front_end"]["log_floor"] = 1e-5
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config\.json differs"):
+        load_checkpoint(tmp_path)
+
+
+def test_the_config_of_a_foreign_folder_is_left_alone(published_tensors, tmp_path):
+    save_file(published_tensors(1), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"auto_map": {"AutoModel": "evil.Code"}}')
+    assert load_checkpoint(tmp_path).source.layout == "published"
+
+
+# --- saving ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2, 7])
+@pytest.mark.parametrize(
+    ("save", "patching"), [(gram_hear.save_model, "frame"), (gram_hear.save_pretrained, "time")]
+)
+def test_a_saved_model_embeds_the_same_bits(save, channels, patching, small_model, noise, tmp_path):
+    model = small_model(channels, patching)
+    place = save(model, tmp_path / "saved.safetensors")
+    audio = noise(1, 20000)
+    again = gram_hear.load_model(place)
+    assert again.source.layout == "gram-hear"
+    for embed in (gram_hear.get_timestamp_embeddings, gram_hear.get_scene_embeddings):
+        for found, expected in zip(embed(audio, again), embed(audio, model), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_a_saved_model_holds_its_whole_configuration(small_model, file):
+    model = small_model(2, "time")
+    gram_hear.save_model(model, file)
+    with safe_open(file, framework="pt") as content:
+        metadata = content.metadata()
+        names = set(content.keys())
+    config = ModelConfig.from_json(metadata["gram_hear_config"])
+    assert config.decoder is None
+    assert config.front_end == model.config.front_end
+    assert config.encoder == model.config.encoder
+    assert (config.patch, config.window_fill) == (model.config.patch, model.config.window_fill)
+    assert names == set(model.gram.state_dict())
+    assert metadata["format"] == "pt"  # what other readers of safetensors ask for
+
+
+@pytest.mark.parametrize("decoder", ["multi_window", "plain"])
+def test_a_saved_autoencoder_keeps_its_decoder(decoder, published_file, file):
+    checkpoint = load_checkpoint(published_file(2, decoder=decoder))
+    autoencoder = build_autoencoder(checkpoint)
+    assert isinstance(autoencoder, MaskedAutoencoder)
+    gram_hear.save_model(autoencoder, file)
+    assert_same(load_checkpoint(file), checkpoint)
+    again = build_autoencoder(load_checkpoint(file))
+    features = torch.rand(1, 2, 200, 128)
+    mask = torch.arange(200)[None] % 5 > 0
+    assert torch.equal(again(features, mask).loss, autoencoder(features, mask).loss)
+
+
+def test_a_saved_folder_has_its_config_to_read(small_model, tmp_path):
+    model = small_model(7)
+    assert gram_hear.save_pretrained(model, tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    written = (tmp_path / "a" / "b" / "config.json").read_text()
+    assert ModelConfig.from_json(written) == load_checkpoint(tmp_path / "a" / "b").config
+
+
+def test_a_half_precision_model_saves_as_float32(small_model, file):
+    gram_hear.save_model(small_model(2, dtype="bfloat16"), file)
+    saved, loaded = load_checkpoint(file), load_checkpoint(small_model(2).source.path)
+    for name, tensor in saved.tensors.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, loaded.tensors[name].bfloat16().float())
+
+
+@pytest.mark.parametrize("save", [gram_hear.save_model, gram_hear.save_pretrained])
+def test_saving_is_whole_or_not_at_all(save, small_model, tmp_path, monkeypatch):
+    target = tmp_path / "model.safetensors"
+    place = target if save is gram_hear.save_model else tmp_path
+    save(small_model(1), place)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail_midway(tensors, path, metadata):
+        path.write_bytes(b"half of a file")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "save_file", fail_midway)
+    with pytest.raises(OSError, match="No space left"):
+        save(small_model(2), place)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_saving_replaces_a_file(small_model, file):
+    for channels in (1, 2):
+        gram_hear.save_model(small_model(channels), file)
+        assert load_checkpoint(file).config.front_end.feature_channels == channels
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model", "model.safetensors.gz"])
+def test_only_safetensors_are_saved(name, small_model, tmp_path):
+    with pytest.raises(OptionError, match=r"must end in \.safetensors"):
+        gram_hear.save_model(small_model(1), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("save", [gram_hear.save_model, gram_hear.save_pretrained])
+def test_only_models_are_saved(save, tmp_path):
+    with pytest.raises(OptionError, match="Linear"):
+        save(torch.nn.Linear(2, 2), tmp_path / "linear.safetensors")
+
+
+def test_saving_into_an_absent_folder_is_told(small_model, tmp_path):
+    with pytest.raises((OSError, OptionError), match="absent"):
+        gram_hear.save_model(small_model(1), tmp_path / "absent" / "model.safetensors")
+
+
+def test_a_file_in_place_of_the_folder_is_refused(small_model, tmp_path):
+    (tmp_path / "taken").write_text("here already")
+    with pytest.raises(OptionError, match="is a file"):
+        gram_hear.save_pretrained(small_model(1), tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "here already"
+
+
+def test_the_hash_is_that_of_the_file(published_file):
+    path = published_file(1)
+    source = load_checkpoint(path).source
+    assert source.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (source.layout, source.path) == ("published", path)
+    assert load_checkpoint("gram-tiny-untrained").source.sha256() is None
+
+
+def test_a_gap_in_the_layers_is_named_at_once(published_tensors, tmp_path):
+    tensors = published_tensors(1)
+    tensors["encoder.layers.encoder_layer_999999.ln_1.weight"] = torch.ones(64)
+    message = refusal(tensors, tmp_path / "gap.safetensors")
+    assert "layer 999999" in message
+    assert "encoder.layers.encoder_layer_2.* is missing" in message
+
+
+def test_a_bias_table_missing_in_the_first_block_is_named(published_tensors, tmp_path):
+    tensors = published_tensors(1)
+    block = {name: t for name, t in tensors.items() if name.startswith("decoder_blocks.0.")}
+    second = {name.replace("blocks.0", "blocks.1"): t.clone() for name, t in block.items()}
+    name = "decoder_blocks.0.wmha.attn_heads.0.relative_position_bias_table"
+    del tensors[name]
+    assert f"missing: {name}" in refusal({**tensors, **second}, tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse"])
+def test_tensors_without_dense_values_are_refused(kind, published_tensors, tmp_path):
+    tensors = published_tensors(1)
+    values = tensors["patch_embed.proj.bias"]
+    tensors["patch_embed.proj.bias"] = values.to("meta") if kind == "meta" else values.to_sparse()
+    assert "wrong type: patch_embed.proj.bias" in refusal(tensors, tmp_path / "model.pt")
+
+
+def test_a_folder_named_as_a_checkpoint_is_not_replaced(small_model, tmp_path):
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(OptionError, match="is a folder"):
+        gram_hear.save_model(small_model(1), tmp_path / "model.safetensors")

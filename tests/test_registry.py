@@ -1,0 +1,174 @@
+"""The registered models, and the one that needs no network."""
+
+import json
+import warnings
+from importlib.resources import files
+
+import pytest
+import torch
+
+import gram_hear
+from gram_hear.checkpoints import registry, store
+from gram_hear.checkpoints.store import load_checkpoint
+from gram_hear.errors import OptionError
+
+PUBLISHED = {
+    "gramt-mono": (1, "frame"),
+    "gramt-binaural": (2, "frame"),
+    "gramt-binaural-frame": (2, "frame"),
+    "gramt-binaural-time": (2, "time"),
+    "gramt-ambisonics": (7, "frame"),
+}
+OFFLINE = "gram-tiny-untrained"
+
+
+@pytest.fixture(scope="module")
+def two_tones():
+    """(1, 2, 64000): 440 Hz at the left ear, 1 kHz at half the level at the right."""
+    seconds = torch.arange(64000) / 32000
+    left, right = (torch.sin(2 * torch.pi * f * seconds) for f in (440, 1000))
+    return torch.stack([left, 0.5 * right])[None]
+
+
+def load_offline(**options):
+    with pytest.warns(UserWarning, match="untrained"):
+        return gram_hear.load_model(OFFLINE, **options)
+
+
+# --- data -----------------------------------------------------------------------------------
+
+
+def test_the_published_models_are_registered():
+    entries = {entry.name: entry for entry in gram_hear.list_models()}
+    assert list(entries) == [*PUBLISHED, OFFLINE]
+    for name, (channels, patching) in PUBLISHED.items():
+        entry = entries[name]
+        assert (entry.channels, entry.patching) == (channels, patching)
+        assert entry.repository == f"labhamlet/{name}"
+        assert entry.file == "model.safetensors"
+        assert (entry.layout, entry.trained) == ("published", True)
+        assert entry.revision
+        assert entry.seed is None
+
+
+def test_every_entry_says_what_it_is():
+    for entry in gram_hear.list_models():
+        assert entry.description
+        assert entry.licence
+        assert entry.channels in (1, 2, 7)
+        assert entry.patching in ("frame", "time")
+
+
+def test_the_registry_is_package_data():
+    data = json.loads((files("gram_hear.weights") / "registry.json").read_text(encoding="utf-8"))
+    assert [fields["name"] for fields in data["models"]] == [*PUBLISHED, OFFLINE]
+    assert {data["default"], data["offline"]} <= {fields["name"] for fields in data["models"]}
+
+
+def test_the_default_is_the_published_binaural_model(monkeypatch):
+    asked = []
+    monkeypatch.setattr(store, "_from_hub", lambda name, entry, *rest: asked.append((name, entry)))
+    load_checkpoint("")
+    entry = registry.find_entry("gramt-binaural")
+    assert asked == [("gramt-binaural", entry)]
+    assert registry.default_name() == "gramt-binaural"
+
+
+def test_a_registered_name_comes_before_a_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / OFFLINE).mkdir()
+    assert load_checkpoint(OFFLINE).source.layout == "seed"
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [
+        ("gramt-binaral", "gramt-binaural"),
+        ("gramt_mono", "gramt-mono"),
+        ("gram-tiny", OFFLINE),
+        ("gramt-ambisonic", "gramt-ambisonics"),
+    ],
+)
+def test_an_unknown_name_suggests_the_nearest(given, nearest):
+    with pytest.raises(OptionError, match=f"no model '{given}'.*Did you mean '{nearest}'"):
+        gram_hear.load_model(given)
+
+
+def test_a_name_like_no_other_lists_all():
+    with pytest.raises(OptionError) as error:
+        gram_hear.load_model("whisper")
+    for name in (*PUBLISHED, OFFLINE):
+        assert name in str(error.value)
+    assert "Did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [None, 3, b"gramt-mono"])
+def test_a_name_that_is_no_text_is_refused(name):
+    with pytest.raises((OptionError, TypeError), match=r"str|text|path"):
+        gram_hear.load_model(name)
+
+
+# --- the offline model ----------------------------------------------------------------------
+
+
+def test_the_offline_model_says_that_it_is_untrained():
+    with pytest.warns(UserWarning, match=f"{OFFLINE} is untrained.*random") as caught:
+        gram_hear.load_model(OFFLINE)
+    assert caught[0].filename == __file__  # the line that loads it, not one of ours
+
+
+def test_a_file_does_not_say_that_it_is_untrained(small_model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small_model(2)
+
+
+def test_the_offline_model_is_the_same_each_time(two_tones):
+    first, second = load_checkpoint(OFFLINE), load_checkpoint(OFFLINE)
+    assert first.config == second.config
+    for name, tensor in first.tensors.items():
+        assert torch.equal(second.tensors[name], tensor), name
+    torch.rand(3)  # the global seed has no say
+    embeddings = [gram_hear.get_scene_embeddings(two_tones, load_offline()) for _ in range(2)]
+    assert torch.equal(*embeddings)
+
+
+def test_loading_leaves_the_global_seed_alone():
+    state = torch.get_rng_state()
+    load_offline()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "size", "first", "last", "norm"),
+    [
+        ("raw", 1536, [-0.064405, 1.602804, -1.192039, 0.949515], 0.754895, 38.068577),
+        ("mean", 192, [0.249330, 0.425761, 0.111547, 0.053084], 0.659536, 11.957512),
+        ("cls", 192, [0.432265, -0.143306, -0.574985, -0.190335], 0.718558, 13.856405),
+    ],
+)
+def test_the_offline_model_keeps_its_numbers(strategy, size, first, last, norm, two_tones):
+    embedding = gram_hear.get_scene_embeddings(two_tones, load_offline(strategy=strategy))[0]
+    assert embedding.shape == (size,)
+    torch.testing.assert_close(embedding[:4], torch.tensor(first), atol=1e-4, rtol=0)
+    assert float(embedding[-1]) == pytest.approx(last, abs=1e-4)
+    assert float(embedding.norm()) == pytest.approx(norm, abs=1e-3)
+
+
+def test_the_offline_model_fills_with_silence():
+    config = load_checkpoint(OFFLINE).config
+    assert config.window_fill == "silence"
+    assert (config.front_end.layout, config.patching) == ("binaural", "frame")
+
+
+@pytest.mark.parametrize("option", [{"revision": "main"}, {"heads": 3}])
+def test_the_offline_model_takes_no_options_of_files(option):
+    with pytest.raises(OptionError, match="built here from a seed"):
+        gram_hear.load_model(OFFLINE, **option)
+
+
+def test_the_offline_model_can_be_saved(two_tones, tmp_path):
+    model = load_offline()
+    saved = gram_hear.load_model(gram_hear.save_model(model, tmp_path / "tiny.safetensors"))
+    expected = gram_hear.get_scene_embeddings(two_tones, model)
+    assert torch.equal(gram_hear.get_scene_embeddings(two_tones, saved), expected)
