@@ -113,6 +113,7 @@ def test_the_environment_directs_the_client(hub, tmp_path):
         process = subprocess.run(
             [sys.executable, "-c", script, "gramt-mono"],
             env=environment | {"HF_HUB_OFFLINE": offline},
+            cwd=tmp_path,
             capture_output=True,
             text=True,
             check=False,
