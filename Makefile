@@ -5,7 +5,7 @@
 
 VENV = .venv
 PYTHON = $(VENV)/bin/python
-BIN = $(dir $(PYTHON))
+BIN = $(dir $(shell command -v $(PYTHON) || echo $(PYTHON)))
 
 ifeq ($(origin PYTHON),command line)
 READY =

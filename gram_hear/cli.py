@@ -37,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 messages = Console(stderr=True)
+results = Console()
 
 Model = Annotated[
     str, typer.Argument(help="A registered name, a checkpoint file or folder, or a Hub repository.")
@@ -62,8 +63,10 @@ def main() -> None:
         sys.exit(1)
 
 
-def _say(message: str) -> None:
-    messages.print(message, markup=False, highlight=False, soft_wrap=True)
+def _say(message: object, console: Console = messages) -> None:
+    # Names of files may hold bytes that are no characters; they are shown as "?".
+    text = str(message).encode("utf-8", "replace").decode("utf-8")
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -151,7 +154,8 @@ def embed(
                 failed += 1
                 _say(f"failed: {outcome.error}")
             else:
-                typer.echo(outcome.job.output)
+                # On a terminal the bar must be told, so that a line does not run into it.
+                _say(outcome.job.output, progress.console if sys.stdout.isatty() else results)
     _say(f"{len(jobs) - failed} of {len(jobs)} files embedded into {output}.")
     if failed:
         raise typer.Exit(1)

@@ -20,6 +20,11 @@ PUBLISHED_LOG_FLOOR = 1.1920929e-07  # float32 epsilon: what the published embed
 TRAINING_LOG_FLOOR = 1e-5  # what the published training of 1 and 2 channels used
 AMBISONIC_LOG_FLOOR = 1e-6
 
+# Layout -> channels of the audio, channels of the features (Ambisonic: 4 log-mels, 3 intensities).
+LAYOUTS = {"mono": (1, 1), "binaural": (2, 2), "ambisonic": (4, 7)}
+LAYOUT_OF_CHANNELS = {features: layout for layout, (_, features) in LAYOUTS.items()}
+LAYOUT_OF_AUDIO = {audio: layout for layout, (audio, _) in LAYOUTS.items()}
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -57,7 +62,7 @@ class FrontEndConfig:
     f_max: float = 16000.0
 
     def __post_init__(self) -> None:
-        _require_choice(self, "layout", ("mono", "binaural", "ambisonic"))
+        _require_choice(self, "layout", tuple(LAYOUTS))
         _require_positive(self, "log_floor", "sample_rate", "n_fft", "hop", "mels", "f_max")
         _require(
             self.n_fft % 2 == 0 and self.sample_rate % 2 == 0 and math.isfinite(self.log_floor),
@@ -73,12 +78,12 @@ class FrontEndConfig:
     @property
     def audio_channels(self) -> int:
         """Channels of the waveform: 1, 2 or 4."""
-        return {"mono": 1, "binaural": 2, "ambisonic": 4}[self.layout]
+        return LAYOUTS[self.layout][0]
 
     @property
     def feature_channels(self) -> int:
         """Channels of the features: 1, 2, or 7 (4 log-mels and 3 intensities)."""
-        return {"mono": 1, "binaural": 2, "ambisonic": 7}[self.layout]
+        return LAYOUTS[self.layout][1]
 
 
 @dataclass(frozen=True)
@@ -245,6 +250,8 @@ def _build(cls: type[_Config], data: Any, path: str) -> _Config:
             f"Configuration '{path}' has the unknown key {key!r}; allowed are "
             f"{', '.join(hints)}." + nearest(key, hints),
         )
+    missing = [name for name in hints if name not in data]
+    _require(not missing, f"Configuration '{path}' lacks {', '.join(missing)}; it must be whole.")
     return cls(**{key: _parse(hints[key], value, f"{path}.{key}") for key, value in data.items()})
 
 
@@ -278,7 +285,6 @@ SIZES: dict[str, tuple[EncoderConfig, DecoderConfig]] = {
     "small": (EncoderConfig(width=384, depth=12, heads=6, mlp_width=1536), DecoderConfig()),
     "base": (EncoderConfig(), DecoderConfig()),
 }
-LAYOUT_OF_CHANNELS = {1: "mono", 2: "binaural", 7: "ambisonic"}
 PATCHINGS: dict[str, tuple[PatchConfig, tuple[int, ...]]] = {
     "frame": (PatchConfig(mels=16, frames=8), (2, 5, 10, 25, 50, 100, 0, 0)),
     "time": (PatchConfig(mels=128, frames=2), (2, 5, 10, 25, 50, 0, 0, 0)),

@@ -93,8 +93,9 @@ def embed_jobs(jobs: Sequence[Job], model: HearModel) -> Iterator[Outcome]:
     for job in jobs:
         try:
             embed_file(job, model, provenance)
-        except (GramError, OSError) as error:
-            yield Outcome(job, str(error))
+        except (GramError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+            name, message = str(job.source), str(error) or type(error).__name__
+            yield Outcome(job, message if name in message else f"{name}: {message}")
         else:
             yield Outcome(job, None)
 
@@ -112,6 +113,7 @@ def describe_model(model: HearModel) -> dict:
             "sha256": source.sha256(),
         },
         "options": dataclasses.asdict(model.options),
+        "device": str(model.device),
         "hop_ms": model.hop_ms,
     }
 

@@ -15,7 +15,7 @@ from gram_hear.config import FrontEndConfig
 from gram_hear.errors import AudioError
 
 INTENSITY_FLOOR = 1e-6  # added to the energy that normalises the intensity vector
-BLOCK_FRAMES = 8192  # frames transformed at once; bounds the memory of the spectra
+BLOCK_FRAMES = 8192  # frames of all clips and channels transformed at once; bounds the memory
 
 
 def mel_filterbank(config: FrontEndConfig) -> Tensor:
@@ -101,14 +101,26 @@ class FrontEnd(nn.Module):
                 f"{self.shortest}. Pad the clip with zeros."
             )
         half = self.config.n_fft // 2
-        padded = F.pad(waveform.float(), (half, half), mode="reflect")
-        frames = self.frames(waveform.shape[-1])
+        return self.transform(F.pad(waveform.float(), (half, half), mode="reflect"))
+
+    def transform(self, padded: Tensor) -> Tensor:
+        """Return the features of every whole frame of a stretch of sound.
+
+        Args:
+            padded: (batch, channels, samples) that begins half a frame before the centre of its
+                first frame: a clip with its reflected ends, or a stretch from within a clip.
+
+        Returns:
+            (batch, feature channels, 1 + (samples - n_fft) // hop, mels) float32.
+        """
+        n_fft, hop = self.config.n_fft, self.config.hop
+        frames = 1 + (padded.shape[-1] - n_fft) // hop
+        step = max(1, BLOCK_FRAMES // (padded.shape[0] * padded.shape[1]))
         blocks = []
-        for first in range(0, frames, BLOCK_FRAMES):
-            count = min(BLOCK_FRAMES, frames - first)
-            start = first * self.config.hop
-            stop = start + (count - 1) * self.config.hop + self.config.n_fft
-            blocks.append(self._features(self._spectrum(padded[..., start:stop])))
+        for first in range(0, frames, step):
+            last = min(first + step, frames) - 1
+            block = padded[..., first * hop : last * hop + n_fft]
+            blocks.append(self._features(self._spectrum(block)))
         return torch.cat(blocks, dim=2)
 
     def _spectrum(self, padded: Tensor) -> Tensor:

@@ -46,19 +46,13 @@ class Options:
     window_batch: int = 32
     dtype: str = "float32"
 
-    def check(self, config: ModelConfig) -> None:
-        """Raise an OptionError for a value out of range, or two that contradict each other."""
+    def __post_init__(self) -> None:
         allowed = (*STRATEGIES, "sum") if self.parity else STRATEGIES
         if self.strategy not in allowed:
             only = " 'sum' needs parity=True." if self.strategy == "sum" else ""
             raise OptionError(
                 f"Unknown strategy {self.strategy!r}; allowed are {', '.join(allowed)}.{only}"
                 + nearest(self.strategy, allowed)
-            )
-        depth = config.encoder.depth
-        if self.layer is not None and not 1 <= self.layer <= depth:
-            raise OptionError(
-                f"layer is {self.layer}; this model has layers 1 to {depth} (None is the last)."
             )
         if self.window_batch < 1:
             raise OptionError(f"window_batch is {self.window_batch}; it must be at least 1.")
@@ -177,7 +171,6 @@ def load_model(
         revision=None if _absent(revision) else revision,
         cache_dir=cache_dir,
     )
-    options.check(checkpoint.config)
     return from_checkpoint(checkpoint, options).to(place)
 
 
@@ -211,7 +204,11 @@ class HearModel(nn.Module):
 
     def __init__(self, gram: GramModel, options: Options, source: Source) -> None:
         super().__init__()
-        options.check(gram.config)
+        depth = gram.config.encoder.depth
+        if options.layer is not None and not 1 <= options.layer <= depth:
+            raise OptionError(
+                f"layer is {options.layer}; this model has layers 1 to {depth} (None is the last)."
+            )
         self.gram = gram
         self.gram.patches.to(DTYPES[options.dtype])
         self.gram.encoder.to(DTYPES[options.dtype])
@@ -222,6 +219,11 @@ class HearModel(nn.Module):
     def config(self) -> ModelConfig:
         """The configuration of the network."""
         return self.gram.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; audio is moved there."""
+        return self.gram.front_end.window.device
 
     @property
     def sample_rate(self) -> int:
@@ -301,7 +303,7 @@ class HearModel(nn.Module):
         what reflect padding cannot take is padded.
         """
         front_end = self.gram.front_end
-        clip = clip.to(front_end.window.device)
+        clip = clip.to(self.device)
         options = self.options
         clip = to_layout(clip, front_end.config.layout, options.convention, options.parity)
         frame = front_end.config.n_fft

@@ -65,4 +65,4 @@ class GramModel(nn.Module):
                 f"(windows, {', '.join(map(str, shape))}), as cut_windows makes them."
             )
         patches = patchify(normalise_windows(windows.float()), self.config.patch)
-        return self.encoder(self.patches(patches.to(self.patches.weight.dtype)), layer)
+        return self.encoder(self.patches(patches), layer)

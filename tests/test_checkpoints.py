@@ -667,3 +667,14 @@ def test_a_folder_named_as_a_checkpoint_is_not_replaced(small_model, tmp_path):
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(OptionError, match="is a folder"):
         gram_hear.save_model(small_model(1), tmp_path / "model.safetensors")
+
+
+def test_other_faults_are_listed_beside_a_missing_size(published_tensors, tmp_path):
+    tensors = published_tensors(1)
+    del tensors["encoder.pos_embedding"]
+    tensors["cls_token"][0, 0, 0] = float("nan")
+    tensors["encoder.layers.encoder_layer_0.mlp.1.weight"] = torch.ones(3)
+    message = refusal(tensors, tmp_path / "model.safetensors")
+    assert "encoder.pos_embedding is missing" in message
+    assert "not finite: cls_token" in message
+    assert "unexpected: encoder.layers.encoder_layer_0.mlp.1.weight" in message

@@ -72,8 +72,13 @@ def test_any_configuration_survives_json(config):
     assert hash(read) == hash(config)
 
 
-def test_fields_left_out_take_their_defaults():
-    assert ModelConfig.from_json('{"format": "gram-hear/1"}') == ModelConfig()
+@pytest.mark.parametrize("path", [["decoder"], ["front_end", "log_floor"], ["encoder", "heads"]])
+def test_a_field_left_out_is_named(path):
+    data = json.loads(named_config("tiny", 2).to_json())
+    part = data if len(path) == 1 else data[path[0]]
+    del part[path[-1]]
+    with pytest.raises(ConfigError, match=f"lacks {path[-1]}"):
+        ModelConfig.from_json(json.dumps(data))
 
 
 def test_whole_numbers_are_read_as_floats_where_floats_belong():

@@ -1,10 +1,12 @@
 """Sound files: formats, rates, channels, and what is wrong with them."""
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
 
-from gram_hear.audio.files import find_audio, read_audio
+from gram_hear.audio.files import SoundReader, find_audio, read_audio
 from gram_hear.errors import AudioError
 
 RATE = 32000
@@ -74,3 +76,66 @@ def test_what_cannot_be_read_is_named(tmp_path):
     for name, message in cases.items():
         with pytest.raises(AudioError, match=message):
             read_audio(tmp_path / name, RATE)
+
+
+def test_files_that_libsndfile_cannot_make_sense_of_are_errors(tmp_path):
+    (tmp_path / "samples.raw").write_bytes(bytes(1000))
+    with pytest.raises(AudioError, match=r"samples\.raw could not be read"):
+        read_audio(tmp_path / "samples.raw", RATE)
+
+
+def test_a_header_that_promises_far_too_much_takes_no_memory(tmp_path):
+    path = tmp_path / "liar.flac"
+    soundfile.write(path, tone(RATE), RATE)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"fLaC") + 8 + 13  # in STREAMINFO, the last 36 bits before the MD5
+    content[start] |= 0x0F
+    content[start + 1 : start + 5] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=r"liar\.flac is damaged"):
+        read_audio(path, RATE)
+
+
+def test_a_name_that_is_no_utf8_is_read(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    soundfile.write(os.fsencode(path), tone(RATE), RATE, format="WAV")
+    assert list(find_audio(tmp_path)) == [path]
+    assert read_audio(path, RATE).audio.shape == (1, RATE // 2)
+
+
+def test_less_than_one_sample_at_the_models_rate_is_an_error_that_says_so(tmp_path):
+    soundfile.write(tmp_path / "one.wav", np.ones((1, 1)), 192000)
+    with pytest.raises(AudioError, match="1 samples at 192000 Hz: less than one at 32000 Hz"):
+        read_audio(tmp_path / "one.wav", RATE)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "w64", "mp3"])
+def test_what_is_there_of_a_shortened_file_is_used_with_a_warning(tmp_path, suffix):
+    path = tmp_path / f"short.{suffix}"
+    soundfile.write(path, tone(44100, seconds=2), 44100)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.warns(UserWarning, match="ends before its header says"):
+        recording = read_audio(path, RATE)
+    assert 0.8 < recording.duration < 1.1
+    assert recording.audio.shape[1] == pytest.approx(recording.duration * RATE, abs=2)
+
+
+def test_a_shortened_flac_is_an_error_and_a_shortened_ogg_is_silently_short(tmp_path):
+    for suffix in ("flac", "ogg"):
+        path = tmp_path / f"short.{suffix}"
+        noise = np.random.default_rng(0).uniform(-0.5, 0.5, (88200, 1))
+        soundfile.write(path, noise, 44100)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(AudioError, match=r"short\.flac is damaged"):
+        read_audio(tmp_path / "short.flac", RATE)
+    assert read_audio(tmp_path / "short.ogg", RATE).duration < 1.9
+
+
+@pytest.mark.parametrize("rate", [8000, 32000, 44100])
+def test_blocks_of_any_length_join_to_the_same_sound(tmp_path, rate):
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tone(rate, seconds=1.3, channels=2), rate)
+    whole = read_audio(path, RATE).audio
+    for seconds in (0.01, 0.33, 2.0):
+        with SoundReader(path, RATE) as reader:
+            assert np.array_equal(np.concatenate(list(reader.blocks(seconds)), axis=1), whole)

@@ -793,3 +793,8 @@ def test_a_device_without_values_and_a_model_without_name_are_refused(published_
         gram_hear.load_model(published_file(1), device="meta")
     with pytest.raises(OptionError, match="must be a name or a path"):
         gram_hear.load_model(None)
+
+
+def test_one_clip_with_its_channels_last_is_not_taken_for_thousands(small_model):
+    with pytest.raises(AudioError, match="channels of one clip seem to come last"):
+        get_scene_embeddings(torch.zeros(32000, 2), small_model(2))

@@ -295,3 +295,16 @@ def test_new_weights_have_the_documented_statistics(new_model):
             assert 0.99 * bound < parameter.abs().max() <= bound, name
             assert parameter.std() == pytest.approx(bound / math.sqrt(3), rel=0.02), name
     assert torch.cat(tables).std() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("decoder", ["multi_window", "plain"])
+def test_the_whole_autoencoder_runs_in_bfloat16(make_config, noise, decoder):
+    config = make_config(2, decoder=decoder)
+    model = MaskedAutoencoder(config)
+    initialise(model, 0)
+    features = noise(2, 2, 200, 128)
+    mask = random_mask(2, config.tokens, 160, torch.Generator().manual_seed(0))
+    expected = model(features, mask).loss
+    found = model.bfloat16()(features, mask)
+    assert found.loss.dtype == torch.float32
+    torch.testing.assert_close(found.loss, expected, rtol=0.02, atol=0)

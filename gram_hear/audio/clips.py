@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gram_hear.audio.layouts import LAYOUT_OF_AUDIO
+from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.errors import AudioError
 
 Audio = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
 
+MANY = 512  # more clips than this, of 1, 2 or 4 samples each, are one clip laid out wrongly
 LOUDEST = 2.0  # an absolute sample value past this brings a warning
 FULL_SCALE = {torch.int8: 2**7, torch.int16: 2**15, torch.int32: 2**31, torch.uint8: 2**7}
 
@@ -37,6 +38,12 @@ def as_clips(audio: Audio) -> list[Tensor]:
             raise AudioError(
                 f"The audio has shape {tuple(tensor.shape)}; it must be (n, samples) or (n, "
                 "channels, samples). For one clip add the first dimension: audio[None]."
+            )
+        if tensor.dim() == 2 and tensor.shape[1] in LAYOUT_OF_AUDIO and len(tensor) > MANY:
+            raise AudioError(
+                f"The audio has shape {tuple(tensor.shape)}: clips of {tensor.shape[1]} samples. "
+                "The channels of one clip seem to come last; give (1, channels, samples): "
+                "audio.T[None]."
             )
         batch, name = tensor.unbind(0), "Clip {}"
     if len(batch) == 0:

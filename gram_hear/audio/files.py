@@ -1,17 +1,20 @@
-"""Sound files in: any format of libsndfile, any rate, 1, 2 or 4 channels."""
+"""Sound files in: any format of libsndfile, any rate, 1, 2 or 4 channels; whole or in blocks."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
-from gram_hear.audio.layouts import LAYOUT_OF_AUDIO
+from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.errors import AudioError
 
 # What a folder is searched for; a file that is named is read whatever its suffix.
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".w64", ".caf")
+BLOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -43,38 +46,111 @@ def read_audio(path: str | os.PathLike, sample_rate: int) -> Recording:
         sample_rate: to resample to, in Hz (soxr, high quality).
 
     Raises:
-        AudioError: for a missing, empty or foreign file, one without samples, or with another
-            number of channels than 1, 2 or 4.
+        AudioError: for a missing, empty, damaged or foreign file, one without samples, or with
+            another number of channels than 1, 2 or 4.
     """
-    import soundfile
+    with SoundReader(path, sample_rate) as reader:
+        audio = np.concatenate(list(reader.blocks()), axis=1)
+        return Recording(audio, reader.file_rate, reader.duration)
 
-    path = Path(path)
-    if not path.exists():
-        raise AudioError(f"There is no file {path}.")
-    if path.is_dir():
-        raise AudioError(f"{path} is a folder; a sound file was expected.")
-    if path.stat().st_size == 0:
-        raise AudioError(f"{path} is empty (0 bytes).")
-    try:
-        samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioError(f"{path} could not be read as sound: {error}") from error
-    length, channels = samples.shape
-    if length == 0:
-        raise AudioError(f"{path} holds no samples.")
-    if channels not in LAYOUT_OF_AUDIO:
-        raise AudioError(
-            f"{path} has {channels} channels; allowed are 1 (mono), 2 (binaural) and 4 "
-            "(first-order Ambisonics)."
+
+class SoundReader:
+    """A sound file, open to be read in resampled blocks.
+
+    Attributes:
+        channels: 1, 2 or 4.
+        file_rate: the file's own sample rate in Hz.
+        duration: seconds of the file; from its header until all blocks are read, then as read.
+    """
+
+    def __init__(self, path: str | os.PathLike, sample_rate: int) -> None:
+        import soundfile
+
+        self.path = Path(path)
+        self.sample_rate = sample_rate
+        self._failures = (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError)
+        if not self.path.exists():
+            raise AudioError(f"There is no file {self.path}.")
+        if self.path.is_dir():
+            raise AudioError(f"{self.path} is a folder; a sound file was expected.")
+        if self.path.stat().st_size == 0:
+            raise AudioError(f"{self.path} is empty (0 bytes).")
+        # As bytes, so that names that are not UTF-8 can be opened too.
+        name = os.fsencode(self.path) if os.name == "posix" else str(self.path)
+        try:
+            self._file = soundfile.SoundFile(name)
+        except self._failures as error:
+            raise AudioError(f"{self.path} could not be read as sound: {error}") from error
+        self.channels: int = self._file.channels
+        self.file_rate: int = self._file.samplerate
+        self.duration: float = self._file.frames / self.file_rate
+        if self.channels not in LAYOUT_OF_AUDIO:
+            self._file.close()
+            raise AudioError(
+                f"{self.path} has {self.channels} channels; allowed are 1 (mono), 2 (binaural) and "
+                "4 (first-order Ambisonics)."
+            )
+
+    def __enter__(self) -> "SoundReader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def blocks(self, seconds: float = BLOCK_SECONDS) -> Iterator[np.ndarray]:
+        """Yield the sound from the start, (channels, samples) float32 at ``sample_rate``.
+
+        The blocks joined are the same whatever their length. A file that ends before its header
+        says so brings a warning (WAV, AIFF, W64, and MP3 with a frame count; OGG and Opus end
+        silently); one whose stream is damaged, as a truncated FLAC, is an error.
+
+        Raises:
+            AudioError: for a damaged file, or one that holds no samples.
+        """
+        import soxr
+
+        stream = soxr.ResampleStream(
+            self.file_rate, self.sample_rate, self.channels, dtype="float32", quality="HQ"
         )
-    audio = resample(samples.T, file_rate, sample_rate)
-    return Recording(audio, file_rate, length / file_rate)
+        same_rate = self.file_rate == self.sample_rate
+        read = written = 0
+        last = False
+        while not last:
+            samples = self._read(round(seconds * self.file_rate))
+            last = len(samples) == 0
+            read += len(samples)
+            if not same_rate:
+                samples = stream.resample_chunk(samples, last=last)
+            written += len(samples)
+            if len(samples):
+                yield np.ascontiguousarray(samples.T)
+        self._check_end(read)
+        if written == 0:
+            raise AudioError(
+                f"{self.path} holds no samples."
+                if read == 0
+                else f"{self.path} holds {read} samples at {self.file_rate} Hz: less than one at "
+                f"{self.sample_rate} Hz."
+            )
 
+    def _read(self, count: int) -> np.ndarray:
+        try:
+            return self._file.read(max(1, count), dtype="float32", always_2d=True)
+        except self._failures as error:
+            raise AudioError(f"{self.path} is damaged: reading it failed ({error}).") from error
 
-def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """Resample (channels, samples) float32 with soxr; the same array where the rates agree."""
-    if from_rate == to_rate:
-        return np.ascontiguousarray(audio)
-    import soxr
-
-    return np.ascontiguousarray(soxr.resample(audio.T, from_rate, to_rate, quality="HQ").T)
+    def _check_end(self, read: int) -> None:
+        """Note the true duration, and warn where the header promised more."""
+        promised = self._file.frames
+        if read < promised or "(should be " in self._file.extra_info:
+            warnings.warn(
+                f"{self.path} ends before its header says; the {read / self.file_rate:.2f} s that "
+                "are there are used.",
+                stacklevel=3,
+            )
+        self.duration = read / self.file_rate

@@ -18,10 +18,10 @@ import warnings
 import torch
 from torch import Tensor
 
+from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.errors import AudioError, OptionError, nearest
 
 CONVENTIONS = ("ambix", "fuma", "soundspaces")
-LAYOUT_OF_AUDIO = {1: "mono", 2: "binaural", 4: "ambisonic"}
 
 
 def check_convention(convention: str) -> str:

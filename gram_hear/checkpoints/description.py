@@ -22,6 +22,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "checkpoint_layout": source.layout,
         "repository": source.repository,
         "revision": source.revision,
+        "commit": source.commit,
         "backbone": encoder.backbone,
         "audio_layout": front_end.layout,
         "audio_channels": front_end.audio_channels,

@@ -62,6 +62,7 @@ NAMES = [
 BIAS_TABLE = "relative_position_bias_table"
 BIAS_INDEX = "relative_position_index"
 # Left behind when only the decoder_* tensors were removed from a file: known, and not needed.
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 DECODER_REMAINS = {"mask_token", "spec_pred.0.weight", "spec_pred.0.bias"}
 
 
@@ -120,6 +121,17 @@ def _examples(names: Iterable[str]) -> str:
     return f", such as {', '.join(first)}" if first else ""
 
 
+def _is_known(name: str) -> bool:
+    """Whether the authors' layouts have tensors of this name (their numbers aside)."""
+    if name.endswith(("mel_scale.fb", "spectrogram.window", "." + BIAS_INDEX)):
+        return True
+    for _, replacement in NAMES:
+        pattern = re.escape(replacement).replace("ATTENTION", "(?:wmha|attn)")
+        if re.fullmatch(re.sub(r"\\\\\d", r"\\w+", pattern), name):
+            return True
+    return False
+
+
 def read_config(tensors: Mapping[str, Tensor], heads: int | None = None) -> ModelConfig:
     """Read a model's configuration from its tensors (bare published names).
 
@@ -128,8 +140,22 @@ def read_config(tensors: Mapping[str, Tensor], heads: int | None = None) -> Mode
         heads: the encoder's attention heads; None takes heads of width 64, as all published.
 
     Raises:
-        CheckpointError: where the tensors describe no model that exists here.
+        CheckpointError: where the tensors describe no model that exists here; it lists the
+            tensors of unknown name and those that are not finite besides.
     """
+    try:
+        return _read_config(tensors, heads)
+    except CheckpointError as error:
+        faults = [f"unexpected: {name}" for name in sorted(tensors) if not _is_known(name)]
+        faults += [
+            f"not finite: {name} holds NaN or infinite values"
+            for name, tensor in sorted(tensors.items())
+            if tensor.dtype in FLOATING and not tensor.is_meta and not tensor.isfinite().all()
+        ]
+        raise CheckpointError("\n  ".join([str(error), *faults])) from error
+
+
+def _read_config(tensors: Mapping[str, Tensor], heads: int | None) -> ModelConfig:
     shape = tensors[ANCHOR].shape
     if len(shape) != 4 or shape[1] not in LAYOUT_OF_CHANNELS or 0 in shape:
         raise CheckpointError(
@@ -217,14 +243,14 @@ def _decoder_config(tensors: Mapping[str, Tensor]) -> DecoderConfig | None:
     )
 
 
-def drop_derived(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Return the tensors without those that follow from the config, which are checked.
+def drop_derived(
+    tensors: Mapping[str, Tensor], config: ModelConfig
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors without those that follow from the config, and what is wrong with these.
 
     Those are the front-end's filterbank and window, under any prefix, and the index of the
-    relative bias; and what stripping the decoder left behind.
-
-    Raises:
-        CheckpointError: where one differs, that is, where the model was made another way.
+    relative bias; and what stripping the decoder left behind. One that differs means that the
+    model was made in a way that is not computed here.
     """
     front_end = FrontEnd(config.front_end)
     kept, wrong = {}, []
@@ -246,10 +272,5 @@ def drop_derived(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str
             tensor.double(), expected.double(), rtol=0, atol=tolerance
         )
         if not same:
-            wrong.append(name)
-    if wrong:
-        raise CheckpointError(
-            f"These tensors differ from the published front-end or decoder: {', '.join(wrong)}. "
-            "The checkpoint belongs to a model that gram-hear does not compute."
-        )
-    return kept
+            wrong.append(f"different: {name} is not that of the published front-end or decoder")
+    return kept, wrong

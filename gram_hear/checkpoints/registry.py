@@ -14,6 +14,7 @@ class Entry:
 
     A published model has ``repository``, ``file`` and ``revision`` (on the Hugging Face Hub); one
     that is built from a seed has ``size`` and ``seed``. ``channels`` are feature channels.
+    ``sha256`` is what the file must have at ``revision``; None where it is not known.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Entry:
     repository: str | None = None
     file: str | None = None
     revision: str | None = None
+    sha256: str | None = None
     size: str | None = None
     seed: int | None = None
 

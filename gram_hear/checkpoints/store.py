@@ -36,7 +36,6 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -198,6 +197,7 @@ def _read(source: Source, heads: int | None) -> Checkpoint:
     assert source.path is not None
     try:
         tensors, metadata = read_tensors(source.path)
+        faults: list[str] = []
         if CONFIG_KEY in metadata:
             if heads is not None:
                 raise OptionError(
@@ -210,12 +210,12 @@ def _read(source: Source, heads: int | None) -> Checkpoint:
         else:
             tensors = published.strip_names(tensors)
             config = published.read_config(tensors, heads)
-            tensors = published.drop_derived(tensors, config)
+            tensors, faults = published.drop_derived(tensors, config)
             names = {
                 name: published.published_name(name, config.decoder)
                 for name in expected_shapes(config)
             }
-        return Checkpoint(config, _check(tensors, names, config), source)
+        return Checkpoint(config, _check(tensors, names, config, faults), source)
     except (CheckpointError, ConfigError, OSError) as error:
         raise CheckpointError(f"{source.path}: {error}") from error
 
@@ -291,7 +291,10 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _check(
-    tensors: Mapping[str, Tensor], names: Mapping[str, str], config: ModelConfig
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    config: ModelConfig,
+    faults: list[str],
 ) -> dict[str, Tensor]:
     """Return the tensors under our names, in float32, or raise one error that lists all faults.
 
@@ -299,8 +302,9 @@ def _check(
         tensors: what the file holds.
         names: our name -> the file's name, for every tensor that must be there.
         config: the model's configuration.
+        faults: what is known to be wrong already.
     """
-    faults = [f"unexpected: {name}" for name in sorted(set(tensors) - set(names.values()))]
+    faults = faults + [f"unexpected: {name}" for name in sorted(set(tensors) - set(names.values()))]
     checked = {}
     for name, shape in expected_shapes(config).items():
         given = names[name]
@@ -311,7 +315,11 @@ def _check(
         tensor = tensors[given]
         if tuple(tensor.shape) != wanted:
             faults.append(f"misshapen: {given} is {tuple(tensor.shape)}, must be {wanted}")
-        elif tensor.dtype not in FLOATING or tensor.layout != torch.strided or tensor.is_meta:
+        elif (
+            tensor.dtype not in published.FLOATING
+            or tensor.layout != torch.strided
+            or tensor.is_meta
+        ):
             kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
             faults.append(f"wrong type: {given} is {kind}, must be a dense 16 to 64-bit float")
         elif not torch.isfinite(converted := tensor.to(torch.float32)).all():

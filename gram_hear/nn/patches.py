@@ -88,6 +88,7 @@ class PatchEmbedding(nn.Module):
         if visible is not None:
             patches = take_tokens(patches, visible)
             positions = take_tokens(positions, visible)
+        patches = patches.to(self.weight.dtype)
         tokens = F.linear(patches, self.weight.flatten(1), self.bias) + positions
         cls = (self.cls_token + self.positions[:, :1]).expand(len(patches), -1, -1)
         return torch.cat([cls.to(tokens.dtype), tokens], dim=1)

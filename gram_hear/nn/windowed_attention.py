@@ -28,22 +28,28 @@ class WindowedAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, tokens, width) -> the same shape; the windows must divide the tokens."""
+        batch, length, _ = tokens.shape
         query, key, value = split_heads(self.qkv(tokens), len(self.windows))
         mixed = []
         for window, group in groupby(range(len(self.windows)), key=lambda h: self.windows[h]):
             heads = list(group)
-            part = slice(heads[0], heads[-1] + 1)
-            # (batch, heads, tokens, d) -> (batch, heads, windows, window, d)
-            shape = (-1, window) if window else (1, -1)
-            q, k, v = (each[:, part].unflatten(2, shape) for each in (query, key, value))
+
+            def fold(states: Tensor, heads: list[int] = heads, window: int = window) -> Tensor:
+                # (batch, all heads, tokens, d) -> (batch * windows, heads, window, d)
+                part = states[:, heads[0] : heads[-1] + 1].unflatten(2, (-1, window or length))
+                return part.transpose(1, 2).flatten(0, 1)
+
             bias = self._bias(heads) if window else None
-            mixed.append(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).flatten(2, 3))
+            attended = F.scaled_dot_product_attention(
+                fold(query), fold(key), fold(value), attn_mask=bias
+            )
+            mixed.append(attended.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3))
         return self.output(torch.cat(mixed, dim=1).transpose(1, 2).flatten(2))
 
     def _bias(self, heads: list[int]) -> Tensor:
-        """Return the relative bias of heads of one window length, (heads, 1, window, window)."""
+        """Return the relative bias of heads of one window length, (1, heads, window, window)."""
         window = self.windows[heads[0]]
         tables = torch.stack([self.bias_tables[str(h)] for h in heads])
         place = torch.arange(window, device=tables.device)
-        bias = tables[:, place[:, None] - place + window - 1][:, None]
+        bias = tables[None, :, place[:, None] - place + window - 1]
         return bias.to(self.qkv.weight.dtype)
