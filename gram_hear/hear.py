@@ -9,23 +9,26 @@ Source of the API: the HEAR benchmark (hearbenchmark.com). A waveform goes throu
 :func:`pool`.
 """
 
+import inspect
 import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gram_hear.audio.clips import Audio, as_clips
 from gram_hear.audio.layouts import check_convention, to_layout
-from gram_hear.checkpoints.registry import find_entry
 from gram_hear.checkpoints.store import Checkpoint, Source, build_encoder, load_checkpoint
 from gram_hear.config import ModelConfig
 from gram_hear.errors import OptionError, nearest
 from gram_hear.model import GramModel
+from gram_hear.nn.transformer import TransformerEncoder
+from gram_hear.stream import WindowStream
 from gram_hear.windows import WindowPlan, corrected_plan, reference_plan
 
 STRATEGIES = ("raw", "mean", "cls")
@@ -56,10 +59,10 @@ class Options:
             )
         if self.window_batch < 1:
             raise OptionError(f"window_batch is {self.window_batch}; it must be at least 1.")
-        if self.dtype not in DTYPES:
+        if self.dtype not in (*DTYPES, "int8"):
             raise OptionError(
-                f"Unknown dtype {self.dtype!r}; allowed are {', '.join(DTYPES)}."
-                + nearest(self.dtype, DTYPES)
+                f"Unknown dtype {self.dtype!r}; allowed are {', '.join(DTYPES)} and int8."
+                + nearest(self.dtype, (*DTYPES, "int8"))
             )
         check_convention(self.convention)
 
@@ -121,6 +124,7 @@ def load_model(
     dtype: str | torch.dtype = "float32",
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
+    token: str | None = None,
     heads: int | str | None = None,
     **unknown: Any,
 ) -> "HearModel":
@@ -138,10 +142,12 @@ def load_model(
         parity: reproduce the authors' windows, rows and timestamps, faults included.
         window_batch: windows of 2 s that go through the encoder at once.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
-        dtype: of the encoder: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Features and
-            embeddings are float32 in any case.
+        dtype: of the encoder: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"`` (its
+            linear layers, on the CPU). Features and embeddings are float32 in any case.
         revision: branch, tag or commit, for models from the Hub.
         cache_dir: where downloads are kept; None is the Hub client's own place.
+        token: for private models from the Hub, sent and kept nowhere; None is the Hub client's own
+            (the environment variable HF_TOKEN, or its login).
         heads: attention heads, for published layouts whose heads are not 64 wide.
         **unknown: anything else is an OptionError that names the nearest option.
 
@@ -150,10 +156,11 @@ def load_model(
         CheckpointError: for a checkpoint that cannot be fetched, read safely or loaded whole.
     """
     if unknown:
-        known = [n for n in load_model.__annotations__ if n not in ("unknown", "return")]
+        signature = inspect.signature(load_model).parameters.values()
+        known = [each.name for each in signature if each.kind is each.KEYWORD_ONLY]
         name = next(iter(unknown))
         raise OptionError(
-            f"load_model has no option {name!r}; its options are {', '.join(known[1:])}."
+            f"load_model has no option {name!r}; its options are {', '.join(known)}."
             + nearest(name, known)
         )
     options = Options(
@@ -165,22 +172,24 @@ def load_model(
         dtype=str(dtype).removeprefix("torch."),
     )
     place = find_device(device)
+    if options.dtype == "int8" and place.type != "cpu":
+        raise OptionError(f"dtype 'int8' runs on the CPU alone, not on {place}; leave one out.")
     checkpoint = load_checkpoint(
         model_file_path,
         heads=None if _absent(heads) else _whole_number("heads", heads),
         revision=None if _absent(revision) else revision,
         cache_dir=cache_dir,
+        token=None if _absent(token) else token,
     )
     return from_checkpoint(checkpoint, options).to(place)
 
 
 def from_checkpoint(checkpoint: Checkpoint, options: Options) -> "HearModel":
     """Return the model of a checkpoint on the CPU, warning where its weights are random."""
-    entry = find_entry(checkpoint.source.name)
-    if entry is not None and not entry.trained:
+    if checkpoint.source.layout == "seed":
         warnings.warn(
-            f"{entry.name} is untrained: its weights are random numbers from a seed. It shows how "
-            "gram_hear works; its embeddings mean little.",
+            f"{checkpoint.source.name} is untrained: its weights are random numbers from a seed. "
+            "It shows how gram_hear works; its embeddings mean little.",
             stacklevel=3,
         )
     return HearModel(build_encoder(checkpoint), options, checkpoint.source)
@@ -210,8 +219,11 @@ class HearModel(nn.Module):
                 f"layer is {options.layer}; this model has layers 1 to {depth} (None is the last)."
             )
         self.gram = gram
-        self.gram.patches.to(DTYPES[options.dtype])
-        self.gram.encoder.to(DTYPES[options.dtype])
+        if options.dtype == "int8":
+            self.gram.encoder = quantise(self.gram.encoder)
+        else:
+            self.gram.patches.to(DTYPES[options.dtype])
+            self.gram.encoder.to(DTYPES[options.dtype])
         self.options = options
         self.source = source
 
@@ -283,37 +295,81 @@ class HearModel(nn.Module):
             clips: (channels, samples) float32 each, as :func:`as_clips` returns them.
         """
         plans = [self.plan(clip.shape[-1]) for clip in clips]
-        laid_out = [self.lay_out(clip) for clip in clips]
+        laid_out = [self._pad_short(self.lay_out(clip)) for clip in clips]
         windows: list[Tensor] = [torch.empty(0)] * len(clips)
         for members in _by_length(laid_out):
             count = plans[members[0]].windows
-            fill = "zero" if self.options.parity else self.config.window_fill
-            cut = self.gram.cut_windows(torch.stack([laid_out[i] for i in members]), count, fill)
+            group = torch.stack([laid_out[i] for i in members])
+            cut = self.gram.cut_windows(group, count, self.window_fill)
             for i, part in zip(members, cut.split(count), strict=True):
                 windows[i] = part
         batches = torch.cat(windows).split(self.options.window_batch)
-        pooled = torch.cat([self._encode(batch) for batch in batches])
+        pooled = torch.cat([self.encode(batch) for batch in batches])
         parts = pooled.split([plan.windows for plan in plans])
         return [part.flatten(0, 1)[: plan.rows] for part, plan in zip(parts, plans, strict=True)]
 
     def lay_out(self, clip: Tensor) -> Tensor:
-        """Bring one clip to the model's device and layout, and to the shortest length it takes.
-
-        A clip shorter than one STFT frame is padded with zeros to one frame. With parity only
-        what reflect padding cannot take is padded.
-        """
-        front_end = self.gram.front_end
-        clip = clip.to(self.device)
+        """Bring a clip, or a block of one, to the model's device and layout."""
         options = self.options
-        clip = to_layout(clip, front_end.config.layout, options.convention, options.parity)
-        frame = front_end.config.n_fft
-        shortest = front_end.shortest if options.parity else frame
-        return F.pad(clip, (0, frame - clip.shape[-1])) if clip.shape[-1] < shortest else clip
+        layout = self.config.front_end.layout
+        return to_layout(clip.to(self.device), layout, options.convention, options.parity)
 
-    def _encode(self, windows: Tensor) -> Tensor:
-        """(windows, C', frames, mels) -> (windows, rows of a window, d) float32."""
-        tokens = self.gram(windows, self.options.layer)
+    def _pad_short(self, clip: Tensor) -> Tensor:
+        """Pad a clip shorter than :attr:`shortest` with zeros to one STFT frame."""
+        missing = self.config.front_end.n_fft - clip.shape[-1]
+        return F.pad(clip, (0, missing)) if clip.shape[-1] < self.shortest else clip
+
+    @property
+    def shortest(self) -> int:
+        """Samples below which a clip is padded: a frame; with parity what cannot be reflected."""
+        front_end = self.gram.front_end
+        return front_end.shortest if self.options.parity else front_end.config.n_fft
+
+    @property
+    def window_fill(self) -> str:
+        """What stands past the end of a clip in its last window."""
+        return "zero" if self.options.parity else self.config.window_fill
+
+    def stream(self) -> WindowStream:
+        """Return the windows of one clip that arrives in blocks, laid out already."""
+        return WindowStream(self.gram, self.plan, self.window_fill, self.shortest)
+
+    def encode(self, windows: Tensor) -> Tensor:
+        """Encode feature windows and pool them to rows.
+
+        Args:
+            windows: (windows, feature channels, frames, mels), at most ``window_batch`` of them.
+
+        Returns:
+            (windows, rows of a window, d) float32.
+        """
+        if self.options.dtype == "int8":  # one by one: the scale of int8 is drawn from the batch
+            tokens = torch.cat([self.gram(window[None], self.options.layer) for window in windows])
+        else:
+            tokens = self.gram(windows, self.options.layer)
         return pool(tokens.float(), self.options.strategy, self.config, self.per_window)
+
+
+def quantise(encoder: TransformerEncoder) -> TransformerEncoder:
+    """Return the encoder with its linear layers in int8: weights now, activations as they come.
+
+    On the CPU alone, and for embedding alone: no gradients, and it cannot be saved.
+
+    Raises:
+        OptionError: where this PyTorch has no dynamic quantisation, or not for this processor.
+    """
+    try:
+        from torch.ao.quantization import quantize_dynamic
+    except ImportError as error:
+        raise OptionError(
+            f"This PyTorch ({torch.__version__}) has no dynamic quantisation; use float32."
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            return quantize_dynamic(encoder, {nn.Linear}, dtype=torch.qint8)
+        except RuntimeError as error:
+            raise OptionError(f"int8 does not work on this processor ({error}).") from error
 
 
 def _by_length(clips: Sequence[Tensor]) -> Iterable[list[int]]:
@@ -347,6 +403,18 @@ def pool(tokens: Tensor, strategy: str, config: ModelConfig, per_window: bool) -
 
 
 # --- the HEAR functions ---------------------------------------------------------------------
+
+
+@overload
+def get_timestamp_embeddings(
+    audio: Tensor | np.ndarray, model: HearModel
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def get_timestamp_embeddings(
+    audio: Sequence[Tensor] | Sequence[np.ndarray], model: HearModel
+) -> tuple[list[Tensor], list[Tensor]]: ...
 
 
 def get_timestamp_embeddings(

@@ -1,14 +1,25 @@
-"""Models from the Hub: the real client against a server of its protocol on this machine."""
+"""Models from and to the Hub: the real client against a server of its protocol on this machine."""
 
 import hashlib
 import os
+import pickle
 import subprocess
 import sys
+import time
+import traceback
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants, file_download
 
 import gram_hear
+from gram_hear.checkpoints import push, store
+from gram_hear.checkpoints.description import describe_checkpoint
+from gram_hear.checkpoints.store import load_checkpoint
 from gram_hear.errors import CheckpointError, OptionError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"  # that the server of conftest.py tells
@@ -46,9 +57,45 @@ def test_each_registered_model_loads(name, hub, tmp_path):
 
 
 def test_only_the_weights_are_asked_for(hub, tmp_path):
-    hub.repositories["labhamlet/gramt-mono"]["modeling_gram.py"] = b"raise SystemExit"
+    """Neither code nor pickles, and no configuration that names code."""
+    hub.repositories["labhamlet/gramt-mono"] |= {
+        "modeling_gram.py": b"raise SystemExit",
+        "pytorch_model.bin": pickle.dumps(Path("x")),
+        "config.json": b'{"auto_map": {"AutoModel": "modeling_gram.GRAM"}}',
+    }
     gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
     assert {path.rsplit("/", 1)[-1] for _, path in hub.requests} == {"model.safetensors"}
+
+
+def test_the_only_checkpoint_of_another_name_loads(hub, published_tensors, tmp_path):
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": published_tensors(1)}, path)
+    hub.repositories["someone/run"] = {"runs/last.ckpt": path.read_bytes(), "train.py": b"1/0"}
+    online = gram_hear.load_model("someone/run", cache_dir=tmp_path)
+    assert online.source.path.name == "last.ckpt"
+    assert not any(request.endswith("train.py") for _, request in hub.requests)
+    hub.stop()
+    with pytest.warns(UserWarning, match=r"copy in the cache is used: last\.ckpt"):
+        offline = gram_hear.load_model("someone/run", cache_dir=tmp_path)
+    assert offline.source == online.source
+
+
+def test_which_of_several_checkpoints_is_not_guessed(hub, small_files, tmp_path):
+    files = {f"{i}.safetensors": small_files[1, "frame"] for i in range(2)}
+    hub.repositories["someone/two"] = files
+    message = refusal("someone/two", tmp_path)
+    assert "There is no model.safetensors in someone/two" in message
+    assert "0.safetensors, 1.safetensors" in message
+
+
+def test_a_pickle_under_the_name_of_a_checkpoint_does_not_run(hub, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "it-ran",)
+
+    hub.repositories["someone/evil"] = {"model.bin": pickle.dumps({"a": Evil()}, protocol=2)}
+    assert "model.bin" in refusal("someone/evil", tmp_path)
+    assert not (tmp_path / "it-ran").exists()
 
 
 def test_the_default_model_is_the_published_binaural_one(hub, tmp_path):
@@ -59,7 +106,9 @@ def test_the_default_model_is_the_published_binaural_one(hub, tmp_path):
 def test_a_second_load_needs_no_server(hub, tmp_path):
     first = gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
     hub.stop()
-    second = gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
+    with pytest.warns(UserWarning, match=f"copy in the cache is used: .*{COMMIT}") as caught:
+        second = gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
+    assert [warning.filename for warning in caught] == [__file__]
     audio = torch.rand(1, 9000)
     embeddings = (gram_hear.get_scene_embeddings(audio, model) for model in (first, second))
     assert torch.equal(*embeddings)
@@ -75,7 +124,9 @@ def test_a_second_load_fetches_nothing_anew(hub, tmp_path):
 def test_a_cached_model_loads_whatever_ails_the_server(fault, hub, tmp_path):
     gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
     hub.fault = fault
-    gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # some say that the copy is used
+        gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
 
 
 def test_any_repository_loads(hub, small_files, tmp_path):
@@ -123,6 +174,209 @@ def test_the_environment_directs_the_client(hub, tmp_path):
         hub.fault = "hang up"
     assert paths[0] == paths[1]
     assert paths[0].startswith(str(tmp_path))
+
+
+def test_a_server_that_never_answers_is_left_within_five_seconds(hub, tmp_path):
+    """With nothing cached an error, with a copy the copy; side by side."""
+    gram_hear.load_model("gramt-mono", cache_dir=tmp_path / "full")
+    hub.fault = "silence"
+
+    def load(cache):
+        started = time.monotonic()
+        try:
+            said = gram_hear.load_model("gramt-mono", cache_dir=tmp_path / cache).source.commit
+        except CheckpointError as error:
+            said = str(error)
+        return said, time.monotonic() - started
+
+    with ThreadPoolExecutor(2) as pool, pytest.warns(match="copy") as caught:
+        (refused, _), (loaded, _) = answers = list(pool.map(load, ["empty", "full"]))
+    assert all(seconds < 5 for _, seconds in answers)
+    assert "could not be reached" in refused
+    assert "no answer" in refused
+    assert "load_model('gram-tiny-untrained')" in refused
+    assert loaded == COMMIT
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("host", [None, "hub.invalid"])
+def test_no_server_and_no_such_host_are_told_within_five_seconds(host, hub, tmp_path, monkeypatch):
+    """The client's retries, here not shortened, would take 23."""
+    hub.stop()
+    if host:
+        template = f"http://{host}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://{host}")
+    started = time.monotonic()
+    message = refusal("", tmp_path)
+    assert time.monotonic() - started < 5
+    assert "labhamlet/gramt-binaural" in message
+    assert "could not be reached" in message
+    assert "load_model('gram-tiny-untrained')" in message
+
+
+def test_the_users_own_limit_is_kept(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+    hub.fault = "silence"
+    assert "no answer within 0.2 s" in refusal("gramt-mono", tmp_path)
+
+
+def test_offline_mode_asks_nobody_and_does_not_complain(hub, tmp_path, monkeypatch):
+    gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
+    message = refusal("gramt-binaural", tmp_path)
+    assert "offline mode is enabled" in message
+    assert "load_model('gram-tiny-untrained')" in message
+    assert hub.requests == []
+
+
+# --- what it was, and whether it is what it should be ---------------------------------------
+
+
+def test_commit_and_hash_are_recorded(hub, tmp_path):
+    checkpoint = load_checkpoint("gramt-mono", cache_dir=tmp_path, revision="v1")
+    content = hub.repositories["labhamlet/gramt-mono"]["model.safetensors"]
+    facts = describe_checkpoint(checkpoint)
+    assert facts["revision"] == "v1"
+    assert facts["commit"] == COMMIT
+    assert facts["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_a_download_is_hashed_once(hub, tmp_path, monkeypatch):
+    source = gram_hear.load_model("gramt-mono", cache_dir=tmp_path).source
+    monkeypatch.setattr(store, "hash_file", None)
+    assert source.sha256() == source.sha256()
+
+
+def test_a_new_commit_is_fetched(hub, small_files, tmp_path):
+    old = gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
+    changed = bytearray(small_files[1, "frame"])
+    changed[-1] ^= 1
+    hub.repositories["labhamlet/gramt-mono"]["model.safetensors"] = bytes(changed)
+    hub.commits["labhamlet/gramt-mono"] = "f" * 40
+    new = gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
+    assert (old.source.commit, new.source.commit) == (COMMIT, "f" * 40)
+    assert old.source.sha256() != new.source.sha256()
+
+
+def test_a_cached_commit_is_asked_for_no_more(hub, tmp_path):
+    for _ in range(2):
+        gram_hear.load_model("gramt-mono", cache_dir=tmp_path, revision=COMMIT)
+        count = len(hub.requests)
+    gram_hear.load_model("gramt-mono", cache_dir=tmp_path, revision=COMMIT)
+    assert len(hub.requests) == count
+
+
+@pytest.fixture(params=["links", "no links"])
+def links(request, monkeypatch, tmp_path):
+    """The cache with symbolic links, and without them, as on Windows."""
+    if request.param == "no links":
+        monkeypatch.setattr(file_download, "are_symlinks_supported", lambda cache_dir=None: False)
+    return request.param
+
+
+@pytest.mark.parametrize("storage", [False, True])
+def test_wrong_bytes_are_refused_and_fetched_anew(storage, links, hub, tmp_path):
+    hub.storage = storage
+    hub.fault = "wrong bytes"
+    content = hub.repositories["labhamlet/gramt-mono"]["model.safetensors"]
+    wrong = content[:-1] + bytes([content[-1] ^ 1])
+    message = refusal("gramt-mono", tmp_path)
+    assert f"its SHA-256 is {hashlib.sha256(wrong).hexdigest()}" in message
+    assert f"the Hub's ETag says {hashlib.sha256(content).hexdigest()}" in message
+    assert "removed from the cache" in message
+    assert not list(tmp_path.rglob("model.safetensors"))
+    assert not [path for path in tmp_path.rglob("blobs/*") if path.stat().st_size > 1000]
+    hub.fault = None
+    model = gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
+    assert model.source.path.is_symlink() == (links == "links")
+    assert model.source.sha256() == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_that_was_damaged_in_the_cache_is_fetched_anew(links, hub, tmp_path):
+    path = gram_hear.load_model("gramt-mono", cache_dir=tmp_path).source.path
+    path.resolve().write_bytes(path.read_bytes()[:-1000])
+    assert "the Hub's ETag says" in refusal("gramt-mono", tmp_path)
+    gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
+
+
+def test_the_registrys_hash_is_compared(hub, tmp_path, monkeypatch):
+    content = hub.repositories["labhamlet/gramt-mono"]["model.safetensors"]
+    right, wrong = hashlib.sha256(content).hexdigest(), "0" * 64
+
+    def register(sha256):
+        entry = replace(REGISTERED["gramt-mono"], sha256=sha256)
+        monkeypatch.setattr(store, "find_entry", lambda name: entry)
+
+    register(right.upper())
+    gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
+    register(wrong)
+    message = refusal("gramt-mono", tmp_path)
+    assert f"SHA-256 is {right}, but gram_hear's registry says {wrong}" in message
+    gram_hear.load_model("gramt-mono", cache_dir=tmp_path, revision="v1")  # it tells main's
+
+
+@pytest.mark.parametrize("storage", [False, True])
+def test_a_cut_download_is_resumed(storage, hub, tmp_path, impatient, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)  # the client keeps whole blocks
+    hub.storage = storage
+    hub.fault = "break once"
+    gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
+    assert "bytes=1000-" in [headers.get("range") for headers in hub.headers]
+
+
+# --- tokens ---------------------------------------------------------------------------------
+
+
+def authorizations(hub):
+    return {
+        headers.get("authorization")
+        for (_, path), headers in zip(hub.requests, hub.headers, strict=True)
+        if not path.startswith("/storage/")
+    }
+
+
+def test_a_token_opens_a_private_repository(hub, tmp_path):
+    hub.private.add("labhamlet/gramt-mono")
+    hub.storage = True
+    model = gram_hear.load_model("gramt-mono", cache_dir=tmp_path, token=hub.TOKEN)
+    assert authorizations(hub) == {f"Bearer {hub.TOKEN}"}
+    elsewhere = [h for (_, p), h in zip(hub.requests, hub.headers, strict=True) if "/storage/" in p]
+    assert elsewhere
+    assert not any("authorization" in headers for headers in elsewhere)
+    for text in (repr(model), repr(vars(model)), repr(model.options)):
+        assert hub.TOKEN not in text
+    cached = "".join(
+        path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()
+    )
+    assert hub.TOKEN not in cached
+
+
+def test_the_environments_token_is_used(hub, tmp_path, monkeypatch):
+    hub.private.add("labhamlet/gramt-mono")
+    monkeypatch.setenv("HF_TOKEN", hub.TOKEN)
+    gram_hear.load_model("gramt-mono", cache_dir=tmp_path, token="none")
+    assert authorizations(hub) == {f"Bearer {hub.TOKEN}"}
+
+
+@pytest.mark.parametrize("fault", [401, 403, 500, "hang up"])
+def test_a_token_is_in_no_message(fault, hub, tmp_path, impatient):
+    hub.fault = fault
+    with pytest.raises(CheckpointError) as error:
+        gram_hear.load_model("gramt-mono", cache_dir=tmp_path, token=hub.TOKEN)
+    assert hub.TOKEN not in "".join(map(str, traceback.format_exception(error.value)))
+
+
+@pytest.mark.parametrize("token", ["hf_a\nb", "hf_ä", "hf a", 3])
+def test_a_token_that_none_can_be_is_refused_unseen(token, hub, tmp_path):
+    with pytest.raises(OptionError) as error:
+        gram_hear.load_model("gramt-mono", cache_dir=tmp_path, token=token)
+    assert str(token) not in str(error.value)
+    assert hub.requests == []
 
 
 # --- what does not --------------------------------------------------------------------------
@@ -178,14 +432,6 @@ def test_names_that_are_no_repository_are_refused(name, hub, tmp_path):
     assert hub.requests == []
 
 
-def test_without_a_server_the_offline_model_is_named(hub, tmp_path, impatient):
-    hub.stop()
-    message = refusal("", tmp_path)
-    assert "labhamlet/gramt-binaural" in message
-    assert "could not be reached" in message
-    assert "load_model('gram-tiny-untrained')" in message
-
-
 @pytest.mark.parametrize("fault", [403, 500, "hang up", "no commit"])
 def test_an_ailing_server_is_told(fault, hub, tmp_path, impatient):
     hub.fault = fault
@@ -210,3 +456,156 @@ def test_heads_reach_a_model_of_the_hub(hub, golden_path, tmp_path):
     assert "heads=" in refusal("someone/golden", tmp_path)
     model = gram_hear.load_model("someone/golden", cache_dir=tmp_path, heads="4")
     assert model.config.encoder.heads == 4
+
+
+# --- up -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logged_in(hub, monkeypatch, tmp_path):
+    """The server, with a login of the client; temporary folders go to tmp_path / "temporary"."""
+    monkeypatch.setenv("HF_TOKEN", hub.TOKEN)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    yield hub
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def commits(hub):
+    return [path for command, path in hub.requests if command == "POST" and "/commit/" in path]
+
+
+def test_what_is_pushed_loads_again(logged_in, small_model, noise, tmp_path):
+    model = small_model(2)
+    address = gram_hear.push_to_hub(model, "someone/pushed")
+    assert address == f"{logged_in.endpoint}/someone/pushed"
+    files = logged_in.repositories["someone/pushed"]
+    assert set(files) == {"model.safetensors", "config.json", "README.md"}
+    assert len(commits(logged_in)) == 1
+    again = gram_hear.load_model("someone/pushed", cache_dir=tmp_path)
+    assert again.source.layout == "gram-hear"
+    assert again.source.commit == logged_in.commit("someone/pushed")
+    audio = noise(2, 2, 40000)
+    embeddings = [gram_hear.get_scene_embeddings(audio, each) for each in (model, again)]
+    assert torch.equal(*embeddings)
+
+
+def test_an_autoencoder_is_pushed_whole(logged_in, published_file, tmp_path):
+    whole = store.build_autoencoder(load_checkpoint(published_file(1)))
+    gram_hear.push_to_hub(whole, "someone/whole", token=logged_in.TOKEN)
+    assert load_checkpoint("someone/whole", cache_dir=tmp_path).config.decoder is not None
+
+
+def test_the_card_says_what_it_is(logged_in, small_model):
+    gram_hear.push_to_hub(small_model(7), "someone/foa", licence="cc-by-4.0")
+    card = logged_in.repositories["someone/foa"]["README.md"].decode()
+    header = card.split("---\n")[1].splitlines()
+    assert "license: cc-by-4.0" in header
+    assert "library_name: gram-hear" in header
+    assert "- ambisonic" in header
+    for text in ('load_model("someone/foa")', "2506.00934", "| width | 64 |", "Not recorded"):
+        assert text in card
+    assert "None" not in card
+
+
+def test_the_card_of_the_untrained_model_says_so():
+    with pytest.warns(UserWarning, match="untrained"):
+        model = gram_hear.load_model("gram-tiny-untrained")
+    card = push.model_card(store.checkpoint_of(model), "a/b", model.source)
+    assert "**Untrained**: random numbers from seed 0" in card
+    assert "license: other" in card
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    card = push.model_card(store.checkpoint_of(model), "a/b", model.source)
+    assert "started from `gram-tiny-untrained`, random numbers" in card
+    assert "not recorded" in card
+
+
+def test_the_card_names_the_repository_that_the_weights_came_from(hub, tmp_path):
+    model = gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
+    card = push.model_card(store.checkpoint_of(model), "a/b", model.source)
+    assert f"loaded from `labhamlet/gramt-mono` at commit {COMMIT}" in card
+
+
+def test_a_card_that_was_edited_is_kept(logged_in, small_model):
+    gram_hear.push_to_hub(small_model(1), "a/b")
+    logged_in.repositories["a/b"]["README.md"] = b"mine"
+    gram_hear.push_to_hub(small_model(2), "a/b", message="again")
+    assert logged_in.repositories["a/b"]["README.md"] == b"mine"
+    assert len(commits(logged_in)) == 2
+
+
+def test_a_private_push_makes_a_private_repository(logged_in, small_model):
+    gram_hear.push_to_hub(small_model(1), "someone/mine", private=True)
+    assert "someone/mine" in logged_in.private
+    logged_in.repositories["someone/open"] = {}
+    with pytest.raises(CheckpointError, match="someone/open is there already, and is public"):
+        gram_hear.push_to_hub(small_model(1), "someone/open", private=True)
+    assert logged_in.repositories["someone/open"] == {}
+
+
+def test_a_push_without_login_asks_for_one(hub, small_model):
+    with pytest.raises(CheckpointError, match="hf auth login"):
+        gram_hear.push_to_hub(small_model(1), "someone/pushed")
+    assert hub.requests == []
+
+
+def test_a_push_without_permission_says_so(logged_in, small_model):
+    logged_in.locked.add("others")
+    with pytest.raises(CheckpointError, match=r"refused the upload to others/model.*write access"):
+        gram_hear.push_to_hub(small_model(1), "others/model")
+    with pytest.raises(CheckpointError, match="refused the upload") as error:
+        gram_hear.push_to_hub(small_model(1), "someone/model", token="hf_wrong")
+    assert "hf_wrong" not in str(error.value)
+
+
+def test_a_push_without_network_says_so(logged_in, small_model):
+    logged_in.stop()
+    with pytest.raises(CheckpointError, match=r"upload to someone/model failed .*ConnectError"):
+        gram_hear.push_to_hub(small_model(1), "someone/model")
+
+
+def test_a_push_to_an_absent_branch_says_so(logged_in, small_model):
+    with pytest.raises(CheckpointError, match="no branch 'v9' of someone/model"):
+        gram_hear.push_to_hub(small_model(1), "someone/model", revision="v9")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("model", {}, "must be owner/name"),
+        ("a--b/model", {}, "no name of a repository"),
+        ("a/b", {"licence": "mit\nevil: 1"}, "licence"),
+    ],
+)
+def test_a_push_with_names_that_cannot_be_is_refused(
+    name, options, message, logged_in, small_model
+):
+    with pytest.raises((CheckpointError, OptionError), match=message):
+        gram_hear.push_to_hub(small_model(1), name, **options)
+    assert commits(logged_in) == []
+
+
+def test_what_is_no_model_is_not_pushed(logged_in):
+    with pytest.raises(OptionError, match="Linear"):
+        gram_hear.push_to_hub(torch.nn.Linear(2, 2), "someone/linear")
+
+
+def test_the_command_pushes(logged_in, published_file, tmp_path):
+    environment = os.environ | {
+        "HF_ENDPOINT": logged_in.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    command = Path(sys.executable).parent / "gram-hear"
+    done = subprocess.run(
+        [command, "push", published_file(1), "someone/shell", "--private"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{logged_in.endpoint}/someone/shell\n"
+    assert "someone/shell" in logged_in.private

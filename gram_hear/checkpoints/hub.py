@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from gram_hear.checkpoints.integrity import check_cached
 from gram_hear.checkpoints.registry import offline_name
 from gram_hear.errors import CheckpointError, OptionError
 
-ANSWER_SECONDS = 3.5  # until the Hub counts as not reached; the client alone tries for 23
+ANSWER_SECONDS = 3.0  # until the Hub counts as not reached; the client alone tries for 23
 CREATE_SECONDS = 30.0  # until a new repository is there
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -40,6 +40,7 @@ def download(
     file: str,
     revision: str | None = None,
     *,
+    suffixes: tuple[str, ...] = (),
     cache_dir: str | os.PathLike | None = None,
     token: str | None = None,
     sha256: str | None = None,
@@ -53,6 +54,7 @@ def download(
         repository: owner/name.
         file: its path in the repository.
         revision: branch, tag or commit; None is the main branch.
+        suffixes: where there is no such file, exactly one that ends so is taken instead.
         cache_dir: where downloads are kept; None is the client's own place.
         token: sent to the Hub and kept nowhere; None is the client's own (HF_TOKEN or its login).
         sha256: what the file must have; None where it is not known.
@@ -62,24 +64,54 @@ def download(
         CheckpointError: where there is no such file, it cannot be reached and is not cached, or
             it is not what it should be (it is then removed from the cache).
     """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
     _check_token(token)
-    what = f"{file} of {repository} on the Hugging Face Hub"
     cache = None if cache_dir is None else Path(cache_dir).expanduser().resolve()
     with _download_errors(repository, file, revision):
-        path, etag = _fetch(repository, file, revision, cache, token)
-    commit = _commit(path, file)
+        try:
+            path, etag = _fetch(repository, file, revision, cache, token, suffixes)
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            there = HfApi(token=token).list_repo_files(repository, revision=revision)
+            file = _only(there, suffixes, f"There is no {file} in {repository}")
+            path, etag = _fetch(repository, file, revision, cache, token)
+    commit = _commit(path, repository)
+    what = f"{file} of {repository} on the Hugging Face Hub (commit {commit})"
     expected = {}
     if etag is not None and SHA256.fullmatch(etag):
         expected["the Hub's ETag"] = etag
     if sha256 is not None:
         expected["gram_hear's registry"] = sha256
-    return Download(path, commit, check_cached(path, f"{what} (commit {commit})", expected))
+    return Download(path, commit, check_cached(path, what, expected))
+
+
+def _only(files: Iterable[str], suffixes: tuple[str, ...], why: str) -> str:
+    """Return the only one of a repository's files that ends so."""
+    found = sorted(file for file in files if file.endswith(suffixes))
+    if len(found) != 1:
+        names = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "") or "no checkpoint"
+        raise CheckpointError(
+            f"{why} on the Hugging Face Hub, and which other file is meant cannot be told: it "
+            f"holds {names}. Download the file and load it by its path."
+        )
+    return found[0]
 
 
 def _fetch(
-    repository: str, file: str, revision: str | None, cache: Path | None, token: str | None
+    repository: str,
+    file: str,
+    revision: str | None,
+    cache: Path | None,
+    token: str | None,
+    suffixes: tuple[str, ...] = (),
 ) -> tuple[Path, str | None]:
-    """Return a file's path in the cache, and its ETag where that is known."""
+    """Return a file's path in the cache, and its ETag where that is known.
+
+    Without network, the only cached file with one of ``suffixes`` does too.
+    """
     from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HTTPError
 
@@ -90,21 +122,39 @@ def _fetch(
     try:
         answer = _ask(hf_hub_url(repository, file, revision=revision), token)
     except (HTTPError, OSError) as error:
+        cached = cached or _cached_other(repository, suffixes, revision, cache)
         if cached is None:
             raise CheckpointError(
                 f"{file} of {repository} on the Hugging Face Hub could not be reached, and is not "
                 f"in the cache ({_reason(error)}). Connect to the network once to fetch it. "
                 f"{_offline_model()}"
             ) from error
-        _warn_of_copy(f"{file} of {repository}, commit {_commit(cached, file)}", error)
+        _warn_of_copy(f"{cached.name} of {repository}, commit {_commit(cached, repository)}", error)
         return cached, _etag(cached)
     asked = getattr(answer, "commit_hash", None)
-    if cached is None or _commit(cached, file) != asked:
+    if cached is None or _commit(cached, repository) != asked:
         cached = Path(
             hf_hub_download(repository, file, revision=revision, cache_dir=cache, token=token)
         )
-    same = answer is not None and _commit(cached, file) == asked
+    same = answer is not None and _commit(cached, repository) == asked
     return cached, _etag(cached) or (answer.etag if same else None)
+
+
+def _cached_other(
+    repository: str, suffixes: tuple[str, ...], revision: str | None, cache: Path | None
+) -> Path | None:
+    """Return the only file of a cached snapshot that ends so."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            repository, revision=revision, cache_dir=cache, local_files_only=True
+        )
+    except LocalEntryNotFoundError:
+        return None
+    found = [path for path in Path(folder).rglob("*") if path.name.endswith(suffixes)]
+    return found[0] if len(found) == 1 else None
 
 
 def _ask(url: str, token: str | None) -> Any:
@@ -160,9 +210,9 @@ def _within(seconds: float, ask: Callable[[], _Answer]) -> _Answer:
     return answers[0] if answers else ask()  # which meets the rare other fault here
 
 
-def _commit(path: Path, file: str) -> str:
-    """Read the commit from a path in the cache, ``.../snapshots/<commit>/<file>``."""
-    return path.parents[file.count("/")].name
+def _commit(path: Path, repository: str) -> str:
+    """Read the commit from a path in the cache, ``models--owner--name/snapshots/<commit>/...``."""
+    return path.parts[path.parts.index("models--" + repository.replace("/", "--")) + 2]
 
 
 def _etag(path: Path) -> str | None:
@@ -226,8 +276,8 @@ def _download_errors(repository: str, file: str, revision: str | None) -> Iterat
 
 
 def _reason(error: BaseException) -> str:
-    """Return an error's kind and the first line of its text."""
-    text = str(error).strip().partition("\n")[0]
+    """Return an error's kind and the first line of its text, which some clients make very long."""
+    text = str(error).strip().partition("\n")[0][:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -247,8 +297,8 @@ def _check_token(token: str | None) -> str | None:
     used = token or get_token()
     if used is not None and not TOKEN.fullmatch(used):
         raise OptionError(
-            "The Hub's token holds spaces or characters that no token has. Copy it anew from "
-            "huggingface.co/settings/tokens."
+            "The Hub's token holds spaces or characters that no token has. Copy it anew from the "
+            "settings of your account there."
         )
     return used
 
@@ -329,8 +379,8 @@ def _upload_errors(repository: str, revision: str | None) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         refused = (
-            " The token is wrong, or may not write there: make one with write access at "
-            "huggingface.co/settings/tokens."
+            " The token is wrong, or may not write there: make one with write access in the "
+            "settings of your account."
             if status in (401, 403)
             else ""
         )

@@ -3,11 +3,11 @@
 Only tensors and JSON are ever read: safetensors, or PyTorch files with ``weights_only=True``.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gram_hear.checkpoints import published
 from gram_hear.checkpoints.hub import download
+from gram_hear.checkpoints.integrity import hash_file
 from gram_hear.checkpoints.registry import (
     Entry,
     default_name,
@@ -44,7 +45,9 @@ class Source:
     """Where a checkpoint came from.
 
     ``layout`` is ``"gram-hear"`` (ours), ``"published"`` (the authors') or ``"seed"`` (random
-    weights, no file). ``repository`` and ``revision`` are set for a download from the Hub.
+    weights, no file). For a download from the Hub, ``repository``, ``revision`` (what was asked
+    for; None is the main branch) and ``commit`` (what was served) are set, and ``checked``, the
+    SHA-256 that the download was found to have.
     """
 
     name: str
@@ -52,16 +55,21 @@ class Source:
     path: Path | None = None
     repository: str | None = None
     revision: str | None = None
+    commit: str | None = None
+    checked: str | None = None
 
     def sha256(self) -> str | None:
-        """Return the SHA-256 of the file, in hexadecimal; None where there is no file."""
-        if self.path is None:
-            return None
-        digest = hashlib.sha256()
-        with open(self.path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        """Return the SHA-256 of the file, in hexadecimal; None where there is no file.
+
+        It is computed once, for a download before it is read.
+        """
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str | None:
+        if self.checked is not None or self.path is None:
+            return self.checked
+        return hash_file(self.path)
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ def load_checkpoint(
     heads: int | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
+    token: str | None = None,
 ) -> Checkpoint:
     """Find a checkpoint and read it whole.
 
@@ -91,6 +100,7 @@ def load_checkpoint(
             not 64 wide.
         revision: branch, tag or commit of a Hub repository.
         cache_dir: where downloads are kept; None is the Hub client's own place.
+        token: for the Hub, sent and kept nowhere; None is the client's own (HF_TOKEN, its login).
 
     Raises:
         OptionError: for an unknown name, or an option that does not fit it.
@@ -116,7 +126,7 @@ def load_checkpoint(
         raise CheckpointError(f"There is no file or folder {text}.")
     if entry is None and not HUB_NAME.fullmatch(text):
         raise unknown_model(text)
-    return _from_hub(text, entry, heads, revision, cache_dir)
+    return _from_hub(text, entry, heads, revision, cache_dir, token)
 
 
 def _exists(path: Path) -> bool:
@@ -132,13 +142,33 @@ def _from_hub(
     heads: int | None,
     revision: str | None,
     cache_dir: str | os.PathLike | None,
+    token: str | None,
 ) -> Checkpoint:
     repository = (entry.repository if entry else None) or name
     file = (entry.file if entry else None) or WEIGHTS_FILE
-    revision = revision or (entry.revision if entry else None)
-    path = download(repository, file, revision, cache_dir)
-    source = Source(name, "published", path, repository, revision)
-    checkpoint = _read(source, heads)
+    registered = entry.revision if entry else None
+    revision = revision or registered
+    fetched = download(
+        repository,
+        file,
+        revision,
+        suffixes=SUFFIXES,
+        cache_dir=cache_dir,
+        token=token,
+        sha256=entry.sha256 if entry and revision == registered else None,
+    )
+    checkpoint = _read(
+        Source(
+            name,
+            "published",
+            fetched.path,
+            repository,
+            revision,
+            commit=fetched.commit,
+            checked=fetched.sha256,
+        ),
+        heads,
+    )
     if entry is not None:
         config = checkpoint.config
         found = (config.front_end.feature_channels, config.patching)
@@ -381,7 +411,7 @@ def save_model(model: nn.Module, path: str | os.PathLike) -> Path:
             MaskedAutoencoder (with its decoder).
         path: a file that ends in ``.safetensors``; it is replaced whole or not at all.
     """
-    return save_checkpoint(_checkpoint_of(model), path)
+    return save_checkpoint(checkpoint_of(model), path)
 
 
 def save_pretrained(model: nn.Module, folder: str | os.PathLike) -> Path:
@@ -389,10 +419,15 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike) -> Path:
 
     Takes the same models as :func:`save_model`.
     """
-    return save_folder(_checkpoint_of(model), folder)
+    return save_folder(checkpoint_of(model), folder)
 
 
-def _checkpoint_of(model: nn.Module) -> Checkpoint:
+def checkpoint_of(model: nn.Module) -> Checkpoint:
+    """Return the checkpoint of a model, of the kinds that :func:`save_model` takes.
+
+    Raises:
+        OptionError: for a model of another kind, or one in int8.
+    """
     model = getattr(model, "gram", model)  # a HearModel holds the GramModel
     if not isinstance(model, (GramModel, MaskedAutoencoder)):
         raise OptionError(
@@ -401,7 +436,13 @@ def _checkpoint_of(model: nn.Module) -> Checkpoint:
         )
     whole = isinstance(model, MaskedAutoencoder)
     config = model.config if whole else replace(model.config, decoder=None)
-    return Checkpoint(config, model.state_dict(), Source("", "gram-hear"))
+    tensors = model.state_dict()
+    if set(tensors) != set(expected_shapes(config)):
+        raise OptionError(
+            "The model holds other tensors than its configuration says, as one in int8 does; it "
+            "cannot be saved. Load it with dtype='float32' to save it."
+        )
+    return Checkpoint(config, tensors, Source("", "gram-hear"))
 
 
 def encoder_only(checkpoint: Checkpoint) -> Checkpoint:
