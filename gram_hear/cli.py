@@ -6,17 +6,20 @@ failed, 2 the command line itself was wrong.
 
 import json
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as BarOfProgress
 from rich.table import Table
 
 import gram_hear
 from gram_hear.checkpoints.description import describe_checkpoint
+from gram_hear.checkpoints.push import push_to_hub
 from gram_hear.checkpoints.registry import list_models
 from gram_hear.checkpoints.store import (
     encoder_only,
@@ -24,7 +27,7 @@ from gram_hear.checkpoints.store import (
     save_checkpoint,
     save_folder,
 )
-from gram_hear.embed import embed_jobs, plan_jobs
+from gram_hear.collection import Collection, Progress, plan_jobs
 from gram_hear.errors import GramError, OptionError
 from gram_hear.hear import load_model
 
@@ -96,7 +99,9 @@ def _options(
 @app.command()
 def embed(
     paths: Annotated[list[Path], typer.Argument(help="Sound files, and folders to search.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the embeddings.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for .npz files, or one .parquet file.")
+    ],
     model: Annotated[
         str,
         typer.Option("--model", "-m", help="Registered name, file, folder or Hub repository."),
@@ -112,20 +117,33 @@ def embed(
         bool, typer.Option("--parity", help="The authors' windows and rows, faults included.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, or int8 (on the CPU).")
+    ] = "float32",
     window_batch: Annotated[int, typer.Option(help="2 s windows encoded at once.")] = 32,
     revision: Revision = None,
     cache_dir: CacheDir = None,
     heads: Heads = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace outputs that are there.")] = False,
+    scene: Annotated[
+        bool, typer.Option("--scene/--no-scene", help="Keep the embedding of each whole file.")
+    ] = True,
+    timestamps: Annotated[
+        bool, typer.Option("--timestamps/--no-timestamps", help="Keep the embeddings over time.")
+    ] = True,
+    jobs: Annotated[int, typer.Option(help="Threads that decode files ahead.")] = 1,
+    force: Annotated[
+        bool, typer.Option("--force", help="Embed all again, and replace what is in the way.")
+    ] = False,
 ) -> None:
-    """Embed sound files: one .npz for each, mirroring the input tree.
+    """Embed sound files of any number and length; what is done already is skipped.
 
-    Each holds vectors (rows, d), timestamps (rows, in ms), scene (d) and metadata (JSON).
+    Into a folder: one .npz for each file, mirroring the input tree, with vectors (rows, d),
+    timestamps (rows, in ms), scene (d) and metadata (JSON). Into a .parquet file: one dataset
+    with the columns file, timestamp_ms (null for the whole scene) and vector.
 
-    Example: gram-hear embed recordings/ -o embeddings --model gramt-binaural
+    Example: gram-hear embed recordings/ -o embeddings.parquet --model gramt-binaural
     """
-    jobs = plan_jobs(paths, output, force)
+    files = plan_jobs(paths, output)
     loaded = load_model(
         model,
         strategy=strategy,
@@ -139,26 +157,45 @@ def embed(
         cache_dir=cache_dir,
         heads=heads,
     )
-    failed = 0
+    collection = Collection(files, output, loaded, scene, timestamps, force)
+    if len(collection.due) < len(files):
+        _say(f"{len(files) - len(collection.due)} of {len(files)} files are done already.")
+    failed = _show_run(collection, jobs)
+    collection.assemble()
+    _say(f"{len(files) - len(failed)} of {len(files)} files are embedded in {output}.")
+    if failed:
+        _say(f"{len(failed)} failed:")
+        for error in failed:
+            _say(f"  {error}")
+        raise typer.Exit(1)
+
+
+def _show_run(collection: Collection, jobs: int) -> list[str]:
+    """Embed what is due under a progress bar, and return the errors of files that failed."""
+    failed = []
+    sound, start = 0.0, time.monotonic()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.completed:.0f} of {task.total:.0f} s of sound"),
+        TextColumn("{task.fields[speed]:.1f} s/s"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=messages) as progress:
-        task = progress.add_task("embedding", total=len(jobs))
-        for outcome in embed_jobs(jobs, loaded):
-            progress.advance(task)
-            if outcome.error is not None:
-                failed += 1
-                _say(f"failed: {outcome.error}")
+    with BarOfProgress(*columns, console=messages) as bar:
+        task = bar.add_task("embedding", total=collection.seconds, speed=0.0)
+        for event in collection.run(jobs):
+            if isinstance(event, Progress):
+                sound += event.seconds
+                speed = sound / (time.monotonic() - start)
+                bar.update(task, completed=min(sound, collection.seconds), speed=speed)
+            elif event.error is not None:
+                failed.append(event.error)
+                _say(f"failed: {event.error}")
             else:
                 # On a terminal the bar must be told, so that a line does not run into it.
-                _say(outcome.job.output, progress.console if sys.stdout.isatty() else results)
-    _say(f"{len(jobs) - failed} of {len(jobs)} files embedded into {output}.")
-    if failed:
-        raise typer.Exit(1)
+                _say(event.job.output, bar.console if sys.stdout.isatty() else results)
+        bar.update(task, completed=collection.seconds)
+    return failed
 
 
 @app.command()
@@ -234,3 +271,19 @@ def convert(
         checkpoint = encoder_only(checkpoint)
     save = save_checkpoint if output.suffix == ".safetensors" else save_folder
     typer.echo(save(checkpoint, output))
+
+
+@app.command()
+def push(
+    model: Model,
+    repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
+    licence: Annotated[str, typer.Option(help="The Hub's identifier of the licence.")] = "other",
+) -> None:
+    """Upload a checkpoint's encoder to the Hub, with a model card, and print its address.
+
+    The login is that of 'hf auth login', or the environment variable HF_TOKEN.
+
+    Example: gram-hear push model.safetensors me/my-gram --private
+    """
+    typer.echo(push_to_hub(load_model(model), repository, private=private, licence=licence))

@@ -1,150 +1,254 @@
-"""Sound files in, embeddings out: one ``.npz`` for each file, mirroring the input tree."""
+"""Sound files in, embeddings out, in memory that does not grow with their length or number.
 
-import dataclasses
-import json
-import os
+Files are decoded ahead in threads, in blocks; their windows, each as soon as it is complete, are
+encoded in batches. Files that are shorter than a batch share batches with others of like length.
+Batches follow from the list of files alone, so the same list gives the same numbers.
+"""
+
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from gram_hear.audio.clips import check_clip
-from gram_hear.audio.files import find_audio, read_audio
-from gram_hear.errors import GramError, OptionError
+from gram_hear.audio.clips import check_clip, warn_if_loud
+from gram_hear.audio.files import SoundReader, file_status
+from gram_hear.errors import AudioError, OptionError
 from gram_hear.hear import HearModel
-from gram_hear.writing import write_whole
 
 
 @dataclass(frozen=True)
-class Job:
-    """One file to embed, and the ``.npz`` that its embeddings go to."""
+class Block:
+    """Embeddings of a stretch of a file, in order: ``vectors`` (rows, d) float32 and
+    ``timestamps`` (rows,) float32 in milliseconds from the file's start."""
 
-    source: Path
-    output: Path
+    path: Path
+    timestamps: np.ndarray
+    vectors: np.ndarray
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a job: ``error`` is None, or says why there is no output."""
+class FileDone:
+    """The end of a file: ``scene`` (d,) float32 is the mean of all its rows.
 
-    job: Job
-    error: str | None
+    ``duration`` is in seconds; ``modified`` and ``size`` are the file's time in nanoseconds and
+    its bytes, which did not change while it was read.
+    """
+
+    path: Path
+    scene: np.ndarray
+    rows: int
+    duration: float
+    file_rate: int
+    channels: int
+    modified: int
+    size: int
 
 
-def plan_jobs(
-    paths: Iterable[str | os.PathLike], output: str | os.PathLike, force: bool = False
-) -> list[Job]:
-    """Pair every sound file with its output, before anything is computed.
+@dataclass(frozen=True)
+class FileFailed:
+    """A file that could not be embedded, and why; blocks of it that came before are void."""
 
-    ``a/b.wav`` in a given folder goes to ``OUTPUT/a/b.wav.npz``, and a given file ``x/c.flac`` to
-    ``OUTPUT/c.flac.npz``: the suffix stays, so that ``b.wav`` and ``b.flac`` do not collide.
+    path: Path
+    error: str
+
+
+def embed_files(
+    paths: Iterable[str | PathLike], model: HearModel, *, jobs: int = 1
+) -> Iterator[Block | FileDone | FileFailed]:
+    """Embed sound files of any number and length.
 
     Args:
-        paths: files, and folders that are searched for sound files.
-        output: the folder of the embeddings.
-        force: replace outputs that are there.
+        paths: files that libsndfile reads, of any rate and 1, 2 or 4 channels.
+        model: what ``load_model`` returned.
+        jobs: threads that decode ahead.
 
-    Raises:
-        OptionError: where there is no file, where two files have one output, or where outputs
-            are there already and ``force`` is not set.
+    Yields:
+        For each file its :class:`Block` objects in order and then a :class:`FileDone`, or a
+        :class:`FileFailed`. Files come in order of length, and short ones mix. The vectors are
+        those of ``get_timestamp_embeddings`` for the whole file.
     """
-    output = Path(output)
-    if output.exists() and not output.is_dir():
-        raise OptionError(f"The output {output} is a file; it must be a folder.")
-    jobs = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = find_audio(path)
-            jobs += [Job(each, _output(output, each.relative_to(path))) for each in found]
-        else:
-            jobs.append(Job(path, _output(output, Path(path.name))))
-    if not jobs:
-        raise OptionError("No sound file was found in what was given.")
-    sources: dict[Path, Path] = {}
-    for job in jobs:
-        other = sources.setdefault(job.output, job.source)
-        if other != job.source:
-            raise OptionError(
-                f"{other} and {job.source} would both be written to {job.output}. Give the folder "
-                "that holds both, or embed them into different folders."
-            )
-    there = [job.output for job in jobs if job.output.exists()]
-    if there and not force:
-        raise OptionError(
-            f"{len(there)} of {len(jobs)} outputs are there already, such as {there[0]}. Use "
-            "--force (force=True) to replace them, or another output folder."
+    if jobs < 1:
+        raise OptionError(f"jobs is {jobs}; it must be at least 1.")
+    yield from embed_groups(group_files(map(Path, paths), model), model, jobs)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Files that share batches, and their length in seconds as their headers tell it."""
+
+    paths: list[Path]
+    seconds: float
+
+
+def group_files(paths: Iterable[Path], model: HearModel) -> list[Group]:
+    """Put files that share batches together, by their length as the header tells it.
+
+    A group holds at most ``window_batch`` windows, or one longer file. A file that cannot be
+    opened counts as empty, and fails when its turn comes.
+    """
+    lengths = sorted((_header_seconds(path, model), str(path), path) for path in paths)
+    groups: list[Group] = []
+    room = 0.0
+    for seconds, _, path in lengths:
+        windows = 1 + int(1000 * seconds / (model.config.hop_ms * model.config.time_patches))
+        if windows > room:
+            groups.append(Group([], 0.0))
+            room = model.options.window_batch
+        groups[-1] = Group([*groups[-1].paths, path], groups[-1].seconds + seconds)
+        room -= windows
+    return groups
+
+
+def _header_seconds(path: Path, model: HearModel) -> float:
+    try:
+        with SoundReader(path, model.sample_rate) as reader:
+            return reader.duration
+    except AudioError:
+        return 0.0
+
+
+def embed_groups(
+    groups: Iterable[Group], model: HearModel, jobs: int
+) -> Iterator[Block | FileDone | FileFailed]:
+    """Embed the groups of :func:`group_files`; each group's numbers depend on it alone."""
+    with ThreadPoolExecutor(jobs) as pool:
+        ahead: deque[list[_Clip]] = deque()
+        waiting = iter(groups)
+        while True:
+            while len(ahead) < 2 and (group := next(waiting, None)):  # this one, and the next
+                ahead.append([_Clip(path, model, pool) for path in group.paths])
+            if not ahead:
+                return
+            yield from _embed_group(ahead.popleft(), model)
+
+
+class _Clip:
+    """One file on its way: blocks that a thread decodes ahead, windows, rows."""
+
+    def __init__(self, path: Path, model: HearModel, pool: ThreadPoolExecutor) -> None:
+        self.path = path
+        self.model = model
+        self.stream = model.stream()
+        self.samples: int | None = None  # all of them, once known
+        self.rows = 0
+        self.scene = np.zeros(model.scene_embedding_size)
+        self._pool = pool
+        self._peak = 0.0
+        self._decoding = self._decode()
+        self._next: Future[np.ndarray | None] = pool.submit(next, self._decoding, None)
+
+    def _decode(self) -> Iterator[np.ndarray]:
+        """Yield the file's blocks; runs in a thread, one block ahead."""
+        before = file_status(self.path)
+        if self.model.options.parity:  # the authors' timestamps depend on the whole length
+            with SoundReader(self.path, self.model.sample_rate) as reader:
+                self.samples = sum(block.shape[1] for block in reader.blocks())
+        with SoundReader(self.path, self.model.sample_rate) as reader:
+            yield from reader.blocks()
+            self.reader = reader
+        after = file_status(self.path)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise AudioError(f"{self.path} changed while it was read; embed it again.")
+        self.stat = after
+
+    def next_windows(self) -> tuple[Tensor, bool]:
+        """Return the feature windows that the next block completes, and whether it is the end.
+
+        Raises what decoding raised.
+        """
+        block = self._next.result()
+        if block is not None:
+            self._next = self._pool.submit(next, self._decoding, None)
+            clip, peak = check_clip(torch.from_numpy(block), str(self.path))
+            self._peak = max(self._peak, peak)
+            return self.stream.push(self.model.lay_out(clip)), False
+        self.samples = self.stream.samples
+        warn_if_loud(str(self.path), self._peak)
+        return self.stream.finish(), True
+
+    def take(self, encoded: Tensor) -> Block | None:
+        """Make encoded windows, the next ones of this clip, a block of its kept rows."""
+        plan = self.model.plan(self.samples or self.stream.samples)
+        vectors = encoded.flatten(0, 1)[: plan.rows - self.rows].cpu().numpy()
+        timestamps = plan.timestamps[self.rows : self.rows + len(vectors)]
+        self.rows += len(vectors)
+        self.scene += vectors.sum(axis=0, dtype=np.float64)
+        return Block(self.path, timestamps, vectors) if len(vectors) else None
+
+    def done(self) -> FileDone:
+        """Return the clip's end, once all its windows are encoded."""
+        return FileDone(
+            path=self.path,
+            scene=(self.scene / self.rows).astype(np.float32),
+            rows=self.rows,
+            duration=self.reader.duration,
+            file_rate=self.reader.file_rate,
+            channels=self.reader.channels,
+            modified=self.stat.st_mtime_ns,
+            size=self.stat.st_size,
         )
-    return list({job.output: job for job in jobs}.values())
 
 
-def _output(folder: Path, relative: Path) -> Path:
-    return folder / relative.with_name(relative.name + ".npz")
+@dataclass
+class _Waiting:
+    """Windows of a clip that wait for their batch; ``last`` where they are the clip's last."""
+
+    clip: _Clip
+    windows: Tensor
+    last: bool
 
 
-def embed_jobs(jobs: Sequence[Job], model: HearModel) -> Iterator[Outcome]:
-    """Embed the files of the jobs one by one, and yield what became of each.
-
-    A file that cannot be read or embedded is reported and does not stop the rest.
-    """
-    provenance = describe_model(model)
-    for job in jobs:
-        try:
-            embed_file(job, model, provenance)
-        except (GramError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-            name, message = str(job.source), str(error) or type(error).__name__
-            yield Outcome(job, message if name in message else f"{name}: {message}")
-        else:
-            yield Outcome(job, None)
-
-
-def describe_model(model: HearModel) -> dict:
-    """Return what makes embeddings reproducible: version, checkpoint and options, for JSON."""
-    source = model.source
-    return {
-        "gram_hear": version("gram-hear"),
-        "model": {
-            "name": source.name,
-            "layout": source.layout,
-            "repository": source.repository,
-            "revision": source.revision,
-            "sha256": source.sha256(),
-        },
-        "options": dataclasses.asdict(model.options),
-        "device": str(model.device),
-        "hop_ms": model.hop_ms,
-    }
+def _embed_group(
+    clips: Sequence[_Clip], model: HearModel
+) -> Iterator[Block | FileDone | FileFailed]:
+    """Embed clips whose windows share batches of exactly ``window_batch``, in their order."""
+    batch = model.options.window_batch
+    queue: deque[_Waiting] = deque()
+    for clip in clips:
+        last = False
+        while not last:
+            try:
+                windows, last = clip.next_windows()
+            except (AudioError, OSError, MemoryError) as error:
+                queue = deque(each for each in queue if each.clip is not clip)
+                message = str(error) or type(error).__name__
+                name = str(clip.path)
+                yield FileFailed(clip.path, message if name in message else f"{name}: {message}")
+                break
+            queue.append(_Waiting(clip, windows, last))
+            while sum(len(each.windows) for each in queue) >= batch:
+                yield from _encode_batch(queue, model)
+    while queue:
+        yield from _encode_batch(queue, model)
 
 
-def embed_file(job: Job, model: HearModel, provenance: dict) -> None:
-    """Embed one file into its ``.npz``, whole or not at all.
-
-    The file holds ``vectors`` (rows, d), ``timestamps`` (rows,) in milliseconds, ``scene`` (d,),
-    all float32, and ``metadata``, a JSON string: ``provenance`` and the file's own facts.
-    """
-    recording = read_audio(job.source, model.sample_rate)
-    clip = check_clip(torch.from_numpy(recording.audio), str(job.source))
+def _encode_batch(queue: deque[_Waiting], model: HearModel) -> Iterator[Block | FileDone]:
+    """Encode the next windows of the queue, and hand them to their clips."""
+    room = model.options.window_batch
+    taken: list[_Waiting] = []
+    while queue and room:
+        first = queue.popleft()
+        part = _Waiting(first.clip, first.windows[:room], first.last)
+        if len(first.windows) > room:
+            part.last = False
+            queue.appendleft(_Waiting(first.clip, first.windows[room:], first.last))
+        room -= len(part.windows)
+        taken.append(part)
     with torch.no_grad():
-        vectors = model.embed([clip])[0].cpu()
-    metadata = {
-        **provenance,
-        "file": job.source.name,
-        "file_sample_rate": recording.file_rate,
-        "channels": len(recording.audio),
-        "duration_seconds": recording.duration,
-    }
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            np.savez(
-                file,
-                vectors=vectors.numpy(),
-                timestamps=model.plan(clip.shape[-1]).timestamps,
-                scene=vectors.mean(dim=0).numpy(),
-                metadata=np.array(json.dumps(metadata)),
-            )
-
-    job.output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(job.output, write)
+        windows = torch.cat([part.windows for part in taken])
+        encoded = model.encode(windows) if len(windows) else windows
+    offset = 0
+    for part in taken:
+        if count := len(part.windows):
+            block = part.clip.take(encoded[offset : offset + count])
+            offset += count
+            if block is not None:
+                yield block
+        if part.last:
+            yield part.clip.done()

@@ -35,7 +35,20 @@ class GramModel(nn.Module):
         Returns:
             (clips * count, feature channels, window frames, mels) float32, clip by clip.
         """
-        features = self.front_end(waveform)[:, :, : count * self.config.window_frames]
+        return self.split_windows(self.front_end(waveform), count, fill)
+
+    def split_windows(self, features: Tensor, count: int, fill: str) -> Tensor:
+        """Return the first ``count`` windows of features that begin with a window.
+
+        Args:
+            features: (clips, feature channels, frames, mels).
+            count: windows of each clip.
+            fill: what stands past the last frame: ``"zero"`` or ``"silence"``.
+
+        Returns:
+            (clips * count, feature channels, window frames, mels), clip by clip.
+        """
+        features = features[:, :, : count * self.config.window_frames]
         missing = count * self.config.window_frames - features.shape[2]
         if missing:
             filling = torch.zeros_like(features[:, :, :1])

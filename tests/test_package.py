@@ -28,11 +28,13 @@ ARROWS = {
     "windows": BASE | {"audio"},
     "nn": BASE | {"audio"},
     "model": MODEL,
+    "stream": MODEL | {"model"},
     "checkpoints": MODEL | {"model"},
-    "hear": MODEL | {"model", "checkpoints"},
+    "hear": MODEL | {"model", "stream", "checkpoints"},
     "embed": MODEL | {"model", "checkpoints", "hear"},
-    "cli": MODEL | {"model", "checkpoints", "hear", "embed", "gram_hear"},
-    "__init__": MODEL | {"model", "checkpoints", "hear"},
+    "collection": MODEL | {"model", "checkpoints", "hear", "embed"},
+    "cli": MODEL | {"model", "checkpoints", "hear", "embed", "collection", "gram_hear"},
+    "__init__": MODEL | {"model", "checkpoints", "hear", "embed", "collection"},
 }
 
 

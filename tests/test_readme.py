@@ -1,4 +1,4 @@
-"""The README's examples run, in its order, as one reader would run them."""
+"""The examples of the documentation run, in their order, as one reader would run them."""
 
 import os
 import re
@@ -15,10 +15,10 @@ TESTS = Path(__file__).parent
 README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
 
 
-def script():
+def script(text):
     """Every Python block, and every gram-hear line of the shell blocks, as one program."""
     lines = ["import shlex, subprocess"]
-    blocks = re.findall(r"^```(python|sh)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(python|sh)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     for language, block in blocks:
         if language == "python":
             lines.append(block)
@@ -28,7 +28,14 @@ def script():
     return "\n".join(lines)
 
 
-def test_examples_run(tmp_path, hub):
+@pytest.mark.parametrize(
+    ("document", "commands", "result"),
+    [
+        ("README.md", 5, "embeddings/circling.wav.npz"),
+        ("docs/embedding.md", 1, "embeddings.parquet"),
+    ],
+)
+def test_examples_run(tmp_path, hub, document, commands, result):
     sounds = {
         "speech.mp3": "mono_vowels.mp3",
         "street.flac": "binaural_passing.flac",
@@ -45,8 +52,8 @@ def test_examples_run(tmp_path, hub):
         "NO_PROXY": "127.0.0.1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    program = script()
-    assert program.count("subprocess.run(") == 5
+    program = script((TESTS.parent / document).read_text(encoding="utf-8"))
+    assert program.count("subprocess.run(") == commands
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
@@ -56,8 +63,7 @@ def test_examples_run(tmp_path, hub):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "fine-tuned.safetensors").exists()
-    assert (tmp_path / "embeddings" / "circling.wav.npz").exists()
+    assert (tmp_path / result).exists()
 
 
 def test_the_table_of_models_is_the_registry():

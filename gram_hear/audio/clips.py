@@ -48,9 +48,9 @@ def as_clips(audio: Audio) -> list[Tensor]:
         batch, name = tensor.unbind(0), "Clip {}"
     if len(batch) == 0:
         raise AudioError("The audio is empty: there are no clips in it. Give at least one.")
-    clips = [_check(_as_tensor(clip), name.format(i)) for i, clip in enumerate(batch)]
+    clips = [check_clip(_as_tensor(clip), name.format(i)) for i, clip in enumerate(batch)]
     loudest = max(range(len(clips)), key=lambda i: clips[i][1])
-    _warn_if_loud(name.format(loudest), clips[loudest][1], stacklevel=4)
+    warn_if_loud(name.format(loudest), clips[loudest][1], stacklevel=4)
     return [clip for clip, _ in clips]
 
 
@@ -82,8 +82,8 @@ def _as_tensor(audio: Any) -> Tensor:
     return audio
 
 
-def check_clip(clip: Tensor, name: str) -> Tensor:
-    """Check one clip and return it as (channels, samples) float32.
+def check_clip(clip: Tensor, name: str) -> tuple[Tensor, float]:
+    """Return a clip as (channels, samples) float32, and its largest absolute sample.
 
     Args:
         clip: (samples,) or (channels, samples), float32 or float64.
@@ -92,13 +92,6 @@ def check_clip(clip: Tensor, name: str) -> Tensor:
     Raises:
         AudioError: as :func:`as_clips`.
     """
-    clip, peak = _check(_as_tensor(clip), name)
-    _warn_if_loud(name, peak, stacklevel=3)
-    return clip
-
-
-def _check(clip: Tensor, name: str) -> tuple[Tensor, float]:
-    """Return the clip as (channels, samples) float32, and its largest absolute sample."""
     if clip.dim() not in (1, 2):
         raise AudioError(
             f"{name} has shape {tuple(clip.shape)}; it must be (samples,) or (channels, samples)."
@@ -121,7 +114,8 @@ def _check(clip: Tensor, name: str) -> tuple[Tensor, float]:
     return clip, peak
 
 
-def _warn_if_loud(name: str, peak: float, stacklevel: int) -> None:
+def warn_if_loud(name: str, peak: float, stacklevel: int = 2) -> None:
+    """Warn where the largest absolute sample of what ``name`` says is far outside [-1, 1]."""
     if peak > LOUDEST:
         warnings.warn(
             f"{name} has samples up to {peak:.3g}, far outside [-1, 1]. Divide integer samples by "

@@ -1,6 +1,7 @@
 """Sound files in: any format of libsndfile, any rate, 1, 2 or 4 channels; whole or in blocks."""
 
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,12 +31,34 @@ class Recording:
 
 
 def find_audio(folder: Path) -> Iterator[Path]:
-    """Yield the sound files below a folder, by their suffix, in sorted order; hidden ones not."""
-    for parent, folders, names in os.walk(folder):
+    """Yield the sound files below a folder, by their suffix, in sorted order; hidden ones not.
+
+    A folder that cannot be listed is yielded itself: reading it fails and says why.
+    """
+    unreadable: list[Path] = []
+    for parent, folders, names in os.walk(
+        folder, onerror=lambda error: unreadable.append(Path(error.filename))
+    ):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith(".") and name.lower().endswith(SUFFIXES):
                 yield Path(parent) / name
+    yield from unreadable
+
+
+def file_status(path: Path) -> os.stat_result:
+    """Return size and times of a file; an AudioError where it is none or cannot be reached."""
+    try:
+        status = path.stat()
+        if is_folder := stat.S_ISDIR(status.st_mode):
+            os.scandir(path).close()  # one that cannot be listed fails here
+    except (FileNotFoundError, ValueError) as error:
+        raise AudioError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise AudioError(f"{path} cannot be read: {error.strerror}.") from error
+    if is_folder:
+        raise AudioError(f"{path} is a folder; a sound file was expected.")
+    return status
 
 
 def read_audio(path: str | os.PathLike, sample_rate: int) -> Recording:
@@ -69,18 +92,15 @@ class SoundReader:
         self.path = Path(path)
         self.sample_rate = sample_rate
         self._failures = (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError)
-        if not self.path.exists():
-            raise AudioError(f"There is no file {self.path}.")
-        if self.path.is_dir():
-            raise AudioError(f"{self.path} is a folder; a sound file was expected.")
-        if self.path.stat().st_size == 0:
+        if file_status(self.path).st_size == 0:
             raise AudioError(f"{self.path} is empty (0 bytes).")
         # As bytes, so that names that are not UTF-8 can be opened too.
         name = os.fsencode(self.path) if os.name == "posix" else str(self.path)
         try:
             self._file = soundfile.SoundFile(name)
         except self._failures as error:
-            raise AudioError(f"{self.path} could not be read as sound: {error}") from error
+            reason = getattr(error, "error_string", error)  # libsndfile's, without the path
+            raise AudioError(f"{self.path} could not be read as sound: {reason}") from error
         self.channels: int = self._file.channels
         self.file_rate: int = self._file.samplerate
         self.duration: float = self._file.frames / self.file_rate

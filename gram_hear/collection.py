@@ -1,0 +1,532 @@
+"""A collection of sound files on disk: plan, embed, resume, and write ``.npz`` files or Parquet.
+
+Every file becomes one part, an ``.npz`` that is written whole or not at all and says what it was
+made from: the model's hash, the options, the source's size and time. A part that says what is asked
+for is not made again. A Parquet dataset is assembled from the parts.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from gram_hear.audio.files import find_audio
+from gram_hear.embed import Block, FileDone, FileFailed, Group, embed_groups, group_files
+from gram_hear.errors import GramError, OptionError
+from gram_hear.hear import HearModel
+from gram_hear.writing import write_whole
+
+SPOOL = 2**24  # bytes of a file's vectors held in memory before they go to a temporary file
+ROWS = 4096  # rows read and written at once when a dataset is assembled
+
+
+class OutputError(GramError, OSError):
+    """The output cannot be written; what was finished before is kept."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to embed, the part that its embeddings go to, and its name in the collection."""
+
+    source: Path
+    output: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A stretch of sound was embedded, of so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: ``error`` is None, or says why there is no output."""
+
+    job: Job
+    error: str | None
+
+
+# --- plan -----------------------------------------------------------------------------------
+
+
+def plan_jobs(paths: Iterable[str | PathLike], output: str | PathLike) -> list[Job]:
+    """Pair every sound file with its part, before anything is computed.
+
+    ``a/b.wav`` in a given folder goes to ``OUTPUT/a/b.wav.npz``, and a given file ``x/c.flac`` to
+    ``OUTPUT/c.flac.npz``: the suffix stays, so that ``b.wav`` and ``b.flac`` do not collide. Where
+    OUTPUT ends in ``.parquet``, the parts go to ``OUTPUT.parts/``.
+
+    Args:
+        paths: files, and folders that are searched for sound files.
+        output: the folder of the embeddings, or a ``.parquet`` file.
+
+    Raises:
+        OptionError: where there is no sound file, where two have one output, or where the output
+            is a file and should be a folder, or the other way round.
+    """
+    output = Path(output)
+    folder = parts_folder(output)
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise OptionError(f"The output {folder} is a file; it must be a folder.")
+    if folder != output and os.path.isdir(output):
+        raise OptionError(f"The output {output} is a folder; it must be a .parquet file.")
+    jobs: dict[Path, Job] = {}
+    sources: set[Path] = set()
+    for path in map(Path, paths):
+        found = find_audio(path) if os.path.isdir(path) else iter([path])
+        for source in found:
+            # A folder that cannot be listed comes as its own source.
+            relative = source.relative_to(path) if source != path else Path(source.name)
+            part = folder / relative.parent / (relative.name + ".npz")
+            if source in sources:  # named twice, or in a folder that is given too
+                continue
+            sources.add(source)
+            job = jobs.setdefault(part, Job(source, part, relative.as_posix()))
+            if job.source != source:
+                raise OptionError(
+                    f"{job.source} and {source} would both be written to {part}. Give the folder "
+                    "that holds both, or embed them into different folders."
+                )
+    if not jobs:
+        raise OptionError("No sound file was found in what was given.")
+    return list(jobs.values())
+
+
+def parts_folder(output: Path) -> Path:
+    """Return the folder of the parts: the output itself, or beside a dataset."""
+    return output.with_name(output.name + ".parts") if output.suffix == ".parquet" else output
+
+
+def describe_model(model: HearModel) -> dict[str, Any]:
+    """Return what makes embeddings reproducible: version, checkpoint and options, for JSON."""
+    source = model.source
+    return {
+        "gram_hear": version("gram-hear"),
+        "model": {
+            "name": source.name,
+            "layout": source.layout,
+            "repository": source.repository,
+            "revision": source.revision,
+            "commit": source.commit,
+            "sha256": source.sha256(),
+        },
+        "options": dataclasses.asdict(model.options),
+        "device": str(model.device),
+        "hop_ms": model.hop_ms,
+        "size": model.timestamp_embedding_size,
+    }
+
+
+def identity(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return what two parts must share to be of one collection.
+
+    Not the device or the batch, which change embeddings by rounding alone, nor the checkpoint's
+    name, where its hash is known.
+    """
+    model = metadata["model"]
+    options = {key: value for key, value in metadata["options"].items() if key != "window_batch"}
+    name = model.get("sha256") or model.get("name")
+    return {"model": name, **options, "holds": metadata["holds"]}
+
+
+# --- run ------------------------------------------------------------------------------------
+
+
+def find_done(jobs: Sequence[Job], provenance: dict[str, Any], force: bool = False) -> set[Job]:
+    """Return the jobs whose part is there, of the same model and options and unchanged source.
+
+    Raises:
+        OptionError: where parts of another model or other options, or files that are no parts, are
+            in the way, and ``force`` is not set.
+    """
+    done, foreign = set(), []
+    for job in jobs:
+        if not os.path.exists(job.output):
+            continue
+        metadata = read_metadata(job.output)
+        if metadata is None or identity(metadata) != identity(provenance):
+            foreign.append(job.output)
+        elif not force and _is_current(job, metadata):
+            done.add(job)
+    if foreign and not force:
+        raise OptionError(
+            f"{len(foreign)} outputs are there already that another model, other options or "
+            f"another program made, such as {foreign[0]}. Use --force (force=True) to replace "
+            "them, or another output."
+        )
+    return done
+
+
+def _is_current(job: Job, metadata: dict[str, Any]) -> bool:
+    try:
+        stat = job.source.stat()
+    except OSError:  # it will be reported when its turn comes
+        return False
+    return (metadata["size_bytes"], metadata["modified_ns"]) == (stat.st_size, stat.st_mtime_ns)
+
+
+def clear_leftovers(jobs: Sequence[Job], output: Path) -> None:
+    """Remove what :func:`write_whole` could not: temporary files of a run that was killed."""
+    outputs = {output, *(job.output for job in jobs)}
+    for folder in {path.parent for path in outputs}:
+        for path in folder.glob(".*.partial"):
+            name = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}\.partial", path.name, re.DOTALL)
+            if name and folder / name[1] in outputs:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    groups: Iterable[Group],
+    due: Set[Path],
+    model: HearModel,
+    provenance: dict[str, Any],
+    threads: int,
+) -> Iterator[Progress | Outcome]:
+    """Embed groups of files, each file that is due into its part.
+
+    A file that cannot be read is reported and does not stop the rest.
+
+    Yields:
+        A :class:`Progress` for each stretch of sound, an :class:`Outcome` for each file.
+
+    Raises:
+        OutputError: where a part cannot be written; what was finished is kept.
+    """
+    by_source = {job.source: job for job in jobs}
+    parts: dict[Path, _Part] = {}
+    try:
+        for event in embed_groups(groups, model, threads):
+            if isinstance(event, Block):
+                yield Progress(len(event.vectors) * model.hop_ms / 1000)
+            if event.path not in due:
+                continue
+            job = by_source[event.path]
+            if isinstance(event, FileFailed):
+                if event.path in parts:
+                    parts.pop(event.path).close()
+                yield Outcome(job, event.error)
+                continue
+            try:
+                if event.path not in parts:
+                    parts[event.path] = _Part(job, provenance)
+                if isinstance(event, Block):
+                    parts[event.path].add(event)
+                    continue
+                parts[event.path].finish(event)
+            except OSError as error:
+                raise OutputError(
+                    f"{job.output} could not be written: {error}. What was finished is kept; run "
+                    "the same command again to go on."
+                ) from error
+            parts.pop(event.path).close()
+            yield Outcome(job, None)
+    finally:
+        for part in parts.values():
+            part.close()
+
+
+class _Part:
+    """The ``.npz`` of one file in the making: vectors are spooled as they come."""
+
+    def __init__(self, job: Job, provenance: dict[str, Any]) -> None:
+        self.job = job
+        self.provenance = provenance
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        self._vectors = tempfile.SpooledTemporaryFile(SPOOL, dir=str(job.output.parent))  # noqa: SIM115
+        self._timestamps: list[np.ndarray] = []
+
+    def add(self, block: Block) -> None:
+        if "timestamps" in self.provenance["holds"]:
+            self._vectors.write(np.ascontiguousarray(block.vectors, dtype="<f4").tobytes())
+            self._timestamps.append(block.timestamps)
+
+    def finish(self, done: FileDone) -> None:
+        metadata = {
+            **self.provenance,
+            "file": self.job.name,
+            "file_sample_rate": done.file_rate,
+            "channels": done.channels,
+            "duration_seconds": done.duration,
+            "size_bytes": done.size,
+            "modified_ns": done.modified,
+        }
+        holds = self.provenance["holds"]
+
+        def write(temporary: Path) -> None:
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+                _write_array(archive, "metadata", np.array(json.dumps(metadata)))
+                if "scene" in holds:
+                    _write_array(archive, "scene", done.scene)
+                if "timestamps" in holds:
+                    _write_array(archive, "timestamps", np.concatenate(self._timestamps))
+                    self._vectors.seek(0)
+                    shape = (done.rows, len(done.scene))
+                    with archive.open("vectors.npy", "w", force_zip64=True) as file:
+                        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                        np.lib.format.write_array_header_1_0(file, header)
+                        shutil.copyfileobj(self._vectors, file, 2**20)
+
+        write_whole(self.job.output, write)
+
+    def close(self) -> None:
+        self._vectors.close()
+
+
+def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    with archive.open(name + ".npy", "w") as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def read_metadata(part: Path) -> dict[str, Any] | None:
+    """Return the metadata of a part; None where the file is no part of a collection."""
+    try:
+        with zipfile.ZipFile(part) as archive, archive.open("metadata.npy") as file:
+            text = np.lib.format.read_array(file, allow_pickle=False)
+        metadata = json.loads(str(text))
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
+        return None
+    keys = {"model", "options", "holds", "size_bytes", "modified_ns"}
+    if not isinstance(metadata, dict) or not keys <= set(metadata):
+        return None
+    is_ours = isinstance(metadata["model"], dict) and isinstance(metadata["options"], dict)
+    return metadata if is_ours else None
+
+
+# --- Parquet --------------------------------------------------------------------------------
+
+
+def assemble_parquet(jobs: Sequence[Job], output: str | PathLike, metadata: dict[str, Any]) -> int:
+    """Write one Parquet dataset of all parts that are there, in the order of their names.
+
+    Columns: ``file`` (string), ``timestamp_ms`` (float, null in the row of the whole scene) and
+    ``vector`` (a list of fixed length of floats). The schema's metadata holds ``gram_hear``, a JSON
+    string of the model and options. Row groups are streamed; the dataset is written whole or not
+    at all, and left alone where it holds these parts already.
+
+    Returns:
+        The number of files in the dataset.
+    """
+    import_pyarrow()
+    output = Path(output)
+    parts = [job for job in sorted(jobs, key=lambda job: job.name) if job.output.exists()]
+    digest = _digest(parts)
+    if output.exists() and _stored(output).get(b"parts") == digest.encode():
+        return len(parts)
+    try:
+        write_whole(output, lambda temporary: _write_parquet(parts, temporary, metadata, digest))
+    except OSError as error:
+        raise OutputError(f"{output} could not be written: {error}. Its parts are kept.") from error
+    return len(parts)
+
+
+def import_pyarrow() -> Any:
+    """Return pyarrow, or say how to install it."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise OptionError(
+            "Parquet needs pyarrow: pip install 'gram-hear[parquet]', or give an output folder for "
+            ".npz files."
+        ) from error
+    return pyarrow
+
+
+def _digest(parts: Sequence[Job]) -> str:
+    """Hash which parts there are, and which state of each."""
+    digest = hashlib.sha256()
+    for job in parts:
+        stat = job.output.stat()
+        digest.update(
+            f"{job.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "replace")
+        )
+    return digest.hexdigest()
+
+
+def check_dataset(output: Path, provenance: dict[str, Any]) -> None:
+    """Raise an OptionError where a file at ``output`` is no dataset of this model and options."""
+    if not output.exists():
+        return
+    stored = json.loads(_stored(output).get(b"gram_hear", b"null"))
+    if stored is None or identity(stored) != identity(provenance):
+        raise OptionError(
+            f"{output} is there already, and another model, other options or another program made "
+            "it. Use --force (force=True) to replace it, or another output."
+        )
+
+
+def _stored(output: Path) -> dict[bytes, bytes]:
+    """Return the metadata of a dataset's schema; none where the file is no Parquet."""
+    pyarrow = import_pyarrow()
+    try:
+        return pyarrow.parquet.read_schema(output).metadata or {}
+    except (pyarrow.ArrowException, OSError):
+        return {}
+
+
+def _write_parquet(parts: Sequence[Job], path: Path, metadata: dict[str, Any], digest: str) -> None:
+    pyarrow = import_pyarrow()
+    vector = pyarrow.list_(pyarrow.float32(), metadata["size"])
+    schema = pyarrow.schema(
+        [("file", pyarrow.string()), ("timestamp_ms", pyarrow.float32()), ("vector", vector)],
+        metadata={"gram_hear": json.dumps(metadata), "parts": digest},
+    )
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        batches: list[Any] = []
+        for job in parts:
+            for timestamps, vectors in _rows_of(job.output):
+                names = pyarrow.array([_text(job.name)] * len(vectors), pyarrow.string())
+                times = pyarrow.array(timestamps, pyarrow.float32(), from_pandas=True)
+                flat = pyarrow.array(vectors.reshape(-1))
+                values = pyarrow.FixedSizeListArray.from_arrays(flat, type=vector)
+                batches.append(pyarrow.record_batch([names, times, values], schema=schema))
+                if sum(batch.num_rows for batch in batches) >= ROWS:
+                    writer.write_table(pyarrow.Table.from_batches(batches))
+                    batches = []
+        if batches:
+            writer.write_table(pyarrow.Table.from_batches(batches))
+
+
+def _text(name: str) -> str:
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
+def _rows_of(part: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield a part's rows in stretches: timestamps (NaN for the scene) and vectors."""
+    with zipfile.ZipFile(part) as archive:
+        members = set(archive.namelist())
+        if "scene.npy" in members:
+            with archive.open("scene.npy") as file:
+                scene = np.lib.format.read_array(file, allow_pickle=False)
+            yield np.array([np.nan], dtype=np.float32), scene[None]
+        if "vectors.npy" in members:
+            with archive.open("timestamps.npy") as file:
+                timestamps = np.lib.format.read_array(file, allow_pickle=False)
+            with archive.open("vectors.npy") as file:
+                yield from _stretches(file, timestamps)
+
+
+def _stretches(file: IO[bytes], timestamps: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Read an ``.npy`` of vectors row by row, ROWS at a time."""
+    np.lib.format.read_magic(file)
+    (rows, size), _, _ = np.lib.format.read_array_header_1_0(file)
+    for first in range(0, rows, ROWS):
+        count = min(ROWS, rows - first)
+        vectors = np.frombuffer(file.read(4 * count * size), dtype="<f4").reshape(count, size)
+        yield timestamps[first : first + count], vectors
+
+
+# --- all of it ------------------------------------------------------------------------------
+
+
+def embed_collection(
+    paths: Iterable[str | PathLike],
+    output: str | PathLike,
+    model: HearModel,
+    *,
+    scene: bool = True,
+    timestamps: bool = True,
+    jobs: int = 1,
+    force: bool = False,
+) -> list[Outcome]:
+    """Embed files and folders into ``.npz`` files or one Parquet dataset; skip what is done.
+
+    Args:
+        paths: files, and folders that are searched for sound files.
+        output: a folder for ``.npz`` files, or a file that ends in ``.parquet``.
+        model: what ``load_model`` returned.
+        scene: keep the embedding of each whole file.
+        timestamps: keep the embeddings over time.
+        jobs: threads that decode ahead.
+        force: embed again what is there, and replace what is in the way.
+
+    Returns:
+        What became of each file that was not done already.
+
+    Raises:
+        OptionError: for wrong options, or outputs of another origin in the way.
+        OutputError: where the output cannot be written.
+    """
+    collection = Collection(plan_jobs(paths, output), output, model, scene, timestamps, force)
+    outcomes = [event for event in collection.run(jobs) if isinstance(event, Outcome)]
+    collection.assemble()
+    return outcomes
+
+
+class Collection:
+    """What :func:`embed_collection` does, step by step, for a caller that shows progress.
+
+    Attributes:
+        jobs: all files; ``due``: the sources of those that are not done, fewer as :meth:`run` goes.
+        seconds: of sound that :meth:`run` will go through, as the headers tell it.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        output: str | PathLike,
+        model: HearModel,
+        scene: bool = True,
+        timestamps: bool = True,
+        force: bool = False,
+    ) -> None:
+        holds = [name for name, kept in (("scene", scene), ("timestamps", timestamps)) if kept]
+        if not holds:
+            raise OptionError("Neither scene nor timestamps is to be kept; keep at least one.")
+        self.output = Path(output)
+        self.is_parquet = self.output.suffix == ".parquet"
+        if self.is_parquet:
+            import_pyarrow()
+        self.model = model
+        self.jobs = jobs
+        self.provenance = {**describe_model(model), "holds": holds}
+        done = find_done(jobs, self.provenance, force)
+        if self.is_parquet and not force:
+            check_dataset(self.output, self.provenance)
+        self.due = {job.source for job in jobs if job not in done}
+        # Groups are made of all files, so that a run that was interrupted ends with the same
+        # numbers: a file shares its batches with the same others, done or not.
+        groups = group_files((job.source for job in jobs), model) if self.due else []
+        self.groups = [group for group in groups if self.due.intersection(group.paths)]
+        self.seconds = sum(group.seconds for group in self.groups)
+
+    def run(self, jobs: int = 1) -> Iterator[Progress | Outcome]:
+        """Embed what is due, with ``jobs`` threads that decode; see :func:`run_jobs`."""
+        if jobs < 1:
+            raise OptionError(f"jobs is {jobs}; it must be at least 1.")
+        return self._run(jobs)
+
+    def _run(self, jobs: int) -> Iterator[Progress | Outcome]:
+        clear_leftovers(self.jobs, self.output)
+        due = frozenset(self.due)
+        for event in run_jobs(self.jobs, self.groups, due, self.model, self.provenance, jobs):
+            if isinstance(event, Outcome) and event.error is None:
+                self.due.discard(event.job.source)
+            yield event
+
+    def assemble(self) -> None:
+        """Bring the dataset up to date with its parts, where the output is one.
+
+        Files that are due still, as those that failed, are left out, whatever part of an earlier
+        state of theirs there is.
+        """
+        if self.is_parquet:
+            done = [job for job in self.jobs if job.source not in self.due]
+            assemble_parquet(done, self.output, self.provenance)
