@@ -120,7 +120,7 @@ def embed(
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, or int8 (on the CPU).")
     ] = "float32",
-    window_batch: Annotated[int, typer.Option(help="2 s windows encoded at once.")] = 32,
+    window_batch: Annotated[int, typer.Option(help="2 s windows encoded at once.")] = 16,
     revision: Revision = None,
     cache_dir: CacheDir = None,
     heads: Heads = None,

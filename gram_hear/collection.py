@@ -254,7 +254,7 @@ class _Part:
 
     def add(self, block: Block) -> None:
         if "timestamps" in self.provenance["holds"]:
-            self._vectors.write(np.ascontiguousarray(block.vectors, dtype="<f4").tobytes())
+            self._vectors.write(np.ascontiguousarray(block.vectors, dtype="<f4").data)
             self._timestamps.append(block.timestamps)
 
     def finish(self, done: FileDone) -> None:

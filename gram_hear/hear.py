@@ -46,7 +46,7 @@ class Options:
     layer: int | None = None
     convention: str = "ambix"
     parity: bool = False
-    window_batch: int = 32
+    window_batch: int = 16
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ def load_model(
     layer: int | str | None = None,
     convention: str = "ambix",
     parity: bool | str = False,
-    window_batch: int | str = 32,
+    window_batch: int | str = 16,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "float32",
     revision: str | None = None,
@@ -277,6 +277,11 @@ class HearModel(nn.Module):
         Returns:
             (n, rows, d) float32 for an array or tensor; for a list of clips a list of (rows, d).
         """
+        if self.options.dtype == "int8" and torch.is_grad_enabled():
+            raise OptionError(
+                "A model in int8 embeds without gradients: use get_timestamp_embeddings, or load "
+                "it with dtype='float32'."
+            )
         rows = self.embed(as_clips(audio))
         return rows if isinstance(audio, (list, tuple)) else torch.stack(rows)
 
@@ -366,6 +371,7 @@ def quantise(encoder: TransformerEncoder) -> TransformerEncoder:
         ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
         try:
             return quantize_dynamic(encoder, {nn.Linear}, dtype=torch.qint8)
         except RuntimeError as error:

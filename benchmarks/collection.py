@@ -1,0 +1,149 @@
+"""How much of the time a collection of short files spends outside the model.
+
+    python benchmarks/collection.py                # 10,000 files of one second, through tiny
+    python benchmarks/collection.py --files 1000
+
+Weights are random, the sound is noise, 44.1 kHz mono. The model is its front-end and its encoder.
+Every figure is CPU time, by default on one thread, measured in place while a collection is
+embedded; a part is counted in the thread that does it.
+"""
+
+import argparse
+import contextlib
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from gram_hear import collection, embed
+from gram_hear.checkpoints.store import Source
+from gram_hear.config import named_config
+from gram_hear.frontend import FrontEnd
+from gram_hear.hear import HearModel, Options
+from gram_hear.model import GramModel
+from gram_hear.nn.initialise import initialise
+
+RATE = 44100
+MODEL = ("front-end", "encoder")
+PARTS = {
+    "search": [(collection, "plan_jobs")],
+    "what is done": [(collection, "find_done")],
+    "headers": [(collection, "group_files")],
+    "decoding and resampling": [(embed._Clip, "_decode")],
+    "front-end": [(FrontEnd, "transform")],
+    "encoder": [(GramModel, "forward")],
+    "writing": [(collection._Part, name) for name in ("__init__", "add", "finish", "close")],
+    "assembling": [(collection, "assemble_parquet")],
+}
+
+
+class Stopwatch:
+    """Adds up the CPU seconds spent in named functions while a program runs as it is."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def over(self, part: str) -> Iterator[None]:
+        start = time.thread_time()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.thread_time() - start
+
+    def wrap(self, part: str, owner: Any, name: str) -> None:
+        """Replace a function, or a method that is a generator, with one that is timed."""
+        function = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.over(part):
+                result = function(*args, **kwargs)
+            return self.steps(part, result) if isinstance(result, Iterator) else result
+
+        setattr(owner, name, timed)
+
+    def steps(self, part: str, iterator: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with self.over(part):
+                try:
+                    value = next(iterator)
+                except StopIteration:
+                    return
+            yield value
+
+
+def write_files(folder: Path, count: int) -> None:
+    """Write files of one second of noise."""
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"{i // 1000:03d}" / f"{i:06d}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, generator.uniform(-0.3, 0.3, RATE).astype(np.float32), RATE)
+
+
+def make_model(size: str) -> HearModel:
+    gram = GramModel(named_config(size, 1)).eval()
+    initialise(gram, seed=0)
+    return HearModel(gram, Options(), Source(f"random {size}", "seed"))
+
+
+def cpu_seconds(call: Callable[[], Any]) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--size", default="tiny", choices=("tiny", "small", "base"))
+    parser.add_argument("--parquet", action="store_true", help="into one dataset, not .npz files")
+    parser.add_argument("--jobs", type=int, default=1, help="threads that decode")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model = make_model(arguments.size)
+    suffix = ".parquet" if arguments.parquet else ""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_files(folder / "first", 64)  # what is loaded or built on first use
+        collection.embed_collection([folder / "first"], folder / f"warm{suffix}", model)
+        write_files(folder / "sounds", arguments.files)
+        watch = Stopwatch()
+        for part, functions in PARTS.items():
+            for owner, function in functions:
+                watch.wrap(part, owner, function)
+
+        def run() -> None:
+            outcomes = collection.embed_collection(
+                [folder / "sounds"], folder / f"output{suffix}", model, jobs=arguments.jobs
+            )
+            assert len(outcomes) == arguments.files
+            assert all(outcome.error is None for outcome in outcomes)
+
+        total = cpu_seconds(run)
+    report(watch.seconds, total, arguments)
+
+
+def report(seconds: dict[str, float], total: float, arguments: argparse.Namespace) -> None:
+    print(
+        f"{arguments.files} files of 1 s, {arguments.size}, {arguments.jobs} decoding threads, "
+        f"{arguments.threads} threads: {total:.1f} CPU seconds, "
+        f"{1000 * total / arguments.files:.2f} ms for each file"
+    )
+    parts = {part: seconds[part] for part in PARTS}
+    parts["the rest"] = total - sum(parts.values())
+    for part, spent in parts.items():
+        print(f"{part:<25} {spent:8.2f} s  {spent / total:6.1%}")
+    outside = 1 - sum(parts[part] for part in MODEL) / total
+    print(f"{'outside the model':<25} {outside * total:8.2f} s  {outside:6.1%}   (wanted: < 20 %)")
+
+
+if __name__ == "__main__":
+    main()
