@@ -7,10 +7,10 @@ for is not made again. A Parquet dataset is assembled from the parts.
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import zipfile
@@ -22,15 +22,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 
 from gram_hear.audio.files import find_audio
 from gram_hear.embed import Block, FileDone, FileFailed, Group, embed_groups, group_files
 from gram_hear.errors import GramError, OptionError
 from gram_hear.hear import HearModel
-from gram_hear.writing import write_whole
+from gram_hear.writing import temporary_prefix, write_whole
 
 SPOOL = 2**24  # bytes of a file's vectors held in memory before they go to a temporary file
-ROWS = 4096  # rows read and written at once when a dataset is assembled
+GROUP = 2**25  # bytes of vectors read and written at once when a dataset is assembled
 
 
 class OutputError(GramError, OSError):
@@ -124,6 +125,7 @@ def describe_model(model: HearModel) -> dict[str, Any]:
             "revision": source.revision,
             "commit": source.commit,
             "sha256": source.sha256(),
+            "weights": hash_weights(model),
         },
         "options": dataclasses.asdict(model.options),
         "device": str(model.device),
@@ -135,13 +137,27 @@ def describe_model(model: HearModel) -> dict[str, Any]:
 def identity(metadata: dict[str, Any]) -> dict[str, Any]:
     """Return what two parts must share to be of one collection.
 
-    Not the device or the batch, which change embeddings by rounding alone, nor the checkpoint's
-    name, where its hash is known.
+    Not the device or the batch, which change embeddings by rounding alone, nor where the model
+    came from.
     """
-    model = metadata["model"]
     options = {key: value for key, value in metadata["options"].items() if key != "window_batch"}
-    name = model.get("sha256") or model.get("name")
-    return {"model": name, **options, "holds": metadata["holds"]}
+    return {"model": metadata["model"].get("weights"), **options, "holds": metadata["holds"]}
+
+
+def hash_weights(model: HearModel) -> str:
+    """Return the SHA-256 of a model's configuration and tensors as they are now.
+
+    A model that was trained since it was loaded is another one than its file's. One in int8, whose
+    weights are packed and cannot be trained, is told by its file.
+    """
+    digest = hashlib.sha256(model.config.to_json().encode())
+    if model.options.dtype == "int8":
+        digest.update((model.source.sha256() or model.source.name).encode())
+        return digest.hexdigest()
+    for name, tensor in sorted(model.gram.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 # --- run ------------------------------------------------------------------------------------
@@ -157,6 +173,8 @@ def find_done(jobs: Sequence[Job], provenance: dict[str, Any], force: bool = Fal
     done, foreign = set(), []
     for job in jobs:
         if not os.path.exists(job.output):
+            continue
+        if os.path.getsize(job.output) == 0:  # as a power cut leaves a file: nothing to lose
             continue
         metadata = read_metadata(job.output)
         if metadata is None or identity(metadata) != identity(provenance):
@@ -183,10 +201,11 @@ def _is_current(job: Job, metadata: dict[str, Any]) -> bool:
 def clear_leftovers(jobs: Sequence[Job], output: Path) -> None:
     """Remove what :func:`write_whole` could not: temporary files of a run that was killed."""
     outputs = {output, *(job.output for job in jobs)}
+    ours = {(path.parent, temporary_prefix(path)) for path in outputs}
     for folder in {path.parent for path in outputs}:
-        for path in folder.glob(".*.partial"):
-            name = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}\.partial", path.name, re.DOTALL)
-            if name and folder / name[1] in outputs:
+        for path in folder.glob(".*.*.partial"):
+            prefix = f".{path.name.split('.')[1]}."
+            if (folder, prefix) in ours:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
@@ -231,6 +250,11 @@ def run_jobs(
                     continue
                 parts[event.path].finish(event)
             except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    parts.pop(event.path).close()
+                    due = due - {event.path}
+                    yield Outcome(job, f"{job.output}: {error.strerror}")
+                    continue
                 raise OutputError(
                     f"{job.output} could not be written: {error}. What was finished is kept; run "
                     "the same command again to go on."
@@ -312,28 +336,49 @@ def read_metadata(part: Path) -> dict[str, Any] | None:
 # --- Parquet --------------------------------------------------------------------------------
 
 
-def assemble_parquet(jobs: Sequence[Job], output: str | PathLike, metadata: dict[str, Any]) -> int:
+def assemble_parquet(
+    jobs: Sequence[Job], failed: Sequence[Job], output: str | PathLike, provenance: dict[str, Any]
+) -> None:
     """Write one Parquet dataset of all parts that are there, in the order of their names.
 
-    Columns: ``file`` (string), ``timestamp_ms`` (float, null in the row of the whole scene) and
+    That is the parts of ``jobs``, and those of earlier runs with the same model and options, but
+    not those of ``failed``: a dataset grows, and never loses files because fewer were given.
+
+    Columns: ``file`` (string), ``timestamp_ms`` (double, null in the row of the whole scene) and
     ``vector`` (a list of fixed length of floats). The schema's metadata holds ``gram_hear``, a JSON
     string of the model and options. Row groups are streamed; the dataset is written whole or not
     at all, and left alone where it holds these parts already.
 
-    Returns:
-        The number of files in the dataset.
+    Raises:
+        OutputError: where the dataset cannot be written, or a part cannot be read.
     """
     import_pyarrow()
     output = Path(output)
-    parts = [job for job in sorted(jobs, key=lambda job: job.name) if job.output.exists()]
+    parts = sorted(find_parts(jobs, failed, parts_folder(output), provenance).items())
     digest = _digest(parts)
-    if output.exists() and _stored(output).get(b"parts") == digest.encode():
-        return len(parts)
+    if not parts or (output.exists() and _stored(output).get(b"parts") == digest.encode()):
+        return
     try:
-        write_whole(output, lambda temporary: _write_parquet(parts, temporary, metadata, digest))
+        write_whole(output, lambda temporary: _write_parquet(parts, temporary, provenance, digest))
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"{output} could not be written: {error}. Its parts are kept.") from error
-    return len(parts)
+
+
+def find_parts(
+    jobs: Sequence[Job], failed: Sequence[Job], folder: Path, provenance: dict[str, Any]
+) -> dict[str, Path]:
+    """Return the parts of a dataset by their names; see :func:`assemble_parquet`."""
+    parts = {job.name: job.output for job in jobs if job.output.exists()}
+    known = {*parts.values(), *(job.output for job in failed)}
+    for path in folder.rglob("*.npz"):
+        if path in known:
+            continue
+        metadata = read_metadata(path)
+        if metadata is not None and identity(metadata) == identity(provenance):
+            parts[path.relative_to(folder).as_posix().removesuffix(".npz")] = path
+    return parts
 
 
 def import_pyarrow() -> Any:
@@ -349,14 +394,12 @@ def import_pyarrow() -> Any:
     return pyarrow
 
 
-def _digest(parts: Sequence[Job]) -> str:
+def _digest(parts: Sequence[tuple[str, Path]]) -> str:
     """Hash which parts there are, and which state of each."""
     digest = hashlib.sha256()
-    for job in parts:
-        stat = job.output.stat()
-        digest.update(
-            f"{job.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "replace")
-        )
+    for name, path in parts:
+        stat = path.stat()
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "replace"))
     return digest.hexdigest()
 
 
@@ -381,27 +424,37 @@ def _stored(output: Path) -> dict[bytes, bytes]:
         return {}
 
 
-def _write_parquet(parts: Sequence[Job], path: Path, metadata: dict[str, Any], digest: str) -> None:
+def _write_parquet(
+    parts: Sequence[tuple[str, Path]], path: Path, provenance: dict[str, Any], digest: str
+) -> None:
     pyarrow = import_pyarrow()
-    vector = pyarrow.list_(pyarrow.float32(), metadata["size"])
+    vector = pyarrow.list_(pyarrow.float32(), provenance["size"])
     schema = pyarrow.schema(
-        [("file", pyarrow.string()), ("timestamp_ms", pyarrow.float32()), ("vector", vector)],
-        metadata={"gram_hear": json.dumps(metadata), "parts": digest},
+        [("file", pyarrow.string()), ("timestamp_ms", pyarrow.float64()), ("vector", vector)],
+        metadata={"gram_hear": json.dumps(provenance), "parts": digest},
     )
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+    rows = _rows_at_once(provenance["size"])
+    with pyarrow.parquet.ParquetWriter(path, schema, use_dictionary=["file"]) as writer:
         batches: list[Any] = []
-        for job in parts:
-            for timestamps, vectors in _rows_of(job.output):
-                names = pyarrow.array([_text(job.name)] * len(vectors), pyarrow.string())
-                times = pyarrow.array(timestamps, pyarrow.float32(), from_pandas=True)
+        held = 0
+        for name, part in parts:
+            for timestamps, vectors in _rows_of(part):
+                if held + len(vectors) > rows and batches:
+                    writer.write_table(pyarrow.Table.from_batches(batches))
+                    batches, held = [], 0
+                names = pyarrow.array([_text(name)] * len(vectors), pyarrow.string())
+                times = pyarrow.array(timestamps, pyarrow.float64(), from_pandas=True)
                 flat = pyarrow.array(vectors.reshape(-1))
                 values = pyarrow.FixedSizeListArray.from_arrays(flat, type=vector)
                 batches.append(pyarrow.record_batch([names, times, values], schema=schema))
-                if sum(batch.num_rows for batch in batches) >= ROWS:
-                    writer.write_table(pyarrow.Table.from_batches(batches))
-                    batches = []
+                held += len(vectors)
         if batches:
             writer.write_table(pyarrow.Table.from_batches(batches))
+
+
+def _rows_at_once(size: int) -> int:
+    """Return how many vectors of ``size`` floats are read and written at once."""
+    return max(1, GROUP // (4 * size))
 
 
 def _text(name: str) -> str:
@@ -410,25 +463,34 @@ def _text(name: str) -> str:
 
 def _rows_of(part: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield a part's rows in stretches: timestamps (NaN for the scene) and vectors."""
-    with zipfile.ZipFile(part) as archive:
-        members = set(archive.namelist())
-        if "scene.npy" in members:
-            with archive.open("scene.npy") as file:
-                scene = np.lib.format.read_array(file, allow_pickle=False)
-            yield np.array([np.nan], dtype=np.float32), scene[None]
-        if "vectors.npy" in members:
-            with archive.open("timestamps.npy") as file:
-                timestamps = np.lib.format.read_array(file, allow_pickle=False)
-            with archive.open("vectors.npy") as file:
-                yield from _stretches(file, timestamps)
+    try:
+        with zipfile.ZipFile(part) as archive:
+            members = set(archive.namelist())
+            if "scene.npy" in members:
+                yield np.array([np.nan]), _read_array(archive, "scene")[None]
+            if "vectors.npy" in members:
+                timestamps = _read_array(archive, "timestamps")
+                with archive.open("vectors.npy") as file:
+                    yield from _stretches(file, timestamps)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise OutputError(
+            f"The part {part} is damaged ({error}). Delete it, and run the same command again to "
+            "make it anew."
+        ) from error
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(name + ".npy") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _stretches(file: IO[bytes], timestamps: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Read an ``.npy`` of vectors row by row, ROWS at a time."""
+    """Read an ``.npy`` of vectors a stretch at a time."""
     np.lib.format.read_magic(file)
     (rows, size), _, _ = np.lib.format.read_array_header_1_0(file)
-    for first in range(0, rows, ROWS):
-        count = min(ROWS, rows - first)
+    step = _rows_at_once(size)
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
         vectors = np.frombuffer(file.read(4 * count * size), dtype="<f4").reshape(count, size)
         yield timestamps[first : first + count], vectors
 
@@ -529,4 +591,5 @@ class Collection:
         """
         if self.is_parquet:
             done = [job for job in self.jobs if job.source not in self.due]
-            assemble_parquet(done, self.output, self.provenance)
+            failed = [job for job in self.jobs if job.source in self.due]
+            assemble_parquet(done, failed, self.output, self.provenance)

@@ -6,11 +6,12 @@ Batches follow from the list of files alone, so the same list gives the same num
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,11 +22,13 @@ from gram_hear.audio.files import SoundReader, file_status
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.hear import HearModel
 
+_Item = TypeVar("_Item")
+
 
 @dataclass(frozen=True)
 class Block:
     """Embeddings of a stretch of a file, in order: ``vectors`` (rows, d) float32 and
-    ``timestamps`` (rows,) float32 in milliseconds from the file's start."""
+    ``timestamps`` (rows,) float64 in milliseconds from the file's start."""
 
     path: Path
     timestamps: np.ndarray
@@ -118,14 +121,23 @@ def embed_groups(
 ) -> Iterator[Block | FileDone | FileFailed]:
     """Embed the groups of :func:`group_files`; each group's numbers depend on it alone."""
     with ThreadPoolExecutor(jobs) as pool:
-        ahead: deque[list[_Clip]] = deque()
-        waiting = iter(groups)
-        while True:
-            while len(ahead) < 2 and (group := next(waiting, None)):  # this one, and the next
-                ahead.append([_Clip(path, model, pool) for path in group.paths])
-            if not ahead:
-                return
-            yield from _embed_group(ahead.popleft(), model)
+        clips = (
+            (_Clip(path, model, pool), path is group.paths[-1])
+            for group in groups
+            for path in group.paths
+        )
+        # Each clip that is ahead holds an open file.
+        yield from _embed_clips(_ahead(clips, 2 * jobs + 1), model)
+
+
+def _ahead(items: Iterator[_Item], count: int) -> Iterator[_Item]:
+    """Yield items, with the next ``count`` made already."""
+    made: deque[_Item] = deque()
+    for item in items:
+        made.append(item)
+        if len(made) > count:
+            yield made.popleft()
+    yield from made
 
 
 class _Clip:
@@ -176,7 +188,7 @@ class _Clip:
         """Make encoded windows, the next ones of this clip, a block of its kept rows."""
         plan = self.model.plan(self.samples or self.stream.samples)
         vectors = encoded.flatten(0, 1)[: plan.rows - self.rows].cpu().numpy()
-        timestamps = plan.timestamps[self.rows : self.rows + len(vectors)]
+        timestamps = plan.timestamps(self.rows, self.rows + len(vectors))
         self.rows += len(vectors)
         self.scene += vectors.sum(axis=0, dtype=np.float64)
         return Block(self.path, timestamps, vectors) if len(vectors) else None
@@ -204,13 +216,16 @@ class _Waiting:
     last: bool
 
 
-def _embed_group(
-    clips: Sequence[_Clip], model: HearModel
+def _embed_clips(
+    clips: Iterator[tuple[_Clip, bool]], model: HearModel
 ) -> Iterator[Block | FileDone | FileFailed]:
-    """Embed clips whose windows share batches of exactly ``window_batch``, in their order."""
+    """Embed clips in batches of exactly ``window_batch`` windows, in their order.
+
+    A batch ends where its group does: ``clips`` says of each whether it is the last of one.
+    """
     batch = model.options.window_batch
     queue: deque[_Waiting] = deque()
-    for clip in clips:
+    for clip, ends_group in clips:
         last = False
         while not last:
             try:
@@ -224,8 +239,8 @@ def _embed_group(
             queue.append(_Waiting(clip, windows, last))
             while sum(len(each.windows) for each in queue) >= batch:
                 yield from _encode_batch(queue, model)
-    while queue:
-        yield from _encode_batch(queue, model)
+        while queue and ends_group:
+            yield from _encode_batch(queue, model)
 
 
 def _encode_batch(queue: deque[_Waiting], model: HearModel) -> Iterator[Block | FileDone]:

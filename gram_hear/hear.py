@@ -171,7 +171,7 @@ def load_model(
         window_batch=_whole_number("window_batch", window_batch),
         dtype=str(dtype).removeprefix("torch."),
     )
-    place = find_device(device)
+    place = find_device("cpu" if options.dtype == "int8" and device == "auto" else device)
     if options.dtype == "int8" and place.type != "cpu":
         raise OptionError(f"dtype 'int8' runs on the CPU alone, not on {place}; leave one out.")
     checkpoint = load_checkpoint(
@@ -448,7 +448,7 @@ def get_timestamp_embeddings(
     with torch.no_grad():
         embeddings = model.embed(clips)
     timestamps = [
-        torch.from_numpy(model.plan(clip.shape[-1]).timestamps).to(embeddings[0].device)
+        torch.tensor(model.plan(clip.shape[-1]).timestamps(), dtype=torch.float32).to(model.device)
         for clip in clips
     ]
     if isinstance(audio, (list, tuple)):

@@ -16,17 +16,23 @@ from gram_hear.config import ModelConfig
 class WindowPlan:
     """How one clip is windowed.
 
-    ``timestamps`` are the (rows,) float32 milliseconds of the kept rows; ``windows`` the number
-    of windows that are computed, each ``window_frames`` long, contiguous from frame 0.
+    Attributes:
+        windows: how many are computed, each ``window_frames`` long, contiguous from frame 0.
+        rows: embedding rows that are kept, from the first on.
+        start, step: milliseconds of the first row, and from one row to the next.
     """
 
     windows: int
-    timestamps: np.ndarray
+    rows: int
+    start: float
+    step: float
 
-    @property
-    def rows(self) -> int:
-        """Number of embedding rows that are kept, from the first on."""
-        return len(self.timestamps)
+    def timestamps(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Return the milliseconds of the kept rows, or of rows ``first`` to ``last - 1``, float64.
+
+        float32 would be off by milliseconds after some hours.
+        """
+        return self.start + self.step * np.arange(first, self.rows if last is None else last)
 
 
 def corrected_plan(samples: int, config: ModelConfig) -> WindowPlan:
@@ -45,10 +51,9 @@ def corrected_plan(samples: int, config: ModelConfig) -> WindowPlan:
     rows = (half_hops - (frames - 1)) // (2 * frames) + 1
     milliseconds = 1000 / front_end.sample_rate
     if rows < 1:
-        return WindowPlan(1, np.array([samples * milliseconds / 2], dtype=np.float32))
-    centres = np.arange(rows, dtype=np.float64) * frames + (frames - 1) / 2
-    timestamps = centres * front_end.hop * milliseconds
-    return WindowPlan(-(-rows // config.time_patches), timestamps.astype(np.float32))
+        return WindowPlan(windows=1, rows=1, start=samples * milliseconds / 2, step=config.hop_ms)
+    start = (frames - 1) / 2 * front_end.hop * milliseconds
+    return WindowPlan(-(-rows // config.time_patches), rows, start, config.hop_ms)
 
 
 def reference_plan(samples: int, config: ModelConfig, per_window: bool) -> WindowPlan:
@@ -73,5 +78,4 @@ def reference_plan(samples: int, config: ModelConfig, per_window: bool) -> Windo
         cut = config.time_patches * appended // config.window_frames
         rows = windows * config.time_patches - cut
     duration = 1000 * samples / front_end.sample_rate
-    timestamps = np.arange(rows, dtype=np.float64) * (duration / rows)
-    return WindowPlan(windows, timestamps.astype(np.float32))
+    return WindowPlan(windows, rows, 0.0, duration / rows)

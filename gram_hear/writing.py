@@ -1,5 +1,6 @@
 """Files written whole or not at all."""
 
+import hashlib
 import os
 import uuid
 from collections.abc import Callable
@@ -20,9 +21,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise OptionError(f"There is no folder {path.parent} to write {path.name} into; make it.")
     if path.is_dir():
         raise OptionError(f"{path} is a folder; a file is to be written there.")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    temporary = path.with_name(f"{temporary_prefix(path)}{uuid.uuid4().hex}.partial")
     try:
         write(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_prefix(path: Path) -> str:
+    """Return how the temporary names for ``path`` begin; short, however long its name is."""
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}."

@@ -4,12 +4,15 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 import gram_hear
+from gram_hear import cli
 
 SOUNDS = Path(__file__).parent / "data" / "sounds"
 COMMAND = Path(sys.executable).parent / "gram-hear"
@@ -27,7 +30,8 @@ def test_embed_writes_files_says_so_and_warns_that_the_model_is_untrained(tmp_pa
     outputs = sorted(done.stdout.split())
     assert outputs == sorted(str(tmp_path / "out" / f"{s.name}.npz") for s in SOUNDS.iterdir())
     assert "untrained" in done.stderr
-    assert "4 of 4 files embedded" in done.stderr
+    assert "4 of 4 files are embedded" in done.stderr
+    assert "s of sound" in done.stderr
     vectors = np.load(tmp_path / "out" / "mono_vowels.mp3.npz", allow_pickle=False)["vectors"]
     assert vectors.shape == (24, 8 * 192)
 
@@ -59,8 +63,107 @@ def test_embed_reports_failures_and_exits_with_1(tmp_path, published_file):
     assert done.returncode == 1
     assert "failed:" in done.stderr
     assert "bad.wav could not be read" in done.stderr
-    assert "1 of 2 files embedded" in done.stderr
+    assert "1 of 2 files are embedded" in done.stderr
+    assert done.stdout == f"{tmp_path / 'out' / 'good.ogg.npz'}\n"
     assert (tmp_path / "out" / "good.ogg.npz").exists()
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Return a function that runs the command here, where no start of Python is needed.
+
+    It returns the exit code, and what was written to stdout and stderr.
+    """
+
+    def run_here(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gram-hear", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
+    return run_here
+
+
+@pytest.mark.parametrize("suffix", ["", ".parquet"])
+def test_embed_skips_what_is_done_and_says_how_much(tmp_path, published_file, command, suffix):
+    folder, output = tmp_path / "in", tmp_path / f"out{suffix}"
+    shutil.copytree(SOUNDS, folder)
+    arguments = ("embed", folder, "-o", output, "-m", published_file(1), "--jobs", 2)
+    parts = tmp_path / ("out.parquet.parts" if suffix else "out")
+    code, out, err = command(*arguments)
+    assert (code, len(out.splitlines())) == (0, 4)
+    assert f"4 of 4 files are embedded in {output}." in err
+    assert "done already" not in err
+    (folder / "bad.wav").write_text("no sound")
+    code, out, err = command(*arguments)
+    assert (code, out) == (1, "")
+    assert "4 of 5 files are done already." in err
+    assert f"4 of 5 files are embedded in {output}." in err
+    assert "1 failed:\n" in err
+    assert len(list(parts.iterdir())) == 4
+    (folder / "bad.wav").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    code, out, err = command(*arguments)
+    assert (code, out) == (0, "")
+    assert "4 of 4 files are done already." in err
+    unchanged = {path: path.stat().st_mtime_ns for path in before if path.suffix != ".parquet"}
+    assert unchanged.items() <= before.items()
+    code, out, err = command(*arguments, "--strategy", "mean")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert "--force" in err
+    code, out, err = command(*arguments, "--strategy", "mean", "--force")
+    assert (code, len(out.splitlines())) == (0, 4)
+
+
+def test_embed_into_parquet_leaves_out_what_failed(tmp_path, published_file, command):
+    shutil.copy(SOUNDS / "mono_impacts.ogg", tmp_path / "good.ogg")
+    (tmp_path / "bad.wav").write_text("no sound")
+    output = tmp_path / "out.parquet"
+    for flag, nulls in (("--no-scene", 0), ("--no-timestamps", 1)):
+        code, _, err = command(
+            *("embed", tmp_path, "-o", output, "-m", published_file(1), flag, "--force")
+        )
+        assert code == 1
+        assert "bad.wav could not be read as sound" in err
+        table = pyarrow.parquet.read_table(output)
+        assert set(table.column("file").to_pylist()) == {"good.ogg"}
+        assert table.column("timestamp_ms").null_count == nulls
+        assert (table.num_rows == 1) == bool(nulls)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--jobs", 0), "jobs is 0; it must be at least 1."),
+        (("--no-scene", "--no-timestamps"), "keep at least one"),
+        (("--window-batch", 0), "window_batch is 0"),
+        (("--dtype", "float31"), "Did you mean 'float32'?"),
+        (("--device", "tpu9"), "is not available here"),
+        (("--layer", 9), "layer is 9; this model has layers 1 to 2"),
+    ],
+)
+def test_embed_refuses_wrong_options_and_writes_nothing(
+    tmp_path, published_file, command, arguments, message
+):
+    code, out, err = command(
+        *("embed", SOUNDS, "-o", tmp_path / "out", "-m", published_file(1), *arguments)
+    )
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("error: ")
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_embed_says_that_an_output_cannot_be_written(tmp_path, published_file, command):
+    (tmp_path / "taken").write_text("a file")
+    output = tmp_path / "taken" / "out"
+    code, out, err = command("embed", SOUNDS, "-o", output, "-m", published_file(1))
+    assert (code, out) == (1, "")
+    assert "could not be written" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(

@@ -479,7 +479,7 @@ def test_the_window_batch_changes_nothing(model_of, lengths, window_batch):
 @QUICK
 @given(samples=st.integers(1, 200000), patching=st.sampled_from(["frame", "time"]))
 def test_rows_tile_the_clip(model_of, samples, patching):
-    timestamps = model_of(1, patching).plan(samples).timestamps
+    timestamps = model_of(1, patching).plan(samples).timestamps()
     hop, duration = {"frame": 80, "time": 20}[patching], samples / 32
     assert (timestamps > 0).all()
     assert (timestamps <= duration).all()

@@ -16,6 +16,7 @@ from gram_hear.errors import AudioError
 # What a folder is searched for; a file that is named is read whatever its suffix.
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".w64", ".caf")
 BLOCK_SECONDS = 10.0
+UNKNOWN = 2**40  # frames from which a header says that it does not know, or what cannot be
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class SoundReader:
     Attributes:
         channels: 1, 2 or 4.
         file_rate: the file's own sample rate in Hz.
-        duration: seconds of the file; from its header until all blocks are read, then as read.
+        duration: seconds of the file; from its header (0 where that does not know) until all blocks
+            are read, then as read.
     """
 
     def __init__(self, path: str | os.PathLike, sample_rate: int) -> None:
@@ -101,9 +103,13 @@ class SoundReader:
         except self._failures as error:
             reason = getattr(error, "error_string", error)  # libsndfile's, without the path
             raise AudioError(f"{self.path} could not be read as sound: {reason}") from error
+        # soundfile seeks after every read where it can; that fails where a header does not know the
+        # length (a FLAC from a pipe) or lies, and nothing here needs it.
+        self._file.seekable = lambda: False
         self.channels: int = self._file.channels
         self.file_rate: int = self._file.samplerate
-        self.duration: float = self._file.frames / self.file_rate
+        self._promised = 0 if self._file.frames >= UNKNOWN else self._file.frames
+        self.duration: float = self._promised / self.file_rate
         if self.channels not in LAYOUT_OF_AUDIO:
             self._file.close()
             raise AudioError(
@@ -166,8 +172,7 @@ class SoundReader:
 
     def _check_end(self, read: int) -> None:
         """Note the true duration, and warn where the header promised more."""
-        promised = self._file.frames
-        if read < promised or "(should be " in self._file.extra_info:
+        if read < self._promised or "(should be " in self._file.extra_info:
             warnings.warn(
                 f"{self.path} ends before its header says; the {read / self.file_rate:.2f} s that "
                 "are there are used.",

@@ -1,0 +1,674 @@
+"""A collection on disk: parts, resuming, what is in the way, Parquet, and kills."""
+
+import builtins
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from gram_hear import collection as module
+from gram_hear import embed_collection, embed_files
+from gram_hear.collection import Collection, Outcome, OutputError, plan_jobs
+from gram_hear.embed import Block, FileDone
+from gram_hear.errors import OptionError
+from gram_hear.writing import temporary_prefix
+
+SOUNDS = Path(__file__).parent / "data" / "sounds"
+KILL = Path(__file__).parents[1] / "benchmarks" / "kill.py"
+RATE = 32000
+
+
+@pytest.fixture(scope="module")
+def model_path(published_file):
+    return published_file(1)
+
+
+@pytest.fixture(scope="module")
+def load(model_path):
+    """Return a function: the small mono model, with options."""
+    from gram_hear import load_model
+
+    return lambda **options: load_model(model_path, **{"window_batch": 4, **options})
+
+
+@pytest.fixture(scope="module")
+def model(load):
+    return load()
+
+
+def write(path, seconds=1.0, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * RATE))
+    soundfile.write(path, samples, RATE)
+    return path
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Ten files of 0.5 to 7.7 s in a tree of folders."""
+    for i in range(10):
+        write(tmp_path / "in" / ("", "a", "b/c")[i % 3] / f"{i}.wav", 0.5 + 0.8 * i, seed=i)
+    return tmp_path / "in"
+
+
+def arrays_of(folder):
+    """Name of a part -> its arrays, without the metadata."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            assert path.suffix == ".npz", f"{path} was left behind"
+            with np.load(path, allow_pickle=False) as arrays:
+                found[path.relative_to(folder).as_posix()] = {
+                    name: arrays[name] for name in arrays if name != "metadata"
+                }
+    return found
+
+
+def assert_equal(found, others):
+    assert set(found) == set(others)
+    for name, arrays in found.items():
+        assert set(arrays) == set(others[name])
+        for key, array in arrays.items():
+            assert np.array_equal(array, others[name][key]), (name, key)
+
+
+def metadata_of(part):
+    with np.load(part, allow_pickle=False) as arrays:
+        return json.loads(str(arrays["metadata"]))
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")}
+
+
+def errors(outcomes):
+    return {outcome.job.source.name: outcome.error for outcome in outcomes if outcome.error}
+
+
+# --- plan -----------------------------------------------------------------------------------
+
+
+def test_folders_are_mirrored_and_suffixes_kept(tmp_path):
+    for name in ("in/a/x.wav", "in/b/x.wav", "in/x.wav", "in/x.flac"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
+    outputs = {str(job.output.relative_to(tmp_path / "out")) for job in jobs}
+    assert outputs == {"a/x.wav.npz", "b/x.wav.npz", "x.wav.npz", "x.flac.npz"}
+    assert {job.name for job in jobs} == {"a/x.wav", "b/x.wav", "x.wav", "x.flac"}
+    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out.parquet")
+    assert tmp_path / "out.parquet.parts" / "a" / "x.wav.npz" in {job.output for job in jobs}
+
+
+def test_two_files_with_one_output_are_refused_before_any_work(tmp_path):
+    with pytest.raises(OptionError, match="would both be written"):
+        plan_jobs(["a/x.wav", "b/x.wav"], tmp_path)
+    write(tmp_path / "a" / "x.wav")
+    write(tmp_path / "b" / "x.wav")
+    with pytest.raises(OptionError, match="Give the folder"):
+        plan_jobs([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+
+
+def test_a_file_named_twice_is_embedded_once(tmp_path, tree):
+    sound = SOUNDS / "mono_impacts.ogg"
+    assert len(plan_jobs([sound, sound], tmp_path)) == 1
+    assert len(plan_jobs([tree, tree / "a" / "1.wav"], tmp_path / "out")) == 10
+    assert len(plan_jobs([tree / "a" / "1.wav", tree, tree / "a"], tmp_path / "out")) == 10
+
+
+def test_nothing_to_do_and_outputs_of_the_wrong_kind_are_refused(tmp_path):
+    with pytest.raises(OptionError, match="No sound file"):
+        plan_jobs([tmp_path], tmp_path / "out")
+    (tmp_path / "taken").touch()
+    with pytest.raises(OptionError, match="must be a folder"):
+        plan_jobs([SOUNDS], tmp_path / "taken")
+    (tmp_path / "folder.parquet").mkdir()
+    with pytest.raises(OptionError, match=r"must be a \.parquet file"):
+        plan_jobs([SOUNDS], tmp_path / "folder.parquet")
+    (tmp_path / "set.parquet.parts").touch()
+    with pytest.raises(OptionError, match="must be a folder"):
+        plan_jobs([SOUNDS], tmp_path / "set.parquet")
+
+
+def test_folders_that_cannot_be_listed_are_reported_and_the_rest_done(
+    tmp_path, tree, model, monkeypatch
+):
+    scandir = os.scandir
+
+    def refuse(path="."):
+        if os.fspath(path) in (str(tree / "a"), str(tmp_path / "locked")):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "scandir", refuse)
+    outcomes = embed_collection([tree, tmp_path / "locked"], tmp_path / "out", model)
+    assert errors(outcomes) == {
+        "a": f"{tree / 'a'} cannot be read: Permission denied.",
+        "locked": f"{tmp_path / 'locked'} cannot be read: Permission denied.",
+    }
+    assert len(arrays_of(tmp_path / "out")) == 7
+
+
+# --- parts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spool", [2**24, 1000])
+def test_a_part_holds_what_embed_files_yields(tmp_path, tree, model, monkeypatch, spool):
+    monkeypatch.setattr(module, "SPOOL", spool)
+    embed_collection([tree], tmp_path / "out", model)
+    found = arrays_of(tmp_path / "out")
+    vectors, stamps, scenes = {}, {}, {}
+    for event in embed_files(sorted(tree.rglob("*.wav")), model):
+        name = f"{event.path.relative_to(tree).as_posix()}.npz"
+        if isinstance(event, Block):
+            vectors.setdefault(name, []).append(event.vectors)
+            stamps.setdefault(name, []).append(event.timestamps)
+        elif isinstance(event, FileDone):
+            scenes[name] = event.scene
+    assert set(found) == set(scenes)
+    for name, arrays in found.items():
+        assert arrays["vectors"].dtype == arrays["scene"].dtype == np.float32
+        assert arrays["timestamps"].dtype == np.float64
+        assert np.array_equal(arrays["vectors"], np.concatenate(vectors[name]))
+        assert np.array_equal(arrays["timestamps"], np.concatenate(stamps[name]))
+        assert np.array_equal(arrays["scene"], scenes[name])
+
+
+def test_metadata_says_what_made_the_embeddings(tmp_path, load):
+    model = load(strategy="mean", layer=1)
+    sound = SOUNDS / "mono_impacts.ogg"
+    embed_collection([sound], tmp_path, model)
+    metadata = metadata_of(tmp_path / "mono_impacts.ogg.npz")
+    assert metadata["model"]["sha256"] == model.source.sha256()
+    assert metadata["options"]["strategy"] == "mean"
+    assert metadata["options"]["layer"] == 1
+    assert metadata["holds"] == ["scene", "timestamps"]
+    assert metadata["file"] == "mono_impacts.ogg"
+    assert metadata["file_sample_rate"] == 16000
+    assert metadata["channels"] == 1
+    assert metadata["duration_seconds"] == pytest.approx(1.8, abs=0.01)
+    assert metadata["size_bytes"] == sound.stat().st_size
+    assert metadata["modified_ns"] == sound.stat().st_mtime_ns
+
+
+@pytest.mark.parametrize(
+    ("kept", "names"),
+    [
+        ({"scene": False}, {"vectors", "timestamps"}),
+        ({"timestamps": False}, {"scene"}),
+    ],
+)
+def test_scene_or_timestamps_can_be_left_out(tmp_path, model, kept, names):
+    sound = SOUNDS / "mono_impacts.ogg"
+    embed_collection([sound], tmp_path / "both", model)
+    embed_collection([sound], tmp_path / "one", model, **kept)
+    both, one = (arrays_of(tmp_path / n)["mono_impacts.ogg.npz"] for n in ("both", "one"))
+    assert set(one) == names
+    assert all(np.array_equal(one[name], both[name]) for name in names)
+
+
+def test_to_keep_nothing_or_to_decode_in_no_thread_is_refused(tmp_path, tree, model):
+    with pytest.raises(OptionError, match="keep at least one"):
+        embed_collection([tree], tmp_path / "out", model, scene=False, timestamps=False)
+    with pytest.raises(OptionError, match="jobs is 0"):
+        embed_collection([tree], tmp_path / "out", model, jobs=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_bad_file_does_not_stop_the_rest(tmp_path, model):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(SOUNDS / "mono_impacts.ogg", folder / "good.ogg")
+    (folder / "bad.wav").write_text("nothing to hear")
+    nan = np.full((1000, 1), np.nan, dtype=np.float32)
+    soundfile.write(folder / "nan.wav", nan, RATE, subtype="FLOAT")
+    late = np.zeros((RATE * 30, 1), dtype=np.float32)
+    late[-1] = np.nan
+    soundfile.write(folder / "late.wav", late, RATE, subtype="FLOAT")
+    found = errors(embed_collection([folder], tmp_path / "out", model))
+    assert set(found) == {"bad.wav", "nan.wav", "late.wav"}
+    assert "bad.wav could not be read" in found["bad.wav"]
+    assert "nan.wav" in found["nan.wav"]
+    assert "NaN" in found["nan.wav"]
+    assert "NaN" in found["late.wav"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.ogg.npz"]
+
+
+@pytest.mark.parametrize("place", ["write", "spool", "folder"])
+def test_an_output_that_cannot_be_written_stops_and_keeps_what_is_done(
+    tmp_path, tree, model, monkeypatch, place
+):
+    whole = tmp_path / "whole"
+    embed_collection([tree], whole, model)
+    out = tmp_path / "out"
+    last = sorted(tree.rglob("*.wav"), key=lambda path: path.stat().st_size)[-1]
+    if place == "write":
+        write_array = module._write_array
+
+        def fail(archive, name, array):
+            write_array(archive, name, array)
+            if name == "metadata" and last.name in str(array):
+                raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(module, "_write_array", fail)
+    elif place == "spool":
+
+        def fail_to_add(self, block):
+            if self.job.source == last:
+                raise OSError(28, "No space left on device")
+            add(self, block)
+
+        add = module._Part.add
+        monkeypatch.setattr(module._Part, "add", fail_to_add)
+    else:
+        (tree / "d").mkdir()
+        last = last.rename(tree / "d" / last.name)
+        out.mkdir()
+        (out / "d").write_text("a file where a folder should be")
+    with pytest.raises(OutputError, match="finished is kept") as caught:
+        embed_collection([tree], out, model)
+    assert last.name in str(caught.value)
+    if place == "folder":
+        (out / "d").unlink()
+    monkeypatch.undo()
+    assert len(arrays_of(out)) == 9
+    embed_collection([tree], out, model)
+    expected = arrays_of(whole)
+    if place == "folder":
+        expected[f"d/{last.name}.npz"] = expected.pop(f"{last.name}.npz")
+    assert_equal(arrays_of(out), expected)
+
+
+def test_a_name_that_is_no_utf8_is_written_and_found_again(tmp_path, model):
+    write(tmp_path / "in" / "plain.wav")
+    name = os.fsdecode(b"\xff\xfe.wav")
+    shutil.copy(tmp_path / "in" / "plain.wav", tmp_path / "in" / name)
+    for done in (2, 0):
+        outcomes = embed_collection([tmp_path / "in"], tmp_path / "out.parquet", model)
+        assert len(outcomes) == done
+        assert errors(outcomes) == {}
+    assert (tmp_path / "out.parquet.parts" / f"{name}.npz").exists()
+
+
+# --- resuming -------------------------------------------------------------------------------
+
+
+def test_what_is_done_is_not_done_again(tmp_path, tree, load, model):
+    out = tmp_path / "out"
+    assert len(embed_collection([tree], out, model)) == 10
+    before = times(out)
+    assert embed_collection([tree], out, model) == []
+    # Neither the batch nor the device changes more than rounding.
+    assert embed_collection([tree], out, load(window_batch=7, device="auto")) == []
+    assert times(out) == before
+
+
+def test_a_changed_source_and_a_new_one_are_embedded(tmp_path, tree, model):
+    out = tmp_path / "out"
+    embed_collection([tree], out, model)
+    before = times(out)
+    write(tree / "a" / "1.wav", 1.3, seed=99)
+    write(tree / "a" / "new.wav", 1.1, seed=98)
+    outcomes = embed_collection([tree], out, model)
+    assert {outcome.job.name for outcome in outcomes} == {"a/1.wav", "a/new.wav"}
+    after = times(out)
+    assert {path for path in before if after[path] != before[path]} == {out / "a" / "1.wav.npz"}
+    status = (tree / "a" / "1.wav").stat()
+    metadata = metadata_of(out / "a" / "1.wav.npz")
+    assert (metadata["size_bytes"], metadata["modified_ns"]) == (
+        status.st_size,
+        status.st_mtime_ns,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"strategy": "mean"}, {}),
+        ({"layer": 1}, {}),
+        ({"convention": "fuma"}, {}),
+        ({"parity": True}, {}),
+        ({"dtype": "bfloat16"}, {}),
+        ({}, {"scene": False}),
+        ({}, {"timestamps": False}),
+    ],
+)
+def test_other_options_are_refused_without_force(tmp_path, tree, load, model, options, kept):
+    out = tmp_path / "out"
+    embed_collection([tree], out, model)
+    before = times(out)
+    with pytest.raises(OptionError, match=r"10 outputs are there already.*--force"):
+        embed_collection([tree], out, load(**options), **kept)
+    assert times(out) == before
+    assert len(embed_collection([tree], out, load(**options), force=True, **kept)) == 10
+    assert embed_collection([tree], out, load(**options), **kept) == []
+
+
+def test_another_model_is_refused_and_a_copy_of_the_same_is_not(
+    tmp_path, tree, load, model, model_path, published_file
+):
+    from gram_hear import load_model
+
+    out = tmp_path / "out"
+    embed_collection([tree], out, model)
+    copy = shutil.copy(model_path, tmp_path / "renamed.safetensors")
+    assert embed_collection([tree], out, load_model(copy)) == []
+    with pytest.raises(OptionError, match="another model"):
+        embed_collection([tree], out, load_model(published_file(1, seed=1)))
+
+
+def test_force_embeds_all_again(tmp_path, tree, model):
+    out = tmp_path / "out"
+    embed_collection([tree], out, model)
+    before, arrays = times(out), arrays_of(out)
+    assert len(embed_collection([tree], out, model, force=True)) == 10
+    assert all(time > before[path] for path, time in times(out).items())
+    assert_equal(arrays_of(out), arrays)
+
+
+def half(content):
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize("kind", ["text", "half", "npy", "npz", "other metadata"])
+def test_what_is_no_part_of_ours_is_kept_without_force(tmp_path, tree, model, kind):
+    out = tmp_path / "out"
+    embed_collection([tree], out, model)
+    part = out / "a" / "1.wav.npz"
+    if kind == "npy":
+        with part.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif kind == "npz":
+        np.savez(part, vectors=np.zeros(3))
+    elif kind == "other metadata":
+        keys = ("model", "options", "holds", "size_bytes", "modified_ns")
+        np.savez(part, metadata=np.array(json.dumps(dict.fromkeys(keys, "x"))))
+    else:
+        part.write_bytes(b"precious" if kind == "text" else half(part.read_bytes()))
+    before = part.read_bytes()
+    with pytest.raises(OptionError, match="1 outputs are there already"):
+        embed_collection([tree], out, model)
+    assert part.read_bytes() == before
+    embed_collection([tree], out, model, force=True)
+    assert metadata_of(part)["file"] == "a/1.wav"
+
+
+def test_an_empty_file_as_a_power_cut_leaves_it_is_made_anew(tmp_path, tree, model):
+    out = tmp_path / "out"
+    embed_collection([tree], out, model)
+    arrays = arrays_of(out)
+    (out / "a" / "1.wav.npz").write_bytes(b"")
+    assert [outcome.job.name for outcome in embed_collection([tree], out, model)] == ["a/1.wav"]
+    assert_equal(arrays_of(out), arrays)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 6, 11])
+def test_an_interrupted_run_ends_with_the_same_numbers(tmp_path, tree, model, stop):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    embed_collection([tree], whole, model)
+    events = Collection(plan_jobs([tree], out), out, model).run()
+    for _ in range(stop):
+        next(events)
+    events.close()
+    done = set(arrays_of(out)) if out.exists() else set()
+    assert len(done) < 10
+    outcomes = embed_collection([tree], out, model)
+    assert {f"{outcome.job.name}.npz" for outcome in outcomes} == set(arrays_of(whole)) - done
+    assert_equal(arrays_of(out), arrays_of(whole))
+
+
+def test_one_missing_file_of_a_shared_batch_gets_the_same_numbers(tmp_path, tree, model):
+    out = tmp_path / "out"
+    embed_collection([tree], out, model)
+    before, arrays = times(out), arrays_of(out)
+    for name in ("1.wav", "4.wav"):
+        (out / "a" / f"{name}.npz").unlink()
+    outcomes = embed_collection([tree], out, model, jobs=3)
+    assert {outcome.job.name for outcome in outcomes} == {"a/1.wav", "a/4.wav"}
+    assert_equal(arrays_of(out), arrays)
+    untouched = {path: time for path, time in before.items() if path.name[0] not in "14"}
+    assert untouched.items() <= times(out).items()
+
+
+def test_what_a_killed_run_left_behind_is_removed_and_nothing_else(tmp_path, tree, model):
+    out = tmp_path / "out.parquet"
+    parts = tmp_path / "out.parquet.parts"
+    (parts / "a").mkdir(parents=True)
+    hexadecimal = "0123456789abcdef" * 2
+    targets = (parts / "a" / "1.wav.npz", out, tmp_path / "other.parquet")
+    *left, other = [
+        path.with_name(f"{temporary_prefix(path)}{hexadecimal}.partial") for path in targets
+    ]
+    others = [other, parts / "a" / ".1.wav.npz.partial"]
+    for path in (*left, *others):
+        path.write_bytes(b"half")
+    embed_collection([tree], out, model)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
+
+
+# --- Parquet --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parquet():
+    """Return pyarrow.parquet, one of the packages of the tests."""
+    import pyarrow.parquet
+
+    return pyarrow.parquet
+
+
+def rows_of(folder):
+    """The rows that a dataset of these parts should hold."""
+    rows = []
+    arrays = {name.removesuffix(".npz"): value for name, value in arrays_of(folder).items()}
+    for name in sorted(arrays):
+        if "scene" in arrays[name]:
+            rows.append((name, None, arrays[name]["scene"]))
+        if "vectors" in arrays[name]:
+            pairs = zip(arrays[name]["timestamps"], arrays[name]["vectors"], strict=True)
+            rows.extend((name, time, vector) for time, vector in pairs)
+    return rows
+
+
+@pytest.mark.parametrize("kept", [{}, {"scene": False}, {"timestamps": False}])
+@pytest.mark.parametrize("rows", [4096, 50])
+def test_a_dataset_holds_the_rows_of_its_parts_by_name(
+    tmp_path, tree, model, parquet, monkeypatch, kept, rows
+):
+    monkeypatch.setattr(module, "GROUP", rows * 4 * model.timestamp_embedding_size)
+    output = tmp_path / "out.parquet"
+    embed_collection([tree], output, model, **kept)
+    table = parquet.read_table(output)
+    expected = rows_of(tmp_path / "out.parquet.parts")
+    assert table.column_names == ["file", "timestamp_ms", "vector"]
+    assert [str(kind) for kind in table.schema.types] == [
+        "string",
+        "double",
+        f"fixed_size_list<element: float>[{model.timestamp_embedding_size}]",
+    ]
+    assert table.column("file").to_pylist() == [name for name, _, _ in expected]
+    assert table.column("timestamp_ms").to_pylist() == [time for _, time, _ in expected]
+    vectors = np.stack(table.column("vector").to_numpy())
+    assert np.array_equal(vectors, np.stack([vector for _, _, vector in expected]))
+    described = json.loads(table.schema.metadata[b"gram_hear"])
+    assert described["model"]["sha256"] == model.source.sha256()
+    assert described["options"]["strategy"] == "raw"
+    groups = parquet.ParquetFile(output).metadata
+    counts = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
+    assert sum(counts) == len(expected)
+    assert all(0 < count <= rows for count in counts)
+    # Short files share a group: no two neighbours would fit into one.
+    assert all(a + b > rows // 2 for a, b in itertools.pairwise(counts))
+
+
+def test_a_dataset_is_read_by_pandas(tmp_path, tree, model, parquet):
+    import pandas
+
+    output = tmp_path / "out.parquet"
+    embed_collection([tree], output, model)
+    frame = pandas.read_parquet(output)
+    scenes = frame[frame.timestamp_ms.isna()]
+    assert list(scenes.file) == sorted(scenes.file)
+    assert len(scenes) == 10
+    one = frame[(frame.file == "a/1.wav") & frame.timestamp_ms.notna()]
+    arrays = arrays_of(tmp_path / "out.parquet.parts")["a/1.wav.npz"]
+    assert np.array_equal(np.stack(list(one.vector)), arrays["vectors"])
+    assert np.array_equal(one.timestamp_ms.to_numpy(), arrays["timestamps"])
+
+
+def test_a_dataset_is_assembled_again_only_where_its_parts_changed(tmp_path, tree, model, parquet):
+    output = tmp_path / "out.parquet"
+    embed_collection([tree], output, model)
+    first, before = parquet.read_table(output), output.stat().st_mtime_ns
+    assert embed_collection([tree], output, model) == []
+    assert output.stat().st_mtime_ns == before
+    output.unlink()
+    assert embed_collection([tree], output, model) == []
+    assert parquet.read_table(output).equals(first, check_metadata=True)
+    write(tree / "added.wav", 1.0, seed=50)
+    embed_collection([tree], output, model)
+    names = {*first.column("file").to_pylist(), "added.wav"}
+    grown = parquet.read_table(output)
+    assert set(grown.column("file").to_pylist()) == names
+    # It never loses files because fewer were given.
+    embed_collection([tree / "a"], output, model)
+    assert set(parquet.read_table(output).column("file").to_pylist()) >= names
+    (tree / "added.wav").unlink()
+    write(tree / "b" / "another.wav", 1.0, seed=51)
+    embed_collection([tree], output, model)
+    assert names < set(parquet.read_table(output).column("file").to_pylist())
+
+
+def test_two_runs_give_equal_datasets(tmp_path, tree, model, parquet):
+    for name, jobs in (("one", 1), ("two", 4)):
+        embed_collection([tree], tmp_path / f"{name}.parquet", model, jobs=jobs)
+    one, two = (parquet.read_table(tmp_path / f"{name}.parquet") for name in ("one", "two"))
+    assert one.equals(two)
+    assert one.schema.metadata[b"gram_hear"] == two.schema.metadata[b"gram_hear"]
+
+
+def test_a_file_that_fails_is_left_out_even_where_an_old_part_of_it_is_there(
+    tmp_path, tree, load, model, parquet
+):
+    output = tmp_path / "out.parquet"
+    embed_collection([tree], output, model)
+    (tree / "a" / "1.wav").write_text("nothing to hear now")
+    assert list(errors(embed_collection([tree], output, model))) == ["1.wav"]
+    files = set(parquet.read_table(output).column("file").to_pylist())
+    assert len(files) == 9
+    assert "a/1.wav" not in files
+    # Its old part has rows of another length than the others now.
+    outcomes = embed_collection([tree], output, load(strategy="mean"), force=True)
+    assert list(errors(outcomes)) == ["1.wav"]
+    assert set(parquet.read_table(output).column("file").to_pylist()) == files
+
+
+def test_of_nothing_but_failures_no_dataset_is_made(tmp_path, model):
+    (tmp_path / "bad.wav").write_text("nothing to hear")
+    outcomes = embed_collection([tmp_path / "bad.wav"], tmp_path / "out.parquet", model)
+    assert len(errors(outcomes)) == 1
+    assert not (tmp_path / "out.parquet").exists()
+
+
+@pytest.mark.parametrize("kind", ["text", "foreign", "other options"])
+def test_a_file_that_is_no_dataset_of_this_is_kept_without_force(
+    tmp_path, tree, load, model, parquet, kind
+):
+    import pyarrow
+
+    output = tmp_path / "out.parquet"
+    if kind == "text":
+        output.write_text("precious")
+    elif kind == "foreign":
+        parquet.write_table(pyarrow.table({"a": [1]}), output)
+    else:
+        embed_collection([tree], output, load(strategy="mean"))
+        shutil.rmtree(tmp_path / "out.parquet.parts")
+    before = output.read_bytes()
+    with pytest.raises(OptionError, match="Use --force"):
+        embed_collection([tree], output, model)
+    assert output.read_bytes() == before
+    embed_collection([tree], output, model, force=True)
+    assert len(set(parquet.read_table(output).column("file").to_pylist())) == 10
+
+
+def test_pyarrow_is_asked_for_before_any_work(tmp_path, tree, model, monkeypatch):
+    imported = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name.startswith("pyarrow"):
+            raise ImportError(f"No module named {name!r}")
+        return imported(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(OptionError, match=r"pip install 'gram-hear\[parquet\]'"):
+        embed_collection([tree], tmp_path / "out.parquet", model)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert len(embed_collection([tree], tmp_path / "out", model)) == 10
+
+
+def test_an_assembly_that_breaks_off_leaves_the_old_dataset(
+    tmp_path, tree, model, parquet, monkeypatch
+):
+    output = tmp_path / "out.parquet"
+    embed_collection([tree], output, model)
+    before = output.read_bytes()
+    write(tree / "added.wav", 1.0, seed=50)
+    rows, count = module._rows_of, iter(range(100))
+
+    def fail(part):
+        if next(count) == 5:
+            raise OSError(28, "No space left on device")
+        return rows(part)
+
+    monkeypatch.setattr(module, "_rows_of", fail)
+    with pytest.raises(OutputError, match=r"No space left on device.*parts are kept"):
+        embed_collection([tree], output, model)
+    assert output.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "in",
+        "out.parquet",
+        "out.parquet.parts",
+    ]
+    monkeypatch.undo()
+    assert embed_collection([tree], output, model) == []
+    assert "added.wav" in parquet.read_table(output).column("file").to_pylist()
+
+
+def test_progress_adds_up_to_the_sound_that_is_due(tmp_path, tree, model):
+    out = tmp_path / "out"
+    collection = Collection(plan_jobs([tree], out), out, model)
+    events = list(collection.run())
+    sound = sum(event.seconds for event in events if not isinstance(event, Outcome))
+    assert sound == pytest.approx(collection.seconds, abs=0.08 * 10)
+    assert collection.due == set()
+    again = Collection(plan_jobs([tree], out), out, model)
+    assert (again.seconds, again.groups, list(again.run())) == (0, [], [])
+
+
+# --- kills ----------------------------------------------------------------------------------
+
+
+def test_killed_at_any_moment_nothing_is_lost_or_wrong(tmp_path, published_file):
+    command = (sys.executable, KILL, "--kills", 6, "--model", published_file(1))
+    done = subprocess.run(
+        [*map(str, command), "--folder", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["kills"] == 6
+    assert found["equal_datasets"] >= 1
+    assert found["wrong_datasets"] == found["broken_parts"] == found["left_behind"] == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list((tmp_path / "sounds").rglob("*.flac"))) == 40
