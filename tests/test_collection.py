@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from gram_hear import collection as module
 from gram_hear import embed_collection, embed_files
@@ -672,3 +673,25 @@ def test_killed_at_any_moment_nothing_is_lost_or_wrong(tmp_path, published_file)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(list((tmp_path / "sounds").rglob("*.flac"))) == 40
+
+
+def test_a_damaged_part_is_named_when_the_dataset_is_assembled(tmp_path, tree, model):
+    output = tmp_path / "out.parquet"
+    embed_collection([tree], output, model)
+    before = output.read_bytes()
+    part = tmp_path / "out.parquet.parts" / "a" / "1.wav.npz"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    part.write_bytes(content)
+    with pytest.raises(OutputError, match=r"1\.wav\.npz is damaged.*Delete it"):
+        embed_collection([tree], output, model)
+    assert output.read_bytes() == before
+
+
+def test_a_model_that_was_trained_since_is_another_model(tmp_path, tree, load):
+    model = load()
+    embed_collection([tree], tmp_path / "out", model)
+    with torch.no_grad():
+        model.gram.patches.bias += 0.1
+    with pytest.raises(OptionError, match="another model"):
+        embed_collection([tree], tmp_path / "out", model)

@@ -155,3 +155,18 @@ def test_blocks_of_any_length_join_to_the_same_sound(tmp_path, rate):
     for seconds in (0.01, 0.33, 2.0):
         with SoundReader(path, RATE) as reader:
             assert np.array_equal(np.concatenate(list(reader.blocks(seconds)), axis=1), whole)
+
+
+def test_an_mp3_that_does_not_count_its_frames_warns(tmp_path, recwarn):
+    path = tmp_path / "counted.mp3"
+    soundfile.write(path, tone(44100, seconds=2), 44100)
+    read_audio(path, RATE)
+    assert not recwarn.list
+    content = path.read_bytes()
+    for mark in (b"Xing", b"Info"):
+        content = content.replace(mark, bytes(4))
+    tags = b"ID3\x04\x00\x00\x00\x00\x00\x05" + bytes(5)
+    for name, start in (("plain.mp3", b""), ("tagged.mp3", tags)):
+        (tmp_path / name).write_bytes(start + content)
+        with pytest.warns(UserWarning, match="does not say how long it is"):
+            read_audio(tmp_path / name, RATE)

@@ -172,6 +172,13 @@ class SoundReader:
 
     def _check_end(self, read: int) -> None:
         """Note the true duration, and warn where the header promised more."""
+        if self._file.format == "MP3" and not _counts_frames(self.path):
+            warnings.warn(
+                f"{self.path} does not say how long it is: libsndfile estimates the length of such "
+                f"an MP3, and what lies beyond {read / self.file_rate:.2f} s, if anything, is not "
+                "read. Encode it anew (WAV, FLAC, or MP3 with a frame count) to be sure.",
+                stacklevel=3,
+            )
         if read < self._promised or "(should be " in self._file.extra_info:
             warnings.warn(
                 f"{self.path} ends before its header says; the {read / self.file_rate:.2f} s that "
@@ -179,3 +186,18 @@ class SoundReader:
                 stacklevel=3,
             )
         self.duration = read / self.file_rate
+
+
+def _counts_frames(path: Path) -> bool:
+    """Whether an MP3 begins with a frame that counts the others (Xing, Info or VBRI)."""
+    with open(path, "rb") as file:
+        head = file.read(10)
+        if head[:3] == b"ID3":  # tags come first; their size is written in 7 bits of each byte
+            size = sum(
+                byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)
+            )
+            file.seek(10 + size)
+        else:
+            file.seek(0)
+        first = file.read(4096)
+    return any(mark in first for mark in (b"Xing", b"Info", b"VBRI"))

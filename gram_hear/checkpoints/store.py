@@ -476,5 +476,7 @@ def save_folder(checkpoint: Checkpoint, folder: str | os.PathLike) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(checkpoint, folder / WEIGHTS_FILE)
     config = checkpoint.config.to_json() + "\n"
-    write_whole(folder / CONFIG_FILE, lambda temporary: temporary.write_text(config))
+    write_whole(
+        folder / CONFIG_FILE, lambda temporary: temporary.write_text(config, encoding="utf-8")
+    )
     return folder
