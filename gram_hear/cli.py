@@ -130,7 +130,7 @@ def embed(
     timestamps: Annotated[
         bool, typer.Option("--timestamps/--no-timestamps", help="Keep the embeddings over time.")
     ] = True,
-    jobs: Annotated[int, typer.Option(min=1, help="Threads that decode files ahead.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Threads that decode files ahead.")] = 1,
     force: Annotated[
         bool, typer.Option("--force", help="Embed all again, and replace what is in the way.")
     ] = False,
