@@ -277,11 +277,13 @@ class _Part:
         self._timestamps: list[np.ndarray] = []
 
     def add(self, block: Block) -> None:
+        """Take the next rows of the file."""
         if "timestamps" in self.provenance["holds"]:
             self._vectors.write(np.ascontiguousarray(block.vectors, dtype="<f4").data)
             self._timestamps.append(block.timestamps)
 
     def finish(self, done: FileDone) -> None:
+        """Write the part, whole or not at all."""
         metadata = {
             **self.provenance,
             "file": self.job.name,
@@ -310,6 +312,7 @@ class _Part:
         write_whole(self.job.output, write)
 
     def close(self) -> None:
+        """Let go of the spooled vectors."""
         self._vectors.close()
 
 
