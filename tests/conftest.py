@@ -34,6 +34,7 @@ from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
 
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["PYTHONSAFEPATH"] = "1"  # commands import the package that is tested, not this folder
 torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "data" / "golden"

@@ -124,7 +124,7 @@ def test_the_command_takes_it(weights, noise, tmp_path):
     command = [sys.executable, "-c", "from gram_hear.cli import main; main()"]
     command += ["embed", sound, "-o", output, "-m", weights(2), "--dtype", "int8"]
     command += ["--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
     model = gram_hear.load_model(weights(2), dtype="int8")
