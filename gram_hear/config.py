@@ -10,7 +10,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from gram_hear.errors import ConfigError, nearest
 
@@ -19,6 +19,9 @@ FORMAT = "gram-hear/1"
 PUBLISHED_LOG_FLOOR = 1.1920929e-07  # float32 epsilon: what the published embeddings use
 TRAINING_LOG_FLOOR = 1e-5  # what the published training of 1 and 2 channels used
 AMBISONIC_LOG_FLOOR = 1e-6
+
+LARGEST = 1_000_000  # any size of a model; above all real ones, and below what breaks a machine
+DEEPEST = 1_000  # layers
 
 # Layout -> channels of the audio, channels of the features (Ambisonic: 4 log-mels, 3 intensities).
 LAYOUTS = {"mono": (1, 1), "binaural": (2, 2), "ambisonic": (4, 7)}
@@ -35,7 +38,13 @@ def _require_positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         _require(
-            value > 0, f"{type(config).__name__}.{name} is {value}; it must be greater than 0."
+            0 < value <= LARGEST,
+            f"{type(config).__name__}.{name} is {value}; it must be greater than 0 and at most "
+            f"{LARGEST:,}.",
+        )
+        _require(
+            name != "depth" or value <= DEEPEST,
+            f"{type(config).__name__}.depth is {value}; it must be at most {DEEPEST:,}.",
         )
 
 
@@ -97,9 +106,17 @@ class PatchConfig:
         _require_positive(self, "mels", "frames")
 
 
+def _require_positions(config: "EncoderConfig") -> None:
+    _require(
+        config.width % 4 == 0,
+        f"{type(config).__name__}: width {config.width} is not a multiple of 4, as sin-cos "
+        "positions need.",
+    )
+
+
 @dataclass(frozen=True)
-class EncoderConfig:
-    """The backbone and its sizes. ``mlp_width`` is the hidden width of each block's MLP."""
+class TransformerConfig:
+    """GRAM-T's encoder. ``mlp_width`` is the hidden width of each block's MLP."""
 
     width: int = 768
     depth: int = 12
@@ -112,12 +129,73 @@ class EncoderConfig:
         _require_positive(self, "width", "depth", "heads", "mlp_width")
         _require(
             self.width % self.heads == 0,
-            f"EncoderConfig: width {self.width} is not a multiple of {self.heads} heads.",
+            f"TransformerConfig: width {self.width} is not a multiple of {self.heads} heads.",
         )
+        _require_positions(self)
+
+
+@dataclass(frozen=True)
+class Mamba2Config:
+    """GRAM-M's encoder with Mamba-2 mixers; the defaults are the published ones."""
+
+    width: int = 768
+    depth: int = 24
+    state: int = 128  # of each channel of a head
+    head_width: int = 64
+    expansion: int = 2  # the mixer's inner width over the width
+    convolution: int = 4  # taps of the causal convolution
+    backbone: str = "mamba2"
+
+    def __post_init__(self) -> None:
+        _require_choice(self, "backbone", ("mamba2",))
+        _require_positive(self, "width", "depth", "state", "head_width", "expansion", "convolution")
         _require(
-            self.width % 4 == 0,
-            f"EncoderConfig: width {self.width} is not a multiple of 4, as sin-cos positions need.",
+            self.inner_width % self.head_width == 0,
+            f"Mamba2Config: the inner width {self.inner_width} ({self.expansion} x {self.width}) "
+            f"is not a multiple of head_width {self.head_width}.",
         )
+        _require_positions(self)
+
+    @property
+    def inner_width(self) -> int:
+        """Channels inside a mixer."""
+        return self.expansion * self.width
+
+    @property
+    def heads(self) -> int:
+        """Heads of a mixer, each with a decay of its own."""
+        return self.inner_width // self.head_width
+
+
+@dataclass(frozen=True)
+class Mamba1Config:
+    """GRAM-M's encoder with Mamba-1 mixers; the defaults are those of the paper."""
+
+    width: int = 768
+    depth: int = 24
+    state: int = 24  # of each channel
+    expansion: int = 3  # the mixer's inner width over the width
+    convolution: int = 4  # taps of the causal convolution
+    step_rank: int = 48  # rank of the projection that gives the step dt: a 16th of the width
+    backbone: str = "mamba1"
+
+    def __post_init__(self) -> None:
+        _require_choice(self, "backbone", ("mamba1",))
+        _require_positive(self, "width", "depth", "state", "expansion", "convolution", "step_rank")
+        _require_positions(self)
+
+    @property
+    def inner_width(self) -> int:
+        """Channels inside a mixer."""
+        return self.expansion * self.width
+
+
+EncoderConfig: TypeAlias = TransformerConfig | Mamba2Config | Mamba1Config
+BACKBONES: dict[str, type[EncoderConfig]] = {
+    "transformer": TransformerConfig,
+    "mamba2": Mamba2Config,
+    "mamba1": Mamba1Config,
+}
 
 
 @dataclass(frozen=True)
@@ -158,7 +236,7 @@ class ModelConfig:
 
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
     patch: PatchConfig = field(default_factory=PatchConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    encoder: EncoderConfig = field(default_factory=TransformerConfig)
     decoder: DecoderConfig | None = None
     window_frames: int = 200  # what the encoder sees at once
     window_fill: str = "zero"  # the part of a window past the clip: the value 0, or silence
@@ -204,6 +282,11 @@ class ModelConfig:
         return self.front_end.feature_channels * self.patch.mels * self.patch.frames
 
     @property
+    def family(self) -> str:
+        """The paper's name: ``"GRAM-T"`` (Transformer) or ``"GRAM-M"`` (Mamba)."""
+        return "GRAM-T" if isinstance(self.encoder, TransformerConfig) else "GRAM-M"
+
+    @property
     def patching(self) -> str:
         """``"time"`` where one patch holds every mel band, else ``"frame"``."""
         return "time" if self.frequency_patches == 1 else "frame"
@@ -239,10 +322,7 @@ _Config = TypeVar("_Config")
 
 def _build(cls: type[_Config], data: Any, path: str) -> _Config:
     """Make the dataclass ``cls`` from parsed JSON, checking every key and type below ``path``."""
-    _require(
-        isinstance(data, dict),
-        f"Configuration '{path}' must be an object, not a {type(data).__name__}.",
-    )
+    _require_object(data, path)
     hints = typing.get_type_hints(cls)
     for key in data:
         _require(
@@ -255,9 +335,30 @@ def _build(cls: type[_Config], data: Any, path: str) -> _Config:
     return cls(**{key: _parse(hints[key], value, f"{path}.{key}") for key, value in data.items()})
 
 
+def _require_object(data: Any, path: str) -> None:
+    _require(
+        isinstance(data, dict),
+        f"Configuration '{path}' must be an object, not a {type(data).__name__}.",
+    )
+
+
+def _backbone_class(data: Any, path: str) -> type[EncoderConfig]:
+    """Return the configuration class of the backbone that parsed JSON names."""
+    _require_object(data, path)
+    backbone = data.get("backbone")
+    _require(
+        isinstance(backbone, str) and backbone in BACKBONES,
+        f"Configuration '{path}' has backbone {backbone!r}; allowed are {', '.join(BACKBONES)}."
+        + nearest(str(backbone), BACKBONES),
+    )
+    return BACKBONES[typing.cast(str, backbone)]
+
+
 def _parse(hint: Any, value: Any, path: str) -> Any:
     """Check one JSON value against its type hint; build nested dataclasses and tuples."""
-    if isinstance(hint, types.UnionType):  # the only unions here are "something or None"
+    if hint == EncoderConfig:
+        return _build(_backbone_class(value, path), value, path)
+    if isinstance(hint, types.UnionType):  # the other unions here are "something or None"
         if value is None:
             return None
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
@@ -277,13 +378,11 @@ def _parse(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-SIZES: dict[str, tuple[EncoderConfig, DecoderConfig]] = {
-    "tiny": (
-        EncoderConfig(width=192, depth=12, heads=3, mlp_width=768),
-        DecoderConfig(width=192, depth=4, heads=8, mlp_width=768),
-    ),
-    "small": (EncoderConfig(width=384, depth=12, heads=6, mlp_width=1536), DecoderConfig()),
-    "base": (EncoderConfig(), DecoderConfig()),
+WIDTHS = {"tiny": 192, "small": 384, "base": 768}
+DECODERS = {
+    "tiny": DecoderConfig(width=192, depth=4, heads=8, mlp_width=768),
+    "small": DecoderConfig(),
+    "base": DecoderConfig(),
 }
 PATCHINGS: dict[str, tuple[PatchConfig, tuple[int, ...]]] = {
     "frame": (PatchConfig(mels=16, frames=8), (2, 5, 10, 25, 50, 100, 0, 0)),
@@ -291,18 +390,40 @@ PATCHINGS: dict[str, tuple[PatchConfig, tuple[int, ...]]] = {
 }
 
 
-def named_config(size: str, channels: int, patching: str = "frame") -> ModelConfig:
+def named_encoder(size: str, backbone: str = "transformer") -> EncoderConfig:
+    """Return the encoder of a named size: 12 Transformer layers, or 24 Mamba layers."""
+    _require(
+        size in WIDTHS,
+        f"Unknown size {size!r}; allowed are {', '.join(WIDTHS)}." + nearest(size, WIDTHS),
+    )
+    _require(
+        backbone in BACKBONES,
+        f"Unknown backbone {backbone!r}; allowed are {', '.join(BACKBONES)}."
+        + nearest(backbone, BACKBONES),
+    )
+    width = WIDTHS[size]
+    if backbone == "transformer":
+        return TransformerConfig(width=width, heads=width // 64, mlp_width=4 * width)
+    if backbone == "mamba2":
+        return Mamba2Config(width=width)
+    return Mamba1Config(width=width, step_rank=width // 16)
+
+
+def named_config(
+    size: str, channels: int, patching: str = "frame", backbone: str = "transformer"
+) -> ModelConfig:
     """Return a configuration for a new model.
 
     Args:
         size: ``"tiny"`` (width 192), ``"small"`` (384) or ``"base"`` (768, as published).
         channels: feature channels: 1 (mono), 2 (binaural) or 7 (first-order Ambisonics).
         patching: ``"frame"`` (16 mel x 8 frames) or ``"time"`` (128 mel x 2 frames).
+        backbone: ``"transformer"`` (GRAM-T), ``"mamba2"`` (GRAM-M) or ``"mamba1"``.
 
     The multi-window decoder is the published one of that patching. New models fill the part of
     a window past the clip with silence and take the floor of the published training.
     """
-    _require(size in SIZES, f"Unknown size {size!r}; allowed are {', '.join(SIZES)}.")
+    encoder = named_encoder(size, backbone)
     _require(
         channels in LAYOUT_OF_CHANNELS,
         f"No model has {channels!r} feature channels; allowed are 1 (mono), 2 (binaural) and "
@@ -312,7 +433,6 @@ def named_config(size: str, channels: int, patching: str = "frame") -> ModelConf
         patching in PATCHINGS,
         f"Unknown patching {patching!r}; allowed are {', '.join(PATCHINGS)}.",
     )
-    encoder, decoder = SIZES[size]
     patch, windows = PATCHINGS[patching]
     layout = LAYOUT_OF_CHANNELS[channels]
     floor = AMBISONIC_LOG_FLOOR if layout == "ambisonic" else TRAINING_LOG_FLOOR
@@ -320,6 +440,6 @@ def named_config(size: str, channels: int, patching: str = "frame") -> ModelConf
         front_end=FrontEndConfig(layout=layout, log_floor=floor),
         patch=patch,
         encoder=encoder,
-        decoder=dataclasses.replace(decoder, windows=windows),
+        decoder=dataclasses.replace(DECODERS[size], windows=windows),
         window_fill="silence",
     )

@@ -20,6 +20,14 @@ class ConfigError(GramError, ValueError):
     """A configuration that describes no model, or holds an unknown key."""
 
 
+class TaskError(GramError, ValueError):
+    """A HEAR task directory, or a directory of embeddings, is missing, broken or inconsistent."""
+
+
+class ModuleError(GramError, ValueError):
+    """A module cannot be imported, or breaks the HEAR API."""
+
+
 class OptionError(GramError, ValueError):
     """An option that is unknown, out of range, or contradicts another."""
 

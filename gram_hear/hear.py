@@ -27,7 +27,7 @@ from gram_hear.checkpoints.store import Checkpoint, Source, build_encoder, load_
 from gram_hear.config import ModelConfig
 from gram_hear.errors import OptionError, nearest
 from gram_hear.model import GramModel
-from gram_hear.nn.transformer import TransformerEncoder
+from gram_hear.nn.encoder import Encoder
 from gram_hear.stream import WindowStream
 from gram_hear.windows import WindowPlan, corrected_plan, reference_plan
 
@@ -136,14 +136,16 @@ def load_model(
         model_file_path: a registered name (:func:`list_models`), a checkpoint file or folder, or
             a Hugging Face Hub repository; "" is the published ``gramt-binaural``.
         strategy: what a row holds: ``"raw"``, its frequency patches side by side; ``"mean"``,
-            their mean; ``"cls"``, its window's CLS token; with parity also ``"sum"``.
+            their mean; ``"cls"``, its window's CLS token (GRAM-T alone); with parity also
+            ``"sum"``.
         layer: embed after this many blocks and the final norm, 1 to depth; None is all blocks.
         convention: of four-channel input: ``"ambix"``, ``"fuma"`` or ``"soundspaces"``.
         parity: reproduce the authors' windows, rows and timestamps, faults included.
         window_batch: windows of 2 s that go through the encoder at once.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
         dtype: of the encoder: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"`` (its
-            linear layers, on the CPU). Features and embeddings are float32 in any case.
+            linear layers, on the CPU, GRAM-T alone). Features and embeddings are float32 in any
+            case.
         revision: branch, tag or commit, for models from the Hub.
         cache_dir: where downloads are kept; None is the Hub client's own place.
         token: for private models from the Hub, sent and kept nowhere; None is the Hub client's own
@@ -217,6 +219,18 @@ class HearModel(nn.Module):
         if options.layer is not None and not 1 <= options.layer <= depth:
             raise OptionError(
                 f"layer is {options.layer}; this model has layers 1 to {depth} (None is the last)."
+            )
+        if options.strategy == "cls" and gram.config.family == "GRAM-M":
+            raise OptionError(
+                "strategy 'cls' says nothing with GRAM-M: its encoder is causal and the CLS token "
+                "comes first, so it has seen no sound and is the same for every input. Use 'raw' "
+                "or 'mean'."
+            )
+        if options.dtype == "int8" and gram.config.family == "GRAM-M":
+            raise OptionError(
+                "dtype 'int8' is for GRAM-T alone: it moves the embeddings of GRAM-M too far from "
+                "those in float32, and saves little there, where the scan takes the time. Use "
+                "'float32', or 'bfloat16' or 'float16' on a GPU."
             )
         self.gram = gram
         if options.dtype == "int8":
@@ -355,7 +369,7 @@ class HearModel(nn.Module):
         return pool(tokens.float(), self.options.strategy, self.config, self.per_window)
 
 
-def quantise(encoder: TransformerEncoder) -> TransformerEncoder:
+def quantise(encoder: Encoder) -> Encoder:
     """Return the encoder with its linear layers in int8: weights now, activations as they come.
 
     On the CPU alone, and for embedding alone: no gradients, and it cannot be saved.

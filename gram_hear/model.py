@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from gram_hear.config import ModelConfig
 from gram_hear.errors import AudioError
 from gram_hear.frontend import FrontEnd
+from gram_hear.nn.encoder import make_encoder
 from gram_hear.nn.patches import PatchEmbedding, normalise_windows, patchify
-from gram_hear.nn.transformer import TransformerEncoder
 
 
 class GramModel(nn.Module):
@@ -22,7 +22,7 @@ class GramModel(nn.Module):
         self.config = config
         self.front_end = FrontEnd(config.front_end)
         self.patches = PatchEmbedding(config)
-        self.encoder = TransformerEncoder(config.encoder)
+        self.encoder = make_encoder(config.encoder)
 
     def cut_windows(self, waveform: Tensor, count: int, fill: str) -> Tensor:
         """Return the first ``count`` windows of each clip's features.

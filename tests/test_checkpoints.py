@@ -1,6 +1,7 @@
 """Checkpoints: every container of the published layout, faults, unsafe files, saving."""
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,13 +14,20 @@ from safetensors.torch import save_file
 
 import gram_hear
 from gram_hear.checkpoints import store
-from gram_hear.checkpoints.store import build_autoencoder, load_checkpoint
-from gram_hear.config import ModelConfig
+from gram_hear.checkpoints.published import published_name
+from gram_hear.checkpoints.store import build_autoencoder, load_checkpoint, save_checkpoint
+from gram_hear.config import Mamba1Config, Mamba2Config, ModelConfig
 from gram_hear.errors import CheckpointError, OptionError
 from gram_hear.frontend import FrontEnd
+from gram_hear.model import GramModel
+from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
 
+BACKBONES = ("transformer", "mamba2", "mamba1")
+MAMBAS = ("mamba2", "mamba1")
+MIXER = "encoder_v.layers.{}.mixer."  # of GRAM-M, the layer's number left open
 PATCH_BIAS = "patch_embed.proj.bias"
+WEIGHT_BIAS = ("weight", "bias")
 BIAS_INDEX = "decoder_blocks.0.wmha.attn_heads.{}.relative_position_index"
 
 
@@ -75,12 +83,20 @@ def prefixed(prefix):
 def wrapped(tensors):
     """Put the wrappers' parts at the front, inside, and twice in names."""
     compiled = {
-        name.replace("encoder.layers.", "encoder._orig_mod.layers.").replace(
-            "decoder_blocks.0.", "decoder_blocks.0._orig_mod.module."
-        ): tensor
+        name.replace("encoder.layers.", "encoder._orig_mod.layers.")
+        .replace("encoder_v.layers.1.", "encoder_v._orig_mod.layers.1.module.")
+        .replace("decoder_blocks.0.", "decoder_blocks.0._orig_mod.module.")
+        .replace("decoder_v.0.", "decoder_v.0._orig_mod.module."): tensor
         for name, tensor in tensors.items()
     }
     return prefixed("module._orig_mod.model.module.")(compiled)
+
+
+def with_unused_norm(tensors):
+    """Add the norm that the authors' GRAM-M stores and never applies."""
+    generator = torch.Generator().manual_seed(5)
+    norm = {f"encoder_norm.{part}": torch.randn(64, generator=generator) for part in WEIGHT_BIAS}
+    return tensors | norm
 
 
 @pytest.mark.parametrize(
@@ -98,31 +114,60 @@ def wrapped(tensors):
     ids=["bare", "model", "encoder.model", "encoder", "nested", "_orig_mod", "module", "wrapped"],
 )
 @pytest.mark.parametrize("kind", ["safetensors", "pt", "state_dict", "model"])
-def test_containers_hold_one_model(rename, kind, published_tensors, published_file, tmp_path):
-    tensors = rename(published_tensors(2))
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_containers_hold_one_model(
+    rename, kind, backbone, published_tensors, published_file, tmp_path
+):
+    tensors = published_tensors(2, backbone=backbone)
+    tensors = rename(tensors if backbone == "transformer" else with_unused_norm(tensors))
     content, name = {
         "safetensors": (tensors, "file.safetensors"),
         "pt": (tensors, "file.pt"),
         "state_dict": ({"epoch": 3, "state_dict": tensors, "lr": [0.1]}, "file.ckpt"),
         "model": ({"model": tensors, "optimizer": {"step": 1}}, "file.pth"),
     }[kind]
-    expected = load_checkpoint(published_file(2))
+    expected = load_checkpoint(published_file(2, backbone=backbone))
     assert_same(load_tensors(content, tmp_path / name), expected)
 
 
 @pytest.mark.parametrize("decoder", ["multi_window", "plain", None])
 @pytest.mark.parametrize("patching", ["frame", "time"])
 @pytest.mark.parametrize("channels", [1, 2, 7])
-def test_the_tensors_alone_tell_the_model(channels, patching, decoder, published_file, make_config):
-    checkpoint = load_checkpoint(published_file(channels, patching, decoder))
-    assert checkpoint.config == make_config(channels, patching, decoder)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_tensors_alone_tell_the_model(
+    channels, patching, decoder, backbone, published_file, make_config, file
+):
+    checkpoint = load_checkpoint(published_file(channels, patching, decoder, backbone=backbone))
+    assert checkpoint.config == make_config(channels, patching, decoder, backbone)
     assert checkpoint.tensors.keys() == store.expected_shapes(checkpoint.config).keys()
+    assert_same(load_checkpoint(save_checkpoint(checkpoint, file)), checkpoint)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        Mamba2Config(width=48, depth=1, state=5, head_width=12, expansion=1, convolution=2),
+        Mamba2Config(width=32, depth=3, state=16, head_width=128, expansion=4, convolution=1),
+        Mamba1Config(width=48, depth=1, state=5, expansion=1, convolution=2, step_rank=3),
+        Mamba1Config(width=32, depth=11, state=1, expansion=4, convolution=5, step_rank=40),
+    ],
+    ids=lambda encoder: f"{encoder.backbone}-{encoder.depth}",
+)
+def test_every_size_of_a_mixer_is_read_from_the_tensors(encoder, make_config, file):
+    config = dataclasses.replace(make_config(2, decoder=None), encoder=encoder)
+    model = GramModel(config)
+    initialise(model, 0)
+    tensors = {published_name(name, config): each for name, each in model.state_dict().items()}
+    checkpoint = load_tensors(tensors, file)
+    assert checkpoint.config == config
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(checkpoint.tensors[name], tensor), name
 
 
 def test_published_names_are_the_authors_own(published_tensors):
     names = set(published_tensors(2))
     layer, block = "encoder.layers.encoder_layer_1.", "decoder_blocks.0."
-    parts = ("weight", "bias")
+    parts = WEIGHT_BIAS
     for expected in (
         "cls_token",
         "mask_token",
@@ -143,6 +188,36 @@ def test_published_names_are_the_authors_own(published_tensors):
         assert expected in names
         names.discard(expected)
     assert all(name.startswith("encoder.layers.encoder_layer_0.") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "own"),
+    [
+        ("mamba2", ["dt_bias", "norm.weight"]),
+        ("mamba1", ["x_proj.weight", "dt_proj.weight", "dt_proj.bias"]),
+    ],
+)
+def test_published_names_of_gram_m_are_the_authors_own(backbone, own, published_tensors):
+    names = set(published_tensors(2, backbone=backbone))
+    mixer = [
+        "A_log",
+        "D",
+        "in_proj.weight",
+        "conv1d.weight",
+        "conv1d.bias",
+        "out_proj.weight",
+        *own,
+    ]
+    layer = {"encoder_v.layers.1.norm.weight", *(MIXER.format(1) + name for name in mixer)}
+    assert {name for name in names if name.startswith("encoder_v.layers.1.")} == layer
+    rest = {name for name in names if not name.startswith("encoder_v.layers.")}
+    encoder = {name for name in rest if not name.startswith(("decoder_", "mask_token", "spec_"))}
+    patches = {"cls_token", *(f"patch_embed.proj.{part}" for part in WEIGHT_BIAS)}
+    assert encoder == {"encoder_pos_embed", "encoder_v.norm_f.weight"} | patches
+    renamed = {name.replace("decoder_v.", "decoder_blocks.") for name in rest - encoder}
+    gram_t = set(published_tensors(2))
+    assert renamed == {n for n in gram_t if n.startswith(("decoder_", "mask_token", "spec_"))}
+    assert not any(name.startswith("decoder_blocks") for name in names)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -274,17 +349,28 @@ def test_all_faults_of_a_file_of_ours_are_listed_at_once(small_model, file):
 
 
 @pytest.mark.parametrize(
-    "without", ["decoder_norm.", "decoder_embed.", "decoder_blocks.", "mask_token", "spec_pred."]
+    ("backbone", "without"),
+    [
+        *((b, w) for b in BACKBONES for w in ("decoder_norm.", "decoder_embed.", "mask_token")),
+        *((b, "spec_pred.") for b in BACKBONES),
+        ("transformer", "decoder_blocks."),
+        ("mamba2", "decoder_v."),
+        ("mamba1", "decoder_v."),
+    ],
 )
-def test_half_a_decoder_is_refused(without, published_tensors, file):
-    tensors = {n: t for n, t in published_tensors(2).items() if not n.startswith(without)}
+def test_half_a_decoder_is_refused(backbone, without, published_tensors, file):
+    tensors = published_tensors(2, backbone=backbone)
+    tensors = {n: t for n, t in tensors.items() if not n.startswith(without)}
     assert without in refusal(tensors, file)
 
 
-def test_remains_of_a_removed_decoder_are_left(published_tensors, published_file, file):
-    tensors = {n: t for n, t in published_tensors(2).items() if not n.startswith("decoder_")}
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_remains_of_a_removed_decoder_are_left(backbone, published_tensors, published_file, file):
+    tensors = published_tensors(2, backbone=backbone)
+    tensors = {n: t for n, t in tensors.items() if not n.startswith("decoder_")}
     assert {"mask_token", "spec_pred.0.weight"} <= tensors.keys()
-    assert_same(load_tensors(tensors, file), load_checkpoint(published_file(2, decoder=None)))
+    expected = load_checkpoint(published_file(2, decoder=None, backbone=backbone))
+    assert_same(load_tensors(tensors, file), expected)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +393,139 @@ def test_remains_of_a_removed_decoder_are_left(published_tensors, published_file
 )
 def test_tensors_of_no_model_are_refused(name, shape, published_tensors, file):
     refusal(published_tensors(2) | {name: torch.zeros(shape)}, file)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name", "shape"),
+    [
+        *((backbone, "encoder_pos_embed", (201, 64)) for backbone in MAMBAS),
+        *((backbone, MIXER.format(0) + "A_log", (3,)) for backbone in MAMBAS),
+        *((backbone, MIXER.format(0) + "A_log", (0,)) for backbone in MAMBAS),
+        *((backbone, MIXER.format(0) + "A_log", (4, 4, 1)) for backbone in MAMBAS),
+        *((backbone, MIXER.format(0) + "out_proj.weight", (64, 100)) for backbone in MAMBAS),
+        *((backbone, MIXER.format(0) + "out_proj.weight", (64, 0)) for backbone in MAMBAS),
+        *((backbone, MIXER.format(0) + "out_proj.weight", (64,)) for backbone in MAMBAS),
+        *((backbone, MIXER.format(0) + "conv1d.weight", (161, 1, 4)) for backbone in MAMBAS),
+        *((backbone, MIXER.format(0) + "conv1d.weight", (4, 1, 4)) for backbone in MAMBAS),
+        *((backbone, MIXER.format(0) + "conv1d.weight", (160, 1, 0)) for backbone in MAMBAS),
+        *((backbone, MIXER.format(1) + "conv1d.weight", (160, 1, 3)) for backbone in MAMBAS),
+        *((backbone, MIXER.format(1) + "out_proj.weight", (64, 64)) for backbone in MAMBAS),
+        ("mamba2", MIXER.format(0) + "conv1d.weight", (128, 1, 4)),  # no state is left
+        ("mamba2", MIXER.format(0) + "in_proj.weight", (291, 64)),
+        ("mamba2", MIXER.format(1) + "A_log", (8,)),
+        ("mamba1", MIXER.format(0) + "A_log", (100, 4)),
+        ("mamba1", MIXER.format(0) + "dt_proj.weight", (192, 0)),
+        ("mamba1", MIXER.format(0) + "x_proj.weight", (13, 192)),
+        ("mamba1", MIXER.format(1) + "dt_proj.weight", (192, 5)),
+    ],
+)
+def test_mixers_of_no_model_are_refused_by_name(backbone, name, shape, published_tensors, file):
+    tensors = published_tensors(2, backbone=backbone)
+    assert name in refusal(tensors | {name: torch.zeros(shape)}, file)
+
+
+@pytest.mark.parametrize("backbone", MAMBAS)
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "encoder_pos_embed",
+        "encoder_v.norm_f.weight",
+        "encoder_v.layers.0.norm.weight",
+        *(MIXER.format(0) + name for name in ("A_log", "D", "conv1d.weight", "out_proj.weight")),
+        MIXER.format(1) + "in_proj.weight",
+    ],
+)
+def test_a_tensor_missing_in_gram_m_is_named(backbone, missing, published_tensors, file):
+    tensors = published_tensors(2, backbone=backbone)
+    del tensors[missing]
+    assert missing in refusal(tensors, file)
+
+
+@pytest.mark.parametrize("backbone", MAMBAS)
+@pytest.mark.parametrize(
+    ("without", "named"),
+    [
+        ("encoder_v.layers.0.", "encoder_v.layers.0.* is missing"),
+        ("encoder_v.layers.", "encoder_v.layers.0.mixer.A_log is missing"),
+    ],
+)
+def test_a_layer_missing_in_gram_m_is_named(backbone, without, named, published_tensors, file):
+    tensors = published_tensors(2, backbone=backbone)
+    tensors = {name: t for name, t in tensors.items() if not name.startswith(without)}
+    assert named in refusal(tensors, file)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize(("backbone", "other"), [("mamba2", "mamba1"), ("mamba1", "mamba2")])
+def test_two_kinds_of_mixer_in_one_stack_are_refused(
+    backbone, other, layer, published_tensors, file
+):
+    mixer = MIXER.format(layer)
+    stack, foreign = (published_tensors(2, backbone=each) for each in (backbone, other))
+    tensors = {name: tensor for name, tensor in stack.items() if not name.startswith(mixer)}
+    tensors |= {name: tensor for name, tensor in foreign.items() if name.startswith(mixer)}
+    message = refusal(tensors, file)  # the first mixer says which kind; the second does not fit
+    assert f"misshapen: {MIXER.format(1)}A_log" in message
+    gone, left = (
+        ("dt_bias", "dt_proj.weight")
+        if (backbone == "mamba2") == (layer == 1)
+        else (
+            "dt_proj.weight",
+            "dt_bias",
+        )
+    )
+    assert f"missing: {MIXER.format(1)}{gone}" in message
+    assert f"unexpected: {MIXER.format(1)}{left}" in message
+
+
+@pytest.mark.parametrize(
+    ("backbone", "stray"),
+    [
+        *((b, "encoder.layers.encoder_layer_0.ln_1.weight") for b in MAMBAS),
+        *((b, "encoder.pos_embedding") for b in MAMBAS),
+        *((b, "decoder_blocks.0.norm1.weight") for b in MAMBAS),
+        ("transformer", "encoder_v.layers.0.norm.weight"),
+        ("transformer", "decoder_v.0.norm1.weight"),
+        ("transformer", "encoder_norm.weight"),  # GRAM-M's alone
+    ],
+)
+def test_a_tensor_of_the_other_family_is_named(backbone, stray, published_tensors, file):
+    tensors = published_tensors(2, backbone=backbone) | {stray: torch.ones(64)}
+    message = refusal(tensors, file)
+    assert f"unexpected: {stray}" in message
+    assert "1 of the tensors" in message
+    assert ("GRAM-T" if backbone == "transformer" else "GRAM-M") in message
+
+
+@pytest.mark.parametrize("backbone", MAMBAS)
+@pytest.mark.parametrize("name", ["A_log", "D", "conv1d.bias"])
+def test_a_mixer_that_is_not_finite_is_refused(backbone, name, published_tensors, file):
+    tensors = published_tensors(2, backbone=backbone)
+    tensors[MIXER.format(1) + name].view(-1)[-1] = float("nan")
+    assert f"not finite: {MIXER.format(1)}{name}" in refusal(tensors, file)
+
+
+@pytest.mark.parametrize("backbone", MAMBAS)
+def test_heads_are_refused_with_gram_m(backbone, published_file):
+    with pytest.raises(CheckpointError, match=r"heads=4.*GRAM-M.*Leave it out"):
+        load_checkpoint(published_file(1, backbone=backbone), heads=4)
+
+
+@pytest.mark.parametrize(("backbone", "other"), [("mamba2", "mamba1"), ("transformer", "mamba2")])
+def test_a_file_of_ours_with_the_tensors_of_another_backbone_is_refused(
+    backbone, other, published_file, file
+):
+    config = load_checkpoint(published_file(2, decoder=None, backbone=backbone)).config
+    tensors = load_checkpoint(published_file(2, decoder=None, backbone=other)).tensors
+    save_file(tensors, file, {store.CONFIG_KEY: config.to_json()})
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(file)
+    given = {name for name in tensors if name not in store.expected_shapes(config)}
+    wanted = {name for name in store.expected_shapes(config) if name not in tensors}
+    assert given
+    assert wanted
+    assert all(f"unexpected: {name}" in str(error.value) for name in given)
+    assert all(f"missing: {name}" in str(error.value) for name in wanted)
 
 
 def test_two_models_in_one_file_are_refused(published_tensors, file):
@@ -524,11 +743,14 @@ def test_the_config_of_a_foreign_folder_is_left_alone(published_tensors, tmp_pat
 
 
 @pytest.mark.parametrize("channels", [1, 2, 7])
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize(
     ("save", "patching"), [(gram_hear.save_model, "frame"), (gram_hear.save_pretrained, "time")]
 )
-def test_a_saved_model_embeds_the_same_bits(save, channels, patching, small_model, noise, tmp_path):
-    model = small_model(channels, patching)
+def test_a_saved_model_embeds_the_same_bits(
+    save, channels, patching, backbone, small_model, noise, tmp_path
+):
+    model = small_model(channels, patching, backbone)
     place = save(model, tmp_path / "saved.safetensors")
     audio = noise(1, 20000)
     again = gram_hear.load_model(place)
@@ -554,8 +776,9 @@ def test_a_saved_model_holds_its_whole_configuration(small_model, file):
 
 
 @pytest.mark.parametrize("decoder", ["multi_window", "plain"])
-def test_a_saved_autoencoder_keeps_its_decoder(decoder, published_file, file):
-    checkpoint = load_checkpoint(published_file(2, decoder=decoder))
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_saved_autoencoder_keeps_its_decoder(decoder, backbone, published_file, file):
+    checkpoint = load_checkpoint(published_file(2, decoder=decoder, backbone=backbone))
     autoencoder = build_autoencoder(checkpoint)
     assert isinstance(autoencoder, MaskedAutoencoder)
     gram_hear.save_model(autoencoder, file)
@@ -678,3 +901,36 @@ def test_other_faults_are_listed_beside_a_missing_size(published_tensors, tmp_pa
     assert "encoder.pos_embedding is missing" in message
     assert "not finite: cls_token" in message
     assert "unexpected: encoder.layers.encoder_layer_0.mlp.1.weight" in message
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "٣", "0000000"])
+def test_layer_numbers_that_are_no_numbers_are_refused(published_tensors, file, number):
+    tensors = published_tensors(2, backbone="mamba2")
+    tensors[f"encoder_v.layers.{number}.mixer.D"] = torch.zeros(2)
+    assert f"unexpected: encoder_v.layers.{number}.mixer.D" in refusal(tensors, file)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "value"),
+    [
+        ("transformer", "mlp_width", 10**19),
+        ("mamba2", "state", 10**18),
+        ("mamba2", "expansion", 10**19),
+        ("mamba2", "depth", 20_000),
+        ("mamba1", "step_rank", 2**62),
+    ],
+)
+def test_sizes_beyond_all_measure_are_refused(make_config, file, backbone, size, value):
+    data = json.loads(make_config(2, backbone=backbone).to_json())
+    data["encoder"][size] = value
+    save_file({"patches.weight": torch.zeros(1)}, file, {store.CONFIG_KEY: json.dumps(data)})
+    with pytest.raises(CheckpointError, match=f"{size} is {value}; it must be .*at most"):
+        load_checkpoint(file)
+
+
+def test_an_error_shows_so_many_faults_and_counts_the_rest(published_tensors, file):
+    tensors = published_tensors(2)
+    tensors |= {f"extra.{i}": torch.zeros(1) for i in range(store.FAULTS_SHOWN + 7)}
+    message = refusal(tensors, file)
+    assert "and 7 more" in message
+    assert len(message.splitlines()) < store.FAULTS_SHOWN + 5

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import gram_hear
+from gram_hear.checkpoints.store import build_encoder, load_checkpoint
+from gram_hear.config import Mamba2Config
 from gram_hear.hear import pool
 from gram_hear.windows import reference_plan
 
@@ -132,3 +135,29 @@ def test_exact_multiple_gets_a_further_empty_window(
         assert_golden(rows, stored["encode_raw"][:, :50])
     else:
         assert_golden(rows, stored[f"encode400_{strategy}"])
+
+
+# --- GRAM-M ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def golden_stack(published_tensors, golden_path, tmp_path_factory):
+    """The authors' Mamba-2 stack, loaded inside a whole published checkpoint."""
+    others = published_tensors(2, backbone="mamba2")
+    tensors = {name: t for name, t in others.items() if not name.startswith("encoder_v.")}
+    tensors |= load_file(golden_path("mamba2_stack.safetensors"))
+    path = tmp_path_factory.mktemp("golden") / "gramm.safetensors"
+    save_file(tensors, path)
+    return load_checkpoint(path)
+
+
+def test_sizes_of_the_golden_stack_are_read_from_its_tensors(golden_stack):
+    assert golden_stack.config.encoder == Mamba2Config(width=64, depth=3)
+
+
+@pytest.mark.parametrize("case", ["201", "57", "small_57"])
+def test_the_stack_of_a_published_file_is_golden(golden_stack, golden, case):
+    arrays = golden("mamba2_stack.npz")
+    with torch.no_grad():
+        found = build_encoder(golden_stack).encoder(torch.from_numpy(arrays[f"x_{case}"]))
+    assert_golden(found, arrays[f"y_{case}"])

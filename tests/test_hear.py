@@ -23,26 +23,33 @@ from gram_hear.nn.initialise import initialise
 KINDS = [(channels, patching) for channels in (1, 2, 7) for patching in ("frame", "time")]
 AUDIO_CHANNELS = {1: 1, 2: 2, 7: 4}
 STRATEGIES = ("raw", "mean", "cls")
+BACKBONES = ("transformer", "mamba2", "mamba1")
+MAMBAS = ("mamba2", "mamba1")
+EMBEDDERS = [
+    *(("transformer", strategy) for strategy in STRATEGIES),
+    *((backbone, strategy) for backbone in MAMBAS for strategy in ("raw", "mean")),
+]
 RATE = 32000
 
 
 @pytest.fixture(scope="session")
 def model_of(published_file, tmp_path_factory):
-    """Return a function: a random small model (channels, patching, fill, **options), kept."""
-    files, models = {}, {}
+    """Return a function: a random small model (channels, patching, fill, backbone, **options)."""
+    files, models = {}, {}  # kept
 
-    def file(channels, patching, fill):
-        if (channels, patching, fill) not in files:
-            checkpoint = load_checkpoint(published_file(channels, patching))
+    def file(channels, patching, fill, backbone):
+        kind = (channels, patching, fill, backbone)
+        if kind not in files:
+            checkpoint = load_checkpoint(published_file(channels, patching, backbone=backbone))
             checkpoint = replace(checkpoint, config=replace(checkpoint.config, window_fill=fill))
             path = tmp_path_factory.mktemp("models") / "model.safetensors"
-            files[channels, patching, fill] = save_checkpoint(checkpoint, path)
-        return files[channels, patching, fill]
+            files[kind] = save_checkpoint(checkpoint, path)
+        return files[kind]
 
-    def model(channels, patching="frame", fill="zero", **options):
-        key = (channels, patching, fill, *sorted(options.items()))
+    def model(channels, patching="frame", fill="zero", backbone="transformer", **options):
+        key = (channels, patching, fill, backbone, *sorted(options.items()))
         if key not in models:
-            models[key] = gram_hear.load_model(file(channels, patching, fill), **options)
+            models[key] = gram_hear.load_model(file(channels, patching, fill, backbone), **options)
         return models[key]
 
     return model
@@ -53,10 +60,10 @@ def tiny_files(tmp_path_factory):
     """Return a function: the file of a random model of the named tiny size, kept."""
     folder, files = tmp_path_factory.mktemp("tiny"), {}
 
-    def file(channels, patching):
-        path = folder / f"{channels}-{patching}.safetensors"
+    def file(channels, patching, backbone="transformer"):
+        path = folder / f"{channels}-{patching}-{backbone}.safetensors"
         if path not in files:
-            model = GramModel(named_config("tiny", channels, patching))
+            model = GramModel(named_config("tiny", channels, patching, backbone))
             initialise(model, seed=1)
             files[path] = gram_hear.save_model(model, path)
         return files[path]
@@ -71,10 +78,13 @@ def assert_close(found, expected, tolerance=1e-5):
 # --- the protocol, as hear-validator checks it ----------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("backbone", "strategy"), EMBEDDERS)
 @pytest.mark.parametrize(("channels", "patching"), KINDS)
-def test_the_hear_protocol(channels, patching, strategy, tiny_files, noise):
-    model = gram_hear.load_model(tiny_files(channels, patching), strategy=strategy)
+def test_the_hear_protocol(channels, patching, backbone, strategy, tiny_files, noise):
+    """GRAM-M with one of its 24 blocks, whose scans are slow here; the next test runs them all."""
+    file = tiny_files(channels, patching, backbone)
+    layer = None if backbone == "transformer" else 1
+    model = gram_hear.load_model(file, strategy=strategy, layer=layer)
     assert model.sample_rate == RATE
     for size in (model.sample_rate, model.scene_embedding_size, model.timestamp_embedding_size):
         assert type(size) is int
@@ -98,6 +108,19 @@ def test_the_hear_protocol(channels, patching, strategy, tiny_files, noise):
         first, last, duration = *timestamps[0, [0, -1]].tolist(), 1000 * seconds
         assert first == (hop - 10) / 2  # the centre of the first row's frames, 10 ms apart
         assert duration - hop < last <= duration
+
+
+@pytest.mark.parametrize(("backbone", "patching"), [("mamba2", "frame"), ("mamba1", "time")])
+def test_all_blocks_of_gram_m_embed(backbone, patching, tiny_files, noise):
+    file, audio = tiny_files(2, patching, backbone), noise(2, RATE)
+    whole, before = (
+        get_scene_embeddings(audio, gram_hear.load_model(file, layer=layer)) for layer in (None, 23)
+    )
+    assert whole.isfinite().all()
+    assert not torch.equal(whole, before)
+    assert not torch.allclose(whole[0], whole[1], atol=1e-3)  # two sounds, two embeddings
+    with pytest.raises(OptionError, match="layer is 25; this model has layers 1 to 24"):
+        gram_hear.load_model(file, layer=25)
 
 
 # --- shapes and inputs ----------------------------------------------------------------------
@@ -220,12 +243,19 @@ def slow_rows(model, clip, fill):
     return torch.stack(rows[:kept])
 
 
-@pytest.mark.parametrize("fill", ["zero", "silence"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("backbone", "strategy", "fill"),
+    [
+        *((*embedder, "silence") for embedder in EMBEDDERS),
+        *(("transformer", strategy, "zero") for strategy in STRATEGIES),
+    ],
+)
 @pytest.mark.parametrize(("channels", "patching"), KINDS)
 @torch.no_grad()
-def test_values_follow_the_slow_path(channels, patching, strategy, fill, model_of, noise):
-    model = model_of(channels, patching, fill, strategy=strategy, convention="soundspaces")
+def test_values_follow_the_slow_path(channels, patching, backbone, strategy, fill, model_of, noise):
+    model = model_of(
+        channels, patching, fill, backbone, strategy=strategy, convention="soundspaces"
+    )
     clips = [noise(AUDIO_CHANNELS[channels], n) for n in (900, 40000, 64000, 65440, 70001)]
     rows, _ = get_timestamp_embeddings(clips, model)
     scenes = get_scene_embeddings(clips, model)
@@ -264,25 +294,49 @@ def test_cls_rows_carry_the_cls_token_of_their_window(patching, model_of, noise)
     assert not torch.equal(first[0], second[0])
 
 
-def test_mean_rows_are_the_mean_of_raw_rows(model_of, noise):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_mean_rows_are_the_mean_of_raw_rows(backbone, model_of, noise):
     audio = noise(2, 50000)
-    raw, times = get_timestamp_embeddings(audio, model_of(2))
-    mean, mean_times = get_timestamp_embeddings(audio, model_of(2, strategy="mean"))
+    raw, times = get_timestamp_embeddings(audio, model_of(2, backbone=backbone))
+    mean, mean_times = get_timestamp_embeddings(
+        audio, model_of(2, backbone=backbone, strategy="mean")
+    )
     assert torch.equal(times, mean_times)
     assert_close(raw.unflatten(-1, (8, 64)).mean(dim=2), mean)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_an_earlier_layer_is_a_model_of_so_many_layers(
-    published_tensors, model_of, noise, tmp_path
+    backbone, published_tensors, model_of, noise, tmp_path
 ):
-    tensors = {n: t for n, t in published_tensors(2).items() if "encoder_layer_1" not in n}
+    tensors = published_tensors(2, backbone=backbone)
+    second = ("encoder.layers.encoder_layer_1.", "encoder_v.layers.1.")
+    tensors = {name: t for name, t in tensors.items() if not name.startswith(second)}
     torch.save(tensors, tmp_path / "one_layer.pt")
     shallow = gram_hear.load_model(tmp_path / "one_layer.pt")
+    assert shallow.config.encoder.depth == 1
     audio = noise(1, 30000)
-    first, last = (get_scene_embeddings(audio, model_of(2, layer=k)) for k in (1, 2))
+    first, last = (
+        get_scene_embeddings(audio, model_of(2, backbone=backbone, layer=k)) for k in (1, 2)
+    )
     assert torch.equal(first, get_scene_embeddings(audio, shallow))
-    assert torch.equal(last, get_scene_embeddings(audio, model_of(2)))
+    assert torch.equal(last, get_scene_embeddings(audio, model_of(2, backbone=backbone)))
     assert not torch.equal(first, last)
+
+
+@pytest.mark.parametrize("backbone", MAMBAS)
+def test_time_runs_one_way_in_gram_m_and_the_cls_token_hears_nothing(backbone, model_of, noise):
+    """Time patches of a window stand in their order: a change at the end leaves the start."""
+    gram = model_of(2, "time", backbone=backbone).gram
+    windows = noise(2, 2, 200, 128)
+    tokens = gram(windows)
+    assert torch.equal(tokens[0, 0], tokens[1, 0])  # CLS
+    assert not torch.allclose(tokens[0, 1:], tokens[1, 1:], atol=1e-3)
+    patches = gram.patches(torch.stack([noise(100, 512), noise(100, 512)]))
+    patches[1, 61:] += 1
+    tokens = gram.encoder(patches)
+    assert_close(tokens[1, :61], tokens[0, :61])
+    assert (tokens[1, 61:] - tokens[0, 61:]).abs().amax(dim=-1).min() > 1e-3
 
 
 # --- layouts reach the model ----------------------------------------------------------------
@@ -361,10 +415,18 @@ def test_conventions_of_one_sound_field_agree(model_of, noise):
 # --- parity ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["mean", "sum", "cls"])
+@pytest.mark.parametrize(
+    ("backbone", "strategy"),
+    [
+        *(("transformer", strategy) for strategy in ("mean", "sum", "cls")),
+        *((backbone, strategy) for backbone in MAMBAS for strategy in ("mean", "sum")),
+    ],
+)
 @pytest.mark.parametrize(("seconds", "windows"), [(1.5, 1), (2, 2), (3, 2), (4, 3)])
-def test_parity_gives_one_vector_for_each_window(strategy, seconds, windows, model_of, noise):
-    model = model_of(2, strategy=strategy, parity=True)
+def test_parity_gives_one_vector_for_each_window(
+    backbone, strategy, seconds, windows, model_of, noise
+):
+    model = model_of(2, backbone=backbone, strategy=strategy, parity=True)
     assert model.timestamp_embedding_size == 64
     embeddings, timestamps = get_timestamp_embeddings(noise(2, int(seconds * RATE)), model)
     assert embeddings.shape == (2, windows, 64)
@@ -374,18 +436,20 @@ def test_parity_gives_one_vector_for_each_window(strategy, seconds, windows, mod
 
 
 @pytest.mark.parametrize(("patching", "rows"), [("frame", 26), ("time", 101)])
-def test_parity_keeps_the_authors_rows(patching, rows, model_of, noise):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_parity_keeps_the_authors_rows(backbone, patching, rows, model_of, noise):
     embeddings, timestamps = get_timestamp_embeddings(
-        noise(1, 2 * RATE), model_of(2, patching, parity=True)
+        noise(1, 2 * RATE), model_of(2, patching, backbone=backbone, parity=True)
     )
     assert embeddings.shape[1] == rows
     assert_close(timestamps[0], torch.arange(rows) * (2000 / rows), 1e-3)
 
 
-def test_parity_sums_over_all_tokens(model_of, noise):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_parity_sums_over_all_tokens(backbone, model_of, noise):
     audio = noise(1, 3 * RATE)
     total, mean = (
-        get_timestamp_embeddings(audio, model_of(2, strategy=s, parity=True))[0]
+        get_timestamp_embeddings(audio, model_of(2, backbone=backbone, strategy=s, parity=True))[0]
         for s in ("sum", "mean")
     )
     assert_close(total / 200, mean)
@@ -400,10 +464,11 @@ def test_parity_fills_with_the_value_zero(model_of, noise):
     assert torch.equal(zero, silence)
 
 
-def test_parity_and_the_corrected_rule_share_their_windows(model_of, noise):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_parity_and_the_corrected_rule_share_their_windows(backbone, model_of, noise):
     audio = noise(1, 2, 50000)
-    corrected, _ = get_timestamp_embeddings(audio, model_of(2))
-    parity, _ = get_timestamp_embeddings(audio, model_of(2, parity=True))
+    corrected, _ = get_timestamp_embeddings(audio, model_of(2, backbone=backbone))
+    parity, _ = get_timestamp_embeddings(audio, model_of(2, backbone=backbone, parity=True))
     common = min(corrected.shape[1], parity.shape[1])
     assert_close(corrected[:, :common], parity[:, :common])
 
@@ -439,11 +504,11 @@ def test_a_clip_before_the_first_centre_has_one_row(patching, samples, strategy,
 @pytest.mark.parametrize("parity", [False, True])
 @pytest.mark.parametrize("channels", [1, 2, 7])
 @pytest.mark.parametrize("fill", ["zero", "silence"])
-def test_silent_clips_embed(channels, fill, parity, model_of):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_silent_clips_embed(backbone, channels, fill, parity, model_of):
     audio = torch.zeros(1, AUDIO_CHANNELS[channels], 70000)
-    assert (
-        get_scene_embeddings(audio, model_of(channels, fill=fill, parity=parity)).isfinite().all()
-    )
+    model = model_of(channels, fill=fill, backbone=backbone, parity=parity)
+    assert get_scene_embeddings(audio, model).isfinite().all()
 
 
 # --- invariances ----------------------------------------------------------------------------
@@ -457,10 +522,11 @@ def clips_of(lengths):
     return [torch.rand(2, n, generator=generator) * 2 - 1 for n in lengths]
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @QUICK
 @given(lengths=LENGTHS, data=st.data())
-def test_neighbours_and_order_change_nothing(model_of, lengths, data):
-    model, clips = model_of(2), clips_of(lengths)
+def test_neighbours_and_order_change_nothing(backbone, model_of, lengths, data):
+    model, clips = model_of(2, backbone=backbone), clips_of(lengths)
     order = data.draw(st.permutations(range(len(clips))))
     together, _ = get_timestamp_embeddings([clips[i] for i in order], model)
     for i, found in zip(order, together, strict=True):
@@ -468,12 +534,14 @@ def test_neighbours_and_order_change_nothing(model_of, lengths, data):
         assert_close(found, alone[0])
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @QUICK
 @given(lengths=LENGTHS, window_batch=st.sampled_from([1, 2, 3]))
-def test_the_window_batch_changes_nothing(model_of, lengths, window_batch):
+def test_the_window_batch_changes_nothing(backbone, model_of, lengths, window_batch):
     clips = clips_of(lengths)
-    found = get_scene_embeddings(clips, model_of(2, window_batch=window_batch))
-    assert_close(found, get_scene_embeddings(clips, model_of(2)))
+    few = model_of(2, backbone=backbone, window_batch=window_batch)
+    found = get_scene_embeddings(clips, few)
+    assert_close(found, get_scene_embeddings(clips, model_of(2, backbone=backbone)))
 
 
 @QUICK
@@ -487,9 +555,11 @@ def test_rows_tile_the_clip(model_of, samples, patching):
     np.testing.assert_allclose(np.diff(timestamps), hop, atol=1e-2)
 
 
-def test_two_runs_are_equal_to_the_bit(model_of, noise):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_two_runs_are_equal_to_the_bit(backbone, model_of, noise):
     clips = [noise(2, 50000), noise(2, 3000)]
-    first, second = (get_scene_embeddings(clips, model_of(2)) for _ in range(2))
+    model = model_of(2, backbone=backbone)
+    first, second = (get_scene_embeddings(clips, model) for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -499,8 +569,9 @@ def test_a_batch_of_equal_clips_has_equal_rows(model_of, noise):
         assert_close(row, rows[0])
 
 
-def test_training_mode_changes_nothing(model_of, noise):
-    model, audio = copy.deepcopy(model_of(2)), noise(1, 30000)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_training_mode_changes_nothing(backbone, model_of, noise):
+    model, audio = copy.deepcopy(model_of(2, backbone=backbone)), noise(1, 30000)
     expected = get_scene_embeddings(audio, model)
     assert torch.equal(get_scene_embeddings(audio, model.train()), expected)
 
@@ -513,25 +584,30 @@ def cosine(a, b):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16, "float16", "torch.float16"])
-@pytest.mark.parametrize("channels", [2, 7])
-def test_half_precision_is_close(channels, dtype, model_of, noise):
+@pytest.mark.parametrize(
+    ("backbone", "channels"), [("transformer", 2), ("transformer", 7), ("mamba2", 2), ("mamba1", 2)]
+)
+def test_half_precision_is_close(backbone, channels, dtype, model_of, noise):
     """Within the type's own rounding: 2^-8 of bfloat16 leaves cosines above 0.9995."""
     audio = noise(2, 4, 50000) if channels == 7 else noise(2, 2, 50000)
-    expected, _ = get_timestamp_embeddings(audio, model_of(channels))
-    found, timestamps = get_timestamp_embeddings(audio, model_of(channels, dtype=dtype))
+    half = model_of(channels, backbone=backbone, dtype=dtype)
+    expected, _ = get_timestamp_embeddings(audio, model_of(channels, backbone=backbone))
+    found, timestamps = get_timestamp_embeddings(audio, half)
     assert found.dtype == timestamps.dtype == torch.float32
     assert cosine(found, expected).min() > 0.9995
     assert (found - expected).abs().max() < 0.1
-    assert get_scene_embeddings(audio, model_of(channels, dtype=dtype)).dtype == torch.float32
+    assert get_scene_embeddings(audio, half).dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("channels", [2, 7])
-def test_a_cast_model_still_embeds(dtype, channels, model_of, noise):
-    model = copy.deepcopy(model_of(channels)).to(dtype)
+@pytest.mark.parametrize(
+    ("backbone", "channels"), [("transformer", 2), ("transformer", 7), ("mamba2", 2), ("mamba1", 2)]
+)
+def test_a_cast_model_still_embeds(dtype, backbone, channels, model_of, noise):
+    model = copy.deepcopy(model_of(channels, backbone=backbone)).to(dtype)
     audio = noise(2, 1, 70000)
     found, timestamps = get_timestamp_embeddings(audio, model)
-    expected, times = get_timestamp_embeddings(audio, model_of(channels))
+    expected, times = get_timestamp_embeddings(audio, model_of(channels, backbone=backbone))
     assert found.dtype == torch.float32
     assert torch.equal(timestamps, times)
     assert_close(found, expected, 1e-5 if dtype == torch.float64 else 0.1)
@@ -539,23 +615,24 @@ def test_a_cast_model_still_embeds(dtype, channels, model_of, noise):
     assert_close(restored, expected, 1e-5 if dtype == torch.float64 else 0.1)
 
 
-def test_autocast_leaves_embeddings_float32(model_of, noise):
-    audio = noise(1, 2, 30000)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_autocast_leaves_embeddings_float32(backbone, model_of, noise):
+    audio, model = noise(1, 2, 30000), model_of(2, backbone=backbone)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = get_scene_embeddings(audio, model_of(2))
+        found = get_scene_embeddings(audio, model)
     assert found.dtype == torch.float32
-    assert cosine(found, get_scene_embeddings(audio, model_of(2))).min() > 0.9995
+    assert cosine(found, get_scene_embeddings(audio, model)).min() > 0.9995
 
 
 # --- gradients ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("backbone", "strategy"), EMBEDDERS)
 @pytest.mark.parametrize(("channels", "patching"), KINDS)
 def test_gradients_reach_the_audio_and_every_parameter(
-    channels, patching, strategy, model_of, noise
+    channels, patching, backbone, strategy, model_of, noise
 ):
-    model = copy.deepcopy(model_of(channels, patching, strategy=strategy))
+    model = copy.deepcopy(model_of(channels, patching, backbone=backbone, strategy=strategy))
     audio = noise(1, AUDIO_CHANNELS[channels], 20000).requires_grad_()
     rows = model(audio)
     direction = noise(rows.shape[-1])  # a plain sum would be constant after the norm
@@ -731,6 +808,15 @@ def file(model_of):
 def test_bad_options_are_refused(options, told, file):
     with pytest.raises(OptionError, match=told):
         gram_hear.load_model(file, **options)
+
+
+@pytest.mark.parametrize("parity", [False, True, "true"])
+@pytest.mark.parametrize("backbone", MAMBAS)
+def test_cls_of_gram_m_is_refused_with_the_reason(backbone, parity, model_of):
+    path = model_of(2, backbone=backbone).source.path
+    reason = r"'cls'.*GRAM-M.*causal.*comes first.*same for every input\. Use 'raw' or 'mean'"
+    with pytest.raises(OptionError, match=reason):
+        gram_hear.load_model(path, strategy="cls", parity=parity)
 
 
 def test_a_published_layer_past_the_last_is_refused(tiny_files):

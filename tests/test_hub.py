@@ -143,6 +143,30 @@ def test_a_repository_of_our_format_loads(hub, small_model, tmp_path):
     assert (model.source.layout, model.source.repository) == ("gram-hear", "someone/ours")
 
 
+@pytest.mark.parametrize("backbone", ["mamba2", "mamba1"])
+def test_a_repository_of_gram_m_loads(backbone, hub, published_file, noise, tmp_path):
+    path = published_file(2, backbone=backbone)
+    hub.repositories["someone/gramm"] = {"model.safetensors": path.read_bytes()}
+    model = gram_hear.load_model("someone/gramm", cache_dir=tmp_path)
+    assert (model.config.family, model.config.encoder.backbone) == ("GRAM-M", backbone)
+    assert (model.source.layout, model.source.commit) == ("published", COMMIT)
+    audio, local = noise(1, 20000), gram_hear.load_model(path)
+    embeddings = (gram_hear.get_scene_embeddings(audio, each) for each in (model, local))
+    assert torch.equal(*embeddings)
+    with pytest.raises(OptionError, match="'cls' says nothing with GRAM-M"):
+        gram_hear.load_model("someone/gramm", cache_dir=tmp_path, strategy="cls")
+
+
+def test_a_registered_name_that_holds_another_backbone_is_refused(hub, published_file, tmp_path):
+    content = published_file(1, backbone="mamba2").read_bytes()
+    hub.repositories["labhamlet/gramt-mono"]["model.safetensors"] = content
+    message = refusal("gramt-mono", tmp_path)
+    assert "gramt-mono is registered with backbone transformer, 1 channels and frame" in message
+    assert "labhamlet/gramt-mono holds a model with mamba2, 1 and frame" in message
+    model = gram_hear.load_model("labhamlet/gramt-mono", cache_dir=tmp_path)
+    assert model.config.family == "GRAM-M"
+
+
 @pytest.mark.parametrize("revision", ["v1", COMMIT])
 def test_a_revision_is_asked_for(revision, hub, tmp_path):
     model = gram_hear.load_model("gramt-mono", cache_dir=tmp_path, revision=revision)
@@ -385,8 +409,8 @@ def test_a_token_that_none_can_be_is_refused_unseen(token, hub, tmp_path):
 def test_a_model_that_contradicts_the_registry_is_refused(hub, small_files, tmp_path):
     hub.repositories["labhamlet/gramt-binaural"]["model.safetensors"] = small_files[1, "frame"]
     message = refusal("gramt-binaural", tmp_path)
-    assert "registered with 2 channels and frame patches" in message
-    assert "holds a model with 1 and frame" in message
+    assert "registered with backbone transformer, 2 channels and frame patches" in message
+    assert "holds a model with transformer, 1 and frame" in message
     repository = gram_hear.load_model("labhamlet/gramt-binaural", cache_dir=tmp_path)
     assert repository.config.front_end.layout == "mono"
 
@@ -475,8 +499,9 @@ def commits(hub):
     return [path for command, path in hub.requests if command == "POST" and "/commit/" in path]
 
 
-def test_what_is_pushed_loads_again(logged_in, small_model, noise, tmp_path):
-    model = small_model(2)
+@pytest.mark.parametrize("backbone", ["transformer", "mamba2", "mamba1"])
+def test_what_is_pushed_loads_again(backbone, logged_in, small_model, noise, tmp_path):
+    model = small_model(2, backbone=backbone)
     address = gram_hear.push_to_hub(model, "someone/pushed")
     assert address == f"{logged_in.endpoint}/someone/pushed"
     files = logged_in.repositories["someone/pushed"]
@@ -503,21 +528,48 @@ def test_the_card_says_what_it_is(logged_in, small_model):
     assert "license: cc-by-4.0" in header
     assert "library_name: gram-hear" in header
     assert "- ambisonic" in header
-    for text in ('load_model("someone/foa")', "2506.00934", "| width | 64 |", "Not recorded"):
+    for text in (
+        'load_model("someone/foa")',
+        "2506.00934",
+        "A GRAM-T model (ambisonic)",
+        "| width | 64 |",
+        "| heads | 1 |",
+        "| embedding size, cls | 64 |",
+        "Not recorded",
+    ):
         assert text in card
     assert "None" not in card
 
 
-def test_the_card_of_the_untrained_model_says_so():
+@pytest.mark.parametrize(
+    ("backbone", "sizes"),
+    [
+        ("mamba2", {"state": 16, "head width": 32, "expansion": 2, "convolution (taps)": 4}),
+        ("mamba1", {"state": 4, "expansion": 3, "convolution (taps)": 4, "step rank": 4}),
+    ],
+)
+def test_the_card_of_gram_m_has_the_sizes_of_its_mixer(backbone, sizes, logged_in, small_model):
+    gram_hear.push_to_hub(small_model(2, backbone=backbone), "someone/gramm")
+    card = logged_in.repositories["someone/gramm"]["README.md"].decode()
+    assert "A GRAM-M model (binaural)" in card
+    assert "GRAM-T" not in card
+    facts = {"backbone": backbone, "width": 64, "layers": 2, "embedding size, cls": "none"}
+    for label, value in (sizes | facts).items():
+        assert f"| {label} | {value} |\n" in card
+    assert ("| heads |" in card) == (backbone == "mamba2")
+
+
+@pytest.mark.parametrize("name", ["gram-tiny-untrained", "gramm-tiny-untrained"])
+def test_the_card_of_an_untrained_model_says_so(name):
     with pytest.warns(UserWarning, match="untrained"):
-        model = gram_hear.load_model("gram-tiny-untrained")
+        model = gram_hear.load_model(name)
     card = push.model_card(store.checkpoint_of(model), "a/b", model.source)
     assert "**Untrained**: random numbers from seed 0" in card
     assert "license: other" in card
     with torch.no_grad():
         next(model.parameters()).add_(1)
     card = push.model_card(store.checkpoint_of(model), "a/b", model.source)
-    assert "started from `gram-tiny-untrained`, random numbers" in card
+    assert f"started from `{name}`, random numbers" in card
     assert "not recorded" in card
 
 

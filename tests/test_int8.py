@@ -106,6 +106,13 @@ def test_another_device_than_the_cpu_is_refused(weights, monkeypatch):
             gram_hear.load_model(weights(2), dtype="int8", device=device)
 
 
+@pytest.mark.parametrize("backbone", ["mamba2", "mamba1"])
+def test_gram_m_is_refused_with_the_reason(backbone, published_file, tmp_path):
+    path = published_file(2, backbone=backbone)
+    with pytest.raises(OptionError, match=r"int8.*GRAM-T alone.*GRAM-M.*Use 'float32'"):
+        gram_hear.load_model(path, dtype="int8")
+
+
 def test_it_cannot_be_saved(model, tmp_path):
     for output in (tmp_path / "model.safetensors", tmp_path / "folder"):
         with pytest.raises(OptionError, match="int8"):

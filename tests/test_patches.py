@@ -54,13 +54,13 @@ def test_patchify_is_frequency_major_with_values_channel_mel_frame(noise, patchi
 @pytest.mark.parametrize("channels", [1, 7])
 def test_embedding_is_the_convolution_with_the_same_weight(make_config, noise, patching, channels):
     config = make_config(channels, patching)
-    module = embedding(config)
-    windows = noise(2, channels, 200, 128)
+    module = embedding(config).double()  # in float32 two orders of summation differ by 1e-5
+    windows = noise(2, channels, 200, 128).double()
     size = (config.patch.mels, config.patch.frames)
     grid = F.conv2d(windows.transpose(2, 3), module.weight, module.bias, stride=size)
     expected = grid.flatten(2).transpose(1, 2) + module.positions[:, 1:]
     found = module(patchify(windows, config.patch))
-    torch.testing.assert_close(found[:, 1:], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[:, 1:], expected, rtol=0, atol=1e-10)
 
 
 def test_cls_token_comes_first_without_position(make_config, noise):

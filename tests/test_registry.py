@@ -10,6 +10,7 @@ import torch
 import gram_hear
 from gram_hear.checkpoints import registry, store
 from gram_hear.checkpoints.store import load_checkpoint
+from gram_hear.config import named_config
 from gram_hear.errors import OptionError
 
 PUBLISHED = {
@@ -20,6 +21,8 @@ PUBLISHED = {
     "gramt-ambisonics": (7, "frame"),
 }
 OFFLINE = "gram-tiny-untrained"
+UNTRAINED = {OFFLINE: "transformer", "gramm-tiny-untrained": "mamba2"}
+EACH_UNTRAINED = pytest.mark.parametrize("name", UNTRAINED)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +33,9 @@ def two_tones():
     return torch.stack([left, 0.5 * right])[None]
 
 
-def load_offline(**options):
+def load_offline(name=OFFLINE, **options):
     with pytest.warns(UserWarning, match="untrained"):
-        return gram_hear.load_model(OFFLINE, **options)
+        return gram_hear.load_model(name, **options)
 
 
 # --- data -----------------------------------------------------------------------------------
@@ -40,13 +43,19 @@ def load_offline(**options):
 
 def test_the_published_models_are_registered():
     entries = {entry.name: entry for entry in gram_hear.list_models()}
-    assert list(entries) == [*PUBLISHED, OFFLINE]
+    assert list(entries) == [*PUBLISHED, *UNTRAINED]
+    for name, backbone in UNTRAINED.items():
+        entry = entries[name]
+        assert (entry.layout, entry.trained, entry.backbone) == ("seed", False, backbone)
+        assert (entry.repository, entry.file, entry.revision) == (None, None, None)
+        assert "random weights" in entry.description
     for name, (channels, patching) in PUBLISHED.items():
         entry = entries[name]
         assert (entry.channels, entry.patching) == (channels, patching)
         assert entry.repository == f"labhamlet/{name}"
         assert entry.file == "model.safetensors"
         assert (entry.layout, entry.trained) == ("published", True)
+        assert entry.backbone == "transformer"
         assert entry.revision
         assert entry.seed is None
 
@@ -61,7 +70,8 @@ def test_every_entry_says_what_it_is():
 
 def test_the_registry_is_package_data():
     data = json.loads((files("gram_hear.weights") / "registry.json").read_text(encoding="utf-8"))
-    assert [fields["name"] for fields in data["models"]] == [*PUBLISHED, OFFLINE]
+    assert [fields["name"] for fields in data["models"]] == [*PUBLISHED, *UNTRAINED]
+    assert data["offline"] == OFFLINE
     assert {data["default"], data["offline"]} <= {fields["name"] for fields in data["models"]}
 
 
@@ -86,6 +96,7 @@ def test_a_registered_name_comes_before_a_folder(monkeypatch, tmp_path):
         ("gramt-binaral", "gramt-binaural"),
         ("gramt_mono", "gramt-mono"),
         ("gram-tiny", OFFLINE),
+        ("gramm-tiny-untraind", "gramm-tiny-untrained"),
         ("gramt-ambisonic", "gramt-ambisonics"),
     ],
 )
@@ -97,7 +108,7 @@ def test_an_unknown_name_suggests_the_nearest(given, nearest):
 def test_a_name_like_no_other_lists_all():
     with pytest.raises(OptionError) as error:
         gram_hear.load_model("whisper")
-    for name in (*PUBLISHED, OFFLINE):
+    for name in (*PUBLISHED, *UNTRAINED):
         assert name in str(error.value)
     assert "Did you mean" not in str(error.value)
 
@@ -108,12 +119,13 @@ def test_a_name_that_is_no_text_is_refused(name):
         gram_hear.load_model(name)
 
 
-# --- the offline model ----------------------------------------------------------------------
+# --- the offline models ---------------------------------------------------------------------
 
 
-def test_the_offline_model_says_that_it_is_untrained():
-    with pytest.warns(UserWarning, match=f"{OFFLINE} is untrained.*random") as caught:
-        gram_hear.load_model(OFFLINE)
+@EACH_UNTRAINED
+def test_an_offline_model_says_that_it_is_untrained(name):
+    with pytest.warns(UserWarning, match=f"{name} is untrained.*random") as caught:
+        gram_hear.load_model(name)
     assert caught[0].filename == __file__  # the line that loads it, not one of ours
 
 
@@ -123,52 +135,75 @@ def test_a_file_does_not_say_that_it_is_untrained(small_model):
         small_model(2)
 
 
-def test_the_offline_model_is_the_same_each_time(two_tones):
-    first, second = load_checkpoint(OFFLINE), load_checkpoint(OFFLINE)
+@EACH_UNTRAINED
+def test_an_offline_model_is_the_same_each_time(name, two_tones):
+    first, second = load_checkpoint(name), load_checkpoint(name)
     assert first.config == second.config
-    for name, tensor in first.tensors.items():
-        assert torch.equal(second.tensors[name], tensor), name
+    for key, tensor in first.tensors.items():
+        assert torch.equal(second.tensors[key], tensor), key
     torch.rand(3)  # the global seed has no say
-    embeddings = [gram_hear.get_scene_embeddings(two_tones, load_offline()) for _ in range(2)]
+    embeddings = [gram_hear.get_scene_embeddings(two_tones, load_offline(name)) for _ in range(2)]
     assert torch.equal(*embeddings)
 
 
-def test_loading_leaves_the_global_seed_alone():
+@EACH_UNTRAINED
+def test_loading_leaves_the_global_seed_alone(name):
     state = torch.get_rng_state()
-    load_offline()
+    load_offline(name)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(
-    ("strategy", "size", "first", "last", "norm"),
+    ("name", "strategy", "size", "first", "last", "norm"),
     [
-        ("raw", 1536, [-0.064405, 1.602804, -1.192039, 0.949515], 0.754895, 38.068577),
-        ("mean", 192, [0.249330, 0.425761, 0.111547, 0.053084], 0.659536, 11.957512),
-        ("cls", 192, [0.432265, -0.143306, -0.574985, -0.190335], 0.718558, 13.856405),
+        (OFFLINE, "raw", 1536, [-0.064405, 1.602804, -1.192039, 0.949515], 0.754895, 38.068577),
+        (OFFLINE, "mean", 192, [0.249330, 0.425761, 0.111547, 0.053084], 0.659536, 11.957512),
+        (OFFLINE, "cls", 192, [0.432265, -0.143306, -0.574985, -0.190335], 0.718558, 13.856405),
+        (
+            "gramm-tiny-untrained",
+            "raw",
+            1536,
+            [2.267298, -0.706669, -0.948658, 1.010743],
+            0.098508,
+            31.677261,
+        ),
+        (
+            "gramm-tiny-untrained",
+            "mean",
+            192,
+            [0.302239, -0.110956, 0.543485, 0.083591],
+            -0.000483,
+            7.762941,
+        ),
     ],
 )
-def test_the_offline_model_keeps_its_numbers(strategy, size, first, last, norm, two_tones):
-    embedding = gram_hear.get_scene_embeddings(two_tones, load_offline(strategy=strategy))[0]
+def test_an_offline_model_keeps_its_numbers(name, strategy, size, first, last, norm, two_tones):
+    model = load_offline(name, strategy=strategy)
+    embedding = gram_hear.get_scene_embeddings(two_tones, model)[0]
     assert embedding.shape == (size,)
     torch.testing.assert_close(embedding[:4], torch.tensor(first), atol=1e-4, rtol=0)
     assert float(embedding[-1]) == pytest.approx(last, abs=1e-4)
     assert float(embedding.norm()) == pytest.approx(norm, abs=1e-3)
 
 
-def test_the_offline_model_fills_with_silence():
-    config = load_checkpoint(OFFLINE).config
+@EACH_UNTRAINED
+def test_an_offline_model_fills_with_silence(name):
+    config = load_checkpoint(name).config
     assert config.window_fill == "silence"
     assert (config.front_end.layout, config.patching) == ("binaural", "frame")
+    assert config == named_config("tiny", 2, "frame", UNTRAINED[name])
 
 
+@EACH_UNTRAINED
 @pytest.mark.parametrize("option", [{"revision": "main"}, {"heads": 3}])
-def test_the_offline_model_takes_no_options_of_files(option):
+def test_an_offline_model_takes_no_options_of_files(name, option):
     with pytest.raises(OptionError, match="built here from a seed"):
-        gram_hear.load_model(OFFLINE, **option)
+        gram_hear.load_model(name, **option)
 
 
-def test_the_offline_model_can_be_saved(two_tones, tmp_path):
-    model = load_offline()
+@EACH_UNTRAINED
+def test_an_offline_model_can_be_saved(name, two_tones, tmp_path):
+    model = load_offline(name)
     saved = gram_hear.load_model(gram_hear.save_model(model, tmp_path / "tiny.safetensors"))
     expected = gram_hear.get_scene_embeddings(two_tones, model)
     assert torch.equal(gram_hear.get_scene_embeddings(two_tones, saved), expected)

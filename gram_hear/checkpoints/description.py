@@ -1,9 +1,11 @@
 """What a checkpoint is, in words and figures."""
 
+import dataclasses
 from typing import Any
 
 from gram_hear.checkpoints.store import Checkpoint
-from gram_hear.config import DecoderConfig
+from gram_hear.config import DecoderConfig, EncoderConfig, Mamba2Config, TransformerConfig
+from gram_hear.nn.mamba_kernels import find_kernels
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -23,6 +25,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "repository": source.repository,
         "revision": source.revision,
         "commit": source.commit,
+        "family": config.family,
         "backbone": encoder.backbone,
         "audio_layout": front_end.layout,
         "audio_channels": front_end.audio_channels,
@@ -33,8 +36,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "grid": f"{config.frequency_patches} x {config.time_patches} (frequency x time)",
         "width": encoder.width,
         "depth": encoder.depth,
-        "heads": encoder.heads,
-        "mlp_width": encoder.mlp_width,
+        **_describe_backbone(encoder),
         "encoder_parameters": sum(sizes.values()) - in_decoder,
         "decoder_parameters": in_decoder,
         "decoder": _describe_decoder(config.decoder) if config.decoder else None,
@@ -42,10 +44,21 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "hop_ms": config.hop_ms,
         "embedding_size_raw": config.frequency_patches * encoder.width,
         "embedding_size_mean": encoder.width,
-        "embedding_size_cls": encoder.width,
+        "embedding_size_cls": encoder.width if config.family == "GRAM-T" else None,
         "log_floor": front_end.log_floor,
         "window_fill": config.window_fill,
     }
+
+
+def _describe_backbone(encoder: EncoderConfig) -> dict[str, Any]:
+    """Return the sizes that this backbone alone has, and for Mamba what its scan runs on here."""
+    if isinstance(encoder, TransformerConfig):
+        return {"heads": encoder.heads, "mlp_width": encoder.mlp_width}
+    own = dataclasses.asdict(encoder)
+    sizes = {k: v for k, v in own.items() if k not in ("width", "depth", "backbone")}
+    if isinstance(encoder, Mamba2Config):
+        sizes["heads"] = encoder.heads
+    return {**sizes, "inner_width": encoder.inner_width, "scan": find_kernels().description}
 
 
 def _describe_decoder(decoder: DecoderConfig) -> str:

@@ -14,10 +14,12 @@ from gram_hear.config import (
     LAYOUT_OF_CHANNELS,
     PUBLISHED_LOG_FLOOR,
     DecoderConfig,
-    EncoderConfig,
     FrontEndConfig,
+    Mamba1Config,
+    Mamba2Config,
     ModelConfig,
     PatchConfig,
+    TransformerConfig,
 )
 from gram_hear.errors import CheckpointError, ConfigError
 from gram_hear.frontend import FrontEnd
@@ -27,10 +29,8 @@ HEAD_WIDTH = 64  # of every published encoder; the number of heads leaves no tra
 DECODER_HEADS = 8  # of every published decoder; its global heads leave no trace either
 WRAPPERS = re.compile(r"(^|\.)(?:(?:_orig_mod|module)\.)+")  # torch.compile, DataParallel
 
-# Our name -> the published name. Exactly one pattern matches each of our names.
-NAMES = [
-    (r"patches\.(weight|bias)", r"patch_embed.proj.\1"),
-    (r"patches\.cls_token", r"cls_token"),
+# Our name -> the published name. Exactly one pattern of a model's tables matches each of our names.
+GRAM_T = [
     (r"patches\.positions", r"encoder.pos_embedding"),
     (r"encoder\.norm\.(\w+)", r"encoder.ln.\1"),
     (r"encoder\.blocks\.(\d+)\.norm(\d)\.(\w+)", r"encoder.layers.encoder_layer_\1.ln_\2.\3"),
@@ -44,40 +44,56 @@ NAMES = [
     ),
     (r"encoder\.blocks\.(\d+)\.mlp\.expand\.(\w+)", r"encoder.layers.encoder_layer_\1.mlp.0.\2"),
     (r"encoder\.blocks\.(\d+)\.mlp\.reduce\.(\w+)", r"encoder.layers.encoder_layer_\1.mlp.3.\2"),
+]
+GRAM_M = [
+    (r"patches\.positions", r"encoder_pos_embed"),
+    (r"encoder\.norm\.weight", r"encoder_v.norm_f.weight"),
+    (r"encoder\.blocks\.(\d+)\.norm\.weight", r"encoder_v.layers.\1.norm.weight"),
+    (r"encoder\.blocks\.(\d+)\.mixer\.([\w.]+)", r"encoder_v.layers.\1.mixer.\2"),
+]
+BOTH = [
+    (r"patches\.(weight|bias)", r"patch_embed.proj.\1"),
+    (r"patches\.cls_token", r"cls_token"),
     (r"decoder\.embedding\.(\w+)", r"decoder_embed.\1"),
     (r"decoder\.mask_token", r"mask_token"),
     (r"decoder\.positions", r"decoder_pos_embed"),
     (r"decoder\.norm\.(\w+)", r"decoder_norm.\1"),
     (r"decoder\.prediction\.(\w+)", r"spec_pred.0.\1"),
-    (r"decoder\.blocks\.(\d+)\.norm(\d)\.(\w+)", r"decoder_blocks.\1.norm\2.\3"),
-    (r"decoder\.blocks\.(\d+)\.attention\.qkv\.(\w+)", r"decoder_blocks.\1.ATTENTION.qkv.\2"),
-    (r"decoder\.blocks\.(\d+)\.attention\.output\.(\w+)", r"decoder_blocks.\1.ATTENTION.proj.\2"),
+    (r"decoder\.blocks\.(\d+)\.norm(\d)\.(\w+)", r"DECODER.\1.norm\2.\3"),
+    (r"decoder\.blocks\.(\d+)\.attention\.qkv\.(\w+)", r"DECODER.\1.ATTENTION.qkv.\2"),
+    (r"decoder\.blocks\.(\d+)\.attention\.output\.(\w+)", r"DECODER.\1.ATTENTION.proj.\2"),
     (
         r"decoder\.blocks\.(\d+)\.attention\.bias_tables\.(\d+)",
-        r"decoder_blocks.\1.wmha.attn_heads.\2.relative_position_bias_table",
+        r"DECODER.\1.wmha.attn_heads.\2.relative_position_bias_table",
     ),
-    (r"decoder\.blocks\.(\d+)\.mlp\.expand\.(\w+)", r"decoder_blocks.\1.mlp.fc1.\2"),
-    (r"decoder\.blocks\.(\d+)\.mlp\.reduce\.(\w+)", r"decoder_blocks.\1.mlp.fc2.\2"),
+    (r"decoder\.blocks\.(\d+)\.mlp\.expand\.(\w+)", r"DECODER.\1.mlp.fc1.\2"),
+    (r"decoder\.blocks\.(\d+)\.mlp\.reduce\.(\w+)", r"DECODER.\1.mlp.fc2.\2"),
 ]
+ENCODERS = {True: "encoder_v.", False: "encoder.layers."}  # is it GRAM-M? -> its blocks' names
+MAMBA_LAYERS = "encoder_v.layers."
+DECODERS = {True: "decoder_v", False: "decoder_blocks"}  # is it GRAM-M? -> its decoder's blocks
+UNUSED_NORM = {"encoder_norm.weight", "encoder_norm.bias"}  # stored with GRAM-M, never applied
 BIAS_TABLE = "relative_position_bias_table"
 BIAS_INDEX = "relative_position_index"
-# Left behind when only the decoder_* tensors were removed from a file: known, and not needed.
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# Left behind when only the decoder_* tensors were removed from a file: known, and not needed.
 DECODER_REMAINS = {"mask_token", "spec_pred.0.weight", "spec_pred.0.bias"}
 
 
-def published_name(name: str, decoder: DecoderConfig | None) -> str:
+def published_name(name: str, config: ModelConfig) -> str:
     """Return the authors' name of one of our tensors.
 
     Args:
         name: a name in the state dict of a GramModel or MaskedAutoencoder.
-        decoder: the decoder's configuration; multi-window and plain attention differ in name.
+        config: of that model: GRAM-T, GRAM-M and the two kinds of decoder differ in names.
     """
-    for pattern, replacement in NAMES:
+    mamba = config.family == "GRAM-M"
+    attention = "wmha" if config.decoder is not None and config.decoder.windows else "attn"
+    for pattern, replacement in (GRAM_M if mamba else GRAM_T) + BOTH:
         match = re.fullmatch(pattern, name)
         if match:
-            attention = "wmha" if decoder is not None and decoder.windows else "attn"
-            return match.expand(replacement).replace("ATTENTION", attention)
+            given = match.expand(replacement)
+            return given.replace("DECODER", DECODERS[mamba]).replace("ATTENTION", attention)
     raise KeyError(name)
 
 
@@ -123,11 +139,14 @@ def _examples(names: Iterable[str]) -> str:
 
 def _is_known(name: str) -> bool:
     """Whether the authors' layouts have tensors of this name (their numbers aside)."""
-    if name.endswith(("mel_scale.fb", "spectrogram.window", "." + BIAS_INDEX)):
+    if name in UNUSED_NORM or name.endswith(
+        ("mel_scale.fb", "spectrogram.window", "." + BIAS_INDEX)
+    ):
         return True
-    for _, replacement in NAMES:
+    for _, replacement in GRAM_T + GRAM_M + BOTH:
         pattern = re.escape(replacement).replace("ATTENTION", "(?:wmha|attn)")
-        if re.fullmatch(re.sub(r"\\\\\d", r"\\w+", pattern), name):
+        pattern = pattern.replace("DECODER", f"(?:{'|'.join(DECODERS.values())})")
+        if re.fullmatch(re.sub(r"\\\\\d", r"[\\w.]+", pattern), name):
             return True
     return False
 
@@ -163,7 +182,9 @@ def _read_config(tensors: Mapping[str, Tensor], heads: int | None) -> ModelConfi
             "(mono), 2 (binaural) or 7 (Ambisonic) channels."
         )
     width, channels, patch_mels, patch_frames = shape
-    positions = _needed(tensors, "encoder.pos_embedding", dimensions=3)
+    mamba = _is_mamba(tensors)
+    table = "encoder_pos_embed" if mamba else "encoder.pos_embedding"
+    positions = _needed(tensors, table, dimensions=3)
     layout = LAYOUT_OF_CHANNELS[channels]
     floor = AMBISONIC_LOG_FLOOR if layout == "ambisonic" else PUBLISHED_LOG_FLOOR
     try:
@@ -172,7 +193,9 @@ def _read_config(tensors: Mapping[str, Tensor], heads: int | None) -> ModelConfi
         return ModelConfig(
             front_end=front_end,
             patch=PatchConfig(mels=patch_mels, frames=patch_frames),
-            encoder=_encoder_config(tensors, width, heads),
+            encoder=_mamba_config(tensors, width, heads)
+            if mamba
+            else _transformer_config(tensors, width, heads),
             decoder=_decoder_config(tensors),
             window_frames=(positions.shape[1] - 1) // frequency_patches * patch_frames,
         )
@@ -180,13 +203,20 @@ def _read_config(tensors: Mapping[str, Tensor], heads: int | None) -> ModelConfi
         raise CheckpointError(f"The tensors describe no valid model. {error}") from error
 
 
+def _is_mamba(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the encoder is GRAM-M's: by majority, so that a stray tensor is told as such."""
+    count = {key: sum(n.startswith(start) for n in tensors) for key, start in ENCODERS.items()}
+    return count[True] > count[False]
+
+
 def _needed(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor:
     """Return a tensor that a size is read from."""
     if name not in tensors:
         raise CheckpointError(f"The tensor {name} is missing; a size of the model is read from it.")
-    if tensors[name].dim() != dimensions:
+    if tensors[name].dim() != dimensions or 0 in tensors[name].shape:
         raise CheckpointError(
-            f"{name} has shape {tuple(tensors[name].shape)}; it must have {dimensions} dimensions."
+            f"{name} has shape {tuple(tensors[name].shape)}; it must have "
+            f"{dimensions} dimensions, none of them empty."
         )
     return tensors[name]
 
@@ -197,7 +227,7 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     numbers = {int(match[1]) for match in found if match}
     if numbers and max(numbers) >= len(numbers):
         gap = next(i for i in range(len(numbers)) if i not in numbers)
-        example = pattern.replace("\\.", ".").replace(r"(\d+)", str(gap))
+        example = pattern.replace("\\.", ".").replace("([0-9]{1,6})", str(gap))
         raise CheckpointError(
             f"There are tensors of layer {max(numbers)} but none of layer {gap}: {example}* is "
             "missing, or a number is wrong."
@@ -205,7 +235,9 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     return len(numbers)
 
 
-def _encoder_config(tensors: Mapping[str, Tensor], width: int, heads: int | None) -> EncoderConfig:
+def _transformer_config(
+    tensors: Mapping[str, Tensor], width: int, heads: int | None
+) -> TransformerConfig:
     if heads is None:
         if width % HEAD_WIDTH:
             raise CheckpointError(
@@ -215,11 +247,62 @@ def _encoder_config(tensors: Mapping[str, Tensor], width: int, heads: int | None
             )
         heads = width // HEAD_WIDTH
     expand = _needed(tensors, "encoder.layers.encoder_layer_0.mlp.0.weight", dimensions=2)
-    return EncoderConfig(
+    return TransformerConfig(
         width=width,
-        depth=_count(tensors, r"encoder\.layers\.encoder_layer_(\d+)\."),
+        depth=_count(tensors, r"encoder\.layers\.encoder_layer_([0-9]{1,6})\."),
         heads=heads,
         mlp_width=expand.shape[0],
+    )
+
+
+def _mamba_config(
+    tensors: Mapping[str, Tensor], width: int, heads: int | None
+) -> Mamba2Config | Mamba1Config:
+    """Read the sizes of a Mamba stack from its first mixer: only Mamba-1 has a dt_proj.
+
+    Groups of a Mamba-2 mixer leave no trace in the tensors: one is assumed, as in all published.
+    """
+    if heads is not None:
+        raise CheckpointError(
+            f"heads={heads} was given, but this is a GRAM-M checkpoint, whose sizes all stand in "
+            "its tensors. Leave it out."
+        )
+    first = f"{MAMBA_LAYERS}0.mixer."
+    depth = _count(tensors, r"encoder_v\.layers\.([0-9]{1,6})\.")
+    is_mamba1 = first + "dt_proj.weight" in tensors
+    a_log = _needed(tensors, first + "A_log", dimensions=2 if is_mamba1 else 1)
+    output = _needed(tensors, first + "out_proj.weight", dimensions=2)
+    taps = _needed(tensors, first + "conv1d.weight", dimensions=3)
+    inner = output.shape[1]
+    if inner % width:
+        raise CheckpointError(
+            f"{first}out_proj.weight is {tuple(output.shape)}: the mixer, {inner} wide, must be a "
+            f"whole number of times as wide as the model, {width}."
+        )
+    if is_mamba1:
+        step = _needed(tensors, first + "dt_proj.weight", dimensions=2)
+        return Mamba1Config(
+            width=width,
+            depth=depth,
+            state=a_log.shape[1],
+            expansion=inner // width,
+            convolution=taps.shape[2],
+            step_rank=step.shape[1],
+        )
+    state, rest = divmod(taps.shape[0] - inner, 2)
+    if rest or state < 1 or inner % len(a_log):
+        raise CheckpointError(
+            f"{first}conv1d.weight is {tuple(taps.shape)} and {first}A_log {tuple(a_log.shape)}: a "
+            f"Mamba-2 mixer {inner} wide has {inner} + 2 x state channels there, and heads that "
+            f"divide {inner}."
+        )
+    return Mamba2Config(
+        width=width,
+        depth=depth,
+        state=state,
+        head_width=inner // len(a_log),
+        expansion=inner // width,
+        convolution=taps.shape[2],
     )
 
 
@@ -228,15 +311,16 @@ def _decoder_config(tensors: Mapping[str, Tensor]) -> DecoderConfig | None:
     if not any(name.startswith("decoder_") for name in tensors):
         return None
     embedding = _needed(tensors, "decoder_embed.weight", dimensions=2)
-    expand = _needed(tensors, "decoder_blocks.0.mlp.fc1.weight", dimensions=2)
+    blocks = DECODERS[_is_mamba(tensors)]
+    expand = _needed(tensors, f"{blocks}.0.mlp.fc1.weight", dimensions=2)
     windows = [0] * DECODER_HEADS if any(".wmha." in name for name in tensors) else []
     for name, tensor in tensors.items():
-        table = re.fullmatch(rf"decoder_blocks\.\d+\.wmha\.attn_heads\.([0-7])\.{BIAS_TABLE}", name)
+        table = re.fullmatch(rf"{blocks}\.\d+\.wmha\.attn_heads\.([0-7])\.{BIAS_TABLE}", name)
         if table and tensor.dim():
             windows[int(table[1])] = (len(tensor) + 1) // 2
     return DecoderConfig(
         width=embedding.shape[0],
-        depth=_count(tensors, r"decoder_blocks\.(\d+)\."),
+        depth=_count(tensors, rf"{blocks}\.([0-9]{{1,6}})\."),
         heads=DECODER_HEADS,
         mlp_width=expand.shape[0],
         windows=tuple(windows),
@@ -249,10 +333,14 @@ def drop_derived(
     """Return the tensors without those that follow from the config, and what is wrong with these.
 
     Those are the front-end's filterbank and window, under any prefix, and the index of the
-    relative bias; and what stripping the decoder left behind. One that differs means that the
-    model was made in a way that is not computed here.
+    relative bias; what stripping the decoder left behind; and the norm that GRAM-M never applies.
+    One of the first two that differs means that the model was made in a way that is not computed
+    here.
     """
     front_end = FrontEnd(config.front_end)
+    unused = DECODER_REMAINS if config.decoder is None else set()
+    if config.family == "GRAM-M":
+        unused = unused | UNUSED_NORM
     kept, wrong = {}, []
     for name, tensor in tensors.items():
         if name.endswith("mel_scale.fb"):
@@ -262,7 +350,7 @@ def drop_derived(
         elif name.endswith("." + BIAS_INDEX):
             place = torch.arange(tensor.shape[0] if tensor.dim() else 0)
             expected = place[:, None] - place + len(place) - 1
-        elif config.decoder is None and name in DECODER_REMAINS:
+        elif name in unused:
             continue
         else:
             kept[name] = tensor

@@ -30,12 +30,18 @@ FACTS = {  # of describe_checkpoint: those that a reader of the card asks about
     "patch": "patch",
     "width": "width",
     "depth": "layers",
-    "heads": "attention heads",
+    "heads": "heads",
+    "state": "state",
+    "head_width": "head width",
+    "expansion": "expansion",
+    "convolution": "convolution (taps)",
+    "step_rank": "step rank",
     "encoder_parameters": "encoder parameters",
     "decoder": "decoder",
     "hop_ms": "a row every (ms)",
     "embedding_size_raw": "embedding size, raw",
-    "embedding_size_mean": "embedding size, mean or cls",
+    "embedding_size_mean": "embedding size, mean",
+    "embedding_size_cls": "embedding size, cls",
 }
 
 CARD = """---
@@ -48,8 +54,8 @@ tags:
 
 # {name}
 
-A {layout} GRAM-T model for embeddings of real-world sound, in the format of gram-hear: tensors and
-JSON, no code.
+A {family} model ({layout}) for embeddings of real-world sound, in the format of gram-hear: tensors
+and JSON, no code.
 
 ```python
 import gram_hear
@@ -148,9 +154,12 @@ def model_card(
         tags="\n".join(f"- {tag}" for tag in tags),
         name=repository.partition("/")[2],
         layout=facts["audio_layout"],
+        family=facts["family"],
         repository=repository,
         weights=_origin(checkpoint, source),
-        facts="\n".join(f"| {label} | {_shown(facts[key])} |" for key, label in FACTS.items()),
+        facts="\n".join(
+            f"| {label} | {_shown(facts[key])} |" for key, label in FACTS.items() if key in facts
+        ),
     )
 
 

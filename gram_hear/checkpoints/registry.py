@@ -29,6 +29,7 @@ class Entry:
     sha256: str | None = None
     size: str | None = None
     seed: int | None = None
+    backbone: str = "transformer"  # transformer (GRAM-T), mamba2 or mamba1 (GRAM-M)
 
     @property
     def trained(self) -> bool:

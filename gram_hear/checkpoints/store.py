@@ -37,6 +37,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+FAULTS_SHOWN = 200  # of the tensors, in one error
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -171,12 +172,13 @@ def _from_hub(
     )
     if entry is not None:
         config = checkpoint.config
-        found = (config.front_end.feature_channels, config.patching)
-        if found != (entry.channels, entry.patching):
+        found = (config.encoder.backbone, config.front_end.feature_channels, config.patching)
+        if found != (entry.backbone, entry.channels, entry.patching):
             raise CheckpointError(
-                f"{name} is registered with {entry.channels} channels and {entry.patching} "
-                f"patches, but {repository} holds a model with {found[0]} and {found[1]}. Load it "
-                f"as a repository, load_model({repository!r}), if that is meant."
+                f"{name} is registered with backbone {entry.backbone}, {entry.channels} channels "
+                f"and {entry.patching} patches, but {repository} holds a model with {found[0]}, "
+                f"{found[1]} and {found[2]}. Load it as a repository, load_model({repository!r}), "
+                "if that is meant."
             )
     return checkpoint
 
@@ -212,7 +214,7 @@ def _read_local(name: str, path: Path, heads: int | None) -> Checkpoint:
 def _seeded(entry: Entry) -> Checkpoint:
     assert entry.size is not None
     assert entry.seed is not None
-    config = named_config(entry.size, entry.channels, entry.patching)
+    config = named_config(entry.size, entry.channels, entry.patching, entry.backbone)
     with torch.random.fork_rng(devices=[]):  # what the layers draw at first is drawn over below
         model = MaskedAutoencoder(config)
     initialise(model, entry.seed)
@@ -242,8 +244,7 @@ def _read(source: Source, heads: int | None) -> Checkpoint:
             config = published.read_config(tensors, heads)
             tensors, faults = published.drop_derived(tensors, config)
             names = {
-                name: published.published_name(name, config.decoder)
-                for name in expected_shapes(config)
+                name: published.published_name(name, config) for name in expected_shapes(config)
             }
         return Checkpoint(config, _check(tensors, names, config, faults), source)
     except (CheckpointError, ConfigError, OSError) as error:
@@ -357,9 +358,10 @@ def _check(
         else:
             checked[name] = converted.reshape(shape)
     if faults:
+        more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
         raise CheckpointError(
             f"{len(faults)} of the tensors do not fit a {describe(config)}:\n  "
-            + "\n  ".join(faults)
+            + "\n  ".join(faults[:FAULTS_SHOWN] + more)
             + "\nA checkpoint loads whole or not at all (the decoder as a whole may be absent)."
         )
     return checked
@@ -368,8 +370,8 @@ def _check(
 def describe(config: ModelConfig) -> str:
     """Return a model's kind in a few words."""
     return (
-        f"GRAM-T model (width {config.encoder.width}, {config.encoder.depth} layers, "
-        f"{config.front_end.layout}, {config.patching} patches)"
+        f"{config.family} model ({config.encoder.backbone}, width {config.encoder.width}, "
+        f"{config.encoder.depth} layers, {config.front_end.layout}, {config.patching} patches)"
     )
 
 

@@ -3,7 +3,10 @@
 import torch
 from torch import nn
 
+from gram_hear.nn.mamba import Mamba1Mixer, Mamba2Mixer, MambaEncoder
+
 CLS_DEVIATION = 1.0  # of GRAM-T's CLS token
+CAUSAL_CLS_DEVIATION = 0.02  # of GRAM-M's
 TOKEN_DEVIATION = 0.02  # of the mask token and of the relative bias tables
 
 
@@ -11,13 +14,16 @@ def initialise(model: nn.Module, seed: int) -> None:
     """Give a new model its weights, the same for the same seed.
 
     Every linear layer (the patch embedding included) Xavier-uniform with zero bias, norms at
-    identity; the standard deviations of the other tensors stand above.
+    identity; the standard deviations of the other tensors stand above. The steps, decays and
+    convolutions of a Mamba mixer are drawn as mamba-ssm draws them.
     """
     generator = torch.Generator().manual_seed(seed)
+    causal = any(isinstance(module, MambaEncoder) for module in model.modules())
     for name, parameter in model.named_parameters():
         kind = name.rsplit(".", 1)[-1]
         if kind == "cls_token":
-            nn.init.normal_(parameter, std=CLS_DEVIATION, generator=generator)
+            deviation = CAUSAL_CLS_DEVIATION if causal else CLS_DEVIATION
+            nn.init.normal_(parameter, std=deviation, generator=generator)
         elif kind == "mask_token" or "bias_tables" in name:
             nn.init.normal_(parameter, std=TOKEN_DEVIATION, generator=generator)
         elif kind == "bias":
@@ -27,3 +33,6 @@ def initialise(model: nn.Module, seed: int) -> None:
         else:
             with torch.no_grad():  # flattened: a patch is one vector, not a convolution
                 nn.init.xavier_uniform_(parameter.view(len(parameter), -1), generator=generator)
+    for module in model.modules():
+        if isinstance(module, (Mamba2Mixer, Mamba1Mixer)):
+            module.reset(generator)

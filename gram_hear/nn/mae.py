@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from gram_hear.config import DecoderConfig, ModelConfig
 from gram_hear.errors import ConfigError
+from gram_hear.nn.encoder import make_encoder
 from gram_hear.nn.patches import (
     PatchEmbedding,
     normalise_windows,
     patchify,
     position_table,
 )
-from gram_hear.nn.transformer import Attention, TransformerBlock, TransformerEncoder
+from gram_hear.nn.transformer import Attention, TransformerBlock
 from gram_hear.nn.windowed_attention import WindowedAttention
 
 
@@ -100,7 +101,7 @@ class MaskedAutoencoder(nn.Module):
             )
         self.config = config
         self.patches = PatchEmbedding(config)
-        self.encoder = TransformerEncoder(config.encoder)
+        self.encoder = make_encoder(config.encoder)
         self.decoder = Decoder(config, config.decoder)
 
     def forward(self, features: Tensor, mask: Tensor) -> Reconstruction:

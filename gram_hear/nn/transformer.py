@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gram_hear.config import EncoderConfig
+from gram_hear.config import TransformerConfig
 
 
 class Attention(nn.Module):
@@ -62,7 +62,7 @@ class TransformerEncoder(nn.Module):
 
     EPSILON = 1e-6
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
             TransformerBlock(
