@@ -1,18 +1,12 @@
-"""The ``gram-hear`` command: thin over the library.
-
-Results go to stdout; progress, warnings and errors to stderr. Exit codes: 0 all done, 1 something
-failed, 2 the command line itself was wrong.
-"""
+"""The ``gram-hear`` command: thin over the library."""
 
 import json
 import sys
 import time
-import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as BarOfProgress
 from rich.table import Table
@@ -28,7 +22,8 @@ from gram_hear.checkpoints.store import (
     save_folder,
 )
 from gram_hear.collection import Collection, Progress, plan_jobs
-from gram_hear.errors import GramError, OptionError
+from gram_hear.console import messages, print_table, results, run, say
+from gram_hear.errors import OptionError
 from gram_hear.hear import load_model
 
 app = typer.Typer(
@@ -39,8 +34,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-messages = Console(stderr=True)
-results = Console()
 
 Model = Annotated[
     str, typer.Argument(help="A registered name, a checkpoint file or folder, or a Hub repository.")
@@ -57,28 +50,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 
 def main() -> None:
-    """Run the command line; errors of ours become one message and exit code 1."""
-    warnings.showwarning = _show_warning
-    try:
-        app()
-    except GramError as error:
-        _say(f"error: {error}")
-        sys.exit(1)
-
-
-def _say(message: object, console: Console = messages) -> None:
-    # Names of files may hold bytes that are no characters; they are shown as "?".
-    text = str(message).encode("utf-8", "replace").decode("utf-8")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    _say(f"warning: {message}")
-
-
-def _print_table(table: Table) -> None:
-    # Off a terminal rich assumes 80 columns and would break the cells.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    """Run ``gram-hear``."""
+    run(app)
 
 
 def _version(show: bool) -> None:
@@ -118,7 +91,7 @@ def embed(
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16, or int8 (on the CPU).")
+        str, typer.Option(help="float32, bfloat16, float16, or int8 (GRAM-T on the CPU).")
     ] = "float32",
     window_batch: Annotated[int, typer.Option(help="2 s windows encoded at once.")] = 16,
     revision: Revision = None,
@@ -159,14 +132,14 @@ def embed(
     )
     collection = Collection(files, output, loaded, scene, timestamps, force)
     if len(collection.due) < len(files):
-        _say(f"{len(files) - len(collection.due)} of {len(files)} files are done already.")
+        say(f"{len(files) - len(collection.due)} of {len(files)} files are done already.")
     failed = _show_run(collection, jobs)
     collection.assemble()
-    _say(f"{len(files) - len(failed)} of {len(files)} files are embedded in {output}.")
+    say(f"{len(files) - len(failed)} of {len(files)} files are embedded in {output}.")
     if failed:
-        _say(f"{len(failed)} failed:")
+        say(f"{len(failed)} failed:")
         for error in failed:
-            _say(f"  {error}")
+            say(f"  {error}")
         raise typer.Exit(1)
 
 
@@ -190,10 +163,10 @@ def _show_run(collection: Collection, jobs: int) -> list[str]:
                 bar.update(task, completed=min(sound, collection.seconds), speed=speed)
             elif event.error is not None:
                 failed.append(event.error)
-                _say(f"failed: {event.error}")
+                say(f"failed: {event.error}")
             else:
                 # On a terminal the bar must be told, so that a line does not run into it.
-                _say(event.job.output, bar.console if sys.stdout.isatty() else results)
+                say(event.job.output, bar.console if sys.stdout.isatty() else results)
         bar.update(task, completed=collection.seconds)
     return failed
 
@@ -218,7 +191,7 @@ def models(as_json: AsJson = False) -> None:
             entry.repository or "(built from a seed)",
             entry.licence,
         )
-    _print_table(table)
+    print_table(table)
 
 
 @app.command()
@@ -241,7 +214,7 @@ def info(
     table = Table("what", "value")
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), str(value))
-    _print_table(table)
+    print_table(table)
 
 
 @app.command()

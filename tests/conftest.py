@@ -26,9 +26,11 @@ from gram_hear.config import (
     LAYOUT_OF_CHANNELS,
     PATCHINGS,
     DecoderConfig,
-    EncoderConfig,
     FrontEndConfig,
+    Mamba1Config,
+    Mamba2Config,
     ModelConfig,
+    TransformerConfig,
 )
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
@@ -59,15 +61,22 @@ def golden_audio(golden):
     return lambda channels: audio[:, 1:3] if channels == 2 else audio
 
 
-def small_config(channels, patching="frame", decoder="multi_window"):
-    """A model small enough for tests: width 64, one head, two layers."""
+SMALL_ENCODERS = {
+    "transformer": TransformerConfig(width=64, depth=2, heads=1, mlp_width=128),
+    "mamba2": Mamba2Config(width=64, depth=2, state=16, head_width=32),
+    "mamba1": Mamba1Config(width=64, depth=2, state=4, expansion=3, step_rank=4),
+}
+
+
+def small_config(channels, patching="frame", decoder="multi_window", backbone="transformer"):
+    """A model small enough for tests: width 64, two layers."""
     patch, windows = PATCHINGS[patching]
     return ModelConfig(
         front_end=FrontEndConfig(
             layout=LAYOUT_OF_CHANNELS[channels], log_floor=1e-6 if channels == 7 else 1.1920929e-07
         ),
         patch=patch,
-        encoder=EncoderConfig(width=64, depth=2, heads=1, mlp_width=128),
+        encoder=SMALL_ENCODERS[backbone],
         decoder={
             "multi_window": DecoderConfig(
                 width=32, depth=1, heads=8, mlp_width=64, windows=windows
@@ -89,16 +98,16 @@ def published_tensors():
     """Return a function that makes a random small model's tensors under the authors' names.
 
     ``published_tensors(channels, patching="frame", decoder="multi_window" | "plain" | None,
-    seed=0)``; the shape is the published one too. Not only the recognised tensors: the derived
-    ones that the authors' files carry are left out.
+    seed=0, backbone="transformer" | "mamba2" | "mamba1")``; the shape is the published one too. Not
+    only the recognised tensors: the derived ones that the authors' files carry are left out.
     """
 
-    def make(channels, patching="frame", decoder="multi_window", seed=0):
-        config = small_config(channels, patching, decoder or "multi_window")
+    def make(channels, patching="frame", decoder="multi_window", seed=0, backbone="transformer"):
+        config = small_config(channels, patching, decoder or "multi_window", backbone)
         model = MaskedAutoencoder(config)
         initialise(model, seed)
         return {
-            published.published_name(name, config.decoder): tensor.reshape(
+            published.published_name(name, config): tensor.reshape(
                 published.published_shape(name, tensor.shape)
             ).clone()
             for name, tensor in model.state_dict().items()
@@ -112,9 +121,9 @@ def published_tensors():
 def published_file(published_tensors, tmp_path_factory):
     """Return a function that writes such tensors as a safetensors file and returns its path."""
 
-    def write(channels, patching="frame", decoder="multi_window", seed=0):
+    def write(channels, patching="frame", decoder="multi_window", seed=0, backbone="transformer"):
         path = tmp_path_factory.mktemp("published") / "model.safetensors"
-        save_file(published_tensors(channels, patching, decoder, seed), path)
+        save_file(published_tensors(channels, patching, decoder, seed, backbone), path)
         return path
 
     return write
@@ -123,9 +132,13 @@ def published_file(published_tensors, tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_model(published_file):
     """Return a function that loads a random small model: (channels, patching, **options)."""
-    return lambda channels, patching="frame", **options: gram_hear.load_model(
-        published_file(channels, patching), **options
-    )
+
+    def load(channels, patching="frame", backbone="transformer", **options):
+        return gram_hear.load_model(
+            published_file(channels, patching, backbone=backbone), **options
+        )
+
+    return load
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The gram-hear command, run as a person runs it."""
 
+import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+import soundfile
 
 import gram_hear
 from gram_hear import cli
+from gram_hear.checkpoints.store import load_checkpoint
+from gram_hear.nn.mamba_kernels import find_kernels
 
 SOUNDS = Path(__file__).parent / "data" / "sounds"
 COMMAND = Path(sys.executable).parent / "gram-hear"
@@ -55,6 +60,21 @@ def test_embed_passes_its_options_on(tmp_path, published_file):
     assert arrays["vectors"].shape == (2, 64)
 
 
+def test_embed_takes_a_published_gram_m_checkpoint(tmp_path, published_file):
+    path, sound = published_file(2, "time", backbone="mamba2"), SOUNDS / "mono_impacts.ogg"
+    done = run("embed", sound, "-o", tmp_path, "--model", path, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'mono_impacts.ogg.npz'}\n"
+    audio, rate = soundfile.read(sound, dtype="float32")
+    assert rate != 32000  # resampled on the way
+    arrays = np.load(tmp_path / "mono_impacts.ogg.npz", allow_pickle=False)
+    model = gram_hear.load_model(path)
+    rows = len(model.plan(round(len(audio) * 32000 / rate)).timestamps())
+    assert arrays["vectors"].shape == (rows, 64)
+    np.testing.assert_allclose(arrays["vectors"].mean(axis=0), arrays["scene"], atol=1e-5)
+    np.testing.assert_allclose(np.diff(arrays["timestamps"]), 20, atol=1e-2)
+
+
 def test_embed_reports_failures_and_exits_with_1(tmp_path, published_file):
     shutil.copy(SOUNDS / "mono_impacts.ogg", tmp_path / "good.ogg")
     (tmp_path / "bad.wav").write_text("no sound")
@@ -84,6 +104,33 @@ def command(monkeypatch, capsys):
 
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
     return run_here
+
+
+@pytest.mark.parametrize("backbone", ["mamba2", "mamba1"])
+def test_embed_of_gram_m_writes_what_python_gives(tmp_path, published_file, command, backbone):
+    sound, path = tmp_path / "sound.wav", published_file(2, backbone=backbone)
+    audio = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 70000)).astype(np.float32)
+    soundfile.write(sound, audio.T, 32000, subtype="FLOAT")
+    code, _, err = command("embed", sound, "-o", tmp_path / "out", "-m", path, "--device", "cpu")
+    assert code == 0, err
+    model = gram_hear.load_model(path)
+    rows, timestamps = gram_hear.get_timestamp_embeddings(audio[None], model)
+    arrays = np.load(tmp_path / "out" / "sound.wav.npz", allow_pickle=False)
+    np.testing.assert_allclose(arrays["vectors"], rows[0], atol=1e-5)
+    np.testing.assert_allclose(arrays["timestamps"], timestamps[0], atol=1e-3)
+    scene = gram_hear.get_scene_embeddings(audio[None], model)[0]
+    np.testing.assert_allclose(arrays["scene"], scene, atol=1e-5)
+
+
+@pytest.mark.parametrize("parity", [(), ("--parity",)])
+def test_embed_refuses_cls_of_gram_m(tmp_path, published_file, command, parity):
+    path = published_file(2, backbone="mamba2")
+    arguments = ("-o", tmp_path / "out", "-m", path, "--strategy", "cls", *parity)
+    code, out, err = command("embed", SOUNDS, *arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: strategy 'cls' says nothing with GRAM-M")
+    assert "causal" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("suffix", ["", ".parquet"])
@@ -193,6 +240,7 @@ def test_a_wrong_command_line_exits_with_2():
 def test_models_lists_the_registry():
     names = [entry["name"] for entry in json.loads(run("models", "--json").stdout)]
     assert names == [entry.name for entry in gram_hear.list_models()]
+    assert "gramm-tiny-untrained" in names
     table = run("models").stdout
     assert all(name in table for name in names)
 
@@ -218,6 +266,60 @@ def test_info_reads_sizes_from_a_published_file(golden_path):
     assert len(facts["sha256"]) == 64
     table = run("info", path, "--heads", 4).stdout
     assert "ambisonic" in table
+
+
+def test_info_shows_what_gram_m_is_made_of(command):
+    expected = {
+        "family": "GRAM-M",
+        "backbone": "mamba2",
+        "width": 192,
+        "depth": 24,
+        "state": 128,
+        "heads": 6,
+        "head_width": 64,
+        "expansion": 2,
+        "convolution": 4,
+        "inner_width": 384,
+        "embedding_size_raw": 1536,
+        "embedding_size_cls": None,
+    }
+    code, out, _ = command("info", "gramm-tiny-untrained", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert {name: facts[name] for name in expected} == expected
+    assert facts["scan"] == find_kernels().description
+    assert "mlp_width" not in facts
+    code, out, _ = command("info", "gramm-tiny-untrained")
+    lines = [re.findall(r"[^\s│|]+", line) for line in out.splitlines()]
+    for name, value in (expected | {"scan": facts["scan"].split()[0]}).items():
+        shown = [*name.split("_"), str(value)]
+        assert any(line[: len(shown)] == shown for line in lines), name
+
+
+def test_info_reads_the_sizes_of_mamba_1_from_a_published_file(command, published_file):
+    path = published_file(7, "time", backbone="mamba1")
+    facts = json.loads(command("info", path, "--json")[1])
+    expected = {"family": "GRAM-M", "backbone": "mamba1", "state": 4, "expansion": 3}
+    expected |= {"convolution": 4, "step_rank": 4, "inner_width": 192, "feature_channels": 7}
+    assert {name: facts[name] for name in expected} == expected
+    assert facts["scan"] == find_kernels().description
+    code, out, err = command("info", path, "--heads", 4)
+    assert (code, out) == (1, "")
+    assert "heads=4 was given, but this is a GRAM-M checkpoint" in err
+
+
+@pytest.mark.parametrize("backbone", ["mamba2", "mamba1"])
+def test_convert_leaves_out_the_decoder_of_gram_m(tmp_path, published_file, command, backbone):
+    source, output = published_file(2, backbone=backbone), tmp_path / "model.safetensors"
+    assert command("convert", source, output, "--encoder-only")[0] == 0
+    before, after = load_checkpoint(source), load_checkpoint(output)
+    assert after.source.layout == "gram-hear"
+    assert after.config == dataclasses.replace(before.config, decoder=None)
+    for name, tensor in before.tensors.items():
+        if name.startswith("decoder."):
+            assert name not in after.tensors
+        else:
+            assert after.tensors[name].equal(tensor), name
 
 
 def test_convert_keeps_the_numbers_and_the_decoder(tmp_path, golden_path, golden_audio):

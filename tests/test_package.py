@@ -32,8 +32,11 @@ ARROWS = {
     "checkpoints": MODEL | {"model"},
     "hear": MODEL | {"model", "stream", "checkpoints"},
     "embed": MODEL | {"model", "checkpoints", "hear"},
+    "console": {"errors"},
+    "tasks": BASE | {"audio"},
+    "evaluation": BASE | {"audio", "tasks", "console"},
     "collection": MODEL | {"model", "checkpoints", "hear", "embed"},
-    "cli": MODEL | {"model", "checkpoints", "hear", "embed", "collection", "gram_hear"},
+    "cli": MODEL | {"model", "checkpoints", "hear", "embed", "collection", "console", "gram_hear"},
     "__init__": MODEL | {"model", "checkpoints", "hear", "embed", "collection"},
 }
 

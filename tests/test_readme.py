@@ -1,13 +1,18 @@
 """The examples of the documentation run, in their order, as one reader would run them."""
 
+import itertools
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 import gram_hear
 
@@ -33,6 +38,7 @@ def script(text):
     [
         ("README.md", 5, "embeddings/circling.wav.npz"),
         ("docs/embedding.md", 1, "embeddings.parquet"),
+        ("docs/gramm.md", 2, "embeddings/street.flac.npz"),
     ],
 )
 def test_examples_run(tmp_path, hub, document, commands, result):
@@ -64,6 +70,39 @@ def test_examples_run(tmp_path, hub, document, commands, result):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / result).exists()
+
+
+def test_examples_of_the_evaluation_run(tmp_path):
+    text = (TESTS.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for name, block in re.findall(r"^```python\n# file: (\S+)\n(.*?)^```", text, re.M | re.S):
+        (tmp_path / name).write_text(block, encoding="utf-8")
+    (tmp_path / "recordings").mkdir()
+    generator = np.random.default_rng(0)
+    for digit, index in itertools.product(range(3), range(16)):
+        time = np.arange(3200) / 8000
+        tone = 0.3 * np.sin(2 * np.pi * 400 * (digit + 1) * time)
+        sound = tone + 0.01 * generator.standard_normal(len(time))
+        soundfile.write(tmp_path / "recordings" / f"{digit}_anna_{index}.wav", sound, 8000)
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert lines.count("python make_digits.py") == 1
+    lines.sort(key=lambda line: line != "python make_digits.py")  # the tasks come first
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    for line in lines:
+        done = subprocess.run(
+            shlex.split(line),
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+    results = json.loads((tmp_path / "embeddings" / "logmel" / "results.json").read_text())
+    assert results["results"][0]["score"] > 0.5  # three tones: far above chance, below training
 
 
 def test_the_table_of_models_is_the_registry():

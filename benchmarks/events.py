@@ -1,0 +1,147 @@
+"""How much faster events and classes are scored than by sed_eval and scikit-learn.
+
+    pip install sed_eval     # the benchmark's own dependency; it brings scikit-learn
+    python benchmarks/events.py
+
+Events are the golden ones of tests/data: 12 files of 10 s, 6 classes. sed_eval finds its event
+lists made; ours starts once from event tables, once from probabilities (with the target's own work
+done, as at every validation but the first). Times are CPU time, the
+median of alternating runs. Both sides' scores are compared first.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gram_hear.evaluation import events, scores
+
+GOLDEN = Path(__file__).parent.parent / "tests" / "data" / "golden" / "hear-eval"
+
+
+def cpu_seconds(call: Callable[[], object], runs: int) -> float:
+    start = time.process_time()
+    for _ in range(runs):
+        call()
+    return (time.process_time() - start) / runs
+
+
+def compare(what: str, theirs: Callable[[], object], ours: Callable[[], object], runs: int) -> None:
+    """Print how long both take; ours runs fifty times as often, being short for the clock."""
+    theirs(), ours()
+    pairs = [(cpu_seconds(theirs, 1), cpu_seconds(ours, 50)) for _ in range(runs)]
+    slow, fast = (statistics.median(times) for times in zip(*pairs, strict=True))
+    ratios = [a / b for a, b in pairs]
+    print(
+        f"{what:<42}{1000 * slow:10.2f}{1000 * fast:10.3f}{slow / fast:8.0f}"
+        f"  ({min(ratios):.0f} to {max(ratios):.0f})",
+        flush=True,
+    )
+
+
+def sed_eval_lists(
+    listed: dict[str, list[dict[str, Any]]],
+) -> dict[str, object]:
+    import dcase_util  # type: ignore
+
+    return {
+        name: dcase_util.containers.MetaDataContainer(
+            [
+                {
+                    "event_label": event["label"],
+                    "onset": event["start"] / 1000,
+                    "offset": event["end"] / 1000,
+                    "file": name,
+                }
+                for event in found
+            ]
+        )
+        for name, found in listed.items()
+    }
+
+
+def sed_eval_scores(
+    target: dict[str, object], predicted: dict[str, object], labels: list[str]
+) -> list[float]:
+    from sed_eval.sound_event import (  # type: ignore
+        EventBasedMetrics,
+        SegmentBasedMetrics,
+    )
+
+    onsets = EventBasedMetrics(labels, evaluate_onset=True, evaluate_offset=False, t_collar=0.2)
+    segments = SegmentBasedMetrics(labels, time_resolution=1.0)
+    for name, reference in target.items():
+        for metrics in (onsets, segments):
+            metrics.evaluate(reference_event_list=reference, estimated_event_list=predicted[name])
+    return [
+        onsets.results_overall_metrics()["f_measure"]["f_measure"],
+        segments.results_overall_metrics()["error_rate"]["error_rate"],
+    ]
+
+
+def measure_events(run: str, runs: int) -> None:
+    recorded = json.loads((GOLDEN / "predictions.json").read_text(encoding="utf-8"))
+    arrays = np.load(GOLDEN / "predictions-esc10events.npz", allow_pickle=False)
+    labels, files = recorded["labels"], recorded["files"]
+    timeline = events.Timeline.of([files[i] for i in arrays["file_index"]], arrays["timestamp"])
+    vocabulary = {label: index for index, label in enumerate(labels)}
+    target = events.target_events(recorded["target_events"], timeline.files, vocabulary)
+    chosen = recorded["esc10events"][run]["postprocessing"]
+    choice = (chosen["median_filter_ms"], chosen["min_duration"])
+    probabilities = arrays[run]
+    predicted = events.predicted_events(probabilities, timeline, *choice)
+    lists = [sed_eval_lists(each.by_file(files, labels)) for each in (target, predicted)]
+    scorer = events.EventScorer(target, timeline)
+
+    def from_tables() -> list[float]:
+        f_measure = events.onset_f_measure(target, predicted)["f_measure"]
+        return [f_measure, events.segment_error_rate(target, predicted)]
+
+    def from_probabilities() -> dict[str, float]:
+        return scorer.score(probabilities, *choice)
+
+    def theirs() -> list[float]:
+        return sed_eval_scores(lists[0], lists[1], labels)
+
+    np.testing.assert_allclose(from_tables(), theirs(), rtol=1e-12)
+    compare(f"{run}, ours from events", theirs, from_tables, runs)
+    compare(f"{run}, ours from probabilities", theirs, from_probabilities, runs)
+
+
+def measure_classes(runs: int) -> None:
+    from sklearn.metrics import (  # type: ignore
+        average_precision_score,
+        roc_auc_score,
+    )
+
+    random = np.random.default_rng(0)
+    target = random.random((5000, 200)) < 0.02
+    prediction = random.random((5000, 200), dtype=np.float32)
+    for name, theirs, ours in (
+        ("mAP", average_precision_score, scores.mean_average_precision),
+        ("aucroc", roc_auc_score, scores.mean_auc),
+    ):
+        curves, ranks = partial(theirs, target, prediction), partial(ours, prediction, target)
+        np.testing.assert_allclose(ranks(), curves(), rtol=1e-12)
+        compare(f"{name}, 5,000 x 200", curves, ranks, runs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    print("                                       theirs, ms    ours, ms   ratio")
+    for run in ("fast-s42", "faster-s43"):
+        measure_events(run, arguments.repeats)
+    measure_classes(arguments.repeats)
+    print("Wanted: 20 for events, 5 for classes.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The HEAR evaluation protocol: embeddings of tasks, shallow predictors, scores."""

@@ -1,0 +1,129 @@
+"""The hyper-parameter grids of the HEAR protocol, and which of their points are tried."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from gram_hear.errors import OptionError, TaskError, nearest
+
+# Names and values as the original kit writes them; each value is a list of choices.
+DEFAULT: dict[str, list] = {
+    "batch_size": [1024],
+    "check_val_every_n_epoch": [3],
+    "dropout": [0.1],
+    "embedding_norm": ["Identity"],
+    "hidden_dim": [1024],
+    "hidden_layers": [1, 2],
+    "hidden_norm": ["BatchNorm1d"],
+    "initialization": ["xavier_uniform_", "xavier_normal_"],
+    "lr": [3.2e-3, 1e-3, 3.2e-4, 1e-4],
+    "max_epochs": [500],
+    "norm_after_activation": [False],
+    "optim": ["Adam"],
+    "patience": [20],
+}
+GRIDS: dict[str, dict[str, list]] = {
+    "default": DEFAULT,
+    "fast": DEFAULT | {"max_epochs": [10, 50], "check_val_every_n_epoch": [3, 10]},
+    "faster": DEFAULT
+    | {
+        "hidden_layers": [0, 1],
+        "hidden_dim": [64, 128],
+        "patience": [1, 3],
+        "max_epochs": [10],
+        "check_val_every_n_epoch": [1],
+    },
+}
+TASK_GRIDS: dict[str, dict[str, list]] = {
+    "dcase2016_task2": {"check_val_every_n_epoch": [10]},
+}
+FIXED = ("embedding_norm", "hidden_norm", "norm_after_activation", "optim")  # one way each here
+DRAW_SEED = 42  # the kit's; the seed of the weights is another
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One grid point: the shape of the predictor and how it is trained."""
+
+    batch_size: int
+    check_val_every_n_epoch: int
+    dropout: float
+    hidden_dim: int
+    hidden_layers: int
+    initialization: str  # xavier_uniform_ or xavier_normal_
+    lr: float
+    max_epochs: int
+    patience: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the point under the names of the kit, in their alphabetical order."""
+        return {name: getattr(self, name, DEFAULT[name][0]) for name in sorted(DEFAULT)}
+
+
+def draw_settings(
+    grid: str, points: int, task_name: str, task_grid: Mapping[str, Sequence] | None = None
+) -> list[Setting]:
+    """Return the grid points that the protocol tries for a task.
+
+    All combinations, the names in alphabetical order and the last running fastest, are shuffled
+    with the standard library's generator at seed 42, anew for each task; the first ``points`` are
+    taken.
+
+    Args:
+        grid: ``"default"``, ``"fast"`` or ``"faster"``.
+        points: how many to try; all of them where the grid has fewer.
+        task_name: some tasks have choices of their own.
+        task_grid: choices that the task's metadata brings (``task_specific_param_grid``).
+
+    Raises:
+        OptionError: for an unknown grid, or fewer than one point.
+        TaskError: where the task's own choices are not of this predictor.
+    """
+    if grid not in GRIDS:
+        raise OptionError(
+            f"There is no grid {grid!r}; allowed are {', '.join(GRIDS)}." + nearest(grid, GRIDS)
+        )
+    if points < 1:
+        raise OptionError(f"{points} grid points were asked for; give 1 or more.")
+    choices = GRIDS[grid] | TASK_GRIDS.get(task_name, {}) | _checked(task_name, task_grid or {})
+    names = sorted(choices)
+    every = [
+        dict(zip(names, values, strict=True))
+        for values in product(*(choices[name] for name in names))
+    ]
+    random.Random(DRAW_SEED).shuffle(every)
+    return [
+        Setting(**{name: value for name, value in point.items() if name not in FIXED})
+        for point in every[:points]
+    ]
+
+
+def _checked(task_name: str, task_grid: Mapping[str, Sequence]) -> dict[str, list]:
+    """Return a task's own choices, of the right names and kinds."""
+    checked = {}
+    for name, values in task_grid.items():
+        if name not in DEFAULT or name in FIXED:
+            allowed = [each for each in DEFAULT if each not in FIXED]
+            raise TaskError(
+                f"{task_name}: task_specific_param_grid has {name!r}; allowed are "
+                f"{', '.join(allowed)}." + nearest(name, allowed)
+            )
+        known = DEFAULT[name][0]
+        numbers = (int, float) if isinstance(known, float) else type(known)
+        if not isinstance(values, list) or not values:
+            raise TaskError(f"{task_name}: {name} is {values!r}; it must be a list of choices.")
+        for value in values:
+            good = isinstance(value, numbers) and not isinstance(value, bool)
+            if not good or (isinstance(known, str) and value not in DEFAULT[name]):
+                raise TaskError(
+                    f"{task_name}: {name} has the choice {value!r}; it must be like {known!r}."
+                )
+            least = 0 if name in ("hidden_layers", "dropout") else 1e-12
+            if not isinstance(known, str) and not (
+                least <= value and (name != "dropout" or value < 1)
+            ):
+                raise TaskError(f"{task_name}: {name} has the choice {value!r}, out of range.")
+        checked[name] = list(values)
+    return checked

@@ -1,0 +1,460 @@
+"""Shallow predictors on the embeddings of a task: grid, folds, test, and the files of the kit."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gram_hear.errors import OptionError, TaskError
+from gram_hear.evaluation.embeddings import open_embeddings, row_labels, row_timestamps
+from gram_hear.evaluation.events import EventScorer, Timeline, predicted_events, target_events
+from gram_hear.evaluation.grid import Setting, draw_settings
+from gram_hear.evaluation.lock import locked
+from gram_hear.evaluation.probe import (
+    Examples,
+    Judgement,
+    Objective,
+    Rows,
+    Trained,
+    side_by_side,
+    train,
+)
+from gram_hear.evaluation.scores import Metric, named_metric, scene_scores, strict_json
+from gram_hear.tasks import Task, read_json, read_task
+from gram_hear.writing import write_whole
+
+SCORES_FILE = "test.predicted-scores.json"
+LOCALISATION_FILE = "test.predicted-scores-localization.json"
+DONE_FILE = "prediction-done.json"
+EVENT_POSTPROCESSING = {"median_filter_ms": [250], "min_duration": [125, 250]}  # milliseconds
+
+Progress = Callable[[int, int], None]  # grid points and folds trained, of how many
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How tasks are predicted: the grid, how many of its points, the seed, and where.
+
+    ``shuffle`` draws a new order of the training rows in every epoch, which the protocol does not.
+    """
+
+    grid: str = "default"
+    grid_points: int = 8
+    seed: int = 42
+    shuffle: bool = False
+    device: str = "cpu"
+
+    def check(self) -> None:
+        """Raise an OptionError for a grid, a number or a seed that cannot be."""
+        draw_settings(self.grid, self.grid_points, "")
+        if self.seed < 0:
+            raise OptionError(f"The seed is {self.seed}; it must be 0 or more.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what changes the scores."""
+        return {
+            "grid": self.grid,
+            "grid_points": self.grid_points,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+        }
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One test: its name in the score file, and the splits that it trains on, validates, tests."""
+
+    name: str
+    training: tuple[str, ...]
+    validation: str
+    test: str
+
+
+def folds_of(task: Task) -> list[Fold]:
+    """Return the folds of a task: one of train, valid and test, or one for each split.
+
+    In k-fold tasks the splits are sorted; the one after the test split validates.
+    """
+    if not task.folds:
+        missing = [name for name in ("train", "valid", "test") if name not in task.splits]
+        if missing:
+            raise TaskError(
+                f"{task.folder}: the task has the splits {', '.join(task.splits)}, and lacks "
+                f"{', '.join(missing)}."
+            )
+        return [Fold("test", ("train",), "valid", "test")]
+    splits = sorted(task.splits)
+    if len(splits) < 3:
+        raise TaskError(
+            f"{task.folder}: {len(splits)} folds; training, validation and test need 3 or more."
+        )
+    folds = []
+    for i, test in enumerate(splits):
+        validation = splits[(i + 1) % len(splits)]
+        training = tuple(name for name in splits if name not in (test, validation))
+        folds.append(Fold(test, training, validation, test))
+    return folds
+
+
+class Scoring:
+    """The metrics of one split of a task: judges validations, scores tests.
+
+    Attributes:
+        examples: the split's embeddings and targets.
+    """
+
+    def __init__(self, task: Task, split: str) -> None:
+        self.metrics = _metrics_of(task)
+        self.by_loss = task.metadata.get("use_scoring_for_early_stopping", True) is False
+        self.examples = load_examples(task, (split,))
+        self.choices: list[tuple[float, float]] = []
+        self.events: EventScorer | None = None
+        if task.kind == "event":
+            files, milliseconds = row_timestamps(task.folder, split)
+            self.timeline = Timeline.of(files, milliseconds)
+            index = {label: i for i, label in enumerate(task.labels)}
+            self.target = target_events(task.annotations(split), self.timeline.files, index)
+            self.events = EventScorer(self.target, self.timeline)
+            self.choices = _postprocessing(task)
+
+    def judge(self, prediction: torch.Tensor, loss: float) -> Judgement:
+        """Judge a validation by the first metric, or by the loss where the task says so."""
+        first = self.metrics[0]
+        probabilities = prediction.numpy()
+        if not np.isfinite(probabilities).all():
+            return Judgement(math.nan)
+        best = Judgement(math.nan)
+        for choice, scores in self._score(probabilities, [first.name]):
+            value = np.float32(-loss if self.by_loss else scores[first.name])
+            value = value if first.maximise or self.by_loss else -value
+            if math.isnan(best.score) or value > best.score:
+                best = Judgement(float(value), choice)
+        return best
+
+    def score(self, prediction: torch.Tensor, choice: Any) -> dict[str, float]:
+        """Score a test by all metrics, with the post-processing that the validation chose."""
+        names = [metric.name for metric in self.metrics]
+        return next(
+            scores for found, scores in self._score(prediction.numpy(), names) if found == choice
+        )
+
+    def _score(
+        self, probabilities: np.ndarray, names: Sequence[str]
+    ) -> list[tuple[tuple[float, float] | None, dict[str, float]]]:
+        """Return each choice of post-processing (None: there is none) with its scores."""
+        if self.events is None:
+            return [(None, scene_scores(names, probabilities, self.examples.targets.numpy()))]
+        keys = [key for name in names for key in named_metric(name).keys]
+        every = self.events.score_all(probabilities, self.choices)
+        return [
+            (choice, {key: scores[key] for key in keys})
+            for choice, scores in zip(self.choices, every, strict=True)
+        ]
+
+
+def _metrics_of(task: Task) -> list[Metric]:
+    """Return a task's metrics, checked to be of its kind."""
+    metrics = [named_metric(name) for name in task.evaluation]
+    if not metrics:
+        raise TaskError(f"{task.folder}: 'evaluation' names no metric.")
+    kinds = {"scene": {"multiclass", "multilabel"}}.get(task.kind, {task.kind})
+    for metric in metrics:
+        if metric.kind not in kinds:
+            raise TaskError(
+                f"{task.folder}: the metric {metric.name} is of {metric.kind} tasks, and this is "
+                f"one of {task.kind}."
+            )
+    return metrics
+
+
+def _parameters(task: Task, name: str) -> dict[str, Any]:
+    """Return one of a task's ``evaluation_params``; empty where there is none."""
+    group: Any = task.metadata.get("evaluation_params") or {}
+    if isinstance(group, dict):
+        group = group.get(name) or {}
+    if not isinstance(group, dict):
+        raise TaskError(
+            f"{task.folder}: evaluation_params must be an object, and its {name} too, of names and "
+            f"lists of choices; here is {group!r}."
+        )
+    return group
+
+
+def _postprocessing(task: Task) -> list[tuple[float, float]]:
+    """Return the choices of median filter and least duration, in milliseconds."""
+    grid = EVENT_POSTPROCESSING | _parameters(task, "event_postprocessing_grid")
+    unknown = set(grid) - set(EVENT_POSTPROCESSING)
+    if unknown:
+        raise TaskError(
+            f"{task.folder}: event_postprocessing_grid has {', '.join(sorted(unknown))}; allowed "
+            f"are {', '.join(EVENT_POSTPROCESSING)}."
+        )
+    for name, values in grid.items():
+        numbers = isinstance(values, list) and all(
+            isinstance(each, (int, float)) and not isinstance(each, bool) and each >= 0
+            for each in values
+        )
+        if not numbers or not values:
+            raise TaskError(
+                f"{task.folder}: {name} is {values!r}; it must be a list of milliseconds."
+            )
+    return [(m, d) for m in grid["median_filter_ms"] for d in grid["min_duration"]]
+
+
+def load_examples(task: Task, splits: Sequence[str]) -> Examples:
+    """Return the embeddings of some splits, one after another, with their targets."""
+    tables, targets = [], []
+    for split in splits:
+        tables.append(torch.from_numpy(open_embeddings(task.folder, split)))
+        targets.append(_targets(task, split))
+    return Examples(Rows(tables), torch.from_numpy(np.concatenate(targets)))
+
+
+def _targets(task: Task, split: str) -> np.ndarray:
+    """Return a split's targets in row order: (rows, classes) of 0 and 1, or (rows, 3)."""
+    if task.kind == "localisation":
+        annotations = task.annotations(split)
+        return np.array([annotations[file] for file in task.row_files(split)], dtype=np.float32)
+    index = {label: i for i, label in enumerate(task.labels)}
+    labels = row_labels(task, split)
+    targets = np.zeros((len(labels), len(index)), dtype=np.float32)
+    for row, present in zip(targets, labels, strict=True):
+        for label in present:
+            row[index[label]] = 1.0
+    return targets
+
+
+def objective_of(task: Task) -> Objective:
+    """Return what the predictor of a task learns."""
+    return Objective("localisation" if task.kind == "localisation" else task.prediction_type)
+
+
+def is_predicted(folder: Path, plan: Plan, force: bool = False) -> bool:
+    """Whether a task has been predicted by this very plan.
+
+    Raises:
+        TaskError: where it was predicted by another plan, and ``force`` does not say to go on.
+    """
+    marker = folder / DONE_FILE
+    if force or not marker.exists():
+        return False
+    done = read_json(marker)
+    if not isinstance(done, dict):
+        raise TaskError(f"{marker} holds {done!r}. Use --force to predict the task again.")
+    before = {name: done.get(name) for name in plan.to_dict()}
+    if before == plan.to_dict():
+        return True
+    raise TaskError(
+        f"{folder} was predicted with {_listed(before)}, and now {_listed(plan.to_dict())} are "
+        "asked for. Use --force to replace those scores."
+    )
+
+
+def _listed(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+def predict_task(folder: Path, plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
+    """Train and test on the embeddings of a task, and write the scores as the kit does.
+
+    Args:
+        folder: one task's embeddings, made here or by the original kit.
+        plan: how.
+        progress: called when a grid point or a fold is done.
+
+    Returns:
+        What :data:`SCORES_FILE` holds.
+
+    Raises:
+        TaskError: for missing or broken files, labels or metrics that do not fit, a task on which
+            no grid point could be judged, or a directory that another run writes.
+    """
+    task = read_task(folder)
+    with locked(folder):
+        (folder / DONE_FILE).unlink(missing_ok=True)
+        return _predict(task, plan, progress or (lambda done, of: None))
+
+
+def _predict(task: Task, plan: Plan, report: Progress) -> dict[str, Any]:
+    """Do what :func:`predict_task` says, in a directory that is locked."""
+    started, cpu_started = time.time(), time.process_time()
+    _metrics_of(task)
+    folds = folds_of(task)
+    name = task.metadata.get("task_name")
+    if not isinstance(name, str):
+        raise TaskError(f"{task.folder}: task_name is {name!r}; it must be the task's name.")
+    own = _parameters(task, "task_specific_param_grid")
+    settings = draw_settings(plan.grid, plan.grid_points, name, own)
+    total = len(settings) + len(folds) - 1
+    results: dict[str, Any] = {}
+    best: Trained | None = None
+    for i, fold in enumerate(folds):
+        fold_started = time.time()
+        tried = settings if best is None else [best.setting]
+        done = 0 if best is None else len(settings) + i - 1
+        best = _search(task, fold, i, tried, plan, partial(_add, report, done, total))
+        results[fold.name] = _test(task, fold, best, time.time() - fold_started)
+    assert best is not None
+    scores = _score_file(task, results, best)
+    name = LOCALISATION_FILE if task.kind == "localisation" else SCORES_FILE
+    _write_json(task.folder / name, scores)
+    done_marker = {
+        **plan.to_dict(),
+        "time": time.time() - started,
+        "cpu_time": time.process_time() - cpu_started,
+        "embedding_path": task.folder.name,
+        "embedding_size": best.predictor.widths[0],
+        "device": plan.device,
+    }
+    _write_json(task.folder / DONE_FILE, done_marker)
+    return scores
+
+
+def _add(report: Progress, before: int, total: int, done: int) -> None:
+    report(before + done, total)
+
+
+def _search(
+    task: Task,
+    fold: Fold,
+    number: int,
+    settings: Sequence[Setting],
+    plan: Plan,
+    report: Callable[[int], None],
+) -> Trained:
+    """Train the settings on a fold; return the one of the best validation, the first of equals."""
+    device = torch.device(plan.device)
+    training = load_examples(task, fold.training).to(device)
+    scoring = Scoring(task, fold.validation)
+    validation = scoring.examples.to(device)
+    trained: dict[int, Trained] = {}
+    done = 0
+    objective = objective_of(task)
+    for group in side_by_side(settings, device):
+        seeds = [point_seed(plan.seed, number, i) for i in group]
+        members = [settings[i] for i in group]
+        found = train(
+            members,
+            training,
+            validation,
+            objective,
+            scoring.judge,
+            seeds,
+            device,
+            plan.shuffle,
+        )
+        trained.update((i, one) for i, one in zip(group, found, strict=True) if one is not None)
+        done += len(group)
+        report(done)
+    if not trained:
+        raise TaskError(
+            f"{task.folder}: no grid point could be judged on split {fold.validation}: "
+            f"{task.evaluation[0]} is undefined there, or every predictor diverged."
+        )
+    return max((trained[i] for i in sorted(trained)), key=lambda one: one.judgement.score)
+
+
+def point_seed(seed: int, fold: int, point: int) -> int:
+    """Return the seed of one predictor's weights and dropout."""
+    return int(np.random.SeedSequence([seed, fold, point]).generate_state(1)[0])
+
+
+def _test(task: Task, fold: Fold, best: Trained, seconds: float) -> dict[str, Any]:
+    """Score a fold's test split, and write predictions and events."""
+    scoring = Scoring(task, fold.test)
+    prediction, logits = best.predict(scoring.examples.features)
+    if not prediction.isfinite().all():
+        raise TaskError(f"{task.folder}: the predictions of split {fold.test} are not finite.")
+    loss = best.objective.losses(logits[None], scoring.examples.targets)
+    choice = best.judgement.details
+    scores = scoring.score(prediction, choice)
+    first = scoring.metrics[0]
+    validated = best.judgement.score
+    if not first.maximise or scoring.by_loss:
+        validated = -validated
+    arrays = {
+        "target": scoring.examples.targets.numpy(),
+        "prediction": prediction.numpy(),
+        "prediction_logit": logits.numpy(),
+    }
+    write_whole(
+        task.folder / f"{fold.name}.predictions.npz",
+        lambda temporary: _save_arrays(temporary, arrays),
+    )
+    if scoring.events is not None:
+        files, labels = scoring.timeline.files, task.labels
+        found = predicted_events(prediction.numpy(), scoring.timeline, *choice)
+        events = {
+            "target_events": scoring.target.by_file(files, labels),
+            "predicted_events": found.by_file(files, labels),
+        }
+        _write_json(task.folder / f"{fold.name}.events.json", events)
+    return {
+        "test_loss": float(loss[0]),
+        "test_score": scores[first.name],
+        **{f"test_{name}": value for name, value in scores.items()},
+        "validation_score": validated,
+        "epoch": best.epoch,
+        "time_in_min": seconds / 60,
+        "hparams": best.setting.to_dict(),
+        "postprocessing": _named_choice(choice),
+    }
+
+
+def _named_choice(choice: tuple[float, float] | None) -> list[list]:
+    """Return a choice of post-processing as the kit writes it."""
+    if choice is None:
+        return []
+    return [list(pair) for pair in zip(EVENT_POSTPROCESSING, choice, strict=True)]
+
+
+def _score_file(task: Task, results: Mapping[str, dict], best: Trained) -> dict[str, Any]:
+    """Return the content of the score file: by fold, over the folds, and how it was made."""
+    notes: dict[str, str] = {}
+    content: dict[str, Any] = {}
+    hidden = ("hparams", "postprocessing")
+    for name, result in results.items():
+        numbers = {key: value for key, value in result.items() if key not in hidden}
+        content[name], why = strict_json(numbers)
+        notes.update({f"{name}.{key}": note for key, note in why.items()})
+    if task.folds:
+        content["aggregated_scores"], why = strict_json(_aggregate(list(results.values())))
+        notes.update({f"aggregated_scores.{key}": note for key, note in why.items()})
+        content["postprocessing_by_fold"] = {
+            name: result["postprocessing"] for name, result in results.items()
+        }
+    content["hparams"] = best.setting.to_dict()
+    content["postprocessing"] = next(iter(results.values()))["postprocessing"]
+    content["score_mode"] = "max" if named_metric(task.evaluation[0]).maximise else "min"
+    content["embedding_path"] = task.folder.name
+    if notes:
+        content["notes"] = notes
+    return content
+
+
+def _aggregate(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return mean and standard deviation (n - 1) of each test score over the folds."""
+    scores: dict[str, float] = {}
+    for key in (key for key in results[0] if key.startswith("test_")):
+        values = np.array([result[key] for result in results], dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # infinite scores have no deviation
+            scores[f"{key}_mean"] = float(values.mean())
+            scores[f"{key}_std"] = float(values.std(ddof=1))
+    return scores
+
+
+def _write_json(path: Path, content: object) -> None:
+    text = json.dumps(content, indent=4, allow_nan=False) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -1,0 +1,159 @@
+"""The audio of a task at the sample rate that a module takes: as it is, or resampled once."""
+
+import io
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gram_hear.errors import AudioError, TaskError
+from gram_hear.tasks import RESAMPLED, Task
+from gram_hear.writing import write_whole
+
+
+@dataclass(frozen=True)
+class Source:
+    """A clip's file: where it is, at which rate, and what it has at the module's rate."""
+
+    file: str
+    path: Path
+    rate: int
+    samples: int
+    channels: int
+
+
+class TaskAudio:
+    """The clips of a task at a module's rate: as they are, or resampled once."""
+
+    def __init__(self, task: Task, rate: int) -> None:
+        self.task = task
+        self.rate = rate
+        self.target = task.folder / str(rate)
+        others = [other for other in task.source_rates() if other != rate]
+        self.rates = [rate, *sorted(others, reverse=True)]
+        # A folder that holds files of its own is not for us to fill up.
+        self.keep = not self.target.exists() or (self.target / RESAMPLED).exists()
+
+    def sources(self, split: str) -> list[Source]:
+        """Return the clips of a split in the order of the rows, from their headers.
+
+        Raises:
+            TaskError: where files are there at no rate.
+            AudioError: for a file that is no sound, or has another rate than its folder.
+        """
+        files = self.task.row_files(split)
+        there = {rate: _listed(self.task.folder / str(rate) / split) for rate in self.rates}
+        rates = [next((rate for rate in self.rates if file in there[rate]), 0) for file in files]
+        if missing := [file for file, rate in zip(files, rates, strict=True) if not rate]:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            folders = ", ".join(str(rate) for rate in self.task.rates()) or "none"
+            raise TaskError(
+                f"{self.task.name}: {len(missing)} of {len(files)} audio files of {split} are "
+                f"missing: {', '.join(missing[:3])}{more}. They belong into "
+                f"{self.target / split}, or that of another rate (there: {folders})."
+            )
+        return [
+            self._header(file, self.task.audio(split, file, rate), rate)
+            for file, rate in zip(files, rates, strict=True)
+        ]
+
+    def _header(self, file: str, path: Path, rate: int) -> Source:
+        import soundfile
+
+        with _reading(path):
+            info = soundfile.info(str(path))
+        if info.samplerate != rate:
+            raise AudioError(
+                f"{path} has a sample rate of {info.samplerate} Hz; in the folder {rate} it must "
+                f"be {rate} Hz."
+            )
+        return Source(file, path, rate, _resampled(info.frames, rate, self.rate), info.channels)
+
+    def load(self, split: str, source: Source) -> np.ndarray:
+        """Return a clip, (samples,) or (samples, channels) float32 at the module's rate."""
+        import soundfile
+
+        with _reading(source.path):
+            audio, rate = soundfile.read(str(source.path), dtype="float32", always_2d=True)
+        if len(audio) == 0:
+            raise AudioError(f"{source.path} holds no samples.")
+        if not np.isfinite(audio).all():
+            raise AudioError(f"{source.path} holds NaN or infinite samples; repair the file.")
+        if rate != self.rate:
+            audio = resample(audio, rate, self.rate)
+            if self.keep:
+                self._cache(split, source, audio)
+        return audio[:, 0] if audio.shape[1] == 1 else audio
+
+    def _cache(self, split: str, source: Source, audio: np.ndarray) -> None:
+        """Keep a resampled clip beside the task; it is float32, so that it stays what it is."""
+        import soundfile
+
+        encoded = io.BytesIO()
+        soundfile.write(encoded, audio, self.rate, subtype="FLOAT", format="WAV")
+        path = self.task.audio(split, source.file, self.rate)
+        try:
+            self._make_target()
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, lambda place: place.write_bytes(encoded.getbuffer()))
+        except OSError as error:
+            if self.keep:
+                self.keep = False
+                warnings.warn(
+                    f"Resampled audio cannot be kept in {self.target} ({error.strerror}); it is "
+                    "made anew in every run.",
+                    stacklevel=2,
+                )
+
+    def _make_target(self) -> None:
+        """Make the rate's folder together with what says that it is no original."""
+        if self.target.exists():
+            return
+        temporary = self.target.with_name(f".{uuid.uuid4().hex}.partial")
+        temporary.mkdir()
+        (temporary / RESAMPLED).write_text('{"by": "gram-hear"}\n', encoding="utf-8")
+        try:
+            os.rename(temporary, self.target)
+        except OSError:
+            shutil.rmtree(temporary)
+            if not (self.target / RESAMPLED).exists():
+                raise  # else another thread or run was faster
+
+
+def resample(audio: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
+    """Resample a clip, (samples, channels) float32, with soxr at high quality.
+
+    The length is that of the clip to the nearest sample, and at least one.
+    """
+    import soxr
+
+    resampled = soxr.resample(audio, rate, new_rate, quality="HQ")
+    samples = _resampled(len(audio), rate, new_rate)
+    missing = max(0, samples - len(resampled))
+    return np.pad(resampled, ((0, missing), (0, 0)))[:samples]
+
+
+def _resampled(samples: int, rate: int, new_rate: int) -> int:
+    return max(1, (2 * samples * new_rate + rate) // (2 * rate))
+
+
+def _listed(folder: Path) -> set[str]:
+    return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what soundfile raises into an AudioError that names the file."""
+    import soundfile
+
+    try:
+        yield
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        reason = getattr(error, "error_string", error)
+        raise AudioError(f"{path} could not be read as sound: {reason}") from error

@@ -1,0 +1,115 @@
+"""hear-eval's checker: gram_hear passes, and each way to break the API is found and explained."""
+
+from pathlib import Path
+
+import pytest
+
+from gram_hear.evaluation.check import Finding, check_module
+
+MODULES = Path(__file__).parent / "data" / "hear_modules"
+
+
+@pytest.fixture(autouse=True)
+def modules_are_found(monkeypatch):
+    monkeypatch.syspath_prepend(MODULES)
+
+
+def texts(findings, level):
+    return [finding.text for finding in findings if finding.level == level]
+
+
+def test_gram_hear_passes(recwarn):
+    findings = check_module("gram_hear", "gram-tiny-untrained")
+    assert texts(findings, "error") == []
+    assert ["80 ms apart" in text or "last 75 ms" in text for text in texts(findings, "warning")]
+    assert any("2 and 4 channels" in text for text in texts(findings, "ok"))
+
+
+@pytest.mark.parametrize("name", ["faulty", "logmel"])
+def test_good_modules_pass(name):
+    findings = check_module(name)
+    assert texts(findings, "error") == []
+    assert all(isinstance(finding, Finding) for finding in findings)
+    for words in (
+        "16000 Hz",
+        "a path",
+        "80 for 4 s, one each 50 ms",
+        "one embedding for each of 4",
+        "same embeddings again",
+        "among 16 as alone",
+        "Silence",
+        "0.1 s can",
+        "(n, samples, channels)",
+    ):
+        assert sum(words in text for text in texts(findings, "ok")) == 1, words
+
+
+FAULTS = {
+    "load": ("error", "failed: ValueError: the weights are of 1997"),
+    "rate": ("error", "sample_rate = 16000.0 (float)"),
+    "strange rate": ("error", "sample_rate is 8000 Hz; the API allows 16000, 22050, 32000"),
+    "no size": ("error", "no attribute scene_embedding_size"),
+    "plain": ("warning", "not a torch.nn.Module"),
+    "multichannel": ("warning", "multichannel is 'channels_last'"),
+    "raise": ("error", "KeyError: 'conv1.weight'"),
+    "NaN": ("error", "NaN or infinite values for clip 1"),
+    "double": ("error", "torch.float64 embeddings; they must be float32"),
+    "integer": ("error", "torch.int64"),
+    "n": ("error", "2 clips were given"),
+    "d": ("error", "scene_embedding_size is 4"),
+    "no pair": ("error", "two tensors"),
+    "times shape": ("error", "one for each embedding"),
+    "decreasing": ("error", "do not increase"),
+    "negative": ("error", "first timestamp of -25 ms"),
+    "differing": ("error", "other timestamps for clip 1"),
+    "past the end": ("error", "past its end"),
+    "irregular": ("error", "must be regular"),
+    "wide": ("warning", "The timestamps are 400 ms apart"),
+    "stops early": ("error", "events in the last"),
+    "one": ("warning", "one timestamp"),
+    "dropout": ("error", "other embeddings the second time"),
+    "batch": ("error", "among 16 than alone"),
+    "short": ("warning", "0.1 s cannot be embedded"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*float64 embeddings")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_found(fault):
+    level, words = FAULTS[fault]
+    findings = check_module("faulty", options={"fault": fault})
+    assert [text for text in texts(findings, level) if words in text], findings
+    if level == "warning":
+        assert texts(findings, "error") == []
+
+
+def test_every_fault_of_an_api_function_is_found_on_its_own():
+    """A module that fails in one function is still told about the other."""
+    findings = check_module("faulty", options={"fault": "decreasing"})
+    assert any("one embedding for each of 4" in text for text in texts(findings, "ok"))
+
+
+def test_memory(monkeypatch):
+    findings = check_module("faulty", options={"largest": 1, "fault": "memory"})
+    assert any("ran out of memory" in text for text in texts(findings, "error"))
+
+
+def test_channels_first_are_tried():
+    findings = check_module("faulty", options={"fault": "channels"})
+    assert any("2 and 4 channels, channels first" in text for text in texts(findings, "ok"))
+
+
+def test_a_load_model_that_needs_a_path(tmp_path, monkeypatch):
+    source = (MODULES / "faulty.py").read_text()
+    (tmp_path / "needy.py").write_text(
+        source.replace('load_model(model_file_path="",', "load_model(model_file_path,")
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    findings = check_module("needy", "weights.pt")
+    assert any("needy.load_model() is not possible" in text for text in texts(findings, "error"))
+
+
+def test_no_module():
+    (finding,) = check_module("no_such_module")
+    assert finding.level == "error"
+    assert "install it" in finding.text

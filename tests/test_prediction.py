@@ -1,0 +1,613 @@
+"""Prediction of tasks: folds, choice of the grid point, the kit's files, and broken runs."""
+
+import json
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from gram_hear.errors import OptionError, TaskError
+from gram_hear.evaluation import prediction as prediction_module
+from gram_hear.evaluation.grid import draw_settings
+from gram_hear.evaluation.lock import locked
+from gram_hear.evaluation.prediction import (
+    DONE_FILE,
+    LOCALISATION_FILE,
+    SCORES_FILE,
+    Fold,
+    Plan,
+    Scoring,
+    folds_of,
+    is_predicted,
+    point_seed,
+    predict_task,
+)
+from gram_hear.evaluation.probe import Judgement
+from gram_hear.evaluation.scores import scene_scores
+from gram_hear.tasks import read_task
+
+LABELS = ("low", "middle", "high")
+QUICK = {
+    "hidden_dim": [16],
+    "hidden_layers": [0, 1],
+    "lr": [0.03],
+    "max_epochs": [30],
+    "check_val_every_n_epoch": [2],
+}
+FOLDS = ("fold00", "fold01", "fold02", "fold03")
+
+
+def annotate(kind, latent):
+    """Return what three numbers in the embedding stand for."""
+    if kind == "localisation":
+        return [float(each) for each in latent / np.linalg.norm(latent)]
+    if kind == "multiclass":
+        return [LABELS[int(latent.argmax())]]
+    return [label for label, value in zip(LABELS, latent, strict=True) if value > 0]
+
+
+def write_embeddings(
+    folder, kind="multiclass", splits=("train", "valid", "test"), rows=60, noise=0.3, **metadata
+):
+    """Write the embeddings of a task that can be learned: three numbers, with noise, and 5 more."""
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    content = {
+        "task_name": "numbers",
+        "embedding_type": "scene",
+        "prediction_type": "multiclass" if kind == "multiclass" else "multilabel",
+        "sample_duration": 1.0,
+        "split_mode": "presplit_kfold" if splits[0].startswith("fold") else "trainvaltest",
+        "evaluation": {"multiclass": ["top1_acc"], "multilabel": ["mAP", "aucroc", "d_prime"]}.get(
+            kind, ["MAE", "DOA", "DOE", "3d_source_local", "3d_source_local_x"]
+        ),
+        "evaluation_params": {"task_specific_param_grid": QUICK},
+        "splits": list(splits),
+    }
+    (folder / "task_metadata.json").write_text(json.dumps(content | metadata))
+    vocabulary = [f"{i},{label}" for i, label in enumerate(LABELS)]
+    (folder / "labelvocabulary.csv").write_text("\n".join(["idx,label", *vocabulary]) + "\n")
+    latent = {}
+    for split in splits:
+        names = [f"{split}-{i}.wav" for i in range(rows)]
+        latent |= {name: random.standard_normal(3) for name in names}
+        found = {name: annotate(kind, latent[name]) for name in names}
+        (folder / f"{split}.json").write_text(json.dumps(found))
+    task = read_task(folder)
+    for split in splits:
+        table = np.array([latent[name] for name in task.row_files(split)])
+        table = np.concatenate([table + noise * random.standard_normal(table.shape)] * 2, axis=1)
+        table.astype(np.float32).tofile(folder / f"{split}.embeddings.npy")
+        (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([rows, 6]))
+    return folder
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Return :func:`write_embeddings`, in a folder of this name."""
+    return lambda name="numbers-v1-full", **options: write_embeddings(tmp_path / name, **options)
+
+
+@pytest.fixture(scope="module")
+def kit(golden_path, tmp_path_factory):
+    """Return a function: a fresh copy of the kit's embeddings of a task."""
+
+    def unpack(name):
+        folder = tmp_path_factory.mktemp("kit")
+        with tarfile.open(golden_path(f"hear-eval/embeddings/{name}.tar.xz")) as archive:
+            archive.extractall(folder, filter="data")
+        return folder / name
+
+    return unpack
+
+
+def read_strictly(path):
+    """Read JSON that has neither NaN nor Infinity."""
+
+    def refuse(constant):
+        raise AssertionError(f"{path} has {constant}")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def arrays_of(folder, split="test"):
+    with np.load(folder / f"{split}.predictions.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def without_times(content):
+    """Return a score file's content without what depends on the clock."""
+    if isinstance(content, dict):
+        return {k: without_times(v) for k, v in content.items() if k != "time_in_min"}
+    return content
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """The settings and the number of training rows of each call of ``train``."""
+    seen = []
+    train = prediction_module.train
+
+    def spied(settings, training, *rest):
+        seen.append((tuple(settings), len(training.features)))
+        return train(settings, training, *rest)
+
+    monkeypatch.setattr(prediction_module, "train", spied)
+    return seen
+
+
+# --- folds ----------------------------------------------------------------------------------
+
+
+def test_one_test_has_one_fold(make):
+    assert folds_of(read_task(make())) == [Fold("test", ("train",), "valid", "test")]
+
+
+def test_the_fold_after_the_test_fold_validates(make):
+    unsorted = ("fold02", "fold00", "fold03", "fold01")
+    assert folds_of(read_task(make(splits=unsorted))) == [
+        Fold("fold00", ("fold02", "fold03"), "fold01", "fold00"),
+        Fold("fold01", ("fold00", "fold03"), "fold02", "fold01"),
+        Fold("fold02", ("fold00", "fold01"), "fold03", "fold02"),
+        Fold("fold03", ("fold01", "fold02"), "fold00", "fold03"),
+    ]
+
+
+def test_the_grid_is_searched_on_the_first_fold_alone(make, trainings):
+    folder = make(splits=FOLDS)
+    reports = []
+    scores = predict_task(folder, Plan(), lambda done, total: reports.append((done, total)))
+    points = draw_settings("default", 8, "numbers", QUICK)
+    searched, others = trainings[:-3], trainings[-3:]
+    assert sorted(map(str, (each for group, _ in searched for each in group))) == sorted(
+        map(str, points)
+    )
+    assert [len(group) for group, _ in others] == [1, 1, 1]
+    assert {group[0].lr for group, _ in others} == {scores["hparams"]["lr"]}
+    assert {str(group[0].to_dict()) for group, _ in others} == {str(scores["hparams"])}
+    assert {rows for _, rows in trainings} == {120}  # two of four folds of 60 rows
+    assert reports[-1] == (len(points) + 3, len(points) + 3)
+    assert reports == sorted(reports)
+
+
+def test_folds_are_scored_and_aggregated(make):
+    folder = make(splits=FOLDS)
+    scores = predict_task(folder, Plan())
+    assert list(scores)[:5] == [*FOLDS, "aggregated_scores"]
+    values = [scores[fold]["test_top1_acc"] for fold in FOLDS]
+    for fold, value in zip(FOLDS, values, strict=True):
+        arrays = arrays_of(folder, fold)
+        assert scene_scores(["top1_acc"], arrays["prediction"], arrays["target"]) == {
+            "top1_acc": value
+        }
+        assert value > 0.6
+    aggregated = scores["aggregated_scores"]
+    assert aggregated["test_top1_acc_mean"] == pytest.approx(np.mean(values))
+    assert aggregated["test_score_mean"] == aggregated["test_top1_acc_mean"]
+    assert aggregated["test_score_std"] == pytest.approx(np.std(values, ddof=1))
+    assert read_strictly(folder / SCORES_FILE) == scores
+
+
+# --- choosing -------------------------------------------------------------------------------
+
+
+def test_the_best_validation_wins(make, monkeypatch):
+    chosen = choose(make(), monkeypatch, [0.1, 0.5, 0.2, 0.9])
+    assert chosen == draw_settings("default", 4, "numbers", QUICK)[3].to_dict()
+
+
+def test_the_first_drawn_of_equals_wins(make, monkeypatch):
+    """Though points of another shape, which come later, are trained before some of them."""
+    points = draw_settings("default", 4, "numbers", QUICK)
+    assert {point.hidden_layers for point in points[:2]} == {0, 1}
+    for scores in ([1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]):
+        folder = make(f"task-{scores}")
+        assert choose(folder, monkeypatch, scores) == points[scores.index(1)].to_dict()
+
+
+def choose(folder, monkeypatch, scores):
+    """Predict a task whose four grid points get these validation scores; return the chosen one."""
+    points = draw_settings("default", 4, "numbers", QUICK)
+    train = prediction_module.train
+
+    def scored(settings, *rest):
+        return [
+            replace(one, judgement=Judgement(scores[points.index(one.setting)]))
+            for one in train(settings, *rest)
+        ]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction_module, "train", scored)
+        return predict_task(folder, Plan(grid_points=4))["hparams"]
+
+
+def test_validations_are_compared_in_float32(make):
+    scoring = Scoring(read_task(make(rows=7)), "valid")
+    judgement = scoring.judge(scoring.examples.targets, 0.0)
+    assert judgement.score == 1.0
+    wrong = scoring.examples.targets.roll(1, dims=1)
+    wrong[:3] = scoring.examples.targets[:3]
+    assert scoring.judge(wrong, 0.0).score == float(np.float32(3 / 7))
+    assert scoring.judge(wrong, 0.0).score != 3 / 7
+
+
+def test_where_the_task_says_so_the_loss_is_monitored(make):
+    folder = make(use_scoring_for_early_stopping=False)
+    scoring = Scoring(read_task(folder), "valid")
+    assert scoring.judge(scoring.examples.targets, 0.75).score == -0.75
+    scores = predict_task(folder, Plan(grid_points=2))
+    arrays = arrays_of(folder)
+    assert scores["test"]["test_score"] == scores["test"]["test_top1_acc"]
+    # Validation and test are alike, so that their losses are near; an accuracy is above 0.6.
+    assert 0 < scores["test"]["validation_score"] < 0.6
+    entropy = -np.log(arrays["prediction"][arrays["target"] == 1]).mean()
+    assert scores["test"]["test_loss"] == pytest.approx(entropy, rel=1e-4)
+
+
+def test_a_minimised_metric_is_minimised(make):
+    scoring = Scoring(read_task(make(kind="localisation")), "valid")
+    target = scoring.examples.targets
+    assert scoring.judge(-target, 0.0).score == pytest.approx(-180)
+    assert scoring.judge(target, 0.0).score == pytest.approx(0, abs=0.1)
+    assert scoring.judge(torch.full_like(target, float("nan")), 0.0).score != 0
+
+
+# --- kinds of tasks -------------------------------------------------------------------------
+
+
+def test_directions_are_learned(make):
+    folder = make(kind="localisation", rows=200, noise=0.1)
+    scores = predict_task(folder, Plan())
+    assert not (folder / SCORES_FILE).exists()
+    assert read_strictly(folder / LOCALISATION_FILE) == scores
+    assert scores["score_mode"] == "min"
+    found = scores["test"]
+    names = ["MAE", "DOA", "DOE", "3d_source_local", "3d_source_local_x"]
+    assert [key for key in found if key.startswith("test_")] == [
+        "test_loss",
+        "test_score",
+        *(f"test_{name}" for name in names),
+    ]
+    assert found["test_score"] == found["test_MAE"] < 20  # degrees; 90 by chance
+    assert 0 < found["validation_score"] < 20
+    arrays = arrays_of(folder)
+    np.testing.assert_allclose(arrays["prediction"], np.tanh(arrays["prediction_logit"]), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(arrays["target"], axis=1), 1, rtol=1e-6)
+    again = scene_scores(names, arrays["prediction"], arrays["target"])
+    assert {name: found[f"test_{name}"] for name in names} == again
+
+
+def test_several_labels_are_learned(make):
+    folder = make(kind="multilabel", rows=200)
+    scores = predict_task(folder, Plan())["test"]
+    assert scores["test_score"] == scores["test_mAP"] > 0.85
+    assert scores["test_aucroc"] > 0.85
+    assert scores["test_d_prime"] > 1.5
+    arrays = arrays_of(folder)
+    again = scene_scores(["mAP", "aucroc", "d_prime"], arrays["prediction"], arrays["target"])
+    assert {name: scores[f"test_{name}"] for name in again} == again
+    sigmoid = 1 / (1 + np.exp(-arrays["prediction_logit"]))
+    np.testing.assert_allclose(arrays["prediction"], sigmoid, atol=1e-6)
+    assert arrays["target"].sum(axis=1).max() > 1
+
+
+@pytest.mark.parametrize("splits", [("train", "valid", "test"), FOLDS])
+def test_an_infinite_score_is_null_with_a_note(make, splits):
+    """Classes that are told apart without error: the file stays strict JSON."""
+    own = {"task_specific_param_grid": QUICK | {"max_epochs": [60], "hidden_layers": [0]}}
+    folder = make(
+        kind="multilabel", splits=splits, evaluation=["d_prime", "aucroc"], evaluation_params=own
+    )
+    task = read_task(folder)
+    for split in splits:
+        labels = np.array(
+            [
+                [label in task.annotations(split)[file] for label in LABELS]
+                for file in task.row_files(split)
+            ]
+        )
+        np.tile(labels, 2).astype(np.float32).tofile(folder / f"{split}.embeddings.npy")
+    scores = predict_task(folder, Plan())
+    assert read_strictly(folder / SCORES_FILE) == scores
+    for name in folds_of(task):
+        found = scores[name.name]
+        assert found["test_score"] is found["test_d_prime"] is found["validation_score"] is None
+        assert 0.5 < found["test_aucroc"] <= 1.0  # one class without error makes d_prime infinite
+        assert "infinity" in scores["notes"][f"{name.name}.test_d_prime"]
+    if task.folds:
+        assert scores["aggregated_scores"]["test_d_prime_mean"] is None
+        assert scores["aggregated_scores"]["test_d_prime_std"] is None
+        assert 0.5 < scores["aggregated_scores"]["test_aucroc_mean"] <= 1.0
+
+
+def test_a_task_that_cannot_be_judged_says_so(make):
+    folder = make(kind="multilabel", evaluation=["aucroc"])
+    valid = {name: ["low"] for name in read_task(folder).annotations("valid")}
+    (folder / "valid.json").write_text(json.dumps(valid))
+    with pytest.raises(TaskError, match=r"no grid point could be judged on split valid: aucroc"):
+        predict_task(folder, Plan(grid_points=2))
+    assert not (folder / DONE_FILE).exists()
+
+
+# --- the kit's embeddings -------------------------------------------------------------------
+
+
+def test_golden_pitches_are_scored_as_by_the_kit(kit):
+    """The kit's 8 points score .9792, .9861 and .9722; the winner is among the first two."""
+    scores = predict_task(kit("tonepitch-v1-full"), Plan("fast", 2))["test"]
+    assert scores["test_score"] == pytest.approx(0.9792, abs=0.03)
+    assert scores["test_score"] == scores["test_pitch_acc"] <= scores["test_chroma_acc"]
+
+
+def test_golden_digits_are_scored_as_by_the_kit(kit):
+    """The kit's scores are .383, .403 and .340: predictors of ten epochs, hardly trained."""
+    folder = kit("fsdd-v1-full")
+    scores = predict_task(folder, Plan("faster"))
+    assert scores["test"]["test_score"] == pytest.approx(0.3756, abs=0.1)
+    assert is_predicted(folder, Plan("faster"))
+
+
+def test_golden_events_are_scored_as_by_the_kit(kit, golden_path):
+    """The kit's onset F is .233, .289 and .222, its error rate .649, .632 and .640."""
+    folder = kit("esc10events-v1-full")
+    scores = predict_task(folder, Plan("faster"))
+    found = scores["test"]
+    assert found["test_score"] == found["test_event_onset_200ms_fms"]
+    assert found["test_score"] == found["test_event_onset_200ms_fms_f_measure"]
+    assert found["test_score"] == pytest.approx(0.248, abs=0.1)
+    assert found["test_segment_1s_er_error_rate"] == pytest.approx(0.640, abs=0.1)
+    precision = found["test_event_onset_200ms_fms_precision"]
+    recall = found["test_event_onset_200ms_fms_recall"]
+    assert found["test_score"] == pytest.approx(2 * precision * recall / (precision + recall))
+    assert (found["epoch"], scores["hparams"]["check_val_every_n_epoch"]) == (9, 10)
+    (median, least) = scores["postprocessing"]
+    assert median == ["median_filter_ms", 250]
+    assert least in (["min_duration", 125], ["min_duration", 250])
+    events = read_strictly(folder / "test.events.json")
+    recorded = json.loads(golden_path("hear-eval/predictions.json").read_text(encoding="utf-8"))
+
+    def in_order(listed):
+        key = lambda event: (event["start"], event["end"], event["label"])  # noqa: E731
+        return {file: sorted(found, key=key) for file, found in listed.items()}
+
+    assert in_order(events["target_events"]) == in_order(recorded["target_events"])
+    predicted = [event for found in events["predicted_events"].values() for event in found]
+    assert predicted
+    assert all(event["end"] - event["start"] >= least[1] for event in predicted)
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def test_files_are_the_kits(make):
+    folder = make()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    scores = predict_task(folder, Plan("fast", 3, seed=7))
+    written = {path.name for path in folder.iterdir()} - set(before)
+    assert written == {SCORES_FILE, DONE_FILE, "test.predictions.npz"}
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert list(scores) == ["test", "hparams", "postprocessing", "score_mode", "embedding_path"]
+    assert list(scores["test"]) == [
+        "test_loss",
+        "test_score",
+        "test_top1_acc",
+        "validation_score",
+        "epoch",
+        "time_in_min",
+    ]
+    assert (scores["score_mode"], scores["embedding_path"]) == ("max", "numbers-v1-full")
+    assert scores["postprocessing"] == []
+    done = read_strictly(folder / DONE_FILE)
+    assert (done["grid"], done["grid_points"], done["seed"], done["shuffle"]) == (
+        "fast",
+        3,
+        7,
+        False,
+    )
+    assert (done["embedding_path"], done["embedding_size"]) == ("numbers-v1-full", 6)
+    assert done["cpu_time"] > 0
+    assert done["time"] > 0
+
+
+def test_the_done_marker_comes_last(make, monkeypatch):
+    written = []
+    write_whole = prediction_module.write_whole
+
+    def spied(path, write):
+        write_whole(path, write)
+        written.append(path.name)
+
+    monkeypatch.setattr(prediction_module, "write_whole", spied)
+    predict_task(make(), Plan(grid_points=1))
+    assert written[-1] == DONE_FILE
+    assert set(written) == {SCORES_FILE, DONE_FILE, "test.predictions.npz"}
+
+
+@pytest.mark.parametrize("breaks_at", [1, 2])
+def test_a_broken_run_leaves_nothing_half_done(make, breaks_at):
+    folder, other = make(splits=FOLDS), make("undisturbed", splits=FOLDS)
+    plan = Plan(grid_points=3)
+    predict_task(folder, replace(plan, seed=1))  # an earlier one, which no longer counts
+
+    def progress(done, total):
+        progress.calls += 1
+        if progress.calls == breaks_at:
+            raise KeyboardInterrupt
+
+    progress.calls = 0
+    with pytest.raises(KeyboardInterrupt):
+        predict_task(folder, plan, progress)
+    assert not (folder / DONE_FILE).exists()
+    assert not is_predicted(folder, plan)
+    assert not list(folder.glob("*.lock")) + list(folder.glob(".*"))
+    predict_task(folder, plan)
+    predict_task(other, plan)
+    ours, theirs = (read_strictly(each / SCORES_FILE) for each in (folder, other))
+    assert without_times(ours) | {"embedding_path": ""} == without_times(theirs) | {
+        "embedding_path": ""
+    }
+    assert is_predicted(folder, plan)
+
+
+def test_two_runs_at_once_are_refused(make):
+    folder = make()
+    predict_task(folder, Plan(grid_points=1))
+    with locked(folder), pytest.raises(TaskError, match="Another run is writing"):
+        predict_task(folder, Plan(grid_points=1))
+    assert is_predicted(folder, Plan(grid_points=1))  # the other's marker is not taken away
+
+
+def test_the_same_seed_gives_the_same_scores_to_the_bit(make):
+    folder = make(kind="multilabel")
+
+    def predict(**changes):
+        scores = predict_task(folder, Plan(grid_points=4, **changes))
+        return without_times(scores), arrays_of(folder)
+
+    (first, one), (second, two), (_, other), (_, shuffled) = (
+        predict(),
+        predict(),
+        predict(seed=43),
+        predict(shuffle=True, device="cpu"),
+    )
+    assert first == second
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, two[name])
+    assert not np.array_equal(one["prediction_logit"], other["prediction_logit"])
+    assert one["prediction_logit"].shape == shuffled["prediction_logit"].shape
+
+
+def test_shuffling_changes_what_several_batches_teach(make):
+    own = {"task_specific_param_grid": QUICK | {"batch_size": [16]}}
+    folder = make(evaluation_params=own)
+    predict_task(folder, Plan(grid_points=1))
+    plain = arrays_of(folder)["prediction_logit"]
+    predict_task(folder, Plan(grid_points=1, shuffle=True))
+    assert not np.array_equal(arrays_of(folder)["prediction_logit"], plain)
+    assert read_strictly(folder / DONE_FILE)["shuffle"] is True
+
+
+def test_every_point_and_fold_has_a_seed_of_its_own():
+    seeds = {
+        point_seed(seed, fold, point) for seed in (0, 42) for fold in (0, 1) for point in (0, 1)
+    }
+    assert len(seeds) == 8
+    assert point_seed(42, 0, 0) == point_seed(42, 0, 0)
+
+
+# --- what is done already -------------------------------------------------------------------
+
+
+def test_what_this_plan_predicted_is_done(make):
+    folder, plan = make(), Plan(grid_points=1)
+    assert not is_predicted(folder, plan)
+    predict_task(folder, plan)
+    assert is_predicted(folder, plan)
+    assert is_predicted(folder, replace(plan, device="cuda"))
+    assert not is_predicted(folder, plan, force=True)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"grid": "fast"}, {"grid_points": 2}, {"seed": 1}, {"shuffle": True}]
+)
+def test_what_another_plan_predicted_is_kept_unless_forced(make, changes):
+    folder, plan = make(), Plan(grid_points=1)
+    predict_task(folder, plan)
+    other = replace(plan, **changes)
+    with pytest.raises(TaskError, match=r"grid=default, grid_points=1, seed=42.*--force"):
+        is_predicted(folder, other)
+    assert not is_predicted(folder, other, force=True)
+    assert is_predicted(folder, plan)
+
+
+def test_what_the_kit_predicted_is_of_another_plan(make):
+    folder = make()
+    marker = {"time": 1.0, "embedding_path": "numbers-v1-full", "grid_points": 8, "grid": "default"}
+    (folder / DONE_FILE).write_text(json.dumps(marker))
+    with pytest.raises(TaskError, match="--force"):
+        is_predicted(folder, Plan())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3"])
+def test_a_broken_marker_is_an_error_of_ours(make, content):
+    folder = make()
+    (folder / DONE_FILE).write_text(content)
+    with pytest.raises(TaskError, match=DONE_FILE):
+        is_predicted(folder, Plan())
+    assert not is_predicted(folder, Plan(), force=True)
+
+
+# --- bad input ------------------------------------------------------------------------------
+
+
+def test_plans_that_cannot_be_are_refused():
+    Plan().check()
+    with pytest.raises(OptionError, match="no grid 'slow'"):
+        Plan(grid="slow").check()
+    with pytest.raises(OptionError, match="0 grid points"):
+        Plan(grid_points=0).check()
+    with pytest.raises(OptionError, match="seed is -1"):
+        Plan(seed=-1).check()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"evaluation": ["top1_accuracy"]}, r"no metric 'top1_accuracy'.*top1_acc"),
+        ({"evaluation": ["event_onset_200ms_fms"]}, "event tasks, and this is one of scene"),
+        ({"evaluation": ["DOA"]}, "localisation tasks, and this is one of scene"),
+        ({"evaluation_params": {"task_specific_param_grid": {"lr": []}}}, "lr is"),
+        ({"task_name": None}, "task_name"),
+        ({"evaluation_params": [1]}, "evaluation_params"),
+        ({"evaluation_params": {"task_specific_param_grid": [1]}}, "task_specific_param_grid"),
+    ],
+)
+def test_metadata_that_does_not_fit_is_refused(make, metadata, message):
+    folder = make(**metadata)
+    with pytest.raises((TaskError, OptionError), match=message):
+        predict_task(folder, Plan(grid_points=1))
+    assert not (folder / DONE_FILE).exists()
+    assert not list(folder.glob("*.lock"))
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"median": [250]}, "has median; allowed are median_filter_ms, min_duration"),
+        ({"median_filter_ms": 250}, "median_filter_ms is 250"),
+        ({"min_duration": []}, r"min_duration is \[\]"),
+        ({"min_duration": [-1]}, r"min_duration is \[-1\]"),
+        ({"min_duration": ["1"]}, r"min_duration is \['1'\]"),
+        ([1], "event_postprocessing_grid"),
+    ],
+)
+def test_bad_postprocessing_is_refused(kit, grid, message):
+    folder = kit("esc10events-v1-full")
+    path = folder / "task_metadata.json"
+    metadata = json.loads(path.read_text())
+    metadata["evaluation_params"]["event_postprocessing_grid"] = grid
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(TaskError, match=message):
+        Scoring(read_task(folder), "test")
+
+
+def test_missing_and_broken_embeddings_are_refused(make, tmp_path):
+    with pytest.raises(TaskError, match=r"no .*nowhere"):
+        predict_task(tmp_path / "nowhere", Plan())
+    folder = make()
+    path = folder / "train.embeddings.npy"
+    whole = np.fromfile(path, np.float32)
+    path.write_bytes(whole[:-1].tobytes())
+    with pytest.raises(TaskError, match=r"train\.embeddings\.npy has 1436 bytes"):
+        predict_task(folder, Plan())
+    whole[6 * 5] = np.nan
+    whole.tofile(path)
+    file = read_task(folder).row_files("train")[5]
+    with pytest.raises(TaskError, match=rf"NaN or infinite values in 1 of 60 rows, of {file}"):
+        predict_task(folder, Plan())
+    path.unlink()
+    with pytest.raises(TaskError, match=r"no .*train\.embeddings\.npy"):
+        predict_task(folder, Plan())
+    assert not (folder / DONE_FILE).exists()
