@@ -11,7 +11,6 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as BarOfProgress
 from rich.table import Table
 
-import gram_hear
 from gram_hear.checkpoints.description import describe_checkpoint
 from gram_hear.checkpoints.push import push_to_hub
 from gram_hear.checkpoints.registry import list_models
@@ -22,7 +21,10 @@ from gram_hear.checkpoints.store import (
     save_folder,
 )
 from gram_hear.collection import Collection, Progress, plan_jobs
-from gram_hear.console import messages, print_table, results, run, say
+from gram_hear.commands.naturalistic import naturalistic
+from gram_hear.commands.rirs import rirs
+from gram_hear.commands.scene import scene
+from gram_hear.console import AsJson, Version, messages, print_table, results, run, say
 from gram_hear.errors import OptionError
 from gram_hear.hear import load_model
 
@@ -46,7 +48,6 @@ Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit, for models from the Hub.")
 ]
 CacheDir = Annotated[str | None, typer.Option(help="Where downloads are kept.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def main() -> None:
@@ -54,18 +55,8 @@ def main() -> None:
     run(app)
 
 
-def _version(show: bool) -> None:
-    if show:
-        typer.echo(f"gram-hear {gram_hear.__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
+def _options(version: Version = False) -> None:
     pass
 
 
@@ -260,3 +251,7 @@ def push(
     Example: gram-hear push model.safetensors me/my-gram --private
     """
     typer.echo(push_to_hub(load_model(model), repository, private=private, licence=licence))
+
+
+for command in (scene, rirs, naturalistic):
+    app.command()(command)

@@ -1,20 +1,40 @@
 """What the commands share: results on stdout, everything else on stderr, errors as one message.
 
-Exit codes: 0 all done, 1 something failed, 2 the command line itself was wrong.
+Exit codes: 0 all done; 1 something failed, be it a file, a model or an option's value that cannot
+be here; 2 the command line cannot be understood (an unknown option, an argument too many or too
+few, text for a number); 130 interrupted.
 """
 
 import sys
 import warnings
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from gram_hear.errors import GramError
 
 messages = Console(stderr=True)
 results = Console()
+INTERRUPTED = 130  # the exit code of what was stopped by Ctrl-C
+
+
+def _show_version(show: bool) -> None:
+    if show:
+        typer.echo(f"gram-hear {version('gram-hear')}")
+        raise typer.Exit
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+]
 
 
 def run(app: typer.Typer) -> None:
@@ -25,6 +45,18 @@ def run(app: typer.Typer) -> None:
     except GramError as error:
         say(f"error: {error}")
         sys.exit(1)
+    except SystemExit as leaving:
+        if _is_interrupted(leaving):
+            say("Interrupted; what is done is kept. Run the same command again to go on.")
+            sys.exit(INTERRUPTED)
+        raise
+
+
+def _is_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C stands behind an exit: versions of typer make different things of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def say(message: object, console: Console = messages) -> None:
@@ -40,3 +72,18 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def print_table(table: Table) -> None:
     """Print a table whole: off a terminal rich assumes 80 columns and would break the cells."""
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@contextmanager
+def progress_bar(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr; it is moved by a function (done, total)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=messages) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -28,6 +28,10 @@ class ModuleError(GramError, ValueError):
     """A module cannot be imported, or breaks the HEAR API."""
 
 
+class SceneError(GramError, ValueError):
+    """A room, a scene, a head, or a set of RIRs or noise that cannot be, or cannot be read."""
+
+
 class OptionError(GramError, ValueError):
     """An option that is unknown, out of range, or contradicts another."""
 

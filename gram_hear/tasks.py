@@ -12,7 +12,7 @@ import json
 import math
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from gram_hear.errors import TaskError, nearest
 
 METADATA, VOCABULARY = "task_metadata.json", "labelvocabulary.csv"
 RESAMPLED = "resampled.json"  # stands in a rate's folder whose audio was made from another rate's
+NATURAL = "naturalistic"  # key of the metadata of a task whose clips stand in scenes: made of what
 TYPES = {
     "embedding_type": ("scene", "event"),
     "prediction_type": ("multiclass", "multilabel"),
@@ -202,9 +203,14 @@ class Task:
         missing = []
         for split in self.splits:
             folder = self.folder / str(rate) / split
-            there = set(os.listdir(folder)) if folder.is_dir() else set()
+            there = names_in(folder)
             missing += [folder / file for file in self.raw_annotations(split) if file not in there]
         return missing
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the names in a folder; none where there is no such folder."""
+    return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
 def _is_number(value: Any) -> bool:
@@ -251,7 +257,7 @@ def read_task(folder: Path) -> Task:
         folder=folder,
         name=folder.resolve().name,
         metadata=metadata,
-        labels=_read_vocabulary(folder / VOCABULARY, optional=kind == "localisation"),
+        labels=_read_vocabulary(folder / VOCABULARY, kind, folder / f"{splits[0]}.json"),
         splits=splits,
         sample_duration=duration,
         evaluation=_names(path, metadata, "evaluation"),
@@ -368,11 +374,26 @@ def _has_directions(path: Path) -> bool:
     )
 
 
-def _read_vocabulary(path: Path, optional: bool) -> tuple[str, ...]:
+def _are_whole_directions(path: Path) -> bool:
+    """Whether a split has three whole numbers for each file: directions, or labels."""
+    return all(
+        isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
+        for value in _read_split(path).values()
+    )
+
+
+def _read_vocabulary(path: Path, kind: str, split: Path) -> tuple[str, ...]:
     if not path.is_file():
-        if optional:
+        if kind == "localisation":
             return ()
-        raise TaskError(f"There is no {path}; it must list the labels, as idx,label.")
+        hint = ""
+        if kind == "scene" and _are_whole_directions(split):
+            hint = (
+                f" If the numbers of {split.name} are directions, write at least one of them as a "
+                "float, as [1.0, 0.0, 0.0]: then the task is one of localisation, and needs no "
+                "vocabulary."
+            )
+        raise TaskError(f"There is no {path}; it must list the labels, as idx,label.{hint}")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, restval="", strict=True))
@@ -410,7 +431,8 @@ def find_tasks(tasks_dir: Path, names: Sequence[str] | None = None) -> list[Path
     Args:
         tasks_dir: its direct children that have a ``task_metadata.json`` are the tasks.
         names: which ones, in this order; None or "all" is all, sorted. A name may lack its ending
-            of version and mode (``fsdd`` for ``fsdd-v1-full``) where only one task begins so.
+            of version and mode (``fsdd`` for ``fsdd-v1-full``) where only one task begins so, or
+            all others are that one's in scenes (``fsdd-v1-full-binaural``).
 
     Raises:
         TaskError: where the directory is missing or holds no task, for a name that no task has or
@@ -432,14 +454,15 @@ def _full_name(name: str, found: Mapping[str, Path]) -> str:
     if name in found:
         return name
     longer = [each for each in found if each.startswith(f"{name}-")]
-    if len(longer) > 1:
+    shortest = min(longer, key=len, default="")
+    if not all(each == shortest or each.startswith(f"{shortest}-") for each in longer):
         raise TaskError(f"Several tasks are called {name}: {', '.join(longer)}; give one of these.")
     if not longer:
         raise TaskError(
             f"There is no task {name!r}; there are {', '.join(found)}."
             + nearest(name, [*found, *(_short_name(each) for each in found)])
         )
-    return longer[0]
+    return shortest
 
 
 def _short_name(name: str) -> str:
@@ -452,9 +475,10 @@ def describe_tasks(tasks_dir: Path) -> list[dict[str, Any]]:
 
     Returns:
         For each task ``name``; ``type`` (as "scene, multiclass"), ``metrics``, ``splits`` (name ->
-        number of files), ``sample_duration`` in seconds or None, ``rates`` in Hz, ``missing``
-        (rate -> number of audio files that are not there); and ``faults``, what is wrong. Where
-        the metadata is broken there are ``name`` and ``faults`` alone.
+        number of files), ``sample_duration`` in seconds or None, ``rates`` in Hz, ``made`` (those
+        of them whose audio was made from another rate's), ``missing`` (rate -> number of audio
+        files that are not there); and ``faults``, what is wrong. Where the metadata is broken
+        there are ``name`` and ``faults`` alone.
 
     Raises:
         TaskError: as :func:`find_tasks`.
@@ -471,8 +495,14 @@ def _describe(folder: Path) -> dict[str, Any]:
     counts = dict(_counts(task, faults))
     rates = task.rates()
     readable = len(counts) == len(task.splits)
+    missing = {rate: _places(task.missing(rate)) for rate in rates if readable}
     if not rates:
         faults.append(f"{folder} has no audio: no folder is named by a sample rate, as 48000.")
+    elif nowhere := set.intersection(*missing.values()) if missing else set():
+        faults.append(
+            f"{len(nowhere)} of {sum(counts.values())} audio files are there at no sample rate, "
+            f"such as {'/'.join(min(nowhere))}."
+        )
     return {
         "name": task.name,
         "type": f"{task.kind}, {task.prediction_type}" if task.kind == "scene" else task.kind,
@@ -480,9 +510,15 @@ def _describe(folder: Path) -> dict[str, Any]:
         "splits": counts,
         "sample_duration": task.sample_duration,
         "rates": rates,
-        "missing": {rate: len(task.missing(rate)) for rate in rates if readable},
+        "made": [rate for rate in rates if rate not in task.source_rates()],
+        "missing": {rate: len(files) for rate, files in missing.items()},
         "faults": faults,
     }
+
+
+def _places(paths: Iterable[Path]) -> set[tuple[str, str]]:
+    """Return the split and the name of audio files, which are those of every sample rate."""
+    return {(path.parent.name, path.name) for path in paths}
 
 
 def _counts(task: Task, faults: list[str]) -> Iterator[tuple[str, int]]:

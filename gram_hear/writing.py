@@ -1,10 +1,11 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and by one run at a time."""
 
 import hashlib
 import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from gram_hear.errors import OptionError
 
@@ -32,3 +33,20 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def temporary_prefix(path: Path) -> str:
     """Return how the temporary names for ``path`` begin; short, however long its name is."""
     return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}."
+
+
+def hold(file: IO) -> bool:
+    """Lock an open file until it is closed, or its process ends.
+
+    Returns:
+        False where another process holds it. Where the system has no such locks, True.
+    """
+    if os.name != "posix":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -33,10 +33,15 @@ ARROWS = {
     "hear": MODEL | {"model", "stream", "checkpoints"},
     "embed": MODEL | {"model", "checkpoints", "hear"},
     "console": {"errors"},
+    "extras": {"errors"},
     "tasks": BASE | {"audio"},
+    "scenes": BASE | {"audio", "tasks", "extras"},
+    "plots": {"errors", "writing", "extras", "scenes"},
     "evaluation": BASE | {"audio", "tasks", "console"},
     "collection": MODEL | {"model", "checkpoints", "hear", "embed"},
-    "cli": MODEL | {"model", "checkpoints", "hear", "embed", "collection", "console", "gram_hear"},
+    "commands": BASE | {"audio", "tasks", "scenes", "plots", "extras", "console"},
+    "cli": MODEL
+    | {"model", "checkpoints", "hear", "embed", "collection", "commands", "console", "gram_hear"},
     "__init__": MODEL | {"model", "checkpoints", "hear", "embed", "collection"},
 }
 

@@ -33,10 +33,31 @@ def script(text):
     return "\n".join(lines)
 
 
+def write_task(folder):
+    """A HEAR task of one short clip in each split."""
+    metadata = {
+        "task_name": "beeps",
+        "version": "v1",
+        "embedding_type": "scene",
+        "prediction_type": "multiclass",
+        "sample_duration": 0.5,
+        "split_mode": "trainvaltest",
+        "evaluation": ["top1_acc"],
+        "splits": ["train", "valid", "test"],
+    }
+    for split in metadata["splits"]:
+        audio = folder / "16000" / split
+        audio.mkdir(parents=True)
+        soundfile.write(audio / "beep.wav", 0.1 * np.sin(np.arange(8000) / 4), 16000)
+        (folder / f"{split}.json").write_text(json.dumps({"beep.wav": ["beep"]}))
+    (folder / "task_metadata.json").write_text(json.dumps(metadata))
+    (folder / "labelvocabulary.csv").write_text("idx,label\n0,beep\n")
+
+
 @pytest.mark.parametrize(
     ("document", "commands", "result"),
     [
-        ("README.md", 5, "embeddings/circling.wav.npz"),
+        ("README.md", 8, "natural/beeps-v1-full-binaural-localization/task_metadata.json"),
         ("docs/embedding.md", 1, "embeddings.parquet"),
         ("docs/gramm.md", 2, "embeddings/street.flac.npz"),
     ],
@@ -51,6 +72,7 @@ def test_examples_run(tmp_path, hub, document, commands, result):
     (tmp_path / "recordings").mkdir()
     for name, source in sounds.items():
         shutil.copy(TESTS / "data" / "sounds" / source, tmp_path / name)
+    write_task(tmp_path / "tasks" / "beeps-v1-full")
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.endpoint,

@@ -285,6 +285,16 @@ def test_faults_say_what_and_where(make_task, fault):
         assert word in str(caught.value)
 
 
+def test_directions_of_whole_numbers_are_explained(make_task):
+    splits = {name: {"a.wav": [1, 0, 0], "b.wav": [0, -1, 0]} for name in METADATA["splits"]}
+    folder = make_task(metadata=MULTILABEL, splits=splits, vocabulary=None)
+    message = r"no .*labelvocabulary\.csv.* train\.json are directions.*\[1\.0, 0\.0, 0\.0\]"
+    with pytest.raises(TaskError, match=message):
+        read_task(folder)
+    with pytest.raises(TaskError, match=r"as idx,label\.$"):
+        read_task(make_task("labels", vocabulary=None))
+
+
 def test_no_metadata(tmp_path):
     with pytest.raises(TaskError, match=r"There is no .*task_metadata\.json; a HEAR task is"):
         read_task(tmp_path)
@@ -345,8 +355,9 @@ def test_tasks_are_described_with_their_faults(make_task, tmp_path):
         "splits": {"train": 2, "valid": 2, "test": 2},
         "sample_duration": 1.0,
         "rates": [48000],
+        "made": [],
         "missing": {48000: 4},
-        "faults": [],
+        "faults": ["4 of 6 audio files are there at no sample rate, such as test/test_0.wav."],
     }
     assert described[1]["name"] == "b-v1-full"
     assert "'scenes'" in described[1]["faults"][0]
@@ -354,3 +365,30 @@ def test_tasks_are_described_with_their_faults(make_task, tmp_path):
     assert ["valid.json" in fault for fault in described[2]["faults"]] == [True, False, False]
     assert "'mid'" in described[2]["faults"][1]
     assert "has no audio" in described[2]["faults"][2]
+
+
+def test_rates_that_were_made_and_files_that_are_nowhere(make_task, tmp_path):
+    """A file may be there at any rate: the others are made from it."""
+    folder = make_task()
+    task = read_task(folder)
+    files = [(split, file) for split in task.splits for file in task.annotations(split)]
+
+    def place(rate, some):
+        for split, file in some:
+            path = task.audio(split, file, rate)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+    place(48000, files[:3])
+    place(44100, files[3:5])
+    place(16000, files[:1])
+    (folder / "16000" / RESAMPLED).touch()
+    (found,) = describe_tasks(tmp_path / "tasks")
+    assert (found["rates"], found["made"]) == ([16000, 44100, 48000], [16000])
+    assert found["missing"] == {16000: 5, 44100: 4, 48000: 3}
+    split, file = files[5]
+    assert found["faults"] == [
+        f"1 of 6 audio files are there at no sample rate, such as {split}/{file}."
+    ]
+    place(44100, files[5:])
+    assert describe_tasks(tmp_path / "tasks")[0]["faults"] == []

@@ -14,7 +14,9 @@ unconverted.
 
 import math
 import warnings
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +24,9 @@ from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.errors import AudioError, OptionError, nearest
 
 CONVENTIONS = ("ambix", "fuma", "soundspaces")
+CHANNEL_NAMES = {"binaural": ("left", "right"), "ambisonic": ("W", "Y", "Z", "X")}  # AmbiX
+
+Signal = TypeVar("Signal", Tensor, np.ndarray)
 
 
 def check_convention(convention: str) -> str:
@@ -34,11 +39,20 @@ def check_convention(convention: str) -> str:
     return convention
 
 
-def to_soundspaces(audio: Tensor, convention: str) -> Tensor:
+def encode_ambix(directions: np.ndarray) -> np.ndarray:
+    """Return the AmbiX gains (..., 4) float32 of plane waves from unit vectors (..., 3).
+
+    The vectors' axes are x front, y left, z up.
+    """
+    x, y, z = np.moveaxis(directions, -1, 0)
+    return np.stack([np.ones_like(x), y, z, x], axis=-1).astype(np.float32)
+
+
+def to_soundspaces(audio: Signal, convention: str) -> Signal:
     """Convert first-order Ambisonics to the published model's axes.
 
     Args:
-        audio: (..., 4, samples) in ``convention``.
+        audio: (..., 4, samples) in ``convention``; torch or numpy.
         convention: ``"ambix"``, ``"fuma"`` or ``"soundspaces"`` (returned as it is).
 
     Returns:
@@ -48,12 +62,40 @@ def to_soundspaces(audio: Tensor, convention: str) -> Tensor:
     if convention == "soundspaces":
         return audio
     if convention == "ambix":
-        w, y, z, x = audio.unbind(-2)
+        w, y, z, x = _components(audio)
     else:
-        w, x, y, z = audio.unbind(-2)
+        w, x, y, z = _components(audio)
         w = w * math.sqrt(2.0)
     gain = math.sqrt(3.0)
-    return torch.stack([w, gain * z, -gain * x, -gain * y], dim=-2)
+    return _stack([w, gain * z, -gain * x, -gain * y])
+
+
+def from_soundspaces(audio: Signal) -> Signal:
+    """Convert first-order Ambisonics from the published model's axes to AmbiX.
+
+    Args:
+        audio: (..., 4, samples) in ``soundspaces``; torch or numpy.
+
+    Returns:
+        (..., 4, samples): what :func:`to_soundspaces` made these of.
+    """
+    w, up, back, right = _components(audio)
+    gain = 1 / math.sqrt(3.0)
+    return _stack([w, -gain * right, gain * up, -gain * back])
+
+
+def _components(audio: Signal) -> list[Signal]:
+    """Return the four channels of (..., 4, samples)."""
+    if audio.shape[-2] != 4:
+        raise AudioError(f"The audio has {audio.shape[-2]} channels; first-order Ambisonics has 4.")
+    return [audio[..., i, :] for i in range(4)]
+
+
+def _stack(components: list[Signal]) -> Signal:
+    first = components[0]
+    if isinstance(first, Tensor):
+        return torch.stack(components, dim=-2)
+    return np.stack(components, axis=-2)
 
 
 def to_layout(

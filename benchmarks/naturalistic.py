@@ -1,0 +1,146 @@
+"""How fast tasks are put into scenes, and where the time goes.
+
+    python benchmarks/naturalistic.py                       # 1,000 clips of one second, binaural
+    python benchmarks/naturalistic.py --clips 200 --format ambisonics --jobs 4
+
+The clips are noise bursts at 16 kHz. First they are made by several processes, and timed by the
+clock: clips per second. Then a part of them is made by this process alone, on one thread, and its
+CPU time is shared out: a part of the work is counted while it runs as it is.
+"""
+
+import argparse
+import contextlib
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from gram_hear.scenes import naturalistic, recipes
+from gram_hear.scenes.naturalistic import Settings, naturalise_task
+from gram_hear.scenes.workers import cores
+from gram_hear.tasks import Task, read_task
+
+PARTS = {
+    "drawing and tuning rooms": [(naturalistic, "draw_recipe")],
+    "simulating RIRs": [(recipes, "_room")],
+    "noise": [(recipes, "_noise")],
+    "mixing": [(recipes, "_mix"), (recipes, "_limit")],
+    "reading": [(recipes, "_read")],
+    "writing": [(naturalistic, "write_wav")],
+}
+
+
+class Stopwatch:
+    """Adds up the CPU seconds spent in named functions while a program runs as it is."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def wrap(self, part: str, owner: Any, name: str) -> None:
+        """Replace a function with one that is timed."""
+        function = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.over(part):
+                return function(*args, **kwargs)
+
+        setattr(owner, name, timed)
+
+    @contextlib.contextmanager
+    def over(self, part: str) -> Iterator[None]:
+        start = time.process_time()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.process_time() - start
+
+
+def write_task(folder: Path, clips: int, rate: int, seconds: float) -> Task:
+    """Write a task of noise bursts, a tenth of them to validate and a tenth to test."""
+    generator = np.random.default_rng(0)
+    counts = {"valid": max(1, clips // 10), "test": max(1, clips // 10)}
+    counts = {"train": max(1, clips - sum(counts.values())), **counts}
+    metadata = {
+        "task_name": "bursts",
+        "embedding_type": "scene",
+        "prediction_type": "multiclass",
+        "sample_duration": seconds,
+        "split_mode": "trainvaltest",
+        "evaluation": ["top1_acc"],
+        "splits": list(counts),
+    }
+    for split, count in counts.items():
+        place = folder / str(rate) / split
+        place.mkdir(parents=True)
+        for i in range(count):
+            samples = round(seconds * rate)
+            sound = generator.uniform(-0.3, 0.3, samples) * np.linspace(1, 0, samples)
+            soundfile.write(place / f"{i:05d}.wav", sound, rate)
+        labels = {f"{i:05d}.wav": ["burst"] for i in range(count)}
+        (folder / f"{split}.json").write_text(json.dumps(labels))
+    (folder / "labelvocabulary.csv").write_text("idx,label\n0,burst\n")
+    (folder / "task_metadata.json").write_text(json.dumps(metadata))
+    return read_task(folder)
+
+
+def seconds_of(clock: Callable[[], float], call: Callable[[], Any]) -> float:
+    start = clock()
+    call()
+    return clock() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=1000)
+    parser.add_argument("--alone", type=int, default=100, help="clips for the shares of time")
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--rate", type=int, default=16000)
+    parser.add_argument("--format", default="binaural", choices=("binaural", "ambisonics"))
+    parser.add_argument("--rirs", type=Path, help="a set of RIRs, in place of simulated rooms")
+    parser.add_argument("--noise", type=Path)
+    parser.add_argument("--jobs", type=int, default=cores())
+    arguments = parser.parse_args()
+    settings = Settings(arguments.format, rirs=arguments.rirs, noise=arguments.noise)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        many, few, first = (
+            write_task(folder / f"task{count}", count, arguments.rate, arguments.seconds)
+            for count in (arguments.clips, arguments.alone, 3)
+        )
+        wall = seconds_of(
+            time.perf_counter,
+            lambda: naturalise_task(many, folder / "many", settings, jobs=arguments.jobs),
+        )
+        naturalise_task(first, folder / "first", settings)  # what is loaded or built on first use
+        watch = Stopwatch()
+        for part, functions in PARTS.items():
+            for owner, function in functions:
+                watch.wrap(part, owner, function)
+        total = seconds_of(
+            time.process_time, lambda: naturalise_task(few, folder / "few", settings)
+        )
+    print(
+        f"{arguments.clips} clips of {arguments.seconds:g} s at {arguments.rate} Hz, "
+        f"{arguments.format}, {arguments.jobs} processes: {wall:.1f} s, "
+        f"{arguments.clips / wall:.1f} clips per second"
+    )
+    print(
+        f"{arguments.alone} of them by one process: {total:.1f} CPU seconds, "
+        f"{1000 * total / arguments.alone:.1f} ms for each clip"
+    )
+    parts = {part: watch.seconds[part] for part in PARTS}
+    parts["the rest"] = total - sum(parts.values())
+    for part, spent in parts.items():
+        print(f"{part:<25} {spent:8.2f} s  {spent / total:6.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""WAV files of floats: the same samples are the same bytes, which libsndfile, that writes the time
+into them, does not do.
+"""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from gram_hear.errors import AudioError
+from gram_hear.writing import write_whole
+
+FLOAT = 3  # the format's number
+LARGEST = 2**32 - 64  # bytes of samples
+
+
+def write_wav(path: Path, audio: np.ndarray, rate: int) -> None:
+    """Write a WAV file of 32-bit floats, whole or not at all.
+
+    Args:
+        path: the file; its folder must be there.
+        audio: (channels, samples).
+        rate: Hz.
+
+    Raises:
+        AudioError: for audio of more than 4 GiB, which the format cannot hold.
+        OSError: where it cannot be written.
+    """
+    channels, samples = audio.shape
+    frame = 4 * channels
+    size = samples * frame
+    if size > LARGEST:
+        raise AudioError(
+            f"{path} would hold {size / 2**30:.1f} GiB, and a WAV file holds 4 at most; lower the "
+            "rate, or cut the sound."
+        )
+    header = struct.pack(
+        "<4sI4s 4sIHHIIHHH 4sII 4sI",
+        *(b"RIFF", 50 + size, b"WAVE"),
+        *(b"fmt ", 18, FLOAT, channels, rate, rate * frame, frame, 32, 0),
+        *(b"fact", 4, samples),
+        *(b"data", size),
+    )
+    frames = np.ascontiguousarray(audio.T, dtype="<f4")
+
+    def write(place: Path) -> None:
+        with open(place, "wb") as file:
+            file.write(header)
+            file.write(frames.data)
+
+    write_whole(path, write)

@@ -1,0 +1,1 @@
+"""The subcommands of ``gram-hear`` that have a file of their own."""

@@ -1,0 +1,142 @@
+"""What sets lie in: uncompressed tars, indexed once and read at random, and ``.npy`` arrays.
+
+Nothing is unpickled and nothing is unpacked: a tar's members are read from their place in it.
+"""
+
+import io
+import math
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gram_hear.errors import SceneError
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a tar, by its place: ``size`` bytes from ``offset`` on."""
+
+    tar: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.tar}: {self.name}"
+
+    def read(self) -> bytes:
+        """Return the member's bytes.
+
+        Raises:
+            SceneError: where the tar cannot be read or is shorter than it was.
+        """
+        try:
+            with open(self.tar, "rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise SceneError(f"{self.tar} cannot be read: {error.strerror or error}.") from error
+        if len(data) < self.size:
+            raise SceneError(f"{self} ends early; the tar was cut or altered. Fetch it anew.")
+        return data
+
+
+def find_below(folder: Path, suffixes: str | tuple[str, ...]) -> Iterator[Path]:
+    """Yield the files below a folder that end so, in sorted order; hidden ones not."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and name.lower().endswith(suffixes):
+                yield Path(parent) / name
+
+
+def index_tar(path: Path, suffixes: tuple[str, ...]) -> list[Member]:
+    """Return the members of a tar, in its order.
+
+    Args:
+        path: an uncompressed tar.
+        suffixes: what the members' names may end in; folders are passed over.
+
+    Raises:
+        SceneError: for a file that is no whole, uncompressed tar, and for other members.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = [_member(path, each, suffixes) for each in tar if not each.isdir()]
+        size = path.stat().st_size
+    except (OSError, tarfile.TarError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SceneError(
+            f"{path} cannot be read as a tar ({reason}); it must be whole and not compressed."
+        ) from error
+    for member in members:
+        if member.offset + member.size > size:
+            raise SceneError(f"{path} ends in the midst of {member.name}; fetch it anew.")
+    return members
+
+
+def _member(path: Path, found: tarfile.TarInfo, suffixes: tuple[str, ...]) -> Member:
+    if not found.isreg() or found.issparse():
+        raise SceneError(f"{path} holds {found.name}, which is no plain file; leave it out.")
+    if not found.name.lower().endswith(suffixes):
+        raise SceneError(
+            f"{path} holds {found.name}; its members must end in {', '.join(suffixes)}. Make a "
+            "tar without the others."
+        )
+    return Member(path, found.name, found.offset_data, found.size)
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """Return the floating-point array of a ``.npy`` file, as :func:`parse_npy`."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise SceneError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise SceneError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return parse_npy(data, str(path))
+
+
+def parse_npy(data: bytes, name: str) -> np.ndarray:
+    """Return the array of a ``.npy`` file's bytes, float32 and checked.
+
+    Args:
+        data: the whole file.
+        name: what messages call it.
+
+    Raises:
+        SceneError: for what is no ``.npy`` file of float16, float32 or float64, is cut short, or
+            holds NaN or infinite values.
+    """
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran_order, dtype = read_header(file)
+    except (ValueError, KeyError, EOFError) as error:
+        raise SceneError(f"{name} is no .npy file ({error}).") from error
+    if dtype.kind != "f" or dtype.itemsize > 8:
+        raise SceneError(f"{name} holds {dtype}; allowed are float16, float32 and float64.")
+    count, start = math.prod(shape), file.tell()
+    if len(data) - start != count * dtype.itemsize:
+        raise SceneError(
+            f"{name} has {len(data) - start} bytes of values; its shape {shape} of {dtype} needs "
+            f"{count * dtype.itemsize}. It is cut or damaged; fetch it anew."
+        )
+    values = np.frombuffer(data, dtype, count, start).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise SceneError(f"{name} holds NaN or infinite values; repair it or leave it out.")
+    return values.reshape(shape, order="F" if fortran_order else "C")
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write an array as a ``.npy`` file."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)

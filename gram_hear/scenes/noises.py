@@ -1,0 +1,196 @@
+"""Sets of noises: synthetic, a folder of sound files, or tars of sound files or ``.npy`` arrays."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gram_hear.audio.files import SUFFIXES, SoundReader, find_audio
+from gram_hear.audio.synthesis import synthesise_noise
+from gram_hear.errors import AudioError, OptionError, SceneError
+from gram_hear.scenes.archives import Member, find_below, index_tar, parse_npy
+
+NPY_RATE = 32000  # Hz of arrays, which do not say it: that of the published recipe
+TAR = ".tar"
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """A noise for a clip.
+
+    Attributes:
+        audio: (m,) float32, at most as long as the clip.
+        whole: whether it is a whole sound; False is an excerpt of a longer one.
+        name: of the file, or the kind of a synthetic one.
+        offset: where the excerpt starts in the sound, in samples at the set's rate.
+    """
+
+    audio: np.ndarray
+    whole: bool
+    name: str
+    offset: int
+
+
+class NoiseSet:
+    """Noises to draw from.
+
+    Attributes:
+        rate: Hz of what is drawn.
+        name: the path that the set was opened from, or "synthetic".
+    """
+
+    def __init__(self, name: str, rate: int) -> None:
+        self.name = name
+        self.rate = rate
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells the set from others, plain data for manifests; not where it lies."""
+        return {"kind": "synthetic"}
+
+    def draw(self, seed: Sequence[int], samples: int) -> Noise:
+        """Draw a noise for a clip.
+
+        Args:
+            seed: numbers from 0 on that the draw depends on, and on nothing else but the set.
+            samples: the length of the clip; a longer sound is cut to a random excerpt.
+
+        Raises:
+            SceneError: for a sound that cannot be read; the message names it.
+        """
+        if samples < 1:
+            raise OptionError(f"A noise for {samples} samples was asked for; give at least 1.")
+        made = synthesise_noise(seed, samples, self.rate)
+        return Noise(made.audio, False, made.kind, 0)
+
+
+class RecordedNoises(NoiseSet):
+    """Sound files, in folders or tars; the first channel of each, resampled."""
+
+    def __init__(self, path: Path, rate: int, sounds: Sequence[Path | Member]) -> None:
+        super().__init__(str(path), rate)
+        self.folder = path if path.is_dir() else path.parent
+        self.sounds = sounds
+
+    def __len__(self) -> int:
+        return len(self.sounds)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells the set from others: its sounds' names and their number."""
+        names = "\n".join(self._name(sound) for sound in self.sounds)
+        digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+        return {"kind": "recorded", "sounds": len(self.sounds), "names_sha256": digest}
+
+    def draw(self, seed: Sequence[int], samples: int) -> Noise:
+        """Draw a sound, and where it is longer than the clip an excerpt; as :class:`NoiseSet`."""
+        if samples < 1:
+            raise OptionError(f"A noise for {samples} samples was asked for; give at least 1.")
+        generator = np.random.default_rng([*seed, 0])
+        sound = self.sounds[int(generator.integers(len(self.sounds)))]
+        audio = _read(sound, self.rate)
+        if len(audio) <= samples:
+            return Noise(audio, True, self._name(sound), 0)
+        offset = int(generator.integers(len(audio) - samples + 1))
+        return Noise(audio[offset : offset + samples].copy(), False, self._name(sound), offset)
+
+    def _name(self, sound: Path | Member) -> str:
+        if isinstance(sound, Path):
+            return sound.relative_to(self.folder).as_posix()
+        return f"{sound.tar.relative_to(self.folder).as_posix()}/{sound.name}"
+
+
+def open_noise(path: Path | None, rate: int) -> NoiseSet:
+    """Open a set of noises.
+
+    Args:
+        path: a folder, searched for sound files and tars; one tar or sound file; or None, for
+            synthetic noises. ``.npy`` arrays in tars are (samples,) or (channels, samples) at
+            32 kHz.
+        rate: Hz that the noises are wanted at.
+
+    Raises:
+        SceneError: where nothing is there, for tars that cannot be read or hold other files.
+    """
+    if rate < 1:
+        raise OptionError(f"The rate is {rate} Hz; it must be at least 1.")
+    if path is None:
+        return NoiseSet("synthetic", rate)
+    path = Path(path)
+    if path.is_dir():
+        sounds: list[Path | Member] = list(find_audio(path))
+        tars = list(find_below(path, TAR))
+    elif path.is_file():
+        tars = [path] if path.name.lower().endswith(TAR) else []
+        sounds = [] if tars else [path]
+    else:
+        raise SceneError(f"There is no folder or file {path} of noises.")
+    for tar in tars:
+        sounds += index_tar(tar, (*SUFFIXES, ".npy"))
+    if not sounds:
+        raise SceneError(
+            f"{path} holds no noise; it must hold sound files ({', '.join(SUFFIXES)}), or tars of "
+            "these or of .npy arrays."
+        )
+    return RecordedNoises(path, rate, sounds)
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def _read(sound: Path | Member, rate: int) -> np.ndarray:
+    """Return the first channel of a sound, resampled: (samples,) float32."""
+    if isinstance(sound, Path):
+        audio = _read_file(sound, rate)
+    elif sound.name.lower().endswith(".npy"):
+        audio = _resample(_first(parse_npy(sound.read(), str(sound)), sound), NPY_RATE, rate)
+    else:
+        audio = _read_member(sound, rate)
+    if len(audio) == 0:
+        raise SceneError(f"{sound} holds no samples; leave it out of the set.")
+    if not np.isfinite(audio).all():
+        raise SceneError(f"{sound} holds NaN or infinite samples; leave it out of the set.")
+    return audio
+
+
+def _read_file(path: Path, rate: int) -> np.ndarray:
+    try:
+        with SoundReader(path, rate) as reader:
+            return np.concatenate([block[0] for block in reader.blocks()])
+    except AudioError as error:
+        raise SceneError(f"A noise cannot be used: {error}") from error
+
+
+def _read_member(member: Member, rate: int) -> np.ndarray:
+    import soundfile
+
+    try:
+        audio, file_rate = soundfile.read(io.BytesIO(member.read()), dtype="float32")
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        reason = getattr(error, "error_string", error)
+        raise SceneError(f"{member} could not be read as sound: {reason}") from error
+    return _resample(audio if audio.ndim == 1 else audio[:, 0], file_rate, rate)
+
+
+def _first(audio: np.ndarray, member: Member) -> np.ndarray:
+    if audio.ndim not in (1, 2) or 0 in audio.shape:
+        raise SceneError(
+            f"{member} has the shape {audio.shape}; it must be (samples,) or (channels, samples)."
+        )
+    if audio.ndim == 2 and audio.shape[0] > audio.shape[1]:
+        raise SceneError(
+            f"{member} has the shape {audio.shape}; channels must come first: (channels, samples)."
+        )
+    return audio if audio.ndim == 1 else audio[0]
+
+
+def _resample(audio: np.ndarray, file_rate: int, rate: int) -> np.ndarray:
+    import soxr
+
+    if file_rate == rate:
+        return np.ascontiguousarray(audio)
+    return soxr.resample(np.ascontiguousarray(audio), file_rate, rate, quality="HQ")

@@ -1,0 +1,446 @@
+"""Room impulse responses of a scene, binaural or Ambisonic, from image sources.
+
+Each image's spectrum (its octave-band gains as a minimum-phase filter, its delay within a frame) is
+added up with those of the same frame and direction, multiplied once by the head's response to that
+direction, and frames are overlapped. Where images become too many, noise with the room's own decay
+and the head's own diffuse-field coherence goes on.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gram_hear.audio.layouts import CHANNEL_NAMES, encode_ambix
+from gram_hear.errors import OptionError, nearest
+from gram_hear.extras import need
+from gram_hear.scenes.acoustics import (
+    BANDS,
+    LARGEST_ABSORPTION,
+    SPEED,
+    decay_rates,
+    measured_rt60,
+)
+from gram_hear.scenes.heads import Head, load_head
+from gram_hear.scenes.rooms import ImageSources, Position, Room, Scene, image_sources
+
+LAYOUTS = {layout: len(names) for layout, names in CHANNEL_NAMES.items()}  # channels
+IMAGES = 5000  # of one source, about, before the diffuse tail takes over
+HOP = 128  # samples from frame to frame
+LEAD = 40  # samples kept free before an image, for the ringing of a fractional delay
+FILTER_SECONDS = 1 / 64  # in which an octave-band filter has died away
+TOP = 0.95  # of the Nyquist frequency: from here on images fade out, so that delays ring briefly
+TOGETHER = 128  # images filtered at once: what fits a core's cache
+FADE = 0.25  # of the images' time, over which the tail takes over
+STREAM = {"binaural": 3, "ambisonic": 4}  # of the scene's randomness, for the tail
+TUNINGS, TUNED = 12, 0.02  # how often surfaces are tuned at most, and how close is enough
+
+
+@dataclass(frozen=True, eq=False)
+class Rendered:
+    """RIRs of a scene.
+
+    Attributes:
+        rirs: (1 + noise sources, channels, samples) float32, the source first. Ears are left,
+            right; Ambisonics are AmbiX. An image at a distance of d metres has the amplitude 1 / d.
+        rate: Hz.
+        layout: ``"binaural"`` or ``"ambisonic"``.
+        metadata: the scene, and what holds of it; plain data for JSON.
+    """
+
+    rirs: np.ndarray
+    rate: int
+    layout: str
+    metadata: dict[str, Any]
+
+
+def render(
+    scene: Scene,
+    layout: str,
+    rate: int = 32000,
+    head: Head | None = None,
+    seconds: float | None = None,
+    images: int = IMAGES,
+) -> Rendered:
+    """Render a scene's RIRs, from the source and from every noise source.
+
+    Args:
+        scene: the room, the listener and the sources.
+        layout: ``"binaural"`` or ``"ambisonic"``.
+        rate: Hz.
+        head: for binaural; None is the bundled KEMAR head.
+        seconds: of the RIRs; None is until the room has decayed by 60 dB.
+        images: of each source, about, that are computed one by one.
+
+    Raises:
+        OptionError: for an unknown layout, a head of another rate, or numbers out of range.
+    """
+    if layout not in LAYOUTS:
+        raise OptionError(
+            f"Unknown layout {layout!r}; scenes are {' or '.join(LAYOUTS)}."
+            + nearest(layout, LAYOUTS)
+        )
+    if rate < 8000 or images < 1 or (seconds is not None and not 0 < seconds < math.inf):
+        raise OptionError(
+            f"rate is {rate}, images {images}, seconds {seconds}; at least 8000 Hz, one image and "
+            "some time are needed."
+        )
+    if layout == "binaural":
+        head = head or load_head("kemar", rate)
+        if head.rate != rate:
+            raise OptionError(
+                f"The head {head.name} is sampled at {head.rate} Hz and the RIRs at {rate} Hz; "
+                "load the head at that rate."
+            )
+    else:
+        head = None
+    places = (scene.source, *scene.noises)
+    seconds = seconds or _ringing(scene, places)
+    samples = math.ceil(seconds * rate)
+    rirs = np.empty((len(places), LAYOUTS[layout], samples), dtype=np.float32)
+    direct = np.zeros(rirs.shape[1:], dtype=np.float32)
+    for i, place in enumerate(places):
+        direct[:] = 0
+        generator = np.random.default_rng([*scene.seed, STREAM[layout], i])
+        rirs[i] = _render(scene, place, head, rate, samples, images, generator, direct)
+        if i == 0:
+            energy = float((direct.astype(np.float64) ** 2).sum())
+            rest = float(((rirs[0].astype(np.float64) - direct) ** 2).sum())
+    heard = rirs[0] if head else rirs[0, :1]
+    metadata = {
+        **scene.to_dict(),
+        "azimuth": scene.azimuth,
+        "elevation": scene.elevation,
+        "distance": scene.distance,
+        "direction": scene.direction.tolist(),
+        "rt60": scene.room.rt60,
+        "rt60_measured": _finite(measured_rt60(heard, rate)),
+        "direct_to_reverberant_ratio": 10 * math.log10(energy / max(rest, 1e-20 * energy)),
+        "direct_delay": [math.dist(place, scene.listener) / SPEED for place in places],
+        "head": head.name if head else None,
+        "convention": None if head else "ambix",
+        "layout": layout,
+        "rate": rate,
+    }
+    return Rendered(rirs, rate, layout, metadata)
+
+
+def tune(scene: Scene, rate: int = 8000) -> Scene:
+    """Return the scene with its room's surfaces altered until its RT60 is the one asked for.
+
+    A room's reverberation time is a mean over places; at one place a few strong early reflections
+    move it, the more the shorter it is. All surfaces' exponents are scaled alike, until the RIR
+    from the source to an omnidirectional microphone has the room's ``rt60`` in the octave of 1 kHz,
+    or comes as close as it can.
+
+    Args:
+        scene: what to tune.
+        rate: at which it is measured, Hz.
+    """
+    exponents = scene.room.exponents
+    most = -math.log(1 - LARGEST_ABSORPTION)
+    low, high = math.log(0.1), math.log(most / exponents.min())
+    best, smallest, scale = scene, math.inf, 0.0
+    for _ in range(TUNINGS):
+        absorption = -np.expm1(-np.minimum(math.exp(scale) * exponents, most))
+        room = replace(scene.room, absorption=tuple(tuple(map(float, r)) for r in absorption))
+        tried = replace(scene, room=room)
+        samples = math.ceil(_ringing(tried, (scene.source,)) * rate)
+        generator = np.random.default_rng([*scene.seed, STREAM["ambisonic"], 0])
+        direct = np.zeros((1, samples), dtype=np.float32)
+        rir = _render(tried, scene.source, None, rate, samples, IMAGES, generator, direct)
+        longer = math.log(measured_rt60(rir, rate) / room.rt60)
+        if not math.isfinite(longer):
+            break
+        if abs(longer) < smallest:
+            best, smallest = tried, abs(longer)
+        if smallest < TUNED:
+            break
+        low, high = (scale, high) if longer > 0 else (low, scale)
+        scale += 0.5 * longer
+        if not low < scale < high:
+            scale = (low + high) / 2
+    return best
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _ringing(scene: Scene, places: tuple[Position, ...]) -> float:
+    """Return the seconds after which the slowest band has decayed by 60 dB."""
+    rates = _rates(scene.room)
+    times = np.linspace(0, 6 * math.log(10) / rates.min(), 200)
+    left = (np.exp(-rates[..., None] * times) / rates[..., None]).mean(axis=0)
+    above = (left > 1e-6 * left[:, :1]).any(axis=0)
+    farthest = max(math.dist(place, scene.listener) for place in places)
+    return float(times[above].max()) + farthest / SPEED + FILTER_SECONDS
+
+
+def _rates(room: Room) -> np.ndarray:
+    return decay_rates(np.array(room.size), room.exponents)
+
+
+def _render(
+    scene: Scene,
+    place: Position,
+    head: Head | None,
+    rate: int,
+    samples: int,
+    images: int,
+    generator: np.random.Generator,
+    direct: np.ndarray,
+) -> np.ndarray:
+    """Return the RIR (channels, samples) from one place; its direct sound alone goes to ``direct``.
+
+    The images' time grows with the cube root of their number: a ball of 4/3 pi r^3 / volume.
+    """
+    radius = (3 * images * scene.room.volume / (4 * math.pi)) ** (1 / 3)
+    end = samples / rate * SPEED
+    radius = min(max(radius, 3 * math.dist(place, scene.listener)), end)
+    sources = image_sources(scene, place, radius)
+    rir = np.zeros_like(direct)
+    if radius < end:
+        into = np.clip((sources.distances / radius - 1 + FADE) / FADE, 0, 1)
+        sources.gains[:] += np.log(np.maximum(np.cos(math.pi / 2 * into), 1e-6))[:, None]
+        rir += diffuse_tail(scene.room, radius / SPEED, head, rate, rir.shape, generator)
+    first, others = slice(0, 1), slice(1, None)
+    _add_images(direct, _select(sources, first), head, rate, exact=True)
+    _add_images(rir, _select(sources, others), head, rate, exact=False)
+    return rir + direct
+
+
+def _select(sources: ImageSources, which: slice) -> ImageSources:
+    return ImageSources(sources.directions[which], sources.distances[which], sources.gains[which])
+
+
+# --- image sources --------------------------------------------------------------------------
+
+
+def render_images(
+    sources: ImageSources, head: Head | None, rate: int, samples: int, exact: bool = False
+) -> np.ndarray:
+    """Render image sources alone.
+
+    Args:
+        sources: what to render.
+        head: whose ears hear, at ``rate``; None encodes into Ambisonics.
+        rate: Hz.
+        samples: of the RIR.
+        exact: interpolate the head's response for each image, in place of its nearest direction.
+
+    Returns:
+        (channels, samples) float32.
+    """
+    rir = np.zeros((2 if head else 4, samples), dtype=np.float32)
+    _add_images(rir, sources, head, rate, exact)
+    return rir
+
+
+def _add_images(
+    rir: np.ndarray, sources: ImageSources, head: Head | None, rate: int, exact: bool
+) -> None:
+    """Add image sources to an RIR (channels, samples).
+
+    Args:
+        rir: added to, in place.
+        sources: what to add.
+        head: whose ears hear; None encodes into Ambisonics.
+        rate: Hz.
+        exact: interpolate the head's response for each image, in place of its nearest direction.
+    """
+    taps = head.responses.shape[2] if head else 1
+    n_fft = 2 ** math.ceil(math.log2(HOP + 2 * LEAD + taps + FILTER_SECONDS * rate))
+    ahead = head.delay if head else 0.0
+    arrivals = (sources.distances / SPEED - ahead) * rate
+    frames = np.floor(arrivals / HOP).astype(np.int64)
+    if head is None:
+        groups, weights = (
+            np.zeros(len(frames), dtype=np.int64),
+            encode_ambix(sources.directions)[:, : len(rir)],
+        )
+        table = None
+    elif exact:
+        groups = np.arange(len(frames))
+        responses = np.stack([head.response(each) for each in sources.directions])
+        table = _spectra(responses, n_fft)
+    else:
+        groups = head.nearest(sources.directions)
+        table = _spectra_of(head, n_fft)
+    first = int(frames.min(initial=0))
+    spectra = np.zeros(
+        (int(frames.max(initial=0)) - first + 1, len(rir), n_fft // 2 + 1), dtype=np.complex64
+    )
+    order = np.lexsort((groups, frames))
+    within = (arrivals - frames * HOP + LEAD)[order]
+    for part, spectrum in _spectra_of_images(sources.gains[order], within, rate, n_fft):
+        chosen = order[part]
+        starts = _starts(frames[chosen], groups[chosen])
+        at = frames[chosen[starts]] - first
+        if table is not None:
+            summed = np.add.reduceat(spectrum, starts, axis=0)
+            filtered = table[groups[chosen[starts]]] * summed[:, None]
+        else:
+            weighed = weights[chosen, :, None] * spectrum[:, None]
+            filtered = np.add.reduceat(weighed, starts, axis=0)
+        begins = _starts(at)
+        spectra[at[begins]] += np.add.reduceat(filtered, begins, axis=0)
+    heard = np.fft.irfft(spectra * _fade_out(n_fft), n_fft, axis=-1)
+    _overlap(rir, heard, first * HOP - LEAD)
+
+
+def _starts(*keys: np.ndarray) -> np.ndarray:
+    """Return where a run of equal keys starts."""
+    changes = np.zeros(len(keys[0]), dtype=bool)
+    changes[:1] = True
+    for key in keys:
+        changes[1:] |= key[1:] != key[:-1]
+    return np.flatnonzero(changes)
+
+
+def _spectra_of_images(
+    gains: np.ndarray, delays: np.ndarray, rate: int, n_fft: int
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield images' spectra (images, bins), some at a time.
+
+    A minimum-phase filter's logarithm is linear in the gains' logarithms, and so is a delay's
+    phase in the delay: one product with a basis gives both.
+    """
+    basis = _basis(rate, n_fft)
+    factors = np.concatenate([gains, delays[:, None]], axis=1).astype(np.float32)
+    bins = n_fft // 2 + 1
+    for start in range(0, len(gains), TOGETHER):
+        part = slice(start, start + TOGETHER)
+        exponents = factors[part] @ basis
+        size, phase = np.exp(exponents[:, :bins]), exponents[:, bins:]
+        spectrum = np.empty(size.shape, dtype=np.complex64)
+        np.multiply(size, np.cos(phase), out=spectrum.real)
+        np.multiply(size, np.sin(phase), out=spectrum.imag)
+        yield part, spectrum
+
+
+def band_weights(frequencies: np.ndarray) -> np.ndarray:
+    """Return how the octave bands share each frequency in Hz, (bands, frequencies); sums are 1.
+
+    Raised cosines over the logarithm of frequency; the outermost bands reach on.
+    """
+    octaves = np.log2(np.maximum(frequencies, 1.0) / BANDS[0])
+    octaves = np.clip(octaves, 0, len(BANDS) - 1)
+    apart = np.abs(octaves - np.arange(len(BANDS))[:, None])
+    return np.where(apart < 1, 0.5 + 0.5 * np.cos(np.pi * apart), 0.0)
+
+
+@lru_cache(maxsize=8)
+def _basis(rate: int, n_fft: int) -> np.ndarray:
+    """Return (bands + 1, 2 bins) float32: logarithms of size, then phases, for gains and delay.
+
+    The phase is that of the minimum-phase filter, by the folded cepstrum of its log size.
+    """
+    fine = 8 * n_fft
+    weights = band_weights(np.fft.rfftfreq(fine, 1 / rate))
+    cepstrum = np.fft.irfft(weights, fine)
+    cepstrum[:, 1 : fine // 2] *= 2
+    cepstrum[:, fine // 2 + 1 :] = 0
+    bands = np.fft.rfft(cepstrum)[:, ::8]
+    frequencies = np.fft.rfftfreq(n_fft)  # cycles a sample
+    basis = np.zeros((len(BANDS) + 1, 2, len(frequencies)))
+    basis[:-1, 0], basis[:-1, 1] = bands.real, bands.imag
+    basis[-1, 1] = -2 * np.pi * frequencies
+    return basis.reshape(len(BANDS) + 1, -1).astype(np.float32)
+
+
+@lru_cache(maxsize=8)
+def _spectra_of(head: Head, n_fft: int) -> np.ndarray:
+    return _spectra(head.responses, n_fft)
+
+
+def _spectra(responses: np.ndarray, n_fft: int) -> np.ndarray:
+    """Return (directions, ears, bins) complex64."""
+    return np.fft.rfft(responses, n_fft).astype(np.complex64)
+
+
+def _fade_out(n_fft: int) -> np.ndarray:
+    """Return gains (bins,) that fade out towards the Nyquist frequency."""
+    upper = np.clip((2 * np.fft.rfftfreq(n_fft) - TOP) / (1 - TOP), 0, 1)
+    return 0.5 + 0.5 * np.cos(np.pi * upper)
+
+
+def _overlap(rir: np.ndarray, frames: np.ndarray, offset: int) -> None:
+    """Add frames (frames, channels, n) to an RIR, HOP apart, the first one from ``offset``."""
+    count, channels, n = frames.shape
+    whole = np.zeros((channels, (count - 1) * HOP + n), dtype=np.float32)
+    for i, frame in enumerate(frames):
+        whole[:, i * HOP : i * HOP + n] += frame
+    start, stop = max(offset, 0), min(offset + whole.shape[1], rir.shape[1])
+    if stop > start:
+        rir[:, start:stop] += whole[:, start - offset : stop - offset]
+
+
+# --- the diffuse tail -----------------------------------------------------------------------
+
+
+def diffuse_tail(
+    room: Room,
+    begin: float,
+    head: Head | None,
+    rate: int,
+    shape: tuple[int, ...],
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Return a room's late reverberation, as noise.
+
+    4 pi c^3 t^2 / volume images arrive a second, each with the energy 1 / (c t)^2, less what the
+    surfaces and the air took: on average 4 pi c / volume times the mean decay.
+
+    Args:
+        room: whose decay it has, in each octave band.
+        begin: seconds at which it is fully there; it fades in before.
+        head: whose ears hear, with the covariance of its diffuse field; None is Ambisonics.
+        rate: Hz.
+        shape: (channels, samples).
+        generator: of the noise.
+
+    Returns:
+        (channels, samples) float32.
+    """
+    channels, samples = shape
+    times = np.arange(samples) / rate
+    rates = _rates(room)
+    coarse = np.linspace(0, times[-1], 256)
+    decay = np.log(np.exp(-rates[..., None] * coarse).mean(axis=0))  # (bands, 256)
+    level = math.log(4 * math.pi * SPEED / room.volume / rate)
+    into = np.clip((times / begin - 1 + FADE) / FADE, 0, 1)
+    n_fft = need("scipy.fft", "scenes").next_fast_len(samples + 2 * HOP, real=True)
+    noise = np.fft.rfft(generator.standard_normal((samples, channels)).T, n_fft)
+    weights = band_weights(np.fft.rfftfreq(n_fft, 1 / rate))
+    shaped = np.zeros((channels, samples))
+    for band, weight in enumerate(weights):
+        envelope = np.exp(0.5 * (np.interp(times, coarse, decay[band]) + level))
+        shaped += np.fft.irfft(noise * weight, n_fft)[:, :samples] * envelope
+    shaped *= np.sin(math.pi / 2 * into)
+    spectra = np.fft.rfft(shaped, n_fft) * _fade_out(n_fft)
+    if head is None:
+        spectra[1:] /= math.sqrt(3)  # a diffuse field has a third of W's energy on each axis
+    else:
+        roots = _diffuse_roots(head, n_fft)
+        spectra = np.einsum("fed,df->ef", roots, spectra)
+    return np.fft.irfft(spectra, n_fft)[:, :samples].astype(np.float32)
+
+
+@lru_cache(maxsize=8)
+def _diffuse_roots(head: Head, n_fft: int) -> np.ndarray:
+    """Return (bins, 2, 2) matrices that give two noises the ears' covariance in a diffuse field."""
+    taps = head.responses.shape[2]
+    coarse = 2 ** math.ceil(math.log2(2 * taps))
+    covariance = head.diffuse_covariance(coarse)
+    covariance = covariance + 1e-9 * np.abs(covariance).max() * np.eye(2)
+    found = np.fft.rfftfreq(coarse)
+    wanted = np.fft.rfftfreq(n_fft)
+    fine = np.empty((len(wanted), 2, 2), dtype=np.complex128)
+    for i, j in np.ndindex(2, 2):
+        fine[:, i, j] = np.interp(wanted, found, covariance[:, i, j].real)
+        fine[:, i, j] += 1j * np.interp(wanted, found, covariance[:, i, j].imag)
+    return np.linalg.cholesky(fine)

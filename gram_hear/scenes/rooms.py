@@ -1,0 +1,383 @@
+"""House-like shoebox rooms with a listener, a source and noise sources, all drawn from a seed.
+
+World axes lie along the walls, in metres from a corner: x, y, and z up. The listener looks along
+the horizontal direction ``yaw``, in degrees from x, counter-clockwise. Directions of sources are
+in the head's frame: x front, y left, z up.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gram_hear.errors import SceneError
+from gram_hear.extras import need
+from gram_hear.scenes.acoustics import AIR, BANDS, SPEECH_BAND, absorption_for
+from gram_hear.scenes.geometry import angles, turn, unit_vector
+
+SURFACES = ("west", "east", "south", "north", "floor", "ceiling")  # x-, x+, y-, y+, z-, z+
+RT60_OF_BANDS = (1.15, 1.1, 1.05, 1.0, 0.95, 0.85, 0.7)  # furnished rooms, against 1 kHz
+RT60_DEVIATION = 0.08  # of the logarithm, by band
+ABSORPTION_DEVIATION = 0.5  # of the logarithm, by surface
+DRAWN_ABSORPTION = 0.5
+SOFTEST_FLOOR = 3.0  # times as absorbent as the walls, with a carpet
+LEAST_DISTANCE = 0.2  # from the head's centre, metres
+SIZES = 100  # of rooms, tried for a short RT60
+TRIES = 2000  # placements in one room
+ROOMS = 50  # tried for a placement that is asked for
+
+Position = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What rooms and placements are drawn from, each evenly between two bounds.
+
+    Attributes:
+        width, depth, height: of the room, metres.
+        rt60: reverberation time in the octave of 1 kHz, seconds; size and time are drawn such that
+            the average absorption by Sabine's formula is :data:`DRAWN_ABSORPTION` at most.
+        gap: between walls and everybody, metres (one number).
+        listener_height, source_height: metres above the floor.
+        distance: from listener to source, metres; noise sources may be anywhere.
+        noise_sources: how many, both bounds included.
+    """
+
+    width: tuple[float, float] = (2.5, 7.0)
+    depth: tuple[float, float] = (3.0, 10.0)
+    height: tuple[float, float] = (2.3, 3.5)
+    rt60: tuple[float, float] = (0.2, 1.0)
+    gap: float = 0.3
+    listener_height: tuple[float, float] = (1.0, 1.8)
+    source_height: tuple[float, float] = (0.3, 2.2)
+    distance: tuple[float, float] = (0.5, 5.0)
+    noise_sources: tuple[int, int] = (1, 5)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "gap":
+                continue
+            if len(value) != 2 or not 0 <= value[0] <= value[1] < math.inf:
+                raise SceneError(
+                    f"{field.name} is drawn from {value}; it must be two numbers, low and high."
+                )
+        if not 0 < self.gap < min(self.width[0], self.depth[0], self.height[0]) / 2:
+            raise SceneError(f"The gap to the walls is {self.gap} m, which leaves no room inside.")
+
+
+@dataclass(frozen=True)
+class Room:
+    """A shoebox.
+
+    Attributes:
+        size: metres along x, y and z.
+        absorption: of energy, by surface (in the order of :data:`SURFACES`) and octave band.
+        rt60: what was asked for in the octave of 1 kHz, seconds.
+    """
+
+    size: Position
+    absorption: tuple[tuple[float, ...], ...]
+    rt60: float
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 3 or not all(0 < length < math.inf for length in self.size):
+            raise SceneError(f"The room's size is {self.size}; it must be three lengths in metres.")
+        shape = np.shape(self.absorption)
+        if shape != (6, len(BANDS)) or not all(0 < a < 1 for row in self.absorption for a in row):
+            raise SceneError(
+                f"The absorption has the shape {shape}; it must be 6 surfaces x {len(BANDS)} "
+                "octave bands, each between 0 and 1."
+            )
+
+    @property
+    def volume(self) -> float:
+        """Cubic metres."""
+        return math.prod(self.size)
+
+    @property
+    def exponents(self) -> np.ndarray:
+        """(6, bands): -log(1 - absorption)."""
+        return -np.log1p(-np.array(self.absorption))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A listener, a source and noise sources in a room; positions in metres in world axes.
+
+    Raises:
+        SceneError: for a position outside the room, or a source inside the listener's head.
+    """
+
+    seed: tuple[int, ...]
+    room: Room
+    listener: Position
+    yaw: float
+    source: Position
+    noises: tuple[Position, ...] = ()
+
+    def __post_init__(self) -> None:
+        places = {"listener": self.listener, "source": self.source}
+        places |= {f"noise source {i + 1}": place for i, place in enumerate(self.noises)}
+        for name, place in places.items():
+            if len(place) != 3 or not all(
+                0 < each < side for each, side in zip(place, self.room.size, strict=True)
+            ):
+                raise SceneError(
+                    f"The {name} is at {_metres(place)}, outside the room of "
+                    f"{_metres(self.room.size)}."
+                )
+            distance = math.dist(place, self.listener)
+            if name != "listener" and distance < LEAST_DISTANCE:
+                raise SceneError(
+                    f"The {name} is {distance:.2f} m from the head's centre; it must be at least "
+                    f"{LEAST_DISTANCE} m away."
+                )
+
+    @property
+    def direction(self) -> np.ndarray:
+        """Unit vector (3,) to the source in the head's frame."""
+        vector = turn(np.subtract(self.source, self.listener), -self.yaw)
+        return vector / np.linalg.norm(vector)
+
+    @property
+    def azimuth(self) -> float:
+        """Of the source in degrees, counter-clockwise from the front."""
+        return float(angles(self.direction)[0])
+
+    @property
+    def elevation(self) -> float:
+        """Of the source in degrees, up from the horizon."""
+        return float(angles(self.direction)[1])
+
+    @property
+    def distance(self) -> float:
+        """Of the source in metres."""
+        return math.dist(self.source, self.listener)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scene as plain data, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Scene":
+        """Return the scene that :meth:`to_dict` gave, exactly."""
+        try:
+            room = Room(
+                size=_position(data["room"]["size"]),
+                absorption=tuple(tuple(map(float, row)) for row in data["room"]["absorption"]),
+                rt60=float(data["room"]["rt60"]),
+            )
+            return cls(
+                seed=tuple(map(int, data["seed"])),
+                room=room,
+                listener=_position(data["listener"]),
+                yaw=float(data["yaw"]),
+                source=_position(data["source"]),
+                noises=tuple(_position(place) for place in data["noises"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, SceneError):
+                raise
+            raise SceneError(f"This is no scene: {type(error).__name__} {error}.") from error
+
+
+def _position(values: Iterable[float]) -> Position:
+    x, y, z = map(float, values)
+    return x, y, z
+
+
+def _metres(place: Sequence[float]) -> str:
+    return " x ".join(f"{each:.2f}" for each in place) + " m"
+
+
+def draw_room(seed: Sequence[int], ranges: Ranges = Ranges(), *, rt60: float | None = None) -> Room:
+    """Draw a room: its size, its reverberation time by octave band, and how surfaces share it.
+
+    Args:
+        seed: numbers that the room depends on, and on nothing else.
+        ranges: to draw from.
+        rt60: seconds in the octave of 1 kHz, in place of a drawn one.
+
+    Raises:
+        SceneError: for an RT60 that the room cannot have.
+    """
+    generator = np.random.default_rng([*seed, 1])
+    low, high = ranges.rt60 if rt60 is None else (rt60, rt60)
+    if not 0 < high < math.inf:
+        raise SceneError(f"The RT60 is {high} s; it must be a time above 0.")
+    for _ in range(SIZES):
+        width, depth, height = (
+            float(generator.uniform(*bounds))
+            for bounds in (ranges.width, ranges.depth, ranges.height)
+        )
+        surface = 2 * (width * depth + width * height + depth * height)
+        shortest = 0.161 * width * depth * height / (DRAWN_ABSORPTION * surface)
+        if shortest <= high:
+            break
+    time = float(generator.uniform(min(max(low, shortest), high), high))
+    by_band = np.exp(RT60_DEVIATION * generator.standard_normal(len(BANDS))) * RT60_OF_BANDS * time
+    by_band[SPEECH_BAND] = time
+    of_air = 6 * math.log(10) / (343.0 * np.array(AIR))
+    by_band = np.where(by_band == time, by_band, np.minimum(by_band, 0.8 * of_air))
+    surfaces = np.exp(ABSORPTION_DEVIATION * generator.standard_normal(6))
+    surfaces[SURFACES.index("floor")] *= generator.uniform(1.0, SOFTEST_FLOOR)
+    weights = np.repeat(surfaces[:, None], len(BANDS), axis=1)
+    size = (width, depth, height)
+    absorption = absorption_for(size, by_band, weights)
+    return Room(size, tuple(tuple(map(float, row)) for row in absorption), time)
+
+
+def draw_scene(
+    room: Room,
+    seed: Sequence[int],
+    ranges: Ranges = Ranges(),
+    *,
+    azimuth: float | None = None,
+    elevation: float | None = None,
+    distance: float | None = None,
+    noise_sources: int | None = None,
+) -> Scene:
+    """Draw a listener, a source and noise sources in a room.
+
+    Args:
+        room: where.
+        seed: numbers that the placement depends on, and on nothing else.
+        ranges: to draw from.
+        azimuth: of the source in the head's frame in degrees, in place of a drawn one.
+        elevation: likewise.
+        distance: of the source in metres, likewise.
+        noise_sources: their number, likewise.
+
+    Raises:
+        SceneError: where no placement in this room fits what is asked for.
+    """
+    generator = np.random.default_rng([*seed, 2])
+    reachable = distance is None or distance < math.hypot(*room.size)
+    for _ in range(TRIES if reachable else 0):
+        listener = _draw_place(generator, room, ranges, ranges.listener_height)
+        yaw = float(generator.uniform(-180, 180))
+        drawn_azimuth, drawn_distance = generator.uniform(-180, 180), _draw(generator, ranges)
+        drawn_height = generator.uniform(*ranges.source_height)
+        far = float(drawn_distance if distance is None else distance)
+        rise = (drawn_height - listener[2]) / far
+        if elevation is None and abs(rise) > 1:
+            continue
+        up = math.degrees(math.asin(rise)) if elevation is None else elevation
+        around = float(drawn_azimuth if azimuth is None else azimuth)
+        source = _position(listener + turn(far * unit_vector(around, up), yaw))
+        if _inside(source, room, ranges.gap):
+            break
+    else:
+        asked = [("azimuth", azimuth, "degrees"), ("elevation", elevation, "degrees")]
+        asked += [("distance", distance, "m")]
+        wanted = ", ".join(f"{n} {value:g} {unit}" for n, value, unit in asked if value is not None)
+        raise SceneError(
+            f"In a room of {_metres(room.size)} no place was found for a source"
+            f"{f' at {wanted}' if wanted else ''} with {ranges.gap} m to the walls and a listener "
+            f"{ranges.listener_height[0]:g} to {ranges.listener_height[1]:g} m above the floor. "
+            "Ask for a smaller distance or elevation, or for a larger room."
+        )
+    low, high = ranges.noise_sources
+    count = int(generator.integers(low, high + 1)) if noise_sources is None else noise_sources
+    noises: list[Position] = []
+    while len(noises) < count:
+        place = _draw_place(generator, room, ranges, ranges.source_height)
+        if math.dist(place, listener) > max(LEAST_DISTANCE, ranges.gap):
+            noises.append(_position(place))
+    return Scene(tuple(map(int, seed)), room, _position(listener), yaw, source, tuple(noises))
+
+
+def draw_room_and_scene(
+    seed: Sequence[int], ranges: Ranges = Ranges(), *, rt60: float | None = None, **asked: Any
+) -> Scene:
+    """Draw a room, and a placement in it as :func:`draw_scene`; try other rooms where none fits.
+
+    Raises:
+        SceneError: where none of :data:`ROOMS` rooms fits; the message is that of the last one.
+    """
+    for i in range(ROOMS):
+        room = draw_room([*seed, i], ranges, rt60=rt60)
+        try:
+            return draw_scene(room, [*seed, i], ranges, **asked)
+        except SceneError:
+            if i == ROOMS - 1:
+                raise
+    raise AssertionError
+
+
+def _draw(generator: np.random.Generator, ranges: Ranges) -> float:
+    return float(generator.uniform(*ranges.distance))
+
+
+def _draw_place(
+    generator: np.random.Generator, room: Room, ranges: Ranges, heights: tuple[float, float]
+) -> np.ndarray:
+    """Draw a place at some height, with the gap to all walls."""
+    size, gap = np.array(room.size), ranges.gap
+    top = size[2] - gap
+    low = np.array([gap, gap, min(heights[0], top)])
+    return generator.uniform(low, [size[0] - gap, size[1] - gap, min(heights[1], top)])
+
+
+def _inside(place: Position, room: Room, gap: float) -> bool:
+    return all(gap <= each <= side - gap for each, side in zip(place, room.size, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSources:
+    """Image sources of one source as they reach the listener, nearest first: the first is direct.
+
+    Attributes:
+        directions: (images, 3) unit vectors in the head's frame.
+        distances: (images,) metres.
+        gains: (images, bands) logarithms of amplitude: walls, air, and 1 / distance.
+    """
+
+    directions: np.ndarray
+    distances: np.ndarray
+    gains: np.ndarray
+
+
+def image_sources(scene: Scene, place: Position, radius: float) -> ImageSources:
+    """Return all image sources of a place in the scene's room up to ``radius`` metres away.
+
+    Source: Allen and Berkley 1979, as pyroomacoustics computes it.
+    """
+    acoustics = need("pyroomacoustics", "scenes")
+    room = scene.room
+    absorption = dict(zip(SURFACES, room.absorption, strict=True))
+    materials = {
+        name: acoustics.Material({"coeffs": list(row), "center_freqs": list(BANDS)})
+        for name, row in absorption.items()
+    }
+    # The reflections that a straight way of this length can meet, in the worst direction.
+    order = math.ceil(radius * math.hypot(*(1 / side for side in room.size))) + 3
+    box = acoustics.ShoeBox(list(room.size), fs=2 * BANDS[-1], materials=materials, max_order=order)
+    box.add_source(list(place)).add_microphone(list(scene.listener))
+    box.image_source_model()
+    return images_of(scene, box.sources[0].images, box.sources[0].damping, radius)
+
+
+def images_of(
+    scene: Scene, places: np.ndarray, damping: np.ndarray, radius: float = math.inf
+) -> ImageSources:
+    """Return image sources as the listener hears them.
+
+    Args:
+        scene: whose listener hears.
+        places: (3, images) metres in world axes.
+        damping: (bands, images) amplitudes that the walls leave.
+        radius: metres; what is farther away is left out, except for the nearest one.
+    """
+    vectors = places.T.astype(np.float64) - np.array(scene.listener)
+    distances = np.linalg.norm(vectors, axis=1)
+    near = np.argsort(distances, kind="stable")
+    near = near[: max(int(np.searchsorted(distances[near], radius, side="right")), 1)]
+    vectors, distances = turn(vectors[near], -scene.yaw), distances[near]
+    gains = np.log(damping.T[near, : len(BANDS)].astype(np.float64))
+    gains -= np.log(distances)[:, None] + 0.5 * np.array(AIR) * distances[:, None]
+    return ImageSources(vectors / distances[:, None], distances, gains)

@@ -1,0 +1,431 @@
+"""One's own sound in a room: gram-hear scene, and make_scene behind it."""
+
+import json
+import re
+import shlex
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from gram_hear import cli
+from gram_hear.audio.files import read_audio
+from gram_hear.errors import GramError
+from gram_hear.scenes.noises import open_noise
+from gram_hear.scenes.rendering import render
+from gram_hear.scenes.rooms import Ranges, Scene
+from gram_hear.scenes.single import make_scene
+
+TESTS = Path(__file__).parent
+SOUNDS = TESTS / "data" / "sounds"
+AMBISONICS = ("--format", "ambisonics")  # needs no head, and so less time
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Return a function that runs gram-hear in tmp_path: (exit code, stdout, stderr)."""
+
+    def run_here(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gram-hear", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
+    monkeypatch.chdir(tmp_path)
+    return run_here
+
+
+@pytest.fixture
+def sound(tmp_path):
+    """Half a second of noise at 16 kHz, in tmp_path."""
+    samples = 0.1 * np.random.default_rng(0).standard_normal(8000)
+    soundfile.write(tmp_path / "sound.flac", samples, 16000)
+    return "sound.flac"
+
+
+def read(path):
+    """What a scene's files hold: audio (channels, samples), and the metadata."""
+    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    metadata = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))
+    assert rate == metadata["rate"]
+    return audio.T, metadata
+
+
+def heard(sound, metadata, rate=32000):
+    """The sound convolved with the RIR of the scene in the metadata, plainly."""
+    rirs = render(Scene.from_dict(metadata), metadata["layout"], rate).rirs
+    dry = read_audio(sound, rate).audio[0].astype(np.float64)
+    return np.stack([np.convolve(dry, channel) for channel in rirs[0]])
+
+
+def test_a_sound_becomes_what_is_heard_in_the_room_that_the_json_says(command, sound):
+    code, out, err = command(
+        *("scene", sound, "-o", "scene.wav", "--azimuth", 60, "--elevation", -10),
+        *("--distance", 1.5, "--rt60", 0.3, "--seed", 4),
+    )
+    assert (code, out) == (0, "scene.wav\n"), err
+    audio, metadata = read("scene.wav")
+    np.testing.assert_allclose(audio, metadata["gain"] * heard(sound, metadata), atol=1e-6)
+    assert soundfile.info("scene.wav").subtype == "FLOAT"
+    assert metadata["layout"] == "binaural"
+    assert metadata["channels"] == ["left", "right"]
+    assert metadata["convention"] is None
+    assert metadata["head"] == "kemar"
+    np.testing.assert_allclose(metadata["azimuth"], 60)
+    np.testing.assert_allclose(metadata["elevation"], -10)
+    np.testing.assert_allclose(metadata["distance"], 1.5)
+    np.testing.assert_allclose(metadata["direct_delay"], [1.5 / 343])
+    assert metadata["rt60"] == 0.3
+    assert metadata["noise"] is None
+    assert metadata["noises"] == []
+    energy = (audio**2).sum(axis=1)
+    assert energy[0] > 2 * energy[1]  # the source is on the left
+
+
+def test_both_formats_hear_the_same_scene_and_say_their_channels(command, sound):
+    for name, format in (("ears", "binaural"), ("field", "ambisonics")):
+        code, _, err = command(
+            *("scene", sound, "-o", f"{name}.wav", "--format", format),
+            *("--azimuth", 90, "--snr", 30, "--head" if name == "ears" else "--rate"),
+            "sphere" if name == "ears" else 32000,
+        )
+        assert code == 0, err
+    ears, of_ears = read("ears.wav")
+    field, of_field = read("field.wav")
+    assert len(ears) == 2
+    assert len(field) == 4
+    assert Scene.from_dict(of_ears) == Scene.from_dict(of_field)
+    assert of_ears["head"] == "sphere"
+    assert of_ears["noise"]["name"] == of_field["noise"]["name"]
+    assert of_field["channels"] == ["W", "Y", "Z", "X"]
+    assert of_field["convention"] == "ambix"
+    assert 1 <= len(of_field["noises"]) <= 5
+    assert (field[0] * field[1]).sum() > 0.2 * (field[0] ** 2).sum()  # Y is left
+    assert (ears[0] ** 2).sum() > (ears[1] ** 2).sum()
+
+
+def test_a_seed_gives_the_same_bytes_and_another_one_another_room(command, sound):
+    options = (*AMBISONICS, "--snr", 10)
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert command("scene", sound, "-o", f"{name}.wav", *options, "--seed", seed)[0] == 0
+    first, second, other = (Path(f"{name}.wav").read_bytes() for name in "abc")
+    assert first == second
+    assert b"PEAK" not in first[:200]  # which would hold the time of day
+    texts = [Path(f"{name}.json").read_text() for name in "ab"]
+    assert texts[0].replace("a.wav", "b.wav") == texts[1]
+    assert first != other
+    assert read("a.wav")[1]["room"] != read("c.wav")[1]["room"]
+
+
+def test_the_metadata_makes_the_scene_again(command, sound):
+    assert command("scene", sound, "-o", "s.wav", *AMBISONICS, "--snr", 3, "--rt60", 0.3)[0] == 0
+    audio, metadata = read("s.wav")
+    dry = read_audio(sound, metadata["rate"]).audio[0]
+    again = make_scene(dry, metadata["rate"], metadata["layout"], **metadata["options"])
+    np.testing.assert_array_equal(again.audio, audio)
+    assert json.loads(json.dumps(again.metadata)).items() <= metadata.items()
+
+
+@pytest.mark.parametrize("snr", [-5.0, 20.0])
+def test_noise_has_the_ratio_that_is_asked_for(command, sound, snr):
+    for name, options in (("dry", ()), ("noisy", ("--snr", snr))):
+        code, _, err = command("scene", sound, "-o", f"{name}.wav", *AMBISONICS, *options)
+        assert code == 0, err
+    (_, of_clean), (noisy, of_noisy) = read("dry.wav"), read("noisy.wav")
+    for key in ("room", "listener", "yaw", "source"):
+        assert of_clean[key] == of_noisy[key]
+    clean = heard(sound, of_noisy)
+    noise = noisy / of_noisy["gain"] - clean
+    start = of_noisy["noise"]["start"]
+    window = slice(start, start + of_noisy["noise"]["samples"])
+    ratio = (clean[:, window] ** 2).sum() / (noise[:, window] ** 2).sum()
+    assert abs(10 * np.log10(ratio) - snr) < 0.05
+
+
+def test_noise_shorter_than_the_sound_comes_from_the_set_and_starts_somewhere(command, sound):
+    Path("noises").mkdir()
+    hum = 0.1 * np.random.default_rng(1).standard_normal(3200)
+    soundfile.write("noises/hum.wav", hum, 16000)
+    code, _, err = command(
+        "scene", sound, "-o", "s.wav", *AMBISONICS, "--snr", 0, "--noise", "noises"
+    )
+    assert code == 0, err
+    _, metadata = read("s.wav")
+    assert "hum" in metadata["noise"]["name"]
+    assert metadata["noise"]["set"] == "noises"
+    assert metadata["noise"]["identity"]["sounds"] == 1
+    assert metadata["noise"]["whole"]
+    assert metadata["noise"]["samples"] == 6400
+    assert 0 < metadata["noise"]["start"] <= metadata["samples"] - 6400
+    assert metadata["noise"]["gain"] > 0
+
+
+def test_the_tail_is_kept_or_cut(command, sound):
+    for name, option in (("whole", "--tail"), ("cut", "--no-tail")):
+        assert command("scene", sound, "-o", f"{name}.wav", *AMBISONICS, option)[0] == 0
+    whole, cut = read("whole.wav")[0], read("cut.wav")[0]
+    assert cut.shape[1] == 16000
+    assert whole.shape[1] > 20000
+    np.testing.assert_allclose(whole[:, :16000], cut, atol=1e-6)
+
+
+def test_what_would_exceed_full_scale_gets_one_gain(command):
+    soundfile.write("loud.wav", np.sign(np.random.default_rng(0).standard_normal(8000)), 32000)
+    code, _, err = command("scene", "loud.wav", "-o", "s.wav", *AMBISONICS, "--distance", 0.3)
+    assert code == 0, err
+    audio, metadata = read("s.wav")
+    assert 0.99 < np.abs(audio).max() <= 1
+    assert 0 < metadata["gain"] < 0.5
+    np.testing.assert_allclose(audio / metadata["gain"], heard("loud.wav", metadata), atol=1e-4)
+
+
+def test_of_several_channels_the_first_is_used_and_it_is_said(command, sound):
+    samples, rate = soundfile.read(sound)
+    soundfile.write("two.wav", np.stack([samples, -0.5 * samples], axis=1), rate)
+    code, _, err = command("scene", "two.wav", "-o", "two-scene.wav", *AMBISONICS)
+    assert code == 0
+    assert "two.wav has 2 channels" in err
+    assert command("scene", sound, "-o", "one-scene.wav", *AMBISONICS)[0] == 0
+    np.testing.assert_allclose(read("two-scene.wav")[0], read("one-scene.wav")[0], atol=1e-4)
+
+
+def test_a_silent_sound_stays_silent_and_it_is_said(command):
+    soundfile.write("silent.wav", np.zeros(8000), 32000)
+    code, _, err = command("scene", "silent.wav", "-o", "s.wav", *AMBISONICS, "--snr", 10)
+    assert code == 0
+    assert "silent.wav is silent" in err
+    audio, metadata = read("s.wav")
+    assert not audio.any()
+    assert metadata["silent"]
+    assert metadata["noise"]["gain"] == 0
+
+
+def test_the_picture_is_drawn_and_the_json_printed(command, sound):
+    code, out, err = command(
+        "scene", sound, "-o", "s.wav", *AMBISONICS, "--plot", "s.png", "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out) == read("s.wav")[1]
+    assert Path("s.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("existing", ["s.wav", "s.json", "s.png"])
+def test_nothing_is_replaced_without_force(command, sound, existing):
+    Path(existing).write_text("precious")
+    arguments = ("scene", sound, "-o", "s.wav", *AMBISONICS, "--plot", "s.png")
+    code, _, err = command(*arguments)
+    assert code == 1
+    assert f"{existing} is there already. Use --force" in err
+    assert sorted(path.name for path in Path().iterdir()) == sorted([existing, sound])
+    assert command(*arguments, "--force")[0] == 0
+    assert Path(existing).read_bytes() != b"precious"
+
+
+def test_the_sound_itself_is_never_replaced(command):
+    soundfile.write("sound.wav", np.ones(800), 32000)
+    before = Path("sound.wav").read_bytes()
+    for output in ("sound.wav", "./sound.wav"):
+        code, _, err = command("scene", "sound.wav", "-o", output, *AMBISONICS, "--force")
+        assert code == 1
+        assert "is the sound itself" in err
+    assert Path("sound.wav").read_bytes() == before
+
+
+def test_wav_and_json_are_written_both_or_neither(command, sound):
+    Path("s.json").mkdir()
+    code, _, err = command("scene", sound, "-o", "s.wav", *AMBISONICS, "--force")
+    assert code == 1
+    assert "s.json is a folder" in err
+    assert sorted(path.name for path in Path().iterdir()) == ["s.json", sound]
+
+
+WRONG = [
+    (("--distance", 0.05), "from the head's centre"),
+    (("--distance", 60), "no place was found for a source at distance 60 m"),
+    (("--rt60", 0.001), "RT60"),
+    (("--rt60", 1000), "RT60"),
+    (("--rt60", "nan"), "rt60 is nan"),
+    (("--elevation", 91), "-90 (below) to 90 (above)"),
+    (("--azimuth", "inf"), "azimuth is inf"),
+    (("--snr", 1000), "1000"),
+    (("--snr", "nan"), "nan"),
+    (("--seed", -1), "The seed is -1"),
+    (("--rate", 100), "The rate is 100"),
+    (("--format", "ambisonic"), "Did you mean 'ambisonics'?"),
+    (("--head", "nobody.sofa"), "nobody.sofa"),
+    ((*AMBISONICS, "--head", "sphere"), "Ambisonics have none"),
+    (("--noise", "noises"), "without snr"),
+    (("--noise", "nowhere", "--snr", 5), "nowhere"),
+    (("--plot", "s.pdf"), "must end in .png"),
+    (("--plot", "nowhere/s.png"), "no folder nowhere"),
+    (("-o", "s.flac"), "must end in .wav"),
+    (("-o", "nowhere/s.wav"), "no folder nowhere"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG, ids=lambda value: str(value))
+def test_what_is_wrong_is_said_and_nothing_is_written(command, sound, options, message):
+    Path("noises").mkdir()
+    soundfile.write("noises/hum.wav", np.ones(3200), 16000)
+    before = sorted(Path().rglob("*"))
+    code, out, err = command("scene", sound, "-o", "s.wav", *options)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert err.startswith("error: ")
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no file"), (b"", "empty"), (b"no sound", "could not be read")]
+)
+def test_a_sound_that_cannot_be_read_is_an_error(command, content, message):
+    if content is not None:
+        Path("bad.wav").write_bytes(content)
+    code, _, err = command("scene", "bad.wav", "-o", "s.wav")
+    assert code == 1
+    assert message in err
+    assert "bad.wav" in err
+
+
+def test_a_sound_with_nan_is_an_error(command):
+    samples = np.ones(1000, dtype=np.float32)
+    samples[5] = np.nan
+    soundfile.write("bad.wav", samples, 32000, subtype="FLOAT")
+    code, _, err = command("scene", "bad.wav", "-o", "s.wav")
+    assert code == 1
+    assert "NaN" in err
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "options"),
+    [("matplotlib", "plot", ("--plot", "s.png")), ("pyroomacoustics", "scenes", ())],
+)
+def test_a_missing_extra_is_named(command, sound, monkeypatch, module, extra, options):
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    code, _, err = command("scene", sound, "-o", "s.wav", *options)
+    assert code == 1
+    assert f"gram-hear[{extra}]" in err
+    assert not Path("s.wav").exists()
+
+
+@pytest.mark.parametrize(
+    ("audio", "options", "message"),
+    [
+        (np.ones((2, 100)), {}, "2 channels"),
+        (np.ones(0), {}, "no samples"),
+        (np.full(100, np.inf), {}, "NaN or infinite"),
+        (np.ones(100), {"layout": "mono"}, "Unknown layout 'mono'"),
+        (np.ones(100), {"snr": 5.0, "noise": 16000}, "16000 Hz"),
+    ],
+)
+def test_make_scene_refuses_what_it_cannot_place(audio, options, message):
+    options = {"layout": "ambisonic", **options}
+    if "noise" in options:
+        options["noise"] = open_noise(None, options["noise"])
+    with pytest.raises(GramError, match=message):
+        make_scene(audio, 32000, **options)
+
+
+def test_the_audio_that_is_given_stays_as_it_is():
+    audio = 0.1 * np.random.default_rng(0).standard_normal(1000)
+    before = audio.copy()
+    made = make_scene(audio, 32000, "ambisonic", snr=0.0)
+    np.testing.assert_array_equal(audio, before)
+    assert made.audio.dtype == np.float32
+
+
+# --- the documentation ------------------------------------------------------------------------
+
+
+DOCUMENT = (TESTS.parent / "docs" / "scenes.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """A HEAR task of six short tones, in tmp_path."""
+    task = tmp_path / "tasks" / "digits-v1-full"
+    time = np.arange(1600) / 8000
+    for split in ("train", "valid", "test"):
+        (task / "8000" / split).mkdir(parents=True)
+        labels = {f"{label}.wav": [label] for label in ("low", "high")}
+        (task / f"{split}.json").write_text(json.dumps(labels))
+        for label, pitch in (("low", 300), ("high", 900)):
+            tone = 0.3 * np.sin(2 * np.pi * pitch * time)
+            soundfile.write(task / "8000" / split / f"{label}.wav", tone, 8000)
+    (task / "labelvocabulary.csv").write_text("idx,label\n0,high\n1,low\n")
+    metadata = {
+        "task_name": "digits",
+        "version": "v1",
+        "mode": "full",
+        "embedding_type": "scene",
+        "prediction_type": "multiclass",
+        "sample_duration": None,
+        "split_mode": "trainvaltest",
+        "evaluation": ["top1_acc"],
+        "splits": ["train", "valid", "test"],
+    }
+    (task / "task_metadata.json").write_text(json.dumps(metadata))
+
+
+def test_the_examples_run(command, tasks):
+    shutil.copy(SOUNDS / "mono_vowels.mp3", "speech.mp3")
+    blocks = re.findall(r"^```(python|sh)\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+    commands = 0
+    for language, block in blocks:
+        if language == "python":
+            names = {}
+            exec(compile(block, "scenes.md", "exec"), names)
+            continue
+        for line in block.splitlines():
+            name, *arguments = shlex.split(line)
+            if name == "gram-hear":
+                # In this process: the result is the same, and the start of others takes longer.
+                arguments += [] if arguments[0] == "scene" else ["--jobs", "1"]
+                code, _, err = command(*arguments)
+                assert code == 0, f"{line}: {err}"
+                commands += 1
+    assert commands == 8
+    assert len(names["responses"]) == 1 + len(names["metadata"]["noises"])
+    party, of_party = read("party.wav")
+    ambix, of_ambix = read("party-ambix.wav")
+    assert (len(party), len(ambix)) == (2, 4)
+    assert Scene.from_dict(of_party) == Scene.from_dict(of_ambix)
+    for format in ("binaural", "ambisonics"):
+        for task in (f"digits-v1-full-{format}", f"digits-v1-full-{format}-localization"):
+            assert (Path("natural") / task / "task_metadata.json").exists()
+
+
+def test_the_picture_of_the_documentation_is_there():
+    [target] = re.findall(r"^!\[[^\]]*\]\((.*?)\)", DOCUMENT, re.MULTILINE | re.DOTALL)
+    assert (TESTS.parent / "docs" / target).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", DOCUMENT))
+def test_links_lead_to_files(target):
+    assert (TESTS.parent / "docs" / target).exists()
+
+
+def test_the_table_of_ranges_is_what_is_drawn_from():
+    [table] = re.findall(r"^\| drawn \|.*?\n\n", DOCUMENT, re.MULTILINE | re.DOTALL)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.split("\n")[2:-2]]
+    stated = {name: tuple(map(float, re.findall(r"[\d.]+", text)[:2])) for name, text in rows}
+    ranges = Ranges()
+    assert stated == {
+        "width": ranges.width,
+        "depth": ranges.depth,
+        "height": ranges.height,
+        "RT60": ranges.rt60,
+        "height of the listener": ranges.listener_height,
+        "height of sources": ranges.source_height,
+        "distance of the source": ranges.distance,
+        "noise sources": ranges.noise_sources,
+    }
+    assert f"{ranges.gap} m" in DOCUMENT
