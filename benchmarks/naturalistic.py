@@ -31,7 +31,7 @@ PARTS = {
     "drawing and tuning rooms": [(naturalistic, "draw_recipe")],
     "simulating RIRs": [(recipes, "_room")],
     "noise": [(recipes, "_noise")],
-    "mixing": [(recipes, "_mix"), (recipes, "_limit")],
+    "mixing": [(recipes, "_mix"), (recipes, "below_full_scale")],
     "reading": [(recipes, "_read")],
     "writing": [(naturalistic, "write_wav")],
 }

@@ -1,9 +1,12 @@
 """Embeddings of tasks: the kit's layout, broken runs, memory, rates, channels, and reading."""
 
+import hashlib
 import json
 import os
 import pickle
 import random
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +15,7 @@ import tarfile
 import threading
 import time
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +27,14 @@ from hypothesis import strategies as st
 
 from gram_hear.errors import AudioError, ModuleError, OptionError, TaskError
 from gram_hear.evaluation import embeddings as embeddings_module
+from gram_hear.evaluation import module as module_module
 from gram_hear.evaluation.embeddings import (
     DONE,
+    PREDICTED,
     PROGRESS,
     embed_task,
     event_labels,
+    is_embedded,
     open_embeddings,
     row_labels,
     row_timestamps,
@@ -357,6 +364,130 @@ def test_other_embeddings_are_not_overwritten(make_task, tmp_path, change, broke
     assert contents(tmp_path / "e" / task.name, "*") == before
 
 
+SMALL = """
+import torch
+from faulty import get_scene_embeddings, get_timestamp_embeddings, load_model
+"""
+
+
+def test_embeddings_of_a_module_that_was_edited(make_task, tmp_path):
+    """In a process of its own each time: a module is imported once."""
+    task = make_task([8000] * 2)
+    path = tmp_path / "edited.py"
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from gram_hear.evaluation.embeddings import embed_task\n"
+        "from gram_hear.evaluation.module import load_model\n"
+        "from gram_hear.tasks import read_task\n"
+        "task, module = read_task(Path(sys.argv[1])), load_model('edited', device='cpu')\n"
+        "embed_task(task, module, Path(sys.argv[2]), force=sys.argv[3] == 'force')\n"
+    )
+
+    def embed(force=""):
+        arguments = [sys.executable, "-c", code, str(task.folder), str(tmp_path / "e"), force]
+        return subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+
+    path.write_text(SMALL)
+    assert embed().returncode == 0
+    assert embed().returncode == 0
+    path.write_text(SMALL + "# another version\n")
+    refused = embed()
+    assert refused.returncode == 1
+    assert "holds other embeddings: module_code is" in refused.stderr
+    assert "Use --force" in refused.stderr
+    assert embed("force").returncode == 0
+    assert embed().returncode == 0
+
+
+def test_forced_embeddings_replace_others_and_their_scores(make_task, tmp_path, monkeypatch):
+    monkeypatch.setattr(embeddings_module, "BATCH_SECONDS", 1.0)
+    task = make_task([8000] * 3)
+    old, new = (load_model(name, device="cpu") for name in ("logmel", "faulty"))
+    out = embed_task(task, old, tmp_path / "e")
+    for name in (PREDICTED, "test.predicted-scores.json"):
+        (out / name).write_text("{}")
+    before = contents(out, "*")
+    assert embed_task(task, old, tmp_path / "e", force=True) == out  # these are right as they are
+    assert contents(out, "*") == before
+    assert is_embedded(task, old, tmp_path / "e", force=True)
+    assert not is_embedded(task, new, tmp_path / "e", force=True)
+    with pytest.raises(TaskError, match="other embeddings: module is 'logmel'"):
+        is_embedded(task, new, tmp_path / "e")
+    with pytest.raises(KeyboardInterrupt):
+        embed_task(task, new, tmp_path / "e", progress=interrupt_after(2), force=True)
+    new.module.CALLS.clear()
+    embed_task(task, new, tmp_path / "e", force=True)  # goes on with what it began
+    assert len(new.module.CALLS) == 5  # of six batches
+    assert is_embedded(task, new, tmp_path / "e")
+    assert not (out / PREDICTED).exists()
+    assert contents(out) == contents(embed_task(task, new, tmp_path / "fresh"))
+
+
+def test_the_code_of_a_module(tmp_path, monkeypatch):
+    """A file alone counts by itself; of a package all its source counts, and nothing else."""
+    package = tmp_path / "packaged" / "deep"
+    package.mkdir(parents=True)
+    (tmp_path / "alone.py").write_text(SMALL)
+    (tmp_path / "packaged" / "__init__.py").write_text("")
+    (package / "module.py").write_text(SMALL)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "module.py").write_text(SMALL)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("alone", "packaged.deep.module", "folder.module")
+
+    def codes():
+        return [load_model(name, device="cpu").code for name in names]
+
+    first = codes()
+    assert first[0] == hashlib.sha256(SMALL.encode()).hexdigest() == first[2]
+    (tmp_path / "packaged" / "notes.txt").write_text("nothing")
+    assert codes() == first
+    (tmp_path / "packaged" / "other.py").write_text("x = 1")
+    second = codes()
+    assert [a == b for a, b in zip(first, second, strict=True)] == [True, False, True]
+    (tmp_path / "alone.py").write_text(SMALL + "#")
+    assert codes()[0] != first[0]
+
+
+@pytest.mark.filterwarnings("ignore:gram-tiny-untrained is untrained")
+def test_gram_hear_is_told_by_its_version_and_weights(tmp_path):
+    named = load_model("gram_hear", "gram-tiny-untrained", device="cpu")
+    assert (named.code, named.weights) == (f"gram-hear {version('gram-hear')}", "")
+    path = tmp_path / "model.safetensors"
+    named.module.save_model(named.model, path)
+    loaded = load_model("gram_hear", str(path), device="cpu")
+    assert loaded.weights == hashlib.sha256(path.read_bytes()).hexdigest() == loaded.model_digest
+
+
+@pytest.mark.parametrize("change", ["content", "name", "file"])
+def test_a_model_folder_is_told_by_what_it_holds(make_task, tmp_path, change):
+    folder = tmp_path / "My.model"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "weights.bin").write_bytes(b"1")
+    first = load_model("faulty", str(folder), device="cpu")
+    assert re.fullmatch(r"faulty-model=my-model-[0-9a-f]{8}", first.folder_name)
+    assert load_model("faulty", f"{folder}/", device="cpu").folder_name == first.folder_name
+    if change == "content":
+        (folder / "deep" / "weights.bin").write_bytes(b"2")
+    elif change == "name":
+        (folder / "deep" / "weights.bin").rename(folder / "deep" / "other.bin")
+    else:
+        (folder / "config.json").write_text("{}")
+    assert load_model("faulty", str(folder), device="cpu").weights != first.weights
+
+
+def test_a_model_file_that_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "weights.bin").write_bytes(b"1")
+    module = load_model("faulty", str(tmp_path), device="cpu")
+
+    def refuse(path, *arguments):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(module_module, "open", refuse, raising=False)
+    with pytest.raises(ModuleError, match=r"weights\.bin cannot be read: Permission denied"):
+        _ = module.folder_name
+
+
 def test_embeddings_of_unknown_origin_are_not_overwritten(make_task, tmp_path):
     task = make_task([800])
     out = tmp_path / "e" / task.name
@@ -498,7 +629,8 @@ def test_a_broken_run_keeps_its_smaller_batches(make_task, tmp_path):
 
 def test_one_clip_is_too_much(make_task, tmp_path):
     class Full:
-        name, device, options, model_path, model_digest = "full", torch.device("cpu"), {}, "", ""
+        name, device, options, model_path = "full", torch.device("cpu"), {}, ""
+        model_digest = weights = code = ""
         sample_rate, scene_embedding_size, multichannel = RATE, 4, False
 
         def scenes(self, audio, names):
@@ -532,9 +664,42 @@ def test_missing_rates_are_resampled_once(make_task, tmp_path):
         np.testing.assert_array_equal(kept, resample(audio, rate, RATE))
     for rate in (44100, 48000):  # now they are taken from there
         for path in (task.folder / str(rate)).rglob("*.wav"):
+            changed = path.stat().st_mtime_ns
             path.write_bytes(b"")
+            os.utime(path, ns=(changed, changed))
     again = embed_task(task, module, tmp_path / "again")
     assert contents(again) == contents(out)
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_changed_source_is_resampled_again(make_task, tmp_path, hours):
+    """Be it newer, or an older one that was put back."""
+    task = make_task([4800, 4800], rate=48000)
+    module = load_model("faulty", device="cpu")
+    embed_task(task, module, tmp_path / "e")
+    source, kept = (task.audio("test", "test_0.wav", rate) for rate in (48000, RATE))
+    before = {path: path.read_bytes() for path in (task.folder / str(RATE)).rglob("*.wav")}
+    changed = source.stat().st_mtime_ns
+    audio = np.random.default_rng(7).uniform(-0.5, 0.5, 4800)
+    soundfile.write(source, audio, 48000)
+    os.utime(source, ns=(changed, changed + hours * 3600 * 10**9))
+    again = embed_task(task, module, tmp_path / "again")
+    audio, _ = soundfile.read(source, dtype="float32", always_2d=True)
+    made, _ = soundfile.read(kept, dtype="float32", always_2d=True)
+    np.testing.assert_array_equal(made, resample(audio, 48000, RATE))
+    row = task.row_files("test").index("test_0.wav")
+    assert open_embeddings(again, "test")[row, 0] == pytest.approx(made.mean(), abs=1e-6)
+    after = {path: path.read_bytes() for path in before}
+    assert {path for path in before if before[path] != after[path]} == {kept}
+    assert TaskAudio(task, RATE).sources("test")[row].rate == RATE  # now it is what it was made of
+
+
+def test_without_its_source_resampled_audio_is_used(make_task, tmp_path):
+    task = make_task([4800], rate=48000)
+    module = load_model("faulty", device="cpu")
+    out = embed_task(task, module, tmp_path / "e")
+    shutil.rmtree(task.folder / "48000")
+    assert contents(embed_task(task, module, tmp_path / "again")) == contents(out)
 
 
 def test_resampled_audio_is_no_source(make_task, tmp_path):
@@ -821,6 +986,30 @@ def test_modules_that_cannot_be_loaded(case):
     name, path, options, message = MODULE_FAULTS[case]
     with pytest.raises(ModuleError, match=message):
         load_model(name, path, options, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "zipfile.BadZipFile('x')",
+        "struct.error('x')",
+        "zlib.error('x')",
+        "lzma.LZMAError('x')",
+        "tarfile.ReadError('x')",
+        "subprocess.CalledProcessError(1, 'x')",
+        "StopIteration('x')",
+    ],
+)
+def test_errors_of_any_library_are_explained(tmp_path, monkeypatch, error):
+    name = error.split(".")[0] if "." in error else "builtins"
+    (tmp_path / "failing.py").write_text(
+        f"import {name}\ndef load_model(path=''): raise {error}\n"
+        "get_scene_embeddings = get_timestamp_embeddings = load_model\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "failing", raising=False)
+    with pytest.raises(ModuleError, match=r"failing\.load_model\(\) failed: "):
+        load_model("failing", device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from gram_hear.evaluation import check
 from gram_hear.evaluation.check import Finding, check_module
 
 MODULES = Path(__file__).parent / "data" / "hear_modules"
@@ -39,6 +40,7 @@ def test_good_modules_pass(name):
         "among 16 as alone",
         "Silence",
         "0.1 s can",
+        "64 s do not drift",
         "(n, samples, channels)",
     ):
         assert sum(words in text for text in texts(findings, "ok")) == 1, words
@@ -63,6 +65,9 @@ FAULTS = {
     "negative": ("error", "first timestamp of -25 ms"),
     "differing": ("error", "other timestamps for clip 1"),
     "past the end": ("error", "past its end"),
+    "drift": ("warning", "The timestamps drift, by -9"),  # -94 ms, rounded
+    "drift past the end": ("error", "ms in one of 64000 ms"),
+    "long": ("warning", "A clip of 64 s cannot be embedded over time"),
     "irregular": ("error", "must be regular"),
     "wide": ("warning", "The timestamps are 400 ms apart"),
     "stops early": ("error", "events in the last"),
@@ -87,6 +92,13 @@ def test_every_fault_of_an_api_function_is_found_on_its_own():
     """A module that fails in one function is still told about the other."""
     findings = check_module("faulty", options={"fault": "decreasing"})
     assert any("one embedding for each of 4" in text for text in texts(findings, "ok"))
+
+
+def test_a_long_clip_is_not_tried_where_it_takes_too_long(monkeypatch):
+    monkeypatch.setattr(check, "LONGEST_WAIT", 0.0)
+    findings = check_module("faulty", options={"fault": "drift"})
+    assert any("drift over 64 s was not tried" in text for text in texts(findings, "ok"))
+    assert not any("The timestamps drift" in text for text in texts(findings, "warning"))
 
 
 def test_memory(monkeypatch):

@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,10 @@ import soundfile
 from typer.testing import CliRunner
 
 from gram_hear.errors import GramError, OptionError
+from gram_hear.evaluation import prediction, report
 from gram_hear.evaluation.commands import app, make_plan, parse_options
 from gram_hear.evaluation.lock import locked
+from gram_hear.tasks import RESAMPLED
 
 MODULES = Path(__file__).parent / "data" / "hear_modules"
 RATE = 16000
@@ -174,10 +179,132 @@ def test_a_broken_score_file_does_not_hide_the_others(place):
     other = folder / "a-broken-v1-full"
     other.mkdir()
     (other / "prediction-done.json").write_text("{")
-    with pytest.warns(UserWarning, match=r"a-broken-v1-full.*cannot be read.*left out"):
+    with pytest.warns(UserWarning, match=r"a-broken-v1-full.*is no JSON.*left out"):
         code, stdout, _ = evaluate(*QUICK)
     assert code == 0
     assert TASK in stdout
+
+
+def test_a_failing_disk_does_not_stop_the_others(place, monkeypatch):
+    """Neither the other tasks nor the table."""
+    write_task(place / "tasks" / "full-v1-full")
+    write_whole = prediction.write_whole
+
+    def refuse(path, write):
+        if "full-v1-full" in str(path.parent.parent) or path.name == "results.json":
+            raise OSError(28, "No space left on device")
+        write_whole(path, write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "write_whole", refuse)
+        patch.setattr(report, "write_whole", refuse)
+        code, stdout, stderr = evaluate(*QUICK)
+    assert code == 1
+    assert TASK in stdout
+    assert "top1_acc" in stdout
+    assert "failed: full-v1-full" in stderr
+    assert "No space left on device" in stderr
+    assert "2 failed: full-v1-full, results.json" in stderr
+    assert evaluate(*QUICK)[0] == 0
+
+
+def test_metadata_is_checked_before_anything_is_embedded(place):
+    """A metric that is not known would cost the hours of embedding."""
+    folder = write_task(place / "tasks" / "typing-v1-full")
+    path = folder / "task_metadata.json"
+    path.write_text(path.read_text().replace("top1_acc", "top1_akk"))
+    code, stdout, stderr = evaluate(*QUICK)
+    assert code == 1
+    assert TASK in stdout
+    assert "failed: typing-v1-full: There is no metric 'top1_akk'" in stderr
+    assert not (place / "embeddings" / "logmel" / "typing-v1-full").exists()
+    code, stdout, stderr = evaluate("embed", "logmel", "--task", "typing")  # for another use
+    assert (code, stdout) == (0, "embeddings/logmel/typing-v1-full\n")
+    assert "warning: typing-v1-full can be embedded, but not be predicted" in stderr
+
+
+def test_what_is_embedded_says_so(place):
+    assert evaluate("embed", "logmel")[0] == 0
+    code, stdout, stderr = evaluate("embed", "logmel")
+    assert (code, stdout) == (0, f"embeddings/logmel/{TASK}\n")
+    assert stderr == f"{TASK} is embedded already.\n"
+
+
+def test_a_changed_task_is_embedded_anew_with_force(place):
+    assert evaluate(*QUICK)[0] == 0
+    path = place / "tasks" / TASK / "task_metadata.json"
+    path.write_text(path.read_text() + "\n")
+    code, stdout, stderr = evaluate(*QUICK)
+    assert code == 1
+    assert TASK in stdout
+    assert "task_sha256" in stderr
+    assert "Use --force" in stderr
+    assert evaluate(*QUICK, "--force")[0] == 0
+    assert evaluate(*QUICK)[0] == 0
+
+
+def test_a_module_folder_stands_for_its_tasks(place, monkeypatch):
+    write_task(place / "tasks" / "other-v1-full")
+    assert evaluate("embed", "logmel")[0] == 0
+    folder = place / "embeddings" / "logmel"
+    code, stdout, _ = evaluate("predict", str(folder), *QUICK[2:])
+    assert code == 0
+    results = json.loads((folder / "results.json").read_text())["results"]
+    assert [each["task"] for each in results] == [TASK, "other-v1-full"]
+    monkeypatch.chdir(folder / TASK)
+    code, stdout, stderr = evaluate("predict", ".", *QUICK[2:])
+    assert code == 0
+    assert TASK in stdout
+    assert stderr == f"{TASK} is predicted already.\n"
+
+
+def test_several_tasks_are_given_with_commas(place):
+    for name in ("b-v1-full", "c-v1-full"):
+        write_task(place / "tasks" / name)
+    for given in (("--task", "c, beeps"), ("--task", "c", "--task", "beeps")):
+        code, stdout, _ = evaluate("embed", "logmel", *given)
+        made = [f"embeddings/logmel/{name}" for name in ("c-v1-full", TASK)]
+        assert (code, stdout.split()) == (0, made)
+    for arguments in ((*QUICK, "--task", "b", "c"), ("embed", "logmel", "--task", "b", "c")):
+        code, _, stderr = evaluate(*arguments)
+        assert code == 2
+        assert "--task a,b" in " ".join(stderr.replace("│", " ").split())
+    code, _, stderr = evaluate("embedd")
+    assert (code, "--task" in stderr) == (2, False)
+
+
+@pytest.mark.parametrize("option", [("--tasks-dir", "x"), ("--grid", "default"), ("--force",)])
+def test_options_before_a_command_are_refused(place, option):
+    """They would be dropped: the command has options of its own."""
+    code, _, stderr = evaluate(*option, "embed", "logmel")
+    assert code == 2
+    text = " ".join(stderr.replace("│", " ").split())
+    assert f"{option[0]} stands before the command 'embed'" in text
+    assert not (place / "embeddings").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_an_interrupted_run_says_how_to_go_on(place):
+    log = place / "log"
+    options = json.dumps({"log": str(log), "pause": 0.2})
+    arguments = ["embed", "faulty", "--device", "cpu", "--model-options", options]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gram_hear.evaluation", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.strip().endswith(
+        "Interrupted; what is done is kept. Run the same command again to go on."
+    )
+    assert "Traceback" not in stderr
+    assert "Aborted" not in stderr
 
 
 def test_two_runs_at_once_are_refused(place):
@@ -239,14 +366,41 @@ def test_tasks_are_listed(place):
     broken = write_task(place / "tasks" / "broken-v1-full", audio=False)
     (broken / "train.json").write_text("{")
     code, stdout, _ = evaluate("tasks", "tasks")
-    assert code == 0
+    assert code == 1
     assert TASK in stdout
     assert "train 24" in stdout
-    code, stdout, _ = evaluate("tasks", "tasks", "--json")
+    code, stdout, stderr = evaluate("tasks", "tasks", "--json")
+    assert code == 1
+    assert stderr.startswith("1 broken: broken-v1-full")
     good, bad = json.loads(stdout)
     assert (good["name"], good["rates"], good["splits"]) == (TASK, [RATE], SPLITS)
     assert good["faults"] == []
     assert "train.json" in bad["faults"][0]
+    shutil.rmtree(broken)
+    code, _, stderr = evaluate("tasks", "tasks")
+    assert (code, stderr) == (0, "")
+
+
+def test_tasks_show_which_audio_was_made_and_what_is_missing(place):
+    folder = place / "tasks" / TASK
+    shutil.copytree(folder / str(RATE), folder / "48000")
+    (folder / "48000" / RESAMPLED).write_text("{}")
+    for i in range(11):
+        (folder / str(RATE) / "train" / f"train{i}.wav").unlink()
+    for i in range(30):
+        (folder / "48000" / "test" / f"test{i}.wav").unlink(missing_ok=True)
+    code, stdout, _ = evaluate("tasks", "tasks")
+    assert code == 0  # all files are there at one rate or another
+    text = " ".join(stdout.replace("│", " ").split())
+    assert "16000, 48000 (made)" in text
+    assert "16000: 11 files missing" in text
+    assert "48000: 12" not in text  # what is not made yet is made when it is needed
+    shutil.rmtree(folder / "48000")
+    code, stdout, _ = evaluate("tasks", "tasks")
+    assert code == 1
+    assert "11 of 48 audio files are there at no sample rate" in " ".join(
+        stdout.replace("│", " ").split()
+    )
 
 
 def test_modules_are_checked(place):

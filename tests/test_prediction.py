@@ -3,6 +3,7 @@
 import json
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from gram_hear.evaluation.prediction import (
     DONE_FILE,
     LOCALISATION_FILE,
     SCORES_FILE,
+    UNFINISHED,
     Fold,
     Plan,
     Scoring,
@@ -23,6 +25,7 @@ from gram_hear.evaluation.prediction import (
     is_predicted,
     point_seed,
     predict_task,
+    settings_of,
 )
 from gram_hear.evaluation.probe import Judgement
 from gram_hear.evaluation.scores import scene_scores
@@ -120,7 +123,7 @@ def arrays_of(folder, split="test"):
 def without_times(content):
     """Return a score file's content without what depends on the clock."""
     if isinstance(content, dict):
-        return {k: without_times(v) for k, v in content.items() if k != "time_in_min"}
+        return {k: without_times(v) for k, v in content.items() if not k.startswith("time_in_min")}
     return content
 
 
@@ -187,6 +190,10 @@ def test_folds_are_scored_and_aggregated(make):
     assert aggregated["test_top1_acc_mean"] == pytest.approx(np.mean(values))
     assert aggregated["test_score_mean"] == aggregated["test_top1_acc_mean"]
     assert aggregated["test_score_std"] == pytest.approx(np.std(values, ddof=1))
+    for name in ("validation_score", "epoch", "time_in_min", "test_loss"):
+        values = [scores[fold][name] for fold in FOLDS]
+        assert aggregated[f"{name}_mean"] == pytest.approx(np.mean(values))
+        assert aggregated[f"{name}_std"] == pytest.approx(np.std(values, ddof=1))
     assert read_strictly(folder / SCORES_FILE) == scores
 
 
@@ -239,6 +246,7 @@ def test_where_the_task_says_so_the_loss_is_monitored(make):
     assert scoring.judge(scoring.examples.targets, 0.75).score == -0.75
     scores = predict_task(folder, Plan(grid_points=2))
     arrays = arrays_of(folder)
+    assert scores["score_mode"] == "min"
     assert scores["test"]["test_score"] == scores["test"]["test_top1_acc"]
     # Validation and test are alike, so that their losses are near; an accuracy is above 0.6.
     assert 0 < scores["test"]["validation_score"] < 0.6
@@ -252,6 +260,70 @@ def test_a_minimised_metric_is_minimised(make):
     assert scoring.judge(-target, 0.0).score == pytest.approx(-180)
     assert scoring.judge(target, 0.0).score == pytest.approx(0, abs=0.1)
     assert scoring.judge(torch.full_like(target, float("nan")), 0.0).score != 0
+
+
+def events_scoring(kit, postprocessing, **metadata):
+    """Return the scoring of the golden events' validation, with other metadata."""
+    folder = kit("esc10events-v1-full")
+    path = folder / "task_metadata.json"
+    found = json.loads(path.read_text()) | metadata
+    found["evaluation_params"] = {"event_postprocessing_grid": postprocessing}
+    path.write_text(json.dumps(found))
+    return Scoring(read_task(folder), "valid")
+
+
+def test_of_equal_postprocessings_the_largest_is_chosen(kit):
+    """As in the original kit, which sorts scores and choices backwards."""
+    choices = {"min_duration": [0, 30, 20], "median_filter_ms": [0, 10]}
+    scoring = events_scoring(kit, choices)
+    nothing = torch.zeros_like(scoring.examples.targets)  # no event: F is 0 whatever is chosen
+    assert scoring.judge(nothing, 0.0) == Judgement(0.0, (10, 30))
+
+
+@pytest.mark.parametrize("by_loss", [False, True])
+@pytest.mark.parametrize("first", ["event_onset_200ms_fms", "segment_1s_er"])
+def test_the_best_postprocessing_is_chosen(kit, first, by_loss):
+    """By the first metric, be it minimised, and also where the loss is monitored."""
+    choices = {"min_duration": [0, 10**6], "median_filter_ms": [0]}
+    names = sorted(["event_onset_200ms_fms", "segment_1s_er"], key=lambda name: name != first)
+    scoring = events_scoring(
+        kit, choices, evaluation=names, use_scoring_for_early_stopping=not by_loss
+    )
+    judgement = scoring.judge(scoring.examples.targets, 0.25)
+    assert judgement.details == (0, 0)  # the other one would find no event at all
+    best = scoring.score(scoring.examples.targets, (0, 0))[first]
+    worst = scoring.score(scoring.examples.targets, (0, 10**6))[first]
+    assert (best > worst) == (first == "event_onset_200ms_fms")
+    sign = 1 if best > worst else -1
+    assert judgement.score == (-0.25 if by_loss else float(np.float32(sign * best)))
+
+
+def test_where_the_loss_is_monitored_and_nothing_is_to_be_chosen_nothing_is_scored(
+    kit, make, monkeypatch
+):
+    """Tasks monitor the loss because their metric takes long."""
+    grid = {"min_duration": [50], "median_filter_ms": [150]}
+    events = events_scoring(kit, grid, use_scoring_for_early_stopping=False)
+    scenes = Scoring(read_task(make(use_scoring_for_early_stopping=False)), "valid")
+    monkeypatch.setattr(Scoring, "_score", None)
+    assert events.judge(events.examples.targets, 0.5) == Judgement(-0.5, (150, 50))
+    assert scenes.judge(scenes.examples.targets, 0.5) == Judgement(-0.5, None)
+
+
+def test_onsets_and_offsets_are_scored(kit):
+    """The metrics of the benchmark's task of piano notes."""
+    names = ["event_onset_50ms_fms", "event_onset_offset_50ms_20perc_fms"]
+    scoring = events_scoring(
+        kit, {"min_duration": [50, 150], "median_filter_ms": [150]}, evaluation=names
+    )
+    judgement = scoring.judge(scoring.examples.targets, 0.0)
+    scores = scoring.score(scoring.examples.targets, judgement.details)
+    assert judgement.score == float(np.float32(scores[names[0]]))
+    assert [key for key in scores if key in names] == names
+    for name in names:
+        assert scores[name] == scores[f"{name}_f_measure"] > 0.5
+        assert 0 < scores[f"{name}_precision"] <= 1
+        assert 0 < scores[f"{name}_recall"] <= 1
 
 
 # --- kinds of tasks -------------------------------------------------------------------------
@@ -428,8 +500,9 @@ def test_the_done_marker_comes_last(make, monkeypatch):
 @pytest.mark.parametrize("breaks_at", [1, 2])
 def test_a_broken_run_leaves_nothing_half_done(make, breaks_at):
     folder, other = make(splits=FOLDS), make("undisturbed", splits=FOLDS)
-    plan = Plan(grid_points=3)
-    predict_task(folder, replace(plan, seed=1))  # an earlier one, which no longer counts
+    plan, earlier = Plan(grid_points=3), Plan(grid_points=3, seed=1)
+    predict_task(folder, earlier)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
 
     def progress(done, total):
         progress.calls += 1
@@ -439,9 +512,10 @@ def test_a_broken_run_leaves_nothing_half_done(make, breaks_at):
     progress.calls = 0
     with pytest.raises(KeyboardInterrupt):
         predict_task(folder, plan, progress)
-    assert not (folder / DONE_FILE).exists()
-    assert not is_predicted(folder, plan)
-    assert not list(folder.glob("*.lock")) + list(folder.glob(".*"))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert is_predicted(folder, earlier)
+    (folder / UNFINISHED).mkdir()  # as a killed run leaves it
+    (folder / UNFINISHED / "fold00.predictions.npz").write_text("half")
     predict_task(folder, plan)
     predict_task(other, plan)
     ours, theirs = (read_strictly(each / SCORES_FILE) for each in (folder, other))
@@ -449,6 +523,57 @@ def test_a_broken_run_leaves_nothing_half_done(make, breaks_at):
         "embedding_path": ""
     }
     assert is_predicted(folder, plan)
+
+
+def test_a_first_run_that_breaks_leaves_nothing(make):
+    folder = make()
+    before = {path.name for path in folder.iterdir()}
+
+    def progress(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_task(folder, Plan(grid_points=1), progress)
+    assert {path.name for path in folder.iterdir()} == before
+    assert not is_predicted(folder, Plan(grid_points=1))
+
+
+@pytest.mark.parametrize("name", ["test.predictions.npz", SCORES_FILE, DONE_FILE])
+def test_a_disk_that_fails_is_an_error_of_the_task(make, monkeypatch, name):
+    folder, plan = make(), Plan(grid_points=1)
+    predict_task(folder, plan)
+    scores = (folder / SCORES_FILE).read_bytes()
+    write_whole = prediction_module.write_whole
+
+    def full(path, write):
+        if path.name == name:
+            raise OSError(28, "No space left on device")
+        write_whole(path, write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction_module, "write_whole", full)
+        with pytest.raises(TaskError, match=r"numbers-v1-full.*No space left on device.*run again"):
+            predict_task(folder, replace(plan, seed=1))
+    assert is_predicted(folder, plan) == (name != DONE_FILE)  # that one comes after the scores
+    assert ((folder / SCORES_FILE).read_bytes() == scores) == (name != DONE_FILE)
+    assert not list(folder.glob("*.lock")) + list(folder.glob(".*"))
+
+
+def test_wrong_metadata_does_not_cost_the_scores_that_are_there(make):
+    folder, plan = make(), Plan(grid_points=1)
+    predict_task(folder, plan)
+    path = folder / "task_metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"evaluation": ["top_acc"]}))
+    with pytest.raises(OptionError, match="no metric 'top_acc'"):
+        predict_task(folder, plan)
+    assert is_predicted(folder, plan)
+
+
+def test_a_folder_that_is_called_dot_has_its_name(make, monkeypatch):
+    monkeypatch.chdir(make())
+    scores = predict_task(Path(), Plan(grid_points=1))
+    assert scores["embedding_path"] == "numbers-v1-full"
+    assert read_strictly(Path(DONE_FILE))["embedding_path"] == "numbers-v1-full"
 
 
 def test_two_runs_at_once_are_refused(make):
@@ -487,6 +612,18 @@ def test_shuffling_changes_what_several_batches_teach(make):
     predict_task(folder, Plan(grid_points=1, shuffle=True))
     assert not np.array_equal(arrays_of(folder)["prediction_logit"], plain)
     assert read_strictly(folder / DONE_FILE)["shuffle"] is True
+
+
+def test_shuffled_points_are_trained_as_if_alone(make, trainings):
+    """Each has an order of its own, which does not depend on those that it was drawn with."""
+    own = {"task_specific_param_grid": QUICK | {"batch_size": [16], "hidden_layers": [1]}}
+    folder = make(evaluation_params=own)
+    points = draw_settings("default", 4, "numbers", own["task_specific_param_grid"])
+    predict_task(folder, Plan(grid_points=4))
+    assert [len(group) for group, _ in trainings] == [len(points)]
+    trainings.clear()
+    predict_task(folder, Plan(grid_points=4, shuffle=True))
+    assert [group for group, _ in trainings] == [(point,) for point in points]
 
 
 def test_every_point_and_fold_has_a_seed_of_its_own():
@@ -568,6 +705,8 @@ def test_metadata_that_does_not_fit_is_refused(make, metadata, message):
     folder = make(**metadata)
     with pytest.raises((TaskError, OptionError), match=message):
         predict_task(folder, Plan(grid_points=1))
+    with pytest.raises((TaskError, OptionError), match=message):
+        settings_of(read_task(folder), Plan(grid_points=1))  # before there are embeddings
     assert not (folder / DONE_FILE).exists()
     assert not list(folder.glob("*.lock"))
 
@@ -591,6 +730,8 @@ def test_bad_postprocessing_is_refused(kit, grid, message):
     path.write_text(json.dumps(metadata))
     with pytest.raises(TaskError, match=message):
         Scoring(read_task(folder), "test")
+    with pytest.raises(TaskError, match=message):
+        settings_of(read_task(folder), Plan())
 
 
 def test_missing_and_broken_embeddings_are_refused(make, tmp_path):

@@ -317,6 +317,8 @@ def test_only_predictors_of_one_shape_stand_side_by_side():
     wide = [replace(SETTING, hidden_dim=1024)] * 2
     assert side_by_side(wide, CPU) == [[0], [1]]
     assert side_by_side(wide, torch.device("cuda")) == [[0, 1]]
+    for device in (CPU, torch.device("cuda")):
+        assert side_by_side(narrow, device, shuffle=True) == [[0], [1], [2], [3]]
 
 
 # --- stopping -------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ clips, batches, repetition, several channels.
 """
 
 import inspect
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -21,6 +22,8 @@ SAMPLE_RATES = (16000, 22050, 32000, 44100, 48000)
 LENGTHS = (1.07, 1.98, 4.0)  # seconds, as in hear-validator: whole and broken numbers of windows
 SCENE_LENGTH = 2.74
 SHORT = 0.1
+LONG = 64.0  # a multiple of the last of the lengths, so that windows and hops end alike
+LONGEST_WAIT = 60.0  # seconds that the long clip may take, judged by the last of the lengths
 LARGEST_HOP = 50.0  # ms
 IRREGULAR = 1.0  # ms by which a hop may differ from their mean
 SAME = 1e-4  # of the largest value: how far equal embeddings may be apart
@@ -142,6 +145,7 @@ def _check_timestamps(module: HearModule) -> Iterator[Finding]:
         audio = _noise(module, 2, seconds)
         embeddings, times = module.timestamps(audio)
         yield from _check_times(times[0], 1000 * audio.shape[1] / module.sample_rate)
+    yield from _check_drift(module, times[0])
     hop = f", one each {np.diff(times[0]).mean():g} ms" if times.shape[1] > 1 else ""
     yield Finding(
         "ok",
@@ -149,6 +153,45 @@ def _check_timestamps(module: HearModule) -> Iterator[Finding]:
         f"{embeddings.shape[1]} for {seconds:g} s{hop}.",
     )
     yield from _check_dtype(module, "get_timestamp_embeddings")
+
+
+def _check_drift(module: HearModule, short: np.ndarray) -> Iterator[Finding]:
+    """Compare where the timestamps of a long and a short clip end: rounding errors add up.
+
+    Args:
+        module: whose.
+        short: the timestamps of a clip of the last of :data:`LENGTHS`, in milliseconds.
+    """
+    if len(short) == 1:
+        return
+    started = time.monotonic()
+    module.timestamps(_noise(module, 1, LENGTHS[-1]))
+    expected = (time.monotonic() - started) * LONG / LENGTHS[-1]
+    if expected > LONGEST_WAIT:
+        yield Finding(
+            "ok",
+            f"Whether timestamps drift over {LONG:g} s was not tried: that would take about "
+            f"{expected:.0f} s here.",
+        )
+        return
+    try:
+        _, times = module.timestamps(_noise(module, 1, LONG))
+    except (ModuleError, MemoryError, RuntimeError) as error:
+        if not (isinstance(error, ModuleError) or is_out_of_memory(error)):
+            raise
+        yield Finding("warning", f"A clip of {LONG:g} s cannot be embedded over time: {error}")
+        return
+    length, long_length, last = 1000 * LENGTHS[-1], 1000 * LONG, times[0, -1]
+    drift = (last - long_length) - (short[-1] - length)
+    if abs(drift) > np.diff(short).mean() + IRREGULAR:
+        yield Finding(
+            "error" if last > long_length else "warning",
+            f"The timestamps drift, by {drift:g} ms in {LONG:g} s: the last one is {short[-1]:g} "
+            f"ms in a clip of {length:g} ms, and {last:g} ms in one of {long_length:g} ms. Compute "
+            "each from its index and the hop in samples, neither rounded before.",
+        )
+    else:
+        yield Finding("ok", f"The timestamps of a clip of {LONG:g} s do not drift.")
 
 
 def _check_times(times: np.ndarray, duration: float) -> Iterator[Finding]:

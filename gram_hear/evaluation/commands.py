@@ -3,26 +3,48 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
-from gram_hear.console import messages, print_table, run, say
+from gram_hear.console import AsJson, Version, messages, print_table, run, say
 from gram_hear.errors import GramError, OptionError
 from gram_hear.evaluation.check import check_module
-from gram_hear.evaluation.embeddings import embed_task
+from gram_hear.evaluation.embeddings import embed_task, is_embedded
 from gram_hear.evaluation.module import HearModule, find_device, load_model
-from gram_hear.evaluation.prediction import Plan, is_predicted, predict_task
-from gram_hear.evaluation.report import COLUMNS, rows_of, write_results
-from gram_hear.tasks import describe_tasks, find_tasks, read_task
+from gram_hear.evaluation.prediction import Plan, is_predicted, predict_task, settings_of
+from gram_hear.evaluation.report import (
+    RESULTS_FILE,
+    columns_of,
+    heading_of,
+    read_results,
+    rows_of,
+    write_results,
+)
+from gram_hear.tasks import METADATA, Task, describe_tasks, find_tasks, read_task
+
+SEVERAL_TASKS = "several tasks are given as --task a,b or --task a --task b"
+
+
+class _Commands(TyperGroup):
+    """The commands; a word that is none of them may have been meant for ``--task``."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command; a usage error where tasks were given before what is none."""
+        command = super().get_command(ctx, cmd_name)
+        if command is None and ctx.params.get("task"):
+            raise typer.BadParameter(f"there is no command {cmd_name!r}; {SEVERAL_TASKS}.")
+        return command
+
 
 app = typer.Typer(
     name="hear-eval",
     help="The HEAR benchmark, for any embedding module that offers the HEAR API.",
+    cls=_Commands,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -34,7 +56,10 @@ ModelOptions = Annotated[
 ]
 TasksDir = Annotated[Path, typer.Option(help="The folder that holds the task directories.")]
 TaskNames = Annotated[
-    list[str] | None, typer.Option("--task", help="A task; repeat it for more. Default: all.")
+    list[str] | None,
+    typer.Option(
+        "--task", help="A task, or several: --task a,b or --task a --task b. Default: all."
+    ),
 ]
 EmbeddingsDir = Annotated[Path, typer.Option(help="Where embeddings and scores are kept.")]
 Grid = Annotated[str, typer.Option(help="default, fast or faster.")]
@@ -44,19 +69,17 @@ Shuffle = Annotated[
     bool, typer.Option("--shuffle", help="Shuffle training rows, which the protocol does not.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Force = Annotated[bool, typer.Option("--force", help="Predict again what is predicted.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Replace what another version or plan made; predict again what is done."
+    ),
+]
 
 
 def main() -> None:
     """Run ``hear-eval``."""
     run(app)
-
-
-def _version(show: bool) -> None:
-    if show:
-        typer.echo(f"gram-hear {installed_version('gram-hear')}")
-        raise typer.Exit
 
 
 @app.callback(invoke_without_command=True)
@@ -74,9 +97,7 @@ def evaluate(
     shuffle: Shuffle = False,
     device: Device = "auto",
     force: Force = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Version = False,
 ) -> None:
     """Embed the tasks with a module, predict them, and print a table of the scores.
 
@@ -85,21 +106,25 @@ def evaluate(
     Example: hear-eval --module gram_hear --tasks-dir tasks --task esc50
     """
     if context.invoked_subcommand is not None:
+        _refuse_options(context)
         return
     if not module:
         typer.echo(context.get_help())
         raise typer.Exit(2)
     plan = make_plan(grid, grid_points, seed, shuffle, device)
-    tasks = find_tasks(tasks_dir, task)
+    tasks = find_tasks(tasks_dir, split_names(task))
     loaded = load_model(module, model, parse_options(model_options), device=device)
-    folders, failed = _embed_tasks(tasks, loaded, embeddings_dir)
+    folders, failed = _embed_tasks(
+        tasks, loaded, embeddings_dir, force, lambda task: settings_of(task, plan)
+    )
     failed += _predict_tasks(folders, plan, force)
-    _show_results(embeddings_dir / loaded.folder_name)
+    failed += _show_results(embeddings_dir / loaded.folder_name)
     _finish(failed)
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 def embed(
+    context: typer.Context,
     module: Annotated[str, typer.Argument(help="A HEAR module, such as gram_hear.")],
     model: ModelFile = "",
     model_options: ModelOptions = "{}",
@@ -107,14 +132,19 @@ def embed(
     task: TaskNames = None,
     embeddings_dir: EmbeddingsDir = Path("embeddings"),
     device: Device = "auto",
+    force: Force = False,
 ) -> None:
     """Embed tasks with a module; print the folder of each.
 
     Example: hear-eval embed gram_hear --tasks-dir tasks --task esc50
     """
-    tasks = find_tasks(tasks_dir, task)
+    if context.args:
+        raise typer.BadParameter(
+            f"unexpected: {' '.join(context.args)}; one module is embedded, and {SEVERAL_TASKS}."
+        )
+    tasks = find_tasks(tasks_dir, split_names(task))
     loaded = load_model(module, model, parse_options(model_options), device=device)
-    folders, failed = _embed_tasks(tasks, loaded, embeddings_dir)
+    folders, failed = _embed_tasks(tasks, loaded, embeddings_dir, force, _warn_of_metadata)
     for folder in folders:
         typer.echo(folder)
     _finish(failed)
@@ -123,7 +153,8 @@ def embed(
 @app.command()
 def predict(
     folders: Annotated[
-        list[Path], typer.Argument(help="Embeddings of tasks: EMBEDDINGS/MODULE/TASK ...")
+        list[Path],
+        typer.Argument(help="EMBEDDINGS/MODULE/TASK ..., or EMBEDDINGS/MODULE for all its tasks."),
     ],
     grid: Grid = "default",
     grid_points: GridPoints = 8,
@@ -136,9 +167,11 @@ def predict(
 
     Example: hear-eval predict embeddings/gram_hear/esc50-v2.0.0-full
     """
-    failed = _predict_tasks(folders, make_plan(grid, grid_points, seed, shuffle, device), force)
-    for parent in dict.fromkeys(folder.resolve().parent for folder in folders):
-        _show_results(parent)
+    plan = make_plan(grid, grid_points, seed, shuffle, device)
+    tasks = find_embeddings(folders)
+    failed = _predict_tasks(tasks, plan, force)
+    for parent in dict.fromkeys(task.resolve().parent for task in tasks):
+        failed += _show_results(parent)
     _finish(failed)
 
 
@@ -172,7 +205,15 @@ def tasks(
     described = describe_tasks(tasks_dir)
     if as_json:
         typer.echo(json.dumps(described, indent=2))
-        return
+    else:
+        _show_tasks(described)
+    if broken := [each["name"] for each in described if each["faults"]]:
+        say(f"{len(broken)} broken: {', '.join(broken)}")
+        raise typer.Exit(1)
+
+
+def _show_tasks(described: Sequence[dict[str, Any]]) -> None:
+    """Print what :func:`gram_hear.tasks.describe_tasks` returns, a broken task's parts left out."""
     table = Table("task", "type", "metrics", "splits", "rates", "missing or wrong")
     for each in described:
         table.add_row(
@@ -180,10 +221,22 @@ def tasks(
             each.get("type") or "",
             ", ".join(each.get("metrics") or ()),
             ", ".join(f"{name} {count}" for name, count in (each.get("splits") or {}).items()),
-            ", ".join(str(rate) for rate in each.get("rates") or ()),
-            "; ".join(each.get("faults") or ()),
+            ", ".join(
+                f"{rate} (made)" if rate in each["made"] else str(rate)
+                for rate in each.get("rates") or ()
+            ),
+            "; ".join([*_missing(each), *each["faults"]]),
         )
     print_table(table)
+
+
+def _missing(described: dict[str, Any]) -> list[str]:
+    """Say how many files each rate lacks; those of a rate that was made are made when needed."""
+    return [
+        f"{rate}: {files} {'file' if files == 1 else 'files'} missing"
+        for rate, files in (described.get("missing") or {}).items()
+        if files and rate not in described["made"]
+    ]
 
 
 # --- parts ----------------------------------------------------------------------------------
@@ -209,6 +262,42 @@ def parse_options(text: str) -> dict[str, Any]:
     return options
 
 
+def split_names(given: Sequence[str] | None) -> list[str] | None:
+    """Return names that are given one by one, or with commas between them; None for none."""
+    names = [name.strip() for each in given or () for name in each.split(",") if name.strip()]
+    return names or None
+
+
+def find_embeddings(folders: Sequence[Path]) -> list[Path]:
+    """Return the embeddings of tasks: the folders given, or, of a module's folder, those in it."""
+    found = []
+    for folder in folders:
+        inside = [] if (folder / METADATA).is_file() else sorted(folder.glob(f"*/{METADATA}"))
+        found += [path.parent for path in inside] or [folder]
+    # The name of "." is wanted in messages.
+    return [each if each.name not in ("", "..") else each.resolve() for each in found]
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Refuse what stands before a command: it would count for nothing."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter(
+                f"{option} stands before the command {context.invoked_subcommand!r}; options of a "
+                f"command come after it: hear-eval {context.invoked_subcommand} ... {option} ..."
+            )
+
+
+def _warn_of_metadata(task: Task) -> None:
+    """Warn of what would keep a task from being predicted once it is embedded."""
+    try:
+        settings_of(task, Plan())
+    except GramError as error:
+        say(f"warning: {task.name} can be embedded, but not be predicted: {error}")
+
+
 def make_plan(grid: str, grid_points: int, seed: int, shuffle: bool, device: str) -> Plan:
     """Return a plan, checked before any work is done."""
     plan = Plan(grid, grid_points, seed, shuffle, str(find_device(device)))
@@ -217,16 +306,29 @@ def make_plan(grid: str, grid_points: int, seed: int, shuffle: bool, device: str
 
 
 def _embed_tasks(
-    folders: Sequence[Path], module: HearModule, embeddings_dir: Path
+    folders: Sequence[Path],
+    module: HearModule,
+    embeddings_dir: Path,
+    force: bool,
+    check: Callable[[Task], object],
 ) -> tuple[list[Path], list[str]]:
-    """Embed tasks under a progress bar; return the folders made, and the errors."""
+    """Embed tasks that pass a check, under a progress bar.
+
+    Returns:
+        The folders made, and the names of the tasks that failed.
+    """
     made, failed = [], []
     output = embeddings_dir / module.folder_name
     for folder in folders:
         try:
             task = read_task(folder)
+            check(task)
+            if is_embedded(task, module, output, force):
+                say(f"{task.name} is embedded already.")
+                made.append(output / task.name)
+                continue
             with _progress(f"embed {task.name}", "files") as progress:
-                made.append(embed_task(task, module, output, progress=progress))
+                made.append(embed_task(task, module, output, progress=progress, force=force))
         except GramError as error:
             say(f"failed: {folder.name}: {error}")
             failed.append(folder.name)
@@ -264,15 +366,26 @@ def _progress(description: str, unit: str) -> Iterator[Callable[[int, int], None
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _show_results(folder: Path) -> None:
-    """Write and print the table of a module's results, where there are any."""
-    results = write_results(folder, folder.name)
+def _show_results(folder: Path) -> list[str]:
+    """Print and write the table of a module's results, where there are any.
+
+    Returns:
+        The name of what failed: the file, where it cannot be written.
+    """
+    results = read_results(folder)
     if not results:
-        return
-    table = Table(*COLUMNS)
+        return []
+    typer.echo(heading_of(results))
+    table = Table(*columns_of(results))
     for row in rows_of(results):
         table.add_row(*row)
     print_table(table)
+    try:
+        write_results(folder, folder.name, results)
+    except GramError as error:
+        say(f"failed: {error}")
+        return [RESULTS_FILE]
+    return []
 
 
 def _finish(failed: Sequence[str]) -> None:

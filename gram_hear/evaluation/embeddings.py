@@ -43,6 +43,7 @@ READERS = 2  # threads that decode ahead
 CHUNK_BYTES = 2**26  # of embeddings that are checked at once
 TOLERANCE = 0.001  # seconds by which a clip may differ from sample_duration
 TO_DELETE = "delete it, or choose another folder of embeddings"
+PREDICTED = "prediction-done.json"  # says that scores are of the embeddings beside it
 
 
 def embed_task(
@@ -51,6 +52,7 @@ def embed_task(
     folder: Path,
     *,
     progress: Callable[[int, int], None] | None = None,
+    force: bool = False,
 ) -> Path:
     """Embed the clips of a task and write its embeddings to ``folder / task.name``.
 
@@ -66,6 +68,8 @@ def embed_task(
         module: what embeds.
         folder: of the embeddings of this module and model.
         progress: called with the numbers of files that are done, and of all.
+        force: replace embeddings that something else made (another version of the module's code,
+            of the model or of the task), and take their scores as gone.
 
     Returns:
         The directory.
@@ -79,36 +83,54 @@ def embed_task(
     out = folder / task.name
     if out.resolve() == task.folder.resolve():
         raise TaskError(f"{out} is the task itself; choose another folder for the embeddings.")
-    identity = _identity(task, module)
-    if _is_done(out, task, identity):
+    if is_embedded(task, module, folder, force):
         return out
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TaskError(f"{out} cannot be made: {error.strerror or error}.") from error
+    identity = _identity(task, module)
     with locked(out):
-        if not _is_done(out, task, identity):
-            try:
+        try:
+            if force and _difference(out, identity):
+                _discard(out)
+            if not _is_done(out, task, identity):
                 _Run(task, module, out, identity, progress).run()
-            except OSError as error:  # sounds and modules have errors of their own
-                raise TaskError(
-                    f"{out} cannot be written: {error.strerror or error}. What is done is kept; "
-                    "run again."
-                ) from error
+        except OSError as error:  # sounds and modules have errors of their own
+            raise TaskError(
+                f"{out} cannot be written: {error.strerror or error}. What is done is kept; "
+                "run again."
+            ) from error
     return out
+
+
+def is_embedded(task: Task, module: HearModule, folder: Path, force: bool = False) -> bool:
+    """Whether a task's embeddings of this module and model are finished.
+
+    Args:
+        task, module, folder, force: as for :func:`embed_task`.
+
+    Raises:
+        TaskError: for a directory of other embeddings that ``force`` does not say to replace, or
+            of unknown origin, or one that is incomplete.
+    """
+    out = folder / task.name
+    identity = _identity(task, module)
+    return not (force and _difference(out, identity)) and _is_done(out, task, identity)
 
 
 def _identity(task: Task, module: HearModule) -> dict[str, Any]:
     """Return what embeddings are told apart by."""
     digest = hashlib.sha256()
     for path in _copied_files(task):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        digest.update(path.name.encode() + b"\0" + _read_bytes(path) + b"\0")
     scene = task.embedding_type == "scene"
     return {
         "module": module.name,
+        "module_code": module.code,
         # A model file is told by what it holds, wherever it lies.
         "model": Path(module.model_path).name if module.model_digest else module.model_path,
-        "model_sha256": module.model_digest,
+        "model_sha256": module.weights,
         "options": json.loads(json.dumps(module.options, default=str)),
         "sample_rate": module.sample_rate,
         "embedding_size": module.scene_embedding_size if scene else module.timestamp_embedding_size,
@@ -136,19 +158,43 @@ def _is_done(out: Path, task: Task, identity: dict[str, Any]) -> bool:
                 f"made them; {TO_DELETE}."
             )
         return False
-    path = out / (DONE if done else PROGRESS)
-    found = read_json(path)
-    for key, value in identity.items():
-        if not isinstance(found, dict) or found.get(key) != value:
-            there = found.get(key) if isinstance(found, dict) else found
-            raise TaskError(
-                f"{path} is of other embeddings: {key} is {there!r} there, and {value!r} now; "
-                f"{TO_DELETE}."
-            )
+    if difference := _difference(out, identity):
+        raise TaskError(
+            f"{out} holds other embeddings: {difference}. Use --force to replace them and their "
+            f"scores, {TO_DELETE}."
+        )
     for split in task.splits if done else ():
         if not (whole := out / f"{split}.embeddings.npy").is_file():
             raise TaskError(f"{out} is marked as done, but {whole.name} is missing; {TO_DELETE}.")
     return done
+
+
+def _difference(out: Path, identity: dict[str, Any]) -> str:
+    """Return in what a directory's embeddings are of something else; "" where there are none."""
+    path = next((each for each in (out / DONE, out / PROGRESS) if each.is_file()), None)
+    if path is None:
+        return ""
+    found = read_json(path)
+    for key, value in identity.items():
+        if not isinstance(found, dict) or found.get(key) != value:
+            there = found.get(key) if isinstance(found, dict) else found
+            return f"{key} is {there!r} in {path.name}, and {value!r} now"
+    return ""
+
+
+def _discard(out: Path) -> None:
+    """Remove a directory's embeddings, and what says that scores are of them: that first."""
+    for name in (PREDICTED, DONE):
+        (out / name).unlink(missing_ok=True)
+    for path in (*out.glob("*.embeddings.npy"), *out.glob("*.partial"), out / PROGRESS):
+        path.unlink(missing_ok=True)  # last what says that there were embeddings of ours
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TaskError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 # --- a run ----------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Sound events: from frame probabilities to events, and how well they fit the target's.
 
 The rules are those of the HEAR 2021 benchmark: a median filter along time, a threshold of 0.5, runs
-of frames, a least duration; then the onset F measure and the segment error rate as `sed_eval`_
-counts them "overall" (micro, over classes and files). Times are milliseconds.
+of frames, a least duration; then F measures of onsets (and offsets) and the segment error rate as
+`sed_eval`_ counts them "overall" (micro, over classes and files). Times are milliseconds.
 
 .. _sed_eval: https://tut-arg.github.io/sed_eval/sound_event.html
 """
@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,29 @@ from gram_hear.errors import TaskError, nearest
 THRESHOLD = 0.5
 COLLAR_MS = 200.0
 SEGMENT_MS = 1000.0
+SEGMENT_METRIC = "segment_1s_er"
+
+
+@dataclass(frozen=True)
+class Collar:
+    """How near a predicted event must be to be right.
+
+    Attributes:
+        milliseconds: by which the onset may differ.
+        share: None where offsets do not count; else the offset may differ by the milliseconds, or
+            by this share of the target event's length where that is more.
+    """
+
+    milliseconds: float
+    share: float | None = None
+
+
+COLLARS = {  # of the F measures, by their names in task metadata
+    "event_onset_200ms_fms": Collar(COLLAR_MS),
+    "event_onset_50ms_fms": Collar(50.0),
+    "event_onset_offset_50ms_20perc_fms": Collar(50.0, 0.2),
+}
+EVENT_METRICS = (*COLLARS, SEGMENT_METRIC)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,20 +171,20 @@ def _check_times(names: Sequence[str], codes: np.ndarray, times: np.ndarray) -> 
 
 
 def target_events(
-    split: Mapping[str, Sequence[Mapping[str, object]]],
+    split: Mapping[str, Sequence[Mapping[str, Any]]],
     files: Sequence[str],
     labels: Mapping[str, int],
 ) -> EventTable:
     """Read the events of a split file.
 
     Args:
-        split: for each file its events: ``{"label": ..., "start": ms, "end": ms}``.
+        split: for each file its events, ``{"label": ..., "start": ms, "end": ms}``, checked as
+            :meth:`gram_hear.tasks.Task.annotations` does.
         files: the files that are scored, such as ``Timeline.files``; their order gives the indices.
         labels: the index of each label.
 
     Raises:
-        TaskError: the split and ``files`` do not name the same files; a label is unknown; a
-            start or an end is missing, not a finite number, or the end is before the start.
+        TaskError: the split and ``files`` do not name the same files.
     """
     for name in files:
         if name not in split:
@@ -176,7 +200,7 @@ def target_events(
                 f"Embed it, or take it out.{nearest(name, files)}"
             )
     events = [
-        (file, *_checked_event(name, event, labels))
+        (file, labels[event["label"]], event["start"], event["end"])
         for file, name in enumerate(files)
         for event in split[name]
     ]
@@ -187,32 +211,6 @@ def target_events(
         np.array(start, dtype=np.float64),
         np.array(end, dtype=np.float64),
     )
-
-
-def _checked_event(
-    name: str, event: Mapping[str, object], labels: Mapping[str, int]
-) -> tuple[int, float, float]:
-    label = str(event.get("label"))
-    if label not in labels:
-        raise TaskError(
-            f"{name} has an event of the label {label!r}, which the vocabulary of {len(labels)} "
-            f"labels lacks.{nearest(label, labels)}"
-        )
-    times = []
-    for key in ("start", "end"):
-        value = event.get(key)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise TaskError(
-                f"{name} has an event of {label} whose {key} is {value!r}; "
-                "it must be a finite number of milliseconds."
-            )
-        times.append(float(value))
-    if times[1] < times[0]:
-        raise TaskError(
-            f"{name} has an event of {label} from {times[0]:g} to {times[1]:g} ms; "
-            "the end must not be before the start."
-        )
-    return labels[label], times[0], times[1]
 
 
 # --- the prediction -------------------------------------------------------------------------
@@ -347,32 +345,34 @@ def predicted_events(
     return _runs(above, timeline, _filters(timeline, median_filter_ms)).lasting(min_duration)
 
 
-# --- onsets ---------------------------------------------------------------------------------
+# --- onsets and offsets ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class _Onsets:
-    """Onsets in seconds, sorted within groups of the same file and label; lists, for a loop."""
+class _Sorted:
+    """Events in seconds, sorted by group (same file and label) and onset; lists, for a loop."""
 
     groups: list[int]
-    seconds: list[float]
+    onsets: list[float]
+    offsets: list[float]
 
     @classmethod
-    def of(cls, table: EventTable) -> "_Onsets":
+    def of(cls, table: EventTable) -> "_Sorted":
         groups = (table.file << 32) + table.label
         order = np.lexsort((table.start, groups))
         # In seconds, as sed_eval has them: a distance of exactly the collar is then rounded alike.
-        return cls(groups[order].tolist(), (table.start[order] / 1000).tolist())
+        seconds = (times[order] / 1000 for times in (table.start, table.end))
+        return cls(groups[order].tolist(), *(times.tolist() for times in seconds))
 
 
-def _count_matches(target: _Onsets, predicted: _Onsets, collar: float) -> int:
-    """Return how many pairs an optimal matching has.
+def _count_onsets(target: _Sorted, predicted: _Sorted, collar: float) -> int:
+    """Return how many pairs an optimal matching of onsets has.
 
     With the same collar everywhere, what an onset may be paired with is a stretch of the sorted
     others, and later onsets have later stretches: the earliest free pair is never a mistake.
     """
-    groups, onsets = target.groups, target.seconds
-    their_groups, their_onsets = predicted.groups, predicted.seconds
+    groups, onsets = target.groups, target.onsets
+    their_groups, their_onsets = predicted.groups, predicted.onsets
     ours = theirs = matches = 0
     while ours < len(groups) and theirs < len(their_groups):
         group, their_group = groups[ours], their_groups[theirs]
@@ -388,8 +388,75 @@ def _count_matches(target: _Onsets, predicted: _Onsets, collar: float) -> int:
     return matches
 
 
-def _f_measure(target: _Onsets, predicted: _Onsets, collar_ms: float) -> dict[str, float]:
-    matches = _count_matches(target, predicted, collar_ms / 1000)
+def _fitting(target: _Sorted, predicted: _Sorted, collar: float, share: float) -> list[list[int]]:
+    """Return for each target event the indices of the predicted ones that it may be paired with."""
+    every = []
+    begin, count = 0, len(predicted.groups)
+    for group, onset, offset in zip(target.groups, target.onsets, target.offsets, strict=True):
+        while begin < count and (
+            predicted.groups[begin] < group
+            or (predicted.groups[begin] == group and onset - predicted.onsets[begin] > collar)
+        ):
+            begin += 1
+        room = max(collar, share * (offset - onset))
+        fitting = []
+        i = begin
+        while (
+            i < count
+            and predicted.groups[i] == group
+            and abs(onset - predicted.onsets[i]) <= collar
+        ):
+            if abs(offset - predicted.offsets[i]) <= room:
+                fitting.append(i)
+            i += 1
+        every.append(fitting)
+    return every
+
+
+def _count_pairs(fitting: Sequence[Sequence[int]]) -> int:
+    """Return how many pairs the largest matching has, by augmenting paths.
+
+    Where offsets count too, what may be paired is no stretch any more, and the earliest free pair
+    can be a mistake.
+    """
+    partner: dict[int, int] = {}  # of a predicted event
+    own: dict[int, int] = {}  # of a target event
+    for start in range(len(fitting)):
+        reached_by: dict[int, int] = {}
+        queue = [start]
+        for ours in queue:  # which grows: paths of two, four, ... steps
+            free = None
+            for theirs in fitting[ours]:
+                if theirs not in reached_by:
+                    reached_by[theirs] = ours
+                    if theirs not in partner:
+                        free = theirs
+                        break
+                    queue.append(partner[theirs])
+            if free is not None:
+                _change_partners(free, reached_by, partner, own)
+                break
+    return len(own)
+
+
+def _change_partners(
+    free: int, reached_by: dict[int, int], partner: dict[int, int], own: dict[int, int]
+) -> None:
+    """Go back along a path to its start, and give everyone on it a new partner."""
+    theirs: int | None = free
+    while theirs is not None:
+        ours = reached_by[theirs]
+        before = own.get(ours)
+        partner[theirs], own[ours] = ours, theirs
+        theirs = before
+
+
+def _f_measure(target: _Sorted, predicted: _Sorted, collar: Collar) -> dict[str, float]:
+    seconds = collar.milliseconds / 1000
+    if collar.share is None:
+        matches = _count_onsets(target, predicted, seconds)
+    else:
+        matches = _count_pairs(_fitting(target, predicted, seconds, collar.share))
     precision = matches / len(predicted.groups) if predicted.groups else 0.0
     recall = matches / len(target.groups) if target.groups else 0.0
     both = precision + recall
@@ -407,7 +474,18 @@ def onset_f_measure(
     the largest possible. Offsets do not count. Where nothing is predicted, or nothing is there to
     be found, the three are 0, not NaN.
     """
-    return _f_measure(_Onsets.of(target), _Onsets.of(predicted), collar_ms)
+    return _f_measure(_Sorted.of(target), _Sorted.of(predicted), Collar(collar_ms))
+
+
+def onset_offset_f_measure(
+    target: EventTable, predicted: EventTable, collar_ms: float = 50.0, share: float = 0.2
+) -> dict[str, float]:
+    """Return the same where offsets count too.
+
+    The offset of a predicted event may differ by the collar, or by this share of the target
+    event's length where that is more.
+    """
+    return _f_measure(_Sorted.of(target), _Sorted.of(predicted), Collar(collar_ms, share))
 
 
 # --- segments -------------------------------------------------------------------------------
@@ -502,7 +580,7 @@ class EventScorer:
             )
         self._timeline = timeline
         self._classes = _classes(target)
-        self._onsets = _Onsets.of(target)
+        self._target = _Sorted.of(target)
         last = timeline.milliseconds[timeline.starts[1:] - 1]
         ends = [(target.file, target.end), (np.arange(len(last)), last)]
         self._segments = _Segments(len(last), SEGMENT_MS, ends)
@@ -510,16 +588,24 @@ class EventScorer:
         self._filters: dict[float, list[_Filter]] = {}
 
     def score(
-        self, probabilities: np.ndarray, median_filter_ms: float, min_duration: float
+        self,
+        probabilities: np.ndarray,
+        median_filter_ms: float,
+        min_duration: float,
+        names: Sequence[str] = EVENT_METRICS,
     ) -> dict[str, float]:
-        """Return every event metric, under the names that the score file has after its split's.
+        """Return event metrics, under the names that the score file has after its split's.
 
-        Args and errors are those of :func:`predicted_events`.
+        ``names`` says which, of :data:`EVENT_METRICS`. The other arguments and the errors are those
+        of :func:`predicted_events`.
         """
-        return self.score_all(probabilities, [(median_filter_ms, min_duration)])[0]
+        return self.score_all(probabilities, [(median_filter_ms, min_duration)], names)[0]
 
     def score_all(
-        self, probabilities: np.ndarray, choices: Sequence[tuple[float, float]]
+        self,
+        probabilities: np.ndarray,
+        choices: Sequence[tuple[float, float]],
+        names: Sequence[str] = EVENT_METRICS,
     ) -> list[dict[str, float]]:
         """Return what :meth:`score` does for several (median_filter_ms, min_duration).
 
@@ -538,7 +624,7 @@ class EventScorer:
             if median_filter_ms not in runs:
                 runs[median_filter_ms] = _runs(above, self._timeline, self._plan(median_filter_ms))
             events = runs[median_filter_ms].lasting(min_duration)
-            scores.append(self._score_events(events, probabilities.shape[1]))
+            scores.append(self._score_events(events, probabilities.shape[1], names))
         return scores
 
     def _plan(self, median_filter_ms: float) -> list[_Filter]:
@@ -546,13 +632,17 @@ class EventScorer:
             self._filters[median_filter_ms] = _filters(self._timeline, median_filter_ms)
         return self._filters[median_filter_ms]
 
-    def _score_events(self, events: EventTable, classes: int) -> dict[str, float]:
-        onsets = _f_measure(self._onsets, _Onsets.of(events), COLLAR_MS)
-        error_rate = _error_rate(self._roll, self._segments.roll(events, classes))
-        name = "event_onset_200ms_fms"
-        return {
-            name: onsets["f_measure"],
-            **{f"{name}_{part}": value for part, value in onsets.items()},
-            "segment_1s_er": error_rate,
-            "segment_1s_er_error_rate": error_rate,
-        }
+    def _score_events(
+        self, events: EventTable, classes: int, names: Sequence[str]
+    ) -> dict[str, float]:
+        predicted = _Sorted.of(events)
+        scores: dict[str, float] = {}
+        for name in names:
+            if name == SEGMENT_METRIC:
+                error_rate = _error_rate(self._roll, self._segments.roll(events, classes))
+                scores |= {name: error_rate, f"{name}_error_rate": error_rate}
+            else:
+                parts = _f_measure(self._target, predicted, COLLARS[name])
+                scores[name] = parts["f_measure"]
+                scores |= {f"{name}_{part}": value for part, value in parts.items()}
+        return scores

@@ -3,15 +3,25 @@
 Source of the API: the HEAR benchmark (hearbenchmark.com/hear-api.html).
 """
 
+import configparser
+import csv
 import hashlib
 import importlib
+import lzma
 import os
 import pickle
 import re
+import struct
+import subprocess
 import sys
+import tarfile
 import unicodedata
 import warnings
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -32,18 +42,30 @@ FAILURES = (
     ArithmeticError,
     AssertionError,
     AttributeError,
+    BufferError,
     EOFError,
     ImportError,
     LookupError,
     NameError,
     OSError,
+    ReferenceError,
     RuntimeError,
+    StopIteration,
     SyntaxError,
     TypeError,
     ValueError,
+    configparser.Error,
+    csv.Error,
+    lzma.LZMAError,
     pickle.PickleError,
+    struct.error,
+    subprocess.SubprocessError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
     SafetensorError,
 )
+OURS = "gram_hear"
 
 
 def load_model(
@@ -160,6 +182,8 @@ class HearModule:
         model_path: what its ``load_model`` was given, or "".
         options: keywords that its ``load_model`` was given.
         model: what it returned.
+        code: what tells versions of the module's code apart: the SHA-256 of its source, of all .py
+            files where it is a package or in one; for gram_hear its version.
         sample_rate: of the audio that the model takes, in Hz.
         scene_embedding_size, timestamp_embedding_size: d of the embeddings.
         multichannel: whether the model takes (n, channels, samples).
@@ -179,6 +203,7 @@ class HearModule:
         self.model_path = model_path
         self.options = options
         self.module = module
+        self.code = _code_of(name)  # now: later the file may be another than what was imported
         _refuse_tensorflow(f"{name}.load_model returned", model)
         self.sample_rate = _size(name, model, "sample_rate")
         self.scene_embedding_size = _size(name, model, "scene_embedding_size")
@@ -194,23 +219,23 @@ class HearModule:
                     f"The model of {name} cannot be moved to {device}: {_reason(error)}"
                 ) from error
         self._warned: set[str] = set()
-        self._model_digest: str | None = None
 
     # --- who it is ---
 
-    @property
+    @cached_property
     def model_digest(self) -> str:
-        """The SHA-256 of the model file; "" where the model is no file. Read once."""
-        if self._model_digest is None:
-            self._model_digest = ""
-            path = Path(self.model_path)
-            if self.model_path and path.is_file():
-                digest = hashlib.sha256()
-                with open(path, "rb") as file:
-                    while block := file.read(2**20):
-                        digest.update(block)
-                self._model_digest = digest.hexdigest()
-        return self._model_digest
+        """The SHA-256 of the model file, or of a folder's files and their names; "" for neither."""
+        path = Path(self.model_path)
+        if self.model_path and path.is_file():
+            return _hash_file(path)
+        return _hash_folder(path, "*") if self.model_path and path.is_dir() else ""
+
+    @cached_property
+    def weights(self) -> str:
+        """:attr:`model_digest`; for gram_hear, whose models have names, that of what it loaded."""
+        if self.name.split(".")[0] == OURS:
+            return self.model.source.sha256() or self.model_digest
+        return self.model_digest
 
     @property
     def folder_name(self) -> str:
@@ -218,9 +243,9 @@ class HearModule:
 
         ``MODULE-key=value-...`` as the original kit calls it: keys and values in lower case, and
         whatever is neither letter nor digit a hyphen. A model goes between, which the kit leaves
-        out: ``-model=`` and its name, for a file without its suffix and with 8 digits of its
-        content's SHA-256; for a name that had to be changed, with 8 of the name's. A name longer
-        than 120 characters is cut, and gets 8 digits of the whole name's.
+        out: ``-model=`` and its name, for a file (without its suffix) or a folder with 8 digits of
+        its content's SHA-256; for a name that had to be changed, with 8 of the name's. A name
+        longer than 120 characters is cut, and gets 8 digits of the whole name's.
         """
         parts = [self.name, *([f"model={self._model_name()}"] if self.model_path else [])]
         parts += [f"{_slug(key)}={_slug(str(value))}" for key, value in self.options.items()]
@@ -232,7 +257,8 @@ class HearModule:
     def _model_name(self) -> str:
         path = Path(self.model_path)
         if self.model_digest:
-            return f"{_slug(path.stem)}-{self.model_digest[:DIGEST]}"
+            called = path.resolve().name if path.is_dir() else path.stem
+            return f"{_slug(called)}-{self.model_digest[:DIGEST]}"
         slug = _slug(path.name)
         return slug if slug == self.model_path else f"{slug}-{_digest(self.model_path)}"
 
@@ -406,6 +432,39 @@ def _slug(text: str) -> str:
     """Return letters and digits in lower case, and a hyphen for whatever stands between them."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
+
+
+def _code_of(name: str) -> str:
+    """Return what :attr:`HearModule.code` is, of an imported module."""
+    parts = name.split(".")
+    if parts[0] == OURS:
+        return f"gram-hear {version('gram-hear')}"
+    # From the outermost package on: its modules import each other. Some are mere folders.
+    names = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    found = (getattr(sys.modules.get(each), "__file__", None) for each in names)
+    path = Path(next((file for file in found if file), ""))
+    if not path.is_file():
+        return ""
+    return _hash_folder(path.parent, "*.py") if path.name == "__init__.py" else _hash_file(path)
+
+
+def _hash_folder(folder: Path, pattern: str) -> str:
+    """Return the SHA-256 of the names and contents of files below a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob(pattern) if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{_hash_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise ModuleError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return digest.hexdigest()
 
 
 def _digest(text: str) -> str:

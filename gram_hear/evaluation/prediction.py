@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +16,12 @@ import numpy as np
 import torch
 
 from gram_hear.errors import OptionError, TaskError
-from gram_hear.evaluation.embeddings import open_embeddings, row_labels, row_timestamps
+from gram_hear.evaluation.embeddings import (
+    PREDICTED,
+    open_embeddings,
+    row_labels,
+    row_timestamps,
+)
 from gram_hear.evaluation.events import EventScorer, Timeline, predicted_events, target_events
 from gram_hear.evaluation.grid import Setting, draw_settings
 from gram_hear.evaluation.lock import locked
@@ -32,7 +40,9 @@ from gram_hear.writing import write_whole
 
 SCORES_FILE = "test.predicted-scores.json"
 LOCALISATION_FILE = "test.predicted-scores-localization.json"
-DONE_FILE = "prediction-done.json"
+DONE_FILE = PREDICTED
+UNFINISHED = ".prediction.partial"  # a folder for what a run writes until it is whole
+HOW = ("hparams", "postprocessing")  # of a fold's result: what is no number
 EVENT_POSTPROCESSING = {"median_filter_ms": [250], "min_duration": [125, 250]}  # milliseconds
 
 Progress = Callable[[int, int], None]  # grid points and folds trained, of how many
@@ -80,21 +90,12 @@ class Fold:
 def folds_of(task: Task) -> list[Fold]:
     """Return the folds of a task: one of train, valid and test, or one for each split.
 
-    In k-fold tasks the splits are sorted; the one after the test split validates.
+    In k-fold tasks the splits are sorted; the one after the test split validates. What
+    :func:`gram_hear.tasks.read_task` returns has all the splits that this needs.
     """
     if not task.folds:
-        missing = [name for name in ("train", "valid", "test") if name not in task.splits]
-        if missing:
-            raise TaskError(
-                f"{task.folder}: the task has the splits {', '.join(task.splits)}, and lacks "
-                f"{', '.join(missing)}."
-            )
         return [Fold("test", ("train",), "valid", "test")]
     splits = sorted(task.splits)
-    if len(splits) < 3:
-        raise TaskError(
-            f"{task.folder}: {len(splits)} folds; training, validation and test need 3 or more."
-        )
     folds = []
     for i, test in enumerate(splits):
         validation = splits[(i + 1) % len(splits)]
@@ -112,7 +113,7 @@ class Scoring:
 
     def __init__(self, task: Task, split: str) -> None:
         self.metrics = _metrics_of(task)
-        self.by_loss = task.metadata.get("use_scoring_for_early_stopping", True) is False
+        self.by_loss = monitors_loss(task)
         self.examples = load_examples(task, (split,))
         self.choices: list[tuple[float, float]] = []
         self.events: EventScorer | None = None
@@ -125,18 +126,24 @@ class Scoring:
             self.choices = _postprocessing(task)
 
     def judge(self, prediction: torch.Tensor, loss: float) -> Judgement:
-        """Judge a validation by the first metric, or by the loss where the task says so."""
+        """Judge a validation by the first metric, or by the loss where the task says so.
+
+        The post-processing that scores best is chosen, by the first metric too where the loss is
+        monitored; of equals the last, with the longest filter and the greatest least duration, as
+        the original kit does.
+        """
         first = self.metrics[0]
         probabilities = prediction.numpy()
         if not np.isfinite(probabilities).all():
             return Judgement(math.nan)
-        best = Judgement(math.nan)
+        if self.by_loss and len(self.choices) <= 1:  # nothing to choose: spare the metric
+            return Judgement(float(np.float32(-loss)), next(iter(self.choices), None))
+        best, chosen = math.nan, None
         for choice, scores in self._score(probabilities, [first.name]):
-            value = np.float32(-loss if self.by_loss else scores[first.name])
-            value = value if first.maximise or self.by_loss else -value
-            if math.isnan(best.score) or value > best.score:
-                best = Judgement(float(value), choice)
-        return best
+            value = scores[first.name] if first.maximise else -scores[first.name]
+            if math.isnan(best) or value >= best:
+                best, chosen = value, choice
+        return Judgement(float(np.float32(-loss if self.by_loss else best)), chosen)
 
     def score(self, prediction: torch.Tensor, choice: Any) -> dict[str, float]:
         """Score a test by all metrics, with the post-processing that the validation chose."""
@@ -152,18 +159,21 @@ class Scoring:
         if self.events is None:
             return [(None, scene_scores(names, probabilities, self.examples.targets.numpy()))]
         keys = [key for name in names for key in named_metric(name).keys]
-        every = self.events.score_all(probabilities, self.choices)
+        every = self.events.score_all(probabilities, self.choices, names)
         return [
             (choice, {key: scores[key] for key in keys})
             for choice, scores in zip(self.choices, every, strict=True)
         ]
 
 
+def monitors_loss(task: Task) -> bool:
+    """Whether a task's validations are judged by their loss, not by the first metric."""
+    return task.metadata.get("use_scoring_for_early_stopping", True) is False
+
+
 def _metrics_of(task: Task) -> list[Metric]:
     """Return a task's metrics, checked to be of its kind."""
     metrics = [named_metric(name) for name in task.evaluation]
-    if not metrics:
-        raise TaskError(f"{task.folder}: 'evaluation' names no metric.")
     kinds = {"scene": {"multiclass", "multilabel"}}.get(task.kind, {task.kind})
     for metric in metrics:
         if metric.kind not in kinds:
@@ -205,7 +215,7 @@ def _postprocessing(task: Task) -> list[tuple[float, float]]:
             raise TaskError(
                 f"{task.folder}: {name} is {values!r}; it must be a list of milliseconds."
             )
-    return [(m, d) for m in grid["median_filter_ms"] for d in grid["min_duration"]]
+    return sorted((m, d) for m in grid["median_filter_ms"] for d in grid["min_duration"])
 
 
 def load_examples(task: Task, splits: Sequence[str]) -> Examples:
@@ -274,24 +284,59 @@ def predict_task(folder: Path, plan: Plan, progress: Progress | None = None) -> 
 
     Raises:
         TaskError: for missing or broken files, labels or metrics that do not fit, a task on which
-            no grid point could be judged, or a directory that another run writes.
+            no grid point could be judged, a directory that another run writes, or a disk that
+            fails. Scores that were there before stay until the new ones are whole.
     """
     task = read_task(folder)
-    with locked(folder):
-        (folder / DONE_FILE).unlink(missing_ok=True)
-        return _predict(task, plan, progress or (lambda done, of: None))
+    settings = settings_of(task, plan)
+    try:
+        with locked(folder), _unfinished(folder) as place:
+            return _predict(task, plan, settings, place, progress or (lambda done, of: None))
+    except OSError as error:
+        raise TaskError(
+            f"{folder} cannot be read or written: {error.strerror or error}. Scores that were "
+            "there are kept; run again."
+        ) from error
 
 
-def _predict(task: Task, plan: Plan, report: Progress) -> dict[str, Any]:
-    """Do what :func:`predict_task` says, in a directory that is locked."""
-    started, cpu_started = time.time(), time.process_time()
+def settings_of(task: Task, plan: Plan) -> list[Setting]:
+    """Return the grid points that a task is predicted with, and check its metadata.
+
+    Args:
+        task: a task, or its embeddings: what is wrong can be known before anything is embedded.
+        plan: how it is to be predicted.
+
+    Raises:
+        TaskError, OptionError: for metrics, post-processing or a grid that do not fit.
+    """
     _metrics_of(task)
-    folds = folds_of(task)
+    if task.kind == "event":
+        _postprocessing(task)
     name = task.metadata.get("task_name")
     if not isinstance(name, str):
         raise TaskError(f"{task.folder}: task_name is {name!r}; it must be the task's name.")
     own = _parameters(task, "task_specific_param_grid")
-    settings = draw_settings(plan.grid, plan.grid_points, name, own)
+    return draw_settings(plan.grid, plan.grid_points, name, own)
+
+
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """Make a folder for what is not whole yet; it is gone afterwards, and so is a killed run's."""
+    place = folder / UNFINISHED
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _predict(
+    task: Task, plan: Plan, settings: Sequence[Setting], place: Path, report: Progress
+) -> dict[str, Any]:
+    """Do what :func:`predict_task` says, in a directory that is locked."""
+    started, cpu_started = time.time(), time.process_time()
+    folds = folds_of(task)
     total = len(settings) + len(folds) - 1
     results: dict[str, Any] = {}
     best: Trained | None = None
@@ -300,19 +345,22 @@ def _predict(task: Task, plan: Plan, report: Progress) -> dict[str, Any]:
         tried = settings if best is None else [best.setting]
         done = 0 if best is None else len(settings) + i - 1
         best = _search(task, fold, i, tried, plan, partial(_add, report, done, total))
-        results[fold.name] = _test(task, fold, best, time.time() - fold_started)
+        results[fold.name] = _test(task, fold, best, place, time.time() - fold_started)
     assert best is not None
     scores = _score_file(task, results, best)
     name = LOCALISATION_FILE if task.kind == "localisation" else SCORES_FILE
-    _write_json(task.folder / name, scores)
+    _write_json(place / name, scores)
     done_marker = {
         **plan.to_dict(),
         "time": time.time() - started,
         "cpu_time": time.process_time() - cpu_started,
-        "embedding_path": task.folder.name,
+        "embedding_path": task.name,
         "embedding_size": best.predictor.widths[0],
         "device": plan.device,
     }
+    (task.folder / DONE_FILE).unlink(missing_ok=True)
+    for path in list(place.iterdir()):
+        os.replace(path, task.folder / path.name)
     _write_json(task.folder / DONE_FILE, done_marker)
     return scores
 
@@ -337,7 +385,7 @@ def _search(
     trained: dict[int, Trained] = {}
     done = 0
     objective = objective_of(task)
-    for group in side_by_side(settings, device):
+    for group in side_by_side(settings, device, plan.shuffle):
         seeds = [point_seed(plan.seed, number, i) for i in group]
         members = [settings[i] for i in group]
         found = train(
@@ -366,8 +414,8 @@ def point_seed(seed: int, fold: int, point: int) -> int:
     return int(np.random.SeedSequence([seed, fold, point]).generate_state(1)[0])
 
 
-def _test(task: Task, fold: Fold, best: Trained, seconds: float) -> dict[str, Any]:
-    """Score a fold's test split, and write predictions and events."""
+def _test(task: Task, fold: Fold, best: Trained, place: Path, seconds: float) -> dict[str, Any]:
+    """Score a fold's test split, and write predictions and events to a folder."""
     scoring = Scoring(task, fold.test)
     prediction, logits = best.predict(scoring.examples.features)
     if not prediction.isfinite().all():
@@ -385,7 +433,7 @@ def _test(task: Task, fold: Fold, best: Trained, seconds: float) -> dict[str, An
         "prediction_logit": logits.numpy(),
     }
     write_whole(
-        task.folder / f"{fold.name}.predictions.npz",
+        place / f"{fold.name}.predictions.npz",
         lambda temporary: _save_arrays(temporary, arrays),
     )
     if scoring.events is not None:
@@ -395,7 +443,7 @@ def _test(task: Task, fold: Fold, best: Trained, seconds: float) -> dict[str, An
             "target_events": scoring.target.by_file(files, labels),
             "predicted_events": found.by_file(files, labels),
         }
-        _write_json(task.folder / f"{fold.name}.events.json", events)
+        _write_json(place / f"{fold.name}.events.json", events)
     return {
         "test_loss": float(loss[0]),
         "test_score": scores[first.name],
@@ -419,9 +467,8 @@ def _score_file(task: Task, results: Mapping[str, dict], best: Trained) -> dict[
     """Return the content of the score file: by fold, over the folds, and how it was made."""
     notes: dict[str, str] = {}
     content: dict[str, Any] = {}
-    hidden = ("hparams", "postprocessing")
     for name, result in results.items():
-        numbers = {key: value for key, value in result.items() if key not in hidden}
+        numbers = {key: value for key, value in result.items() if key not in HOW}
         content[name], why = strict_json(numbers)
         notes.update({f"{name}.{key}": note for key, note in why.items()})
     if task.folds:
@@ -432,17 +479,18 @@ def _score_file(task: Task, results: Mapping[str, dict], best: Trained) -> dict[
         }
     content["hparams"] = best.setting.to_dict()
     content["postprocessing"] = next(iter(results.values()))["postprocessing"]
-    content["score_mode"] = "max" if named_metric(task.evaluation[0]).maximise else "min"
-    content["embedding_path"] = task.folder.name
+    by_score = named_metric(task.evaluation[0]).maximise and not monitors_loss(task)
+    content["score_mode"] = "max" if by_score else "min"
+    content["embedding_path"] = task.name
     if notes:
         content["notes"] = notes
     return content
 
 
 def _aggregate(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return mean and standard deviation (n - 1) of each test score over the folds."""
+    """Return mean and standard deviation (n - 1) of each number over the folds."""
     scores: dict[str, float] = {}
-    for key in (key for key in results[0] if key.startswith("test_")):
+    for key in (key for key in results[0] if key not in HOW):
         values = np.array([result[key] for result in results], dtype=np.float64)
         with np.errstate(invalid="ignore"):  # infinite scores have no deviation
             scores[f"{key}_mean"] = float(values.mean())

@@ -54,8 +54,13 @@ class Rows:
             yield self.batch(start, start + size)
 
     def take(self, index: Tensor) -> Tensor:
-        """Return rows by their index."""
-        return torch.cat([self.batch(i, i + 1) for i in index.tolist()])
+        """Return rows by their index, a tensor on the CPU, in its order."""
+        taken = torch.empty(len(index), self.width, device=self.tables[0].device)
+        for table, first in zip(self.tables, self.bounds, strict=False):
+            places = ((index >= first) & (index < first + len(table))).nonzero()[:, 0]
+            rows = table[(index[places] - first).to(table.device)]
+            taken[places.to(table.device)] = rows
+        return taken
 
     def to(self, device: torch.device) -> "Rows":
         """Return the rows on a device; what is too large for it is moved batch by batch later."""
@@ -374,14 +379,18 @@ class Trained:
         return self.objective.activate(outputs), outputs
 
 
-def side_by_side(settings: Sequence[Setting], device: torch.device) -> list[list[int]]:
+def side_by_side(
+    settings: Sequence[Setting], device: torch.device, shuffle: bool = False
+) -> list[list[int]]:
     """Group grid points that are trained as one batched model, by their index.
 
-    They must have one shape and one batch size. On a CPU only narrow ones gain by it.
+    They must have one shape and one batch size. On a CPU only narrow ones gain by it. Those that
+    see the rows in an order of their own (``shuffle``) are trained alone.
     """
     groups: dict[tuple, list[int]] = {}
     for i, setting in enumerate(settings):
-        alone = device.type == "cpu" and setting.hidden_dim > SIDE_BY_SIDE_WIDTH
+        wide = device.type == "cpu" and setting.hidden_dim > SIDE_BY_SIDE_WIDTH
+        alone = wide or shuffle
         key = (setting.hidden_layers, setting.hidden_dim, setting.batch_size, setting.dropout)
         groups.setdefault((i,) if alone else key, []).append(i)
     return list(groups.values())
@@ -407,7 +416,8 @@ def train(
         judge: scores the validation; the best score wins, the earliest among equals.
         seeds: of weights and dropout, one for each setting.
         device: to train on.
-        shuffle: draw a new order of the rows for every epoch (the protocol does not).
+        shuffle: draw a new order of the rows for every epoch (the protocol does not), from the
+            first seed: give one setting alone.
 
     Raises:
         TaskError: where there are no rows.

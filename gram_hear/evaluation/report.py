@@ -3,17 +3,21 @@
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gram_hear.errors import TaskError
 from gram_hear.evaluation.prediction import DONE_FILE, LOCALISATION_FILE, SCORES_FILE
+from gram_hear.tasks import METADATA, NATURAL, read_json
 from gram_hear.writing import write_whole
 
 RESULTS_FILE = "results.json"
 RESULTS_TABLE = "results.md"
 COLUMNS = ("task", "metric", "score", "deviation", "minutes")
+DRY_COLUMNS = ("dry", "difference")  # beside natural scenes, where their dry task was run too
+PLAN_COLUMNS = ("grid", "points", "seed", "shuffled")  # those in which the results differ
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class Result:
 
     ``score`` and ``deviation`` (over the folds, n - 1; None for one test) are None where the metric
     is infinite or undefined. ``minutes`` is what prediction took, ``scores`` every test score.
+
+    ``source`` is the task whose clips were put into scenes, or None; ``dry`` that task's score by
+    the same metric and the same plan, ``difference`` the score less ``dry``; None where not known.
     """
 
     task: str
@@ -34,6 +41,14 @@ class Result:
     seed: int | None
     shuffle: bool
     scores: dict[str, float | None]
+    source: str | None = None
+    dry: float | None = None
+    difference: float | None = None
+
+    @property
+    def comparable(self) -> tuple:
+        """What two results share whose scores can be set side by side."""
+        return self.metric, self.grid, self.grid_points, self.seed, self.shuffle
 
 
 def read_result(folder: Path) -> Result | None:
@@ -47,8 +62,10 @@ def read_result(folder: Path) -> Result | None:
         return None
     files = [folder / name for name in (SCORES_FILE, LOCALISATION_FILE)]
     file = next((each for each in files if each.exists()), files[0])
-    done, scores = _read_json(marker), _read_json(file)
-    metadata = _read_json(folder / "task_metadata.json")
+    try:
+        done, scores, metadata = (read_json(path) for path in (marker, file, folder / METADATA))
+    except TaskError as error:
+        raise TaskError(f"{error} Predict the task again, with --force.") from error
     try:
         metric = metadata["evaluation"][0]
         if "aggregated_scores" in scores:
@@ -68,6 +85,7 @@ def read_result(folder: Path) -> Result | None:
             seed=done.get("seed"),
             shuffle=done.get("shuffle", False),
             scores={key: value for key, value in found.items() if key.startswith("test_")},
+            source=str(metadata[NATURAL]["source"]) if NATURAL in metadata else None,
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise TaskError(
@@ -76,19 +94,11 @@ def read_result(folder: Path) -> Result | None:
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TaskError(
-            f"{path} cannot be read: {error}. Predict the task again, with --force."
-        ) from error
-
-
 def read_results(folder: Path) -> list[Result]:
     """Return the results of all predicted tasks in a module's folder, by name.
 
-    Tasks whose files are broken are left out, with a warning.
+    Natural scenes have the score of their dry task with them. Tasks whose files are broken are left
+    out, with a warning.
     """
     results = []
     for task in sorted(each.parent for each in folder.glob(f"*/{DONE_FILE}")):
@@ -99,39 +109,97 @@ def read_results(folder: Path) -> list[Result]:
             continue
         if result is not None:
             results.append(result)
-    return results
+    by_name = {result.task: result for result in results}
+    return [_beside_dry(result, by_name.get(result.source or "")) for result in results]
+
+
+def _beside_dry(result: Result, dry: Result | None) -> Result:
+    """Return a result of natural scenes with that of its dry task, where they can be compared."""
+    if dry is None or dry.comparable != result.comparable or dry.score is None:
+        return result
+    difference = None if result.score is None else result.score - dry.score
+    return replace(result, dry=dry.score, difference=difference)
+
+
+def columns_of(results: Sequence[Result]) -> tuple[str, ...]:
+    """Return the heads of the table.
+
+    Those of dry tasks are there where one is beside natural scenes, and those of how tasks were
+    predicted where that differs.
+    """
+    dry = DRY_COLUMNS if any(result.dry is not None for result in results) else ()
+    differing = tuple(
+        column for column in PLAN_COLUMNS if len({_cells(each)[column] for each in results}) > 1
+    )
+    return (*COLUMNS[:-1], *dry, *differing, COLUMNS[-1])
+
+
+def heading_of(results: Sequence[Result]) -> str:
+    """Return what stands above the table: how all tasks were predicted, and what minutes are."""
+    cells = _cells(results[0])
+    words = {
+        "grid": f"grid {cells['grid']}",
+        "points": f"{cells['points']} grid points",
+        "seed": f"seed {cells['seed'] or 'unknown'}",
+        "shuffled": "training rows shuffled" if results[0].shuffle else "training rows in order",
+    }
+    columns = columns_of(results)
+    same = [words[column] for column in PLAN_COLUMNS if column not in columns]
+    how = f"Predicted with {', '.join(same)}. " if same else ""
+    return f"{how}Minutes are those of prediction."
 
 
 def rows_of(results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """Return the cells of the table, below :data:`COLUMNS`."""
-    return [
-        (
-            result.task,
-            result.metric,
-            "undefined" if result.score is None else f"{result.score:.4f}",
-            "" if result.deviation is None else f"{result.deviation:.4f}",
-            f"{result.minutes:.1f}",
-        )
-        for result in results
-    ]
+    """Return the cells of the table, below :func:`columns_of`."""
+    columns = columns_of(results)
+    return [tuple(_cells(result)[column] for column in columns) for result in results]
 
 
-def write_results(folder: Path, module: str) -> list[Result]:
-    """Write ``results.json`` and ``results.md`` beside the tasks of a module, and return them.
+def _cells(result: Result) -> dict[str, str]:
+    return {
+        "task": result.task,
+        "metric": result.metric,
+        "score": "undefined" if result.score is None else f"{result.score:.4f}",
+        "deviation": _decimals(result.deviation, ".4f"),
+        "dry": _decimals(result.dry, ".4f"),
+        "difference": _decimals(result.difference, "+.4f"),
+        "grid": result.grid,
+        "points": str(result.grid_points),
+        "seed": "" if result.seed is None else str(result.seed),
+        "shuffled": "yes" if result.shuffle else "no",
+        "minutes": f"{result.minutes:.1f}",
+    }
+
+
+def _decimals(value: float | None, decimals: str) -> str:
+    return "" if value is None else format(value, decimals)
+
+
+def write_results(folder: Path, module: str, results: Sequence[Result]) -> None:
+    """Write ``results.json`` and ``results.md`` beside the tasks of a module.
 
     Where nothing is predicted, nothing is written.
+
+    Raises:
+        TaskError: where the folder cannot be written.
     """
-    results = read_results(folder)
     if not results:
-        return results
+        return
     content = {"module": module, "results": [asdict(result) for result in results]}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    table = [f"# {module}", "", _line(COLUMNS), _line("---" for _ in COLUMNS)]
+    columns = columns_of(results)
+    table = [f"# {module}", "", heading_of(results), ""]
+    table += [_line(columns), _line("---" for _ in columns)]
     table += [_line(row) for row in rows_of(results)]
-    write_whole(folder / RESULTS_FILE, lambda file: file.write_text(text, encoding="utf-8"))
     markdown = "\n".join(table) + "\n"
-    write_whole(folder / RESULTS_TABLE, lambda file: file.write_text(markdown, encoding="utf-8"))
-    return results
+    try:
+        for name, made in ((RESULTS_FILE, text), (RESULTS_TABLE, markdown)):
+            write_whole(folder / name, partial(Path.write_text, data=made, encoding="utf-8"))
+    except OSError as error:
+        raise TaskError(
+            f"{RESULTS_FILE} and {RESULTS_TABLE} cannot be written to {folder}: "
+            f"{error.strerror or error}. Run again when they can; the scores are kept."
+        ) from error
 
 
 def _line(cells: Any) -> str:

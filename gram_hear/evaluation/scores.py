@@ -13,9 +13,11 @@ from typing import Literal
 import numpy as np
 
 from gram_hear.errors import OptionError, nearest
+from gram_hear.evaluation.events import COLLARS, SEGMENT_METRIC
 
 Kind = Literal["multiclass", "multilabel", "event", "localisation"]
 SEMITONES = 12
+F_MEASURE = ("f_measure", "precision", "recall")
 
 
 @dataclass(frozen=True)
@@ -192,8 +194,8 @@ METRICS: dict[str, Metric] = {
         Metric("mAP", True, "multilabel", mean_average_precision),
         Metric("aucroc", True, "multilabel", mean_auc),
         Metric("d_prime", True, "multilabel", d_prime),
-        Metric("event_onset_200ms_fms", True, "event", parts=("f_measure", "precision", "recall")),
-        Metric("segment_1s_er", False, "event", parts=("error_rate",)),
+        *(Metric(name, True, "event", parts=F_MEASURE) for name in COLLARS),
+        Metric(SEGMENT_METRIC, False, "event", parts=("error_rate",)),
         Metric("DOA", False, "localisation", chord_error),
         Metric("MAE", False, "localisation", mean_angular_error),
         Metric("DOE", False, "localisation", median_angular_error),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gram_hear.errors import AudioError, TaskError
-from gram_hear.tasks import RESAMPLED, Task
+from gram_hear.tasks import RESAMPLED, Task, names_in
 from gram_hear.writing import write_whole
 
 
@@ -26,10 +26,14 @@ class Source:
     rate: int
     samples: int
     channels: int
+    time: int = 0  # ns, when the file was last changed
 
 
 class TaskAudio:
-    """The clips of a task at a module's rate: as they are, or resampled once."""
+    """The clips of a task at a module's rate: as they are, or resampled once.
+
+    A resampled file has the time of its source, so that a source that was changed is noticed.
+    """
 
     def __init__(self, task: Task, rate: int) -> None:
         self.task = task
@@ -38,7 +42,8 @@ class TaskAudio:
         others = [other for other in task.source_rates() if other != rate]
         self.rates = [rate, *sorted(others, reverse=True)]
         # A folder that holds files of its own is not for us to fill up.
-        self.keep = not self.target.exists() or (self.target / RESAMPLED).exists()
+        self.made = (self.target / RESAMPLED).exists()
+        self.keep = self.made or not self.target.exists()
 
     def sources(self, split: str) -> list[Source]:
         """Return the clips of a split in the order of the rows, from their headers.
@@ -48,8 +53,11 @@ class TaskAudio:
             AudioError: for a file that is no sound, or has another rate than its folder.
         """
         files = self.task.row_files(split)
-        there = {rate: _listed(self.task.folder / str(rate) / split) for rate in self.rates}
-        rates = [next((rate for rate in self.rates if file in there[rate]), 0) for file in files]
+        there = {rate: names_in(self.task.folder / str(rate) / split) for rate in self.rates}
+        rates = [
+            self._rate_of(split, file, [rate for rate in self.rates if file in there[rate]])
+            for file in files
+        ]
         if missing := [file for file, rate in zip(files, rates, strict=True) if not rate]:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             folders = ", ".join(str(rate) for rate in self.task.rates()) or "none"
@@ -63,17 +71,27 @@ class TaskAudio:
             for file, rate in zip(files, rates, strict=True)
         ]
 
+    def _rate_of(self, split: str, file: str, rates: list[int]) -> int:
+        """Return which of the rates that have a file it is taken from; 0 where none has it."""
+        if self.made and len(rates) > 1 and rates[0] == self.rate:
+            made, source = (self.task.audio(split, file, rate).stat() for rate in rates[:2])
+            if made.st_mtime_ns != source.st_mtime_ns:
+                return rates[1]
+        return rates[0] if rates else 0
+
     def _header(self, file: str, path: Path, rate: int) -> Source:
         import soundfile
 
         with _reading(path):
             info = soundfile.info(str(path))
+            changed = path.stat().st_mtime_ns
         if info.samplerate != rate:
             raise AudioError(
                 f"{path} has a sample rate of {info.samplerate} Hz; in the folder {rate} it must "
                 f"be {rate} Hz."
             )
-        return Source(file, path, rate, _resampled(info.frames, rate, self.rate), info.channels)
+        samples = _resampled(info.frames, rate, self.rate)
+        return Source(file, path, rate, samples, info.channels, changed)
 
     def load(self, split: str, source: Source) -> np.ndarray:
         """Return a clip, (samples,) or (samples, channels) float32 at the module's rate."""
@@ -92,7 +110,10 @@ class TaskAudio:
         return audio[:, 0] if audio.shape[1] == 1 else audio
 
     def _cache(self, split: str, source: Source, audio: np.ndarray) -> None:
-        """Keep a resampled clip beside the task; it is float32, so that it stays what it is."""
+        """Keep a resampled clip beside the task; it is float32, so that it stays what it is.
+
+        ``source`` says when its file was last changed, and the kept one says the same.
+        """
         import soundfile
 
         encoded = io.BytesIO()
@@ -101,7 +122,7 @@ class TaskAudio:
         try:
             self._make_target()
             path.parent.mkdir(exist_ok=True)
-            write_whole(path, lambda place: place.write_bytes(encoded.getbuffer()))
+            write_whole(path, lambda place: _write_as_of(place, encoded.getbuffer(), source.time))
         except OSError as error:
             if self.keep:
                 self.keep = False
@@ -143,8 +164,9 @@ def _resampled(samples: int, rate: int, new_rate: int) -> int:
     return max(1, (2 * samples * new_rate + rate) // (2 * rate))
 
 
-def _listed(folder: Path) -> set[str]:
-    return set(os.listdir(folder)) if folder.is_dir() else set()
+def _write_as_of(path: Path, content: memoryview, time: int) -> None:
+    path.write_bytes(content)
+    os.utime(path, ns=(time, time))
 
 
 @contextmanager

@@ -118,6 +118,10 @@ def get_timestamp_embeddings(audio, model):
         times = times[:, :-1]
     if model.fault == "past the end":
         times = times + 100
+    if model.fault in ("drift", "drift past the end"):
+        times = times * (0.9985 if model.fault == "drift" else 1.002)
+    if model.fault == "long" and audio.shape[1] > 60 * model.sample_rate:
+        raise RuntimeError("positions beyond 1024")
     if model.fault == "irregular":
         times[:, 1:] += 30
     if model.fault == "wide":
