@@ -193,8 +193,14 @@ class _Clip:
         self.scene += vectors.sum(axis=0, dtype=np.float64)
         return Block(self.path, timestamps, vectors) if len(vectors) else None
 
-    def done(self) -> FileDone:
+    def done(self) -> FileDone | FileFailed:
         """Return the clip's end, once all its windows are encoded."""
+        if not np.isfinite(self.scene).all():  # the sum of all rows
+            return FileFailed(
+                self.path,
+                f"{self.path}: its embeddings hold NaN or infinite values. Either the weights are "
+                "broken, or they exceed the dtype: try float32.",
+            )
         return FileDone(
             path=self.path,
             scene=(self.scene / self.rows).astype(np.float32),
@@ -243,7 +249,9 @@ def _embed_clips(
             yield from _encode_batch(queue, model)
 
 
-def _encode_batch(queue: deque[_Waiting], model: HearModel) -> Iterator[Block | FileDone]:
+def _encode_batch(
+    queue: deque[_Waiting], model: HearModel
+) -> Iterator[Block | FileDone | FileFailed]:
     """Encode the next windows of the queue, and hand them to their clips."""
     room = model.options.window_batch
     taken: list[_Waiting] = []

@@ -348,6 +348,18 @@ def test_an_error_in_the_model_stops_and_is_no_failure_of_a_file(model, flock, m
         list(embed_files(flock, model))
 
 
+def test_embeddings_that_are_not_finite_are_a_failure(tmp_path, small_model):
+    model = small_model(2)
+    broken = next(parameter for parameter in model.parameters() if parameter.ndim > 1)
+    with torch.no_grad():
+        broken.fill_(float("nan"))
+    write(tmp_path / "a.wav", 1.0)
+    events = list(embed_files([tmp_path / "a.wav"], model))
+    assert isinstance(events[-1], FileFailed)
+    assert "a.wav: its embeddings hold NaN or infinite values" in events[-1].error
+    assert not any(isinstance(event, FileDone) for event in events)
+
+
 def test_no_files_give_no_events_and_wrong_jobs_are_refused(model):
     assert list(embed_files([], model)) == []
     for jobs in (0, -1):
