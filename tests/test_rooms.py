@@ -114,6 +114,22 @@ def test_places_that_cannot_be_are_refused(change, message):
         replace(scene, **change)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"distance": -1.0},
+        {"distance": 0.1},
+        {"distance": math.nan},
+        {"elevation": 120.0},
+        {"azimuth": math.inf},
+        {"noise_sources": -1},
+    ],
+)
+def test_what_no_placement_can_have_is_refused(asked):
+    with pytest.raises(SceneError, match=r"must be|can be|there can"):
+        draw_scene(draw_room([1]), [1], **asked)
+
+
 def test_a_distance_beyond_the_room_is_refused():
     with pytest.raises(SceneError, match=r"no place was found for a source at distance 40 m"):
         draw_room_and_scene([1], distance=40.0)
@@ -132,6 +148,10 @@ def test_an_rt60_that_the_room_cannot_have_is_refused():
 def test_ranges_that_cannot_be_are_refused(name):
     with pytest.raises(SceneError, match=f"{name} is drawn from"):
         Ranges(**{name: (3.0, 1.0)})
+    with pytest.raises(SceneError, match=r"at least 0\.2 m from the head"):
+        Ranges(distance=(0.0, 1.0))
+    with pytest.raises(SceneError, match="two whole numbers"):
+        Ranges(noise_sources=(1.0, 2.0))
     with pytest.raises(SceneError, match="leaves no room inside"):
         Ranges(gap=2.0)
 
@@ -145,7 +165,7 @@ def test_absorption_gives_the_time_that_it_was_solved_for(seed, time):
 
 
 def test_an_even_cube_without_air_decays_faster_than_its_axial_paths():
-    """A direction's rate is c k (|x| + |y| + |z|) / L: T20 lies between those of axis and diagonal."""
+    """A direction's rate is c k (|x| + |y| + |z|) / L: T20 is between axis and diagonal."""
     size, exponents = np.full(3, 4.0), np.full((6, len(BANDS)), 0.3)
     time = predicted_rt60(decay_rates(size, exponents))[0]
     along_axis = 6 * math.log(10) / (SPEED * (0.3 / 4 + AIR[0]))

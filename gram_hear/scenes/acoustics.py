@@ -114,16 +114,16 @@ def absorption_for(
     return -np.expm1(-np.minimum(scales * weights, most))
 
 
-def energy_decay(rir: np.ndarray) -> np.ndarray:
-    """Return the energy decay curve of an RIR in dB (Schroeder 1965).
+def energy_decay(energy: np.ndarray) -> np.ndarray:
+    """Return the energy decay curve in dB (Schroeder 1965).
 
     Args:
-        rir: (channels, samples); the channels' energies are added.
+        energy: (samples,) of an RIR.
 
     Returns:
         (samples,), 0 at the start; -inf where nothing follows.
     """
-    remaining = np.cumsum((rir.astype(np.float64) ** 2).sum(axis=0)[::-1])[::-1]
+    remaining = np.cumsum(energy[::-1])[::-1]
     with np.errstate(divide="ignore", invalid="ignore"):
         return 10 * np.log10(remaining / remaining[0])
 
@@ -147,7 +147,12 @@ def measured_rt60(rir: np.ndarray, rate: int, centre: float = BANDS[SPEECH_BAND]
     Returns:
         Seconds; NaN for an RIR that does not decay by 25 dB.
     """
-    curve = energy_decay(octave(rir, rate, centre))
+    return decay_time((octave(rir, rate, centre) ** 2).sum(axis=0), rate)
+
+
+def decay_time(energy: np.ndarray, rate: int) -> float:
+    """Return the reverberation time (T20) in seconds of energies (samples,), or NaN."""
+    curve = energy_decay(energy)
     inside = np.flatnonzero((curve <= -5) & (curve >= -25))
     if len(inside) < 2 or not curve[inside[-1]] < -24:
         return math.nan

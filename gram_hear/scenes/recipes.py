@@ -32,6 +32,7 @@ from gram_hear.scenes.workers import one_thread
 FORMATS = {"binaural": "binaural", "ambisonics": "ambisonic"}  # in names of folders -> layouts
 RATES = (8000, 192000)  # Hz, least and most
 ONSET = 0.1  # of an RIR's peak: where the direct sound of one that does not say so begins
+ORIGINS = ("source_sha256", "rirs_sha256", "noise_sha256", "head_sha256")  # of what was read
 SCENE, NOISE, START, SNR, RIR = range(5)  # what draws from a clip's seed
 
 
@@ -168,6 +169,9 @@ def follow(recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]]:
     facts = {
         **dataclasses.asdict(recipe),
         "source_sha256": _hash_file(recipe.source),
+        "rirs_sha256": recipe.rirs and _hash_array(rirs),
+        "noise_sha256": recipe.noise and noise and _hash_array(noise.audio),
+        "head_sha256": _hash_file(recipe.head) if recipe.head and _is_file(recipe.head) else None,
         "convention": "ambix" if recipe.layout == "ambisonic" else None,
         "scene": scene,
         "rir": rir,
@@ -209,7 +213,7 @@ def rerender(
         found = {field.name: entry[field.name] for field in dataclasses.fields(Recipe)}
         found |= {key: str(path) for key, path in moved.items() if path is not None}
         recipe = Recipe(**found | {"seed": tuple(found["seed"])})
-        origins = {key: entry[key] for key in ("source_sha256", "rir", "noise_drawn")}
+        origins = {key: entry[key] for key in (*ORIGINS, "rir", "noise_drawn")}
         digest = entry["sha256"]
     except (KeyError, TypeError) as error:
         raise TaskError(f"This is no entry of a manifest: {error!r}.") from error
@@ -315,6 +319,14 @@ def _mix(
 
 def _hash_file(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _hash_array(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _is_file(head: str) -> bool:
+    return Path(head).is_file()
 
 
 # --- sets -----------------------------------------------------------------------------------

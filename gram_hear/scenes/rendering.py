@@ -20,9 +20,12 @@ from gram_hear.extras import need
 from gram_hear.scenes.acoustics import (
     BANDS,
     LARGEST_ABSORPTION,
+    SPEECH_BAND,
     SPEED,
     decay_rates,
+    decay_time,
     measured_rt60,
+    octave,
 )
 from gram_hear.scenes.heads import Head, load_head
 from gram_hear.scenes.rooms import ImageSources, Position, Room, Scene, image_sources
@@ -34,6 +37,7 @@ LEAD = 40  # samples kept free before an image, for the ringing of a fractional 
 FILTER_SECONDS = 1 / 64  # in which an octave-band filter has died away
 TOP = 0.95  # of the Nyquist frequency: from here on images fade out, so that delays ring briefly
 TOGETHER = 128  # images filtered at once: what fits a core's cache
+MORE = 3  # times as many images, in rooms that ring briefly
 FADE = 0.25  # of the images' time, over which the tail takes over
 STREAM = {"binaural": 3, "ambisonic": 4}  # of the scene's randomness, for the tail
 TUNINGS, TUNED = 12, 0.02  # how often surfaces are tuned at most, and how close is enough
@@ -98,8 +102,12 @@ def render(
     else:
         head = None
     places = (scene.source, *scene.noises)
-    seconds = seconds or _ringing(scene, places)
-    samples = math.ceil(seconds * rate)
+    samples = math.ceil((seconds or _ringing(scene, places)) * rate)
+    if samples < (least := math.ceil((scene.distance / SPEED + FILTER_SECONDS) * rate)):
+        raise OptionError(
+            f"RIRs of {seconds} s were asked for, and the direct sound of this scene needs "
+            f"{least / rate:.3f} s."
+        )
     rirs = np.empty((len(places), LAYOUTS[layout], samples), dtype=np.float32)
     direct = np.zeros(rirs.shape[1:], dtype=np.float32)
     for i, place in enumerate(places):
@@ -148,11 +156,7 @@ def tune(scene: Scene, rate: int = 8000) -> Scene:
         absorption = -np.expm1(-np.minimum(math.exp(scale) * exponents, most))
         room = replace(scene.room, absorption=tuple(tuple(map(float, r)) for r in absorption))
         tried = replace(scene, room=room)
-        samples = math.ceil(_ringing(tried, (scene.source,)) * rate)
-        generator = np.random.default_rng([*scene.seed, STREAM["ambisonic"], 0])
-        direct = np.zeros((1, samples), dtype=np.float32)
-        rir = _render(tried, scene.source, None, rate, samples, IMAGES, generator, direct)
-        longer = math.log(measured_rt60(rir, rate) / room.rt60)
+        longer = math.log(_expected_rt60(tried, rate) / room.rt60)
         if not math.isfinite(longer):
             break
         if abs(longer) < smallest:
@@ -164,6 +168,24 @@ def tune(scene: Scene, rate: int = 8000) -> Scene:
         if not low < scale < high:
             scale = (low + high) / 2
     return best
+
+
+def _expected_rt60(scene: Scene, rate: int) -> float:
+    """Return the RT60 of the source's RIR at an omnidirectional microphone.
+
+    The images are rendered; of the tail, which is noise, the mean energy is added.
+    """
+    samples = math.ceil(_ringing(scene, (scene.source,)) * rate)
+    direct = np.zeros((1, samples), dtype=np.float32)
+    rir = _render(scene, scene.source, None, rate, samples, IMAGES, None, direct)
+    begin = _reach(scene, scene.source, IMAGES) / SPEED
+    tail = _envelopes(scene.room, begin, rate, samples)[SPEECH_BAND] ** 2
+    pulse = np.zeros((1, samples))
+    pulse[0, 0] = 1
+    centre = BANDS[SPEECH_BAND]
+    passed = float((octave(pulse, rate, centre) ** 2).sum())  # of white noise's energy
+    energy = (octave(rir, rate, centre) ** 2).sum(axis=0) + passed * tail
+    return decay_time(energy, rate)
 
 
 def _finite(value: float) -> float | None:
@@ -191,26 +213,41 @@ def _render(
     rate: int,
     samples: int,
     images: int,
-    generator: np.random.Generator,
+    generator: np.random.Generator | None,
     direct: np.ndarray,
 ) -> np.ndarray:
     """Return the RIR (channels, samples) from one place; its direct sound alone goes to ``direct``.
 
-    The images' time grows with the cube root of their number: a ball of 4/3 pi r^3 / volume.
+    Without a generator there is no tail.
     """
-    radius = (3 * images * scene.room.volume / (4 * math.pi)) ** (1 / 3)
     end = samples / rate * SPEED
-    radius = min(max(radius, 3 * math.dist(place, scene.listener)), end)
+    radius = min(_reach(scene, place, images), end)
     sources = image_sources(scene, place, radius)
     rir = np.zeros_like(direct)
     if radius < end:
         into = np.clip((sources.distances / radius - 1 + FADE) / FADE, 0, 1)
         sources.gains[:] += np.log(np.maximum(np.cos(math.pi / 2 * into), 1e-6))[:, None]
-        rir += diffuse_tail(scene.room, radius / SPEED, head, rate, rir.shape, generator)
+        if generator is not None:
+            rir += diffuse_tail(scene.room, radius / SPEED, head, rate, rir.shape, generator)
     first, others = slice(0, 1), slice(1, None)
     _add_images(direct, _select(sources, first), head, rate, exact=True)
     _add_images(rir, _select(sources, others), head, rate, exact=False)
     return rir + direct
+
+
+def _reach(scene: Scene, place: Position, images: int) -> float:
+    """Return up to how many metres images are computed.
+
+    Their number is that of a ball: 4/3 pi r^3 / volume. It may be :data:`MORE` times as many where
+    that lets images alone make the decay in which the reverberation time is measured.
+    """
+
+    def ball(count: float) -> float:
+        return (3 * count * scene.room.volume / (4 * math.pi)) ** (1 / 3)
+
+    decayed = (0.45 * scene.room.rt60 + scene.distance / SPEED) / (1 - FADE) * SPEED  # to -25 dB
+    wanted = min(max(ball(images), decayed), ball(MORE * images))
+    return max(wanted, 3 * math.dist(place, scene.listener))
 
 
 def _select(sources: ImageSources, which: slice) -> ImageSources:
@@ -407,20 +444,12 @@ def diffuse_tail(
         (channels, samples) float32.
     """
     channels, samples = shape
-    times = np.arange(samples) / rate
-    rates = _rates(room)
-    coarse = np.linspace(0, times[-1], 256)
-    decay = np.log(np.exp(-rates[..., None] * coarse).mean(axis=0))  # (bands, 256)
-    level = math.log(4 * math.pi * SPEED / room.volume / rate)
-    into = np.clip((times / begin - 1 + FADE) / FADE, 0, 1)
     n_fft = need("scipy.fft", "scenes").next_fast_len(samples + 2 * HOP, real=True)
     noise = np.fft.rfft(generator.standard_normal((samples, channels)).T, n_fft)
     weights = band_weights(np.fft.rfftfreq(n_fft, 1 / rate))
     shaped = np.zeros((channels, samples))
-    for band, weight in enumerate(weights):
-        envelope = np.exp(0.5 * (np.interp(times, coarse, decay[band]) + level))
+    for weight, envelope in zip(weights, _envelopes(room, begin, rate, samples), strict=True):
         shaped += np.fft.irfft(noise * weight, n_fft)[:, :samples] * envelope
-    shaped *= np.sin(math.pi / 2 * into)
     spectra = np.fft.rfft(shaped, n_fft) * _fade_out(n_fft)
     if head is None:
         spectra[1:] /= math.sqrt(3)  # a diffuse field has a third of W's energy on each axis
@@ -428,6 +457,17 @@ def diffuse_tail(
         roots = _diffuse_roots(head, n_fft)
         spectra = np.einsum("fed,df->ef", roots, spectra)
     return np.fft.irfft(spectra, n_fft)[:, :samples].astype(np.float32)
+
+
+def _envelopes(room: Room, begin: float, rate: int, samples: int) -> np.ndarray:
+    """Return the tail's deviation (bands, samples) at an omnidirectional microphone."""
+    times = np.arange(samples) / rate
+    rates = _rates(room)
+    coarse = np.linspace(0, times[-1], 256)
+    decay = np.log(np.exp(-rates[..., None] * coarse).mean(axis=0))  # (bands, 256)
+    level = math.log(4 * math.pi * SPEED / room.volume / rate)
+    into = np.sin(math.pi / 2 * np.clip((times / begin - 1 + FADE) / FADE, 0, 1))
+    return np.stack([np.exp(0.5 * (np.interp(times, coarse, b) + level)) for b in decay]) * into
 
 
 @lru_cache(maxsize=8)

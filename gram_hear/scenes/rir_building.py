@@ -30,12 +30,13 @@ from gram_hear.scenes.rirs import (
     VERSION,
     read_description,
 )
-from gram_hear.scenes.rooms import Ranges, Room, draw_room, draw_scene
+from gram_hear.scenes.rooms import Ranges, Room, Scene, draw_room, draw_scene
 from gram_hear.scenes.workers import cores, work
 from gram_hear.writing import hold, write_whole
 
 PUBLISHED_SECONDS = 3.0  # of RIRs in tars, which must all have the same length
-ROOMS = 50  # drawn until one can have its reverberation time
+ROOMS = 50  # drawn until one can have its reverberation time, and a placement
+PLACEMENTS = 20  # drawn in such a room, until one fits
 OPTIONS, LOCK = "options.json", "lock"
 
 
@@ -150,8 +151,7 @@ def simulate(plan: RirPlan, place: Place) -> list[Rendered]:
     """
     split = SPLITS.index(place.split)
     room = draw_room_of(plan.ranges, plan.seed, split, place.room)
-    seed = (plan.seed, split, place.room, place.scene)
-    scene = tune(draw_scene(room, seed, plan.ranges))
+    scene = tune(_draw_placement(room, (plan.seed, split, place.room, place.scene), plan.ranges))
     return [
         render(
             scene,
@@ -166,12 +166,27 @@ def simulate(plan: RirPlan, place: Place) -> list[Rendered]:
 
 @lru_cache(maxsize=4)
 def draw_room_of(ranges: Ranges, seed: int, split: int, number: int) -> Room:
-    """Draw a split's room of some number; one that cannot have its RT60 is drawn again."""
+    """Draw a split's room of some number, again where it cannot have its RT60 or a placement."""
     for attempt in range(ROOMS):
+        own = (seed, split, number, attempt)
         try:
-            return draw_room((seed, split, number, attempt), ranges)
+            room = draw_room(own, ranges)
+            draw_scene(room, own, ranges)
         except SceneError:
             if attempt == ROOMS - 1:
+                raise
+        else:
+            return room
+    raise AssertionError
+
+
+def _draw_placement(room: Room, seed: tuple[int, ...], ranges: Ranges) -> Scene:
+    """Draw a placement in a room that has room for one, however rare those are."""
+    for attempt in range(PLACEMENTS):
+        try:
+            return draw_scene(room, (*seed, attempt), ranges)
+        except SceneError:
+            if attempt == PLACEMENTS - 1:
                 raise
     raise AssertionError
 

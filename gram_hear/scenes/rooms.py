@@ -65,6 +65,13 @@ class Ranges:
                 raise SceneError(
                     f"{field.name} is drawn from {value}; it must be two numbers, low and high."
                 )
+        if self.distance[0] < LEAST_DISTANCE:
+            raise SceneError(
+                f"Distances are drawn from {self.distance} m; a source must be at least "
+                f"{LEAST_DISTANCE} m from the head's centre."
+            )
+        if not all(isinstance(count, int) for count in self.noise_sources):
+            raise SceneError(f"noise_sources is {self.noise_sources}; give two whole numbers.")
         if not 0 < self.gap < min(self.width[0], self.depth[0], self.height[0]) / 2:
             raise SceneError(f"The gap to the walls is {self.gap} m, which leaves no room inside.")
 
@@ -253,8 +260,9 @@ def draw_scene(
         noise_sources: their number, likewise.
 
     Raises:
-        SceneError: where no placement in this room fits what is asked for.
+        SceneError: where no placement in this room fits what is asked for, or none could.
     """
+    _check_asked(azimuth, elevation, distance, noise_sources)
     generator = np.random.default_rng([*seed, 2])
     reachable = distance is None or distance < math.hypot(*room.size)
     for _ in range(TRIES if reachable else 0):
@@ -289,6 +297,22 @@ def draw_scene(
         if math.dist(place, listener) > max(LEAST_DISTANCE, ranges.gap):
             noises.append(_position(place))
     return Scene(tuple(map(int, seed)), room, _position(listener), yaw, source, tuple(noises))
+
+
+def _check_asked(
+    azimuth: float | None, elevation: float | None, distance: float | None, noises: int | None
+) -> None:
+    if azimuth is not None and not math.isfinite(azimuth):
+        raise SceneError(f"The azimuth is {azimuth}; it must be a number of degrees.")
+    if elevation is not None and not -90 <= elevation <= 90:
+        raise SceneError(f"The elevation is {elevation}; it must be -90 (below) to 90 (above).")
+    if distance is not None and not LEAST_DISTANCE <= distance < math.inf:
+        raise SceneError(
+            f"The distance is {distance} m; a source must be at least {LEAST_DISTANCE} m from the "
+            "head's centre."
+        )
+    if noises is not None and noises < 0:
+        raise SceneError(f"{noises} noise sources were asked for; there can be 0 or more.")
 
 
 def draw_room_and_scene(

@@ -1,6 +1,7 @@
 """One's own sound in a simulated room."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,4 +171,6 @@ def _with_noise(
         "samples": length,
         "gain": float(mixed.gain[0]),
     }
+    if facts["gain"] == 0 and bool(dry.any()):
+        warnings.warn(f"The noise {drawn.name} is silent: nothing was added.", stacklevel=3)
     return mixed, facts
