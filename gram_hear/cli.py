@@ -22,6 +22,7 @@ from gram_hear.checkpoints.store import (
 )
 from gram_hear.collection import Collection, Progress, plan_jobs
 from gram_hear.commands.naturalistic import naturalistic
+from gram_hear.commands.prepare import prepare
 from gram_hear.commands.rirs import rirs
 from gram_hear.commands.scene import scene
 from gram_hear.console import AsJson, Version, messages, print_table, results, run, say
@@ -253,5 +254,5 @@ def push(
     typer.echo(push_to_hub(load_model(model), repository, private=private, licence=licence))
 
 
-for command in (scene, rirs, naturalistic):
+for command in (scene, rirs, naturalistic, prepare):
     app.command()(command)

@@ -32,6 +32,10 @@ class SceneError(GramError, ValueError):
     """A room, a scene, a head, or a set of RIRs or noise that cannot be, or cannot be read."""
 
 
+class TrainingError(GramError, RuntimeError):
+    """Training that cannot go on: a mixture, a loss or a gradient that is not finite."""
+
+
 class OptionError(GramError, ValueError):
     """An option that is unknown, out of range, or contradicts another."""
 

@@ -39,7 +39,9 @@ ARROWS = {
     "plots": {"errors", "writing", "extras", "scenes"},
     "evaluation": BASE | {"audio", "tasks", "console"},
     "collection": MODEL | {"model", "checkpoints", "hear", "embed"},
-    "commands": BASE | {"audio", "tasks", "scenes", "plots", "extras", "console"},
+    "preparation": BASE | {"audio", "scenes"},
+    "pretrain": BASE | {"audio", "frontend", "nn", "scenes", "checkpoints", "extras", "console"},
+    "commands": BASE | {"audio", "tasks", "scenes", "plots", "preparation", "extras", "console"},
     "cli": MODEL
     | {"model", "checkpoints", "hear", "embed", "collection", "commands", "console", "gram_hear"},
     "__init__": MODEL | {"model", "checkpoints", "hear", "embed", "collection"},

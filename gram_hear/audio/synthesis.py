@@ -246,11 +246,14 @@ def _make_babble(generator: Generator, samples: int, rate: int) -> np.ndarray:
     return audio
 
 
-def _voice(generator: Generator, samples: int, rate: int) -> np.ndarray:
-    """Return one voice, (samples,): its pitch and the length of its tract are its own."""
+def _voice(generator: Generator, samples: int, rate: int, late: float = 0.3) -> np.ndarray:
+    """Return one voice, (samples,): its pitch and the length of its tract are its own.
+
+    It began up to ``late`` seconds ago.
+    """
     audio = np.zeros(samples)
     pitch, tract = _log_uniform(generator, 85, 250), generator.uniform(0.85, 1.2)
-    at = -int(generator.uniform(0, 0.3) * rate)
+    at = -int(generator.uniform(0, late) * rate)
     while at < samples:
         length = int(generator.uniform(0.08, 0.3) * rate)
         syllable = _syllable(generator, length, rate, pitch, tract)
@@ -418,7 +421,7 @@ def _make_texture(generator: Generator, samples: int, rate: int) -> np.ndarray:
 
 def _make_speech(generator: Generator, samples: int, rate: int) -> np.ndarray:
     """One voice of syllables: a gliding pitch through formants."""
-    return _voice(generator, samples, rate)
+    return _voice(generator, samples, rate, late=0.0)
 
 
 def _make_chirp(generator: Generator, samples: int, rate: int) -> np.ndarray:
@@ -448,10 +451,10 @@ def _make_rhythm(generator: Generator, samples: int, rate: int) -> np.ndarray:
     steps = int(generator.choice([6, 8, 12, 16]))
     count = math.ceil(samples / rate / step)
     audio = np.zeros(samples)
-    for _ in range(int(generator.integers(2, 5))):
+    for part in range(int(generator.integers(2, 5))):
         sound = _unit(_drum(generator, rate)) * generator.uniform(0.3, 1.0)
         bar = generator.random(steps) < generator.uniform(0.15, 0.6)
-        bar[int(generator.integers(steps))] = True
+        bar[int(generator.integers(steps)) if part else 0] = True
         for k in range(count):
             if bar[k % steps]:
                 _add(audio, sound, int(k * step * rate))
@@ -472,7 +475,7 @@ def _drum(generator: Generator, rate: int) -> np.ndarray:
         return envelope * _band(generator, length, rate, _log_uniform(generator, 800, 9000), 1.5)
     pitch = _log_uniform(generator, 100, 900)
     sizes = 1 / np.arange(1, 1 + min(12, int(0.45 * rate / pitch)))
-    return envelope * _harmonics(np.arange(length) * (pitch / rate), sizes)
+    return envelope * _harmonics(np.arange(1, length + 1) * (pitch / rate), sizes)
 
 
 SOUNDS: dict[str, Maker] = {

@@ -32,7 +32,9 @@ from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
 from gram_hear.writing import write_whole
 
-CONFIG_KEY = "gram_hear_config"  # in the metadata of our safetensors files
+# In the metadata of our safetensors files, and beside the state dict in those of pretraining.
+CONFIG_KEY = "gram_hear_config"
+PRETRAINED = "autoencoder."  # before the model's names in the latter
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
@@ -252,7 +254,9 @@ def _read(source: Source, heads: int | None) -> Checkpoint:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return a file's tensors and, for safetensors, its metadata; no code in it is run.
+    """Return a file's tensors and its metadata; no code in it is run.
+
+    Only our own files have metadata that count: safetensors, and the checkpoints of pretraining.
 
     Raises:
         CheckpointError: for a file that is no checkpoint, or holds other objects than tensors.
@@ -269,15 +273,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"Unknown kind of checkpoint {path.suffix!r}; allowed are {', '.join(SUFFIXES)}."
         )
-    return _read_torch(path), {}
+    return _read_torch(path)
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors of a PyTorch file, bare or under ``state_dict`` or ``model``."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for what is not a checkpoint
         raise CheckpointError(_why_unsafe(path, error)) from error
+    config = content.get(CONFIG_KEY) if isinstance(content, Mapping) else None
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -296,7 +301,10 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"Among the tensors stand entries that are no named tensors: {', '.join(others)}. Save "
             "the state dict alone."
         )
-    return dict(content)
+    if not isinstance(config, str):
+        return dict(content), {}
+    named = {name.removeprefix(PRETRAINED): tensor for name, tensor in content.items()}
+    return named, {CONFIG_KEY: config}
 
 
 def _why_unsafe(path: Path, error: Exception) -> str:

@@ -1,0 +1,77 @@
+"""The ``gram-hear prepare`` command: thin over the library."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gram_hear.console import messages, say
+from gram_hear.preparation import Preparation
+from gram_hear.preparation import prepare as prepare_clips
+
+
+def prepare(
+    paths: Annotated[list[Path], typer.Argument(help="Sound files, and folders to search.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the tars.")],
+    seconds: Annotated[float, typer.Option(help="Of a clip; longer files are cut.")] = 10.0,
+    whole: Annotated[
+        bool,
+        typer.Option("--whole", help="Keep files whole; training then draws excerpts of them."),
+    ] = False,
+    rate: Annotated[int, typer.Option(help="Hz of the clips.")] = 32000,
+    tar_size: Annotated[
+        float, typer.Option(help="Megabytes of a tar, at most; each is one process's work.")
+    ] = 500.0,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes side by side. Default: one for each processor.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace tars of other files or options.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Make tars of FLAC clips for pretraining of sound files, and print their folder.
+
+    Clips are one channel, the first, resampled. prepared.json in the folder says what was made.
+    The same command goes on after an interruption, and adds files that are new.
+
+    Example: gram-hear prepare recordings/ -o clips
+    """
+    preparation = Preparation(None if whole else seconds, rate, tar_size)
+    with _progress() as progress:
+        summary = prepare_clips(
+            paths, output, preparation, jobs=jobs, force=force, progress=progress
+        )
+    for warning in summary["warnings"]:
+        say(f"warning: {warning}")
+    failed = summary["failed"]
+    hours = summary["sound_seconds"] / 3600
+    say(
+        f"{summary['clips']} clips, {hours:.2f} hours of sound, of {summary['files']} files in "
+        f"{len(summary['tars'])} tars."
+    )
+    typer.echo(json.dumps(summary, indent=2) if as_json else output)
+    if failed:
+        say(f"{len(failed)} files failed:")
+        for each in failed:
+            say(f"  {each['reason']}")
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr; it is moved by a function (done, total)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("files"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=messages) as bar:
+        task = bar.add_task("prepare", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,423 @@
+"""Sound files of any kind into tars of FLAC clips, the layout that pretraining reads.
+
+Files are taken in groups, each of which fills a tar (or several, where one file is longer than a
+tar may be). What is done is noted group by group, so that the same call goes on after an
+interruption, tries again files that failed and were altered since, and adds files that are new.
+"""
+
+import io
+import itertools
+import json
+import math
+import re
+import shutil
+import tarfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gram_hear.audio.files import SoundReader, find_audio
+from gram_hear.errors import AudioError, OptionError
+from gram_hear.scenes.archives import index_tar
+from gram_hear.scenes.workers import cores, work
+from gram_hear.writing import hold, write_whole
+
+FORMAT, VERSION = "gram-hear clips", 1
+SUMMARY = "prepared.json"
+STATE = ".preparing"  # what is done, in the output folder
+LEAST = 1.0  # seconds of what remains at the end of a file that is cut, to be a clip
+MEGABYTE = 10**6
+TAR_OVERHEAD = 1536  # bytes: a member's header, and its padding
+TAR_END = 10240  # bytes with which a tar ends
+STEM = 60  # characters of a file's name in that of its clips
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How clips are made.
+
+    Attributes:
+        seconds: that files are cut into; None keeps them whole. What remains at a file's end is a
+            clip where it lasts a second, or is all there is.
+        rate: Hz.
+        tar_size: of a tar at most, in megabytes; one that holds a single clip may be larger.
+    """
+
+    seconds: float | None = 10.0
+    rate: int = 32000
+    tar_size: float = 500.0
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and not LEAST <= self.seconds < math.inf:
+            raise OptionError(f"seconds is {self.seconds:g}; clips last at least {LEAST:g} s.")
+        if not 8000 <= self.rate <= 192000:
+            raise OptionError(f"The rate is {self.rate}; it must be 8000 to 192000 Hz.")
+        if not 0.1 <= self.tar_size < math.inf:
+            raise OptionError(f"tar_size is {self.tar_size:g} MB; it must be 0.1 or more.")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Files whose clips share tars: the group's number, that of its first file, and paths."""
+
+    number: int
+    first: int
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Clip:
+    name: str
+    flac: bytes
+    samples: int
+
+
+def prepare(
+    inputs: Sequence[Path],
+    output: Path,
+    preparation: Preparation,
+    *,
+    jobs: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Make clips of all sound files, or go on with what was interrupted.
+
+    A clip is the first channel of a file, resampled, in 16-bit FLAC; samples beyond full scale are
+    clipped. Tars are written whole or not at all, and checked. With several jobs scripts need
+    ``if __name__ == "__main__":`` around the call.
+
+    Args:
+        inputs: sound files, and folders that are searched for them.
+        output: the folder of the tars; made where it is not there.
+        preparation: how.
+        jobs: processes side by side; None is one for each processor.
+        force: replace what an earlier call with other inputs or options made.
+        progress: called with the number of files done and that of all.
+
+    Returns:
+        What ``prepared.json`` in the output says: ``files``, ``clips``, ``seconds`` of sound,
+        ``tars``, ``warnings``, and as ``failed`` each ``file`` that could not be read and why.
+
+    Raises:
+        AudioError: where there is no sound file.
+        OptionError: for a folder with other files, one that was begun with other inputs or options,
+            or that cannot be written.
+    """
+    jobs = cores() if jobs is None else jobs
+    if jobs < 1:
+        raise OptionError(f"jobs is {jobs}; it must be at least 1.")
+    files = _find(inputs)
+    options = {"inputs": [str(path.absolute()) for path in inputs], **asdict(preparation)}
+    try:
+        _open_output(output, options, force)
+        with _locked(output):
+            groups = _plan(output, options, files, preparation)
+            _run(output, groups, preparation, jobs, progress or (lambda done, total: None))
+            return _summarise(output, groups, preparation)
+    except OSError as error:
+        raise OptionError(
+            f"{output} cannot be written: {error.strerror or error}. What is finished is kept; "
+            "run again to go on."
+        ) from error
+
+
+def _find(inputs: Sequence[Path]) -> list[str]:
+    """Return the absolute paths of the sound files, each once."""
+    found: list[Path] = []
+    for path in inputs:
+        if not path.exists():
+            raise AudioError(f"There is no file or folder {path}.")
+        found += find_audio(path) if path.is_dir() else [path]
+    if not found:
+        raise AudioError(f"No sound file was found in {', '.join(map(str, inputs))}.")
+    return list(dict.fromkeys(str(path.absolute()) for path in found))
+
+
+# --- what is to be done ---------------------------------------------------------------------
+
+
+def _open_output(output: Path, options: dict[str, Any], force: bool) -> None:
+    """Make the output folder, or see that it is one that these options go on with."""
+    plan = output / STATE / "plan.json"
+    found = (_read_json(plan) or {}).get("options")
+    if found is not None and found != options:
+        if not force:
+            wrong = [key for key in options if found.get(key) != options[key]]
+            differences = "; ".join(f"{key} {found.get(key)}, not {options[key]}" for key in wrong)
+            raise OptionError(
+                f"{output} was begun with other options ({differences}). Use --force (force=True) "
+                "to make it anew, or another output."
+            )
+        _clear(output)
+    elif found is None and output.exists() and any(p.name != STATE for p in output.iterdir()):
+        raise OptionError(
+            f"{output} holds other files; give a folder that is new or empty, or was prepared."
+        )
+    plan.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _clear(output: Path) -> None:
+    for path in (*output.glob("clips-*.tar"), *output.glob(".clips-*.tar.*")):
+        path.unlink()
+    (output / SUMMARY).unlink(missing_ok=True)
+    shutil.rmtree(output / STATE)
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    with open(output / STATE / "lock", "w") as file:
+        if not hold(file):
+            raise OptionError(f"Another run is writing {output}; wait for it.")
+        for leftover in output.rglob(".*.partial"):  # of a run that was killed
+            leftover.unlink()
+        yield
+
+
+def _plan(
+    output: Path, options: dict[str, Any], files: list[str], preparation: Preparation
+) -> list[Group]:
+    """Return the groups of earlier calls, and those of files that are new."""
+    path = output / STATE / "plan.json"
+    parts: list[list[str]] = (_read_json(path) or {"groups": []})["groups"]
+    known = set(itertools.chain.from_iterable(parts))
+    parts += _group([file for file in files if file not in known], preparation)
+    _write_json(path, {"options": options, "groups": parts})
+    firsts = itertools.accumulate((len(part) for part in parts), initial=0)
+    return [
+        Group(number, first, tuple(part))
+        for number, (first, part) in enumerate(zip(firsts, parts, strict=False))
+    ]
+
+
+def _group(files: Sequence[str], preparation: Preparation) -> list[list[str]]:
+    """Share files among groups, each of at most a tar of samples that are not compressed."""
+    groups: list[list[str]] = []
+    room = 0.0
+    for file in files:
+        try:
+            with SoundReader(file, preparation.rate) as reader:
+                size = 2 * reader.duration * preparation.rate
+        except AudioError:
+            size = 0.0  # that of a file that fails, as whoever reads it will say
+        if not groups or size > room:
+            groups.append([])
+            room = preparation.tar_size * MEGABYTE
+        groups[-1].append(file)
+        room -= size
+    return groups
+
+
+def _run(
+    output: Path, groups: list[Group], preparation: Preparation, jobs: int, progress: Progress
+) -> None:
+    due = [group for group in groups if _is_due(output, group)]
+    if due:
+        (output / SUMMARY).unlink(missing_ok=True)
+    total = sum(len(group.files) for group in groups)
+    done = total - sum(len(group.files) for group in due)
+    progress(done, total)
+    for files in work(partial(write_group, output, preparation), due, min(jobs, len(due) or 1)):
+        done += files
+        progress(done, total)
+
+
+def _is_due(output: Path, group: Group) -> bool:
+    """Whether a group was not finished, or one of its files that failed is another by now."""
+    result = _read_json(_result(output, group))
+    if result is None or not all((output / tar["name"]).is_file() for tar in result["tars"]):
+        return True
+    return any(_stamp(failed["file"]) != failed["stamp"] for failed in result["failed"])
+
+
+def _result(output: Path, group: Group) -> Path:
+    return output / STATE / f"group-{group.number:06d}.json"
+
+
+def _stamp(file: str) -> list[int] | None:
+    """Return a file's size and time; None where it is not there."""
+    try:
+        status = Path(file).stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _summarise(output: Path, groups: list[Group], preparation: Preparation) -> dict[str, Any]:
+    """Write and return what was made, of all calls together."""
+    results = [_read_json(_result(output, group)) for group in groups]
+    tars = [tar for result in results for tar in result["tars"]]
+    failed = [
+        {"file": failed["file"], "reason": failed["reason"]}
+        for result in results
+        for failed in result["failed"]
+    ]
+    summary = {
+        "format": FORMAT,
+        "version": VERSION,
+        "gram_hear": version("gram-hear"),
+        **asdict(preparation),
+        "files": sum(len(group.files) for group in groups) - len(failed),
+        "clips": sum(tar["clips"] for tar in tars),
+        "sound_seconds": sum(tar["seconds"] for tar in tars),
+        "tars": tars,
+        "warnings": [text for result in results for text in result["warnings"]],
+        "failed": failed,
+    }
+    _write_json(output / SUMMARY, summary)
+    return summary
+
+
+def _read_json(path: Path) -> Any:
+    """Return what a file of ours holds; None where it is not there, or is cut short."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=1) + "\n"
+    write_whole(path, lambda place: place.write_text(text, encoding="utf-8"))
+
+
+# --- one group ------------------------------------------------------------------------------
+
+
+def write_group(output: Path, preparation: Preparation, group: Group) -> int:
+    """Write the tars of a group and note it as done, in whichever process.
+
+    Returns:
+        The number of its files.
+    """
+    for old in output.glob(f"clips-{group.number:06d}-*.tar"):
+        old.unlink()
+    tars: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        clips = _clips(group, preparation, failed)
+        ahead = next(clips, None)
+        while ahead is not None:
+            rest = itertools.chain([ahead], clips)
+            tar = output / f"clips-{group.number:06d}-{len(tars):03d}.tar"
+            ahead, facts = _write_tar(tar, rest, preparation)
+            tars.append(facts)
+    texts = [str(each.message) for each in caught if each.category is UserWarning]
+    _write_json(_result(output, group), {"tars": tars, "warnings": texts, "failed": failed})
+    return len(group.files)
+
+
+def _clips(group: Group, preparation: Preparation, failed: list[dict[str, Any]]) -> Iterator[_Clip]:
+    """Yield the clips of a group; a file that fails gives none, and is added to ``failed``."""
+    for number, file in enumerate(group.files, group.first):
+        stamp = _stamp(file)
+        try:
+            yield from list(_clips_of(file, number, preparation))
+        except AudioError as error:
+            failed.append({"file": file, "reason": str(error), "stamp": stamp})
+
+
+def _clips_of(file: str, number: int, preparation: Preparation) -> Iterator[_Clip]:
+    stem = re.sub(r"[^A-Za-z0-9_-]", "-", Path(file).stem)[:STEM]
+    with SoundReader(file, preparation.rate) as reader:
+        blocks = _first_channel(reader)
+        pieces: Iterable[Iterable[np.ndarray]] = [blocks]
+        if preparation.seconds is not None:
+            samples = round(preparation.seconds * preparation.rate)
+            pieces = ([piece] for piece in _cut(blocks, samples, round(LEAST * preparation.rate)))
+        for i, piece in enumerate(pieces):
+            flac, samples = _encode(piece, preparation.rate)
+            yield _Clip(f"{number:08d}_{stem}_{i:04d}.flac", flac, samples)
+
+
+def _first_channel(reader: SoundReader) -> Iterator[np.ndarray]:
+    for block in reader.blocks():
+        if not np.isfinite(block[0]).all():
+            raise AudioError(f"{reader.path} holds NaN or infinite samples.")
+        yield block[0]
+
+
+def _cut(blocks: Iterable[np.ndarray], samples: int, least: int) -> Iterator[np.ndarray]:
+    """Yield pieces of ``samples`` samples; the rest where it has ``least``, or is all."""
+    held = np.empty(0, dtype=np.float32)
+    is_first = True
+    for block in blocks:
+        held = np.concatenate([held, block])
+        while len(held) >= samples:
+            yield held[:samples]
+            held, is_first = held[samples:], False
+    if len(held) >= (1 if is_first else least):
+        yield held
+
+
+def _encode(blocks: Iterable[np.ndarray], rate: int) -> tuple[bytes, int]:
+    """Return FLAC of one channel, and its samples."""
+    import soundfile
+
+    file = io.BytesIO()
+    with soundfile.SoundFile(file, "w", rate, 1, "PCM_16", format="FLAC") as sound:
+        for block in blocks:  # rounded here: what was 16 bits stays the same
+            sound.write(np.clip(np.rint(block * 32768), -32768, 32767).astype(np.int16))
+        samples = sound.frames
+    return file.getvalue(), samples
+
+
+# --- one tar --------------------------------------------------------------------------------
+
+
+def _write_tar(
+    path: Path, clips: Iterator[_Clip], preparation: Preparation
+) -> tuple[_Clip | None, dict[str, Any]]:
+    """Write clips until the tar is full; return the first that it has no room for, and its facts.
+
+    The same clips make the same bytes.
+    """
+    written: dict[str, int] = {}
+    left: list[_Clip] = []
+
+    def write(place: Path) -> None:
+        room = preparation.tar_size * MEGABYTE - TAR_END
+        with tarfile.open(place, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for clip in clips:
+                room -= len(clip.flac) + TAR_OVERHEAD
+                if written and room < 0:
+                    left.append(clip)
+                    break
+                header = tarfile.TarInfo(clip.name)
+                header.size = len(clip.flac)
+                tar.addfile(header, io.BytesIO(clip.flac))
+                written[clip.name] = clip.samples
+        _check_tar(place, written, preparation.rate)
+
+    write_whole(path, write)
+    seconds = sum(written.values()) / preparation.rate
+    size = path.stat().st_size
+    facts = {"name": path.name, "clips": len(written), "seconds": seconds, "bytes": size}
+    return (left[0] if left else None), facts
+
+
+def _check_tar(path: Path, written: dict[str, int], rate: int) -> None:
+    """Read a tar back: the names, lengths, rate and channels of its clips must be as written."""
+    import soundfile
+
+    found = {}
+    for member in index_tar(path, (".flac",)):
+        sound = soundfile.info(io.BytesIO(member.read()))
+        if (sound.samplerate, sound.channels) == (rate, 1):
+            found[member.name] = sound.frames
+    if found != written:
+        wrong = [name for name in written if found.get(name) != written[name]]
+        raise OptionError(
+            f"{len(wrong)} of {len(written)} clips were not read back as they were written, the "
+            f"first {wrong[0] if wrong else '(unknown)'}. Check the disk, and run again to go on."
+        )

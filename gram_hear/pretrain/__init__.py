@@ -1,0 +1,1 @@
+"""Pretraining: the published recipe, on one core or many nodes (the extra ``pretrain``)."""

@@ -1,0 +1,215 @@
+"""What is seen of a run: its curves, its speed, and pictures of what it reconstructs."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+
+from gram_hear.console import say
+from gram_hear.errors import OptionError
+from gram_hear.pretrain.datamodule import PretrainingData, TimedLoader
+from gram_hear.pretrain.module import Pretraining
+from gram_hear.pretrain.pictures import draw_reconstruction, unpatchify
+from gram_hear.writing import write_whole
+
+PICTURES = "pictures"  # in the folder of the run
+
+
+class StepCounter(Callback):
+    """A callback that is told of optimizer steps, whatever number of batches each takes."""
+
+    _seen = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count where training does."""
+        self._seen = trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Tell of a step where this batch ended one."""
+        if trainer.global_step != self._seen:
+            self._seen = trainer.global_step
+            self.on_step(trainer, pl_module, self._seen)
+
+    def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Do what is to be done after ``step`` optimizer steps."""
+
+
+class Curves(StepCounter):
+    """Logs loss, learning rate, gradient norm and speed, every trainer.log_every_n_steps steps.
+
+    Off a terminal, where there is no progress bar, it prints them too.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._restart(trainer)
+
+    def _restart(self, trainer: Trainer) -> None:
+        self._time, self._step = time.perf_counter(), trainer.global_step
+        self._waited = _loader(trainer).waited
+        self._validated = 0.0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._validation_start = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock again, and log the validation loss."""
+        if trainer.sanity_checking:
+            return
+        self._validated += time.perf_counter() - self._validation_start
+        loss = float(trainer.callback_metrics["validation/loss"])
+        step = trainer.global_step  # Lightning would log it one step earlier
+        for logger in trainer.loggers:
+            logger.log_metrics({"validation/loss": loss}, step=step)
+        _report(trainer, f"step {step}: validation loss {loss:.4f}")
+
+    def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Log, where it is time to."""
+        assert isinstance(module, Pretraining)
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step % every and step < trainer.max_steps:
+            return
+        loss = float(trainer.strategy.reduce(module.step_loss, reduce_op="mean"))
+        values = {
+            "train/loss": loss,
+            "train/learning_rate": self._rate(trainer),
+            "train/gradient_norm": float(module.gradient_norm),
+            **self._speed(trainer, step),
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+        _report(
+            trainer,
+            f"step {step} of {trainer.max_steps}: loss {loss:.4f}, "
+            f"{values['speed/windows_per_second']:.1f} windows/s, "
+            f"{100 * values['speed/data_wait']:.0f} % of the time waiting for data",
+        )
+        self._restart(trainer)
+
+    def _rate(self, trainer: Trainer) -> float:
+        """Return the learning rate of the step that was just made."""
+        scheduler = trainer.lr_scheduler_configs[0].scheduler
+        factor = scheduler.lr_lambdas[0](trainer.global_step - 1)  # type: ignore[union-attr]
+        return float(scheduler.base_lrs[0] * factor)
+
+    def _speed(self, trainer: Trainer, step: int) -> dict[str, float]:
+        data = _data(trainer)
+        seconds = max(1e-9, time.perf_counter() - self._time - self._validated)
+        clips = (step - self._step) * data.batch / seconds
+        return {
+            "speed/windows_per_second": clips * data.windows,
+            "speed/audio_hours_per_hour": clips * data.seconds,
+            "speed/data_wait": (_loader(trainer).waited - self._waited) / seconds,
+        }
+
+
+class Pictures(Callback):
+    """Draws what becomes of a validation window, into TensorBoard and as PNG files."""
+
+    def __init__(self, every: int = 1) -> None:
+        """Say how often.
+
+        Args:
+            every: validations.
+        """
+        if every < 1:
+            raise OptionError(f"pictures.every is {every}; it must be at least 1.")
+        self.every = every
+        self._validations = 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first window of the first batch."""
+        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        self._validations += 1
+        if (self._validations - 1) % self.every:
+            return
+        assert isinstance(outputs, dict)
+        assert isinstance(pl_module, Pretraining)
+        step, target = trainer.global_step, outputs["target"]
+        picture = draw_reconstruction(
+            _window(pl_module, target),
+            _window(pl_module, outputs["prediction"]),
+            _window(pl_module, batch["masks"][0, :1, :, None].expand_as(target[:1])) > 0,
+            pl_module.config,
+            f"Step {step}: a window of a held-out room",
+        )
+        path = Path(trainer.default_root_dir) / PICTURES / f"step-{step:09d}.png"
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, lambda temporary: temporary.write_bytes(picture.png))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(
+                    "validation/reconstruction", picture.pixels, step, dataformats="HWC"
+                )
+
+
+def _window(module: Pretraining, patches: Tensor) -> Tensor:
+    """Return the first window of patches, (channels, frames, mels) on the CPU."""
+    return unpatchify(patches[:1].float(), module.config)[0].detach().to("cpu")
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's rich progress bar, which counts training as one epoch, as it is here."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Training"
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Return what stands behind the bar: the losses."""
+        assert isinstance(pl_module, Pretraining)
+        shown: dict[str, int | str | float | dict[str, float]] = {}
+        if pl_module.gradient_norm:  # there was a step
+            shown["loss"] = f"{float(pl_module.step_loss):.4f}"
+        if "validation/loss" in trainer.callback_metrics:
+            shown["validation"] = f"{float(trainer.callback_metrics['validation/loss']):.4f}"
+        return shown
+
+
+def _report(trainer: Trainer, line: str) -> None:
+    """Print a line, where no progress bar is in its way."""
+    if trainer.is_global_zero and trainer.progress_bar_callback is None:
+        say(line)
+
+
+def _data(trainer: Trainer) -> PretrainingData:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, PretrainingData)
+    return data
+
+
+def _loader(trainer: Trainer) -> TimedLoader:
+    loader = trainer.train_dataloader
+    assert isinstance(loader, TimedLoader)
+    return loader
+
+
+def shows_progress() -> bool:
+    """Whether a progress bar would be seen."""
+    return sys.stdout.isatty()

@@ -1,0 +1,244 @@
+"""Checkpoints of a run: written whole or not at all, so that it can be stopped and resumed."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from gram_hear.console import say
+from gram_hear.errors import CheckpointError, GramError
+from gram_hear.pretrain.callbacks import StepCounter
+from gram_hear.writing import write_whole
+
+FOLDER = "checkpoints"  # in the folder of the run
+LAST, BEST = "last.ckpt", "best.ckpt"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(GramError):
+    """Training that was asked to stop, and has saved what it had learned.
+
+    Attributes:
+        code: for the process to exit with, as a shell has it for the signal.
+    """
+
+    def __init__(self, path: Path, step: int, code: int) -> None:
+        super().__init__(
+            f"Stopped after step {step}; {path} is saved. The same command with "
+            "--ckpt_path last goes on from there."
+        )
+        self.code = code
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Files of torch.save that appear when they are whole, and are read without running code."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint; where that fails, what stood there before stays.
+
+        Raises:
+            CheckpointError: where it cannot be written, as on a full disk.
+        """
+
+        def write(temporary: Path) -> None:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())  # or the name may outlive the content in a crash
+
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, write)
+        except (OSError, RuntimeError) as error:  # torch's writer of archives raises the latter
+            kept = "; the last one that was written is kept" if path.exists() else ""
+            raise CheckpointError(
+                f"The checkpoint {path} could not be written ({error}){kept}. Make room on the "
+                "disk, and resume with --ckpt_path last."
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint into main memory.
+
+        Raises:
+            CheckpointError: where it is not there, not whole, or holds other than plain values.
+        """
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of a run; see :meth:`WholeCheckpointIO.load_checkpoint`."""
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint {path}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for what is not a checkpoint
+        raise CheckpointError(
+            f"{path} cannot be resumed from: it is not a whole checkpoint of gram_hear.pretrain "
+            f"({type(error).__name__})."
+        ) from error
+    if not isinstance(content, dict) or not {"state_dict", "loops"} <= content.keys():
+        raise CheckpointError(
+            f"{path} is no checkpoint of a run, which has its optimizer and position in it. To "
+            "start from its weights, give it as --model.init."
+        )
+    return content
+
+
+class Checkpoints(StepCounter, Checkpoint):
+    """Writes last.ckpt and best.ckpt, keeps some, and saves before the process is stopped."""
+
+    def __init__(self, every: int = 1000, keep_every: int = 50_000) -> None:
+        """Say how often.
+
+        Args:
+            every: optimizer steps after which last.ckpt is written anew; also at the end, and when
+                the process is told to stop (SIGTERM, Ctrl-C).
+            keep_every: steps of which a checkpoint is kept, as step-000050000.ckpt.
+        """
+        super().__init__()
+        for name, value in {"every": every, "keep_every": keep_every}.items():
+            if value < 1:
+                raise CheckpointError(f"checkpoints.{name} is {value}; it must be at least 1.")
+        self.every = every
+        self.keep_every = keep_every
+        self.best: float | None = None  # the validation loss of best.ckpt
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    # --- signals ----------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals to stop, which Lightning would act on in the midst of a step."""
+        super().on_train_start(trainer, pl_module)
+        # From the folder, not the checkpoint: best.ckpt may be newer than what is resumed from.
+        self.best = trainer.strategy.broadcast(read_best(self.folder(trainer)))
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:  # asked twice: at once, without saving
+            self._give_back()
+            signal.raise_signal(number)
+            return
+        self._received = number
+
+    def _give_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._give_back()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give the signals back."""
+        self._give_back()
+
+    # --- saving -----------------------------------------------------------------------------
+
+    def folder(self, trainer: Trainer) -> Path:
+        """Return where the checkpoints of a run are."""
+        return Path(trainer.default_root_dir) / FOLDER
+
+    def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Save where it is time to, or the process was told to stop."""
+        stop = trainer.strategy.reduce_boolean_decision(self._received is not None, all=False)
+        keep = step % self.keep_every == 0
+        due = stop or keep or step % self.every == 0 or step >= trainer.max_steps
+        if not due or _is_trial(trainer):
+            return
+        last = self.folder(trainer) / LAST
+        trainer.save_checkpoint(last)
+        if keep and trainer.is_global_zero:
+            write_whole(last.with_name(f"step-{step:09d}.ckpt"), _link_or_copy(last))
+        if stop:
+            raise Stopped(last, step, 128 + (self._received or signal.SIGTERM))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save where no validation loss was lower."""
+        if trainer.sanity_checking or _is_trial(trainer):
+            return
+        loss = float(trainer.callback_metrics["validation/loss"])
+        if self.best is None or loss < self.best:
+            self.best = loss
+            path = self.folder(trainer) / BEST
+            trainer.save_checkpoint(path)
+            if trainer.is_global_zero:
+                text = json.dumps({"step": trainer.global_step, "validation/loss": loss}) + "\n"
+                write_whole(path.with_suffix(".json"), lambda file: file.write_text(text))
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    """Whether this is Lightning's fast_dev_run, which leaves nothing behind."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def read_best(folder: Path) -> float | None:
+    """Return the validation loss of best.ckpt; None where there is none."""
+    try:
+        return float(
+            json.loads((folder / BEST).with_suffix(".json").read_text())["validation/loss"]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _link_or_copy(source: Path) -> Callable[[Path], None]:
+    """Return a function that gives a file a second name, or copies it where that cannot be.
+
+    The file under the first name is only ever replaced, so the second keeps its content.
+    """
+
+    def make(path: Path) -> None:
+        try:
+            os.link(source, path)
+        except OSError:
+            shutil.copyfile(source, path)
+
+    return make
+
+
+def find_checkpoint(asked: str | None, root: Path) -> Path | None:
+    """Return the checkpoint that a run resumes from; None where it begins anew.
+
+    Args:
+        asked: a file, "last" or "best" of the run's own, or None. With "last", a run that has
+            saved nothing yet begins anew, so that one command serves for both.
+        root: the folder of the run.
+
+    Raises:
+        CheckpointError: where the file is not there, or a run would begin in the place of another.
+    """
+    own = {"last": root / FOLDER / LAST, "best": root / FOLDER / BEST}
+    if asked is None:
+        if own["last"].exists():
+            raise CheckpointError(
+                f"There is a run in {root} already. Go on with it: --ckpt_path last; or begin "
+                "another elsewhere: --trainer.default_root_dir FOLDER."
+            )
+        return None
+    path = own.get(asked, Path(asked))
+    if asked == "last" and not path.exists():
+        say(f"There is no {path} yet; training begins anew.")
+        return None
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint {path} to resume from.")
+    return path

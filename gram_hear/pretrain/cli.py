@@ -1,0 +1,202 @@
+"""The command line of pretraining, on LightningCLI."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from gram_hear.checkpoints.store import describe
+from gram_hear.console import INTERRUPTED, say
+from gram_hear.errors import GramError, OptionError, nearest
+from gram_hear.pretrain.callbacks import Curves, Pictures, ProgressBar, shows_progress
+from gram_hear.pretrain.checkpoints import (
+    Checkpoints,
+    Stopped,
+    WholeCheckpointIO,
+    find_checkpoint,
+)
+from gram_hear.pretrain.datamodule import PretrainingData
+from gram_hear.pretrain.module import Pretraining
+
+CONFIGS = Path(__file__).parent / "configs"
+SUFFIXES = (".yaml", ".yml", ".json")
+DEFAULT = ["fit", "--config", "tiny"]
+BOARD = "tensorboard"  # in the folder of the run
+
+
+class PretrainingCLI(LightningCLI):
+    """``python -m gram_hear.pretrain fit``: a model, its data and a trainer from one config."""
+
+    trainer: Trainer
+    model: Pretraining
+    datamodule: PretrainingData
+
+    def __init__(self) -> None:
+        super().__init__(
+            Pretraining,
+            PretrainingData,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"allow_abbrev": False},
+            trainer_defaults={
+                # The stream is shared out here, and begins where it should after a restart.
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "callbacks": [Curves()],
+            },
+            seed_everything_default=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Offer fit alone."""
+        skipped = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"}
+        return {"fit": skipped}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of the callbacks."""
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(Pictures, "pictures")
+
+    def _parse_ckpt_path(self) -> None:
+        """Find the checkpoint before anything is made. Lightning would read hyperparameters."""
+        options = self.config[self.config.subcommand]
+        root = Path(options.trainer.default_root_dir or ".")
+        found = find_checkpoint(options.ckpt_path, root)
+        options.ckpt_path = None if found is None else str(found)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer: precision, logger and checkpoints as the house has them."""
+        given = self._get(self.config_init, "trainer")
+        root = Path(given.default_root_dir or ".")
+        progress = given.enable_progress_bar is not False and shows_progress()
+        if progress:
+            self.trainer_defaults["callbacks"] = [Curves(), ProgressBar()]
+        kwargs |= {
+            "default_root_dir": root,
+            "precision": given.precision or best_precision(given.accelerator),
+            "enable_progress_bar": progress,
+            "plugins": [*_as_list(given.plugins), WholeCheckpointIO()],
+        }
+        if given.logger is None:
+            kwargs["logger"] = TensorBoardLogger(root, name=None, version=BOARD)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise OptionError(f"The trainer cannot be made so: {error}") from error
+
+    def before_fit(self) -> None:
+        """Say what is about to be done."""
+        if _rank() == 0:
+            parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+            say(
+                f"A {describe(self.model.config)} with {parameters / 1e6:.1f} million parameters, "
+                f"{self.datamodule.batch} clips x {self.datamodule.windows} windows a step; "
+                f"{'synthetic sounds' if self.datamodule.clips is None else 'recorded sounds'}; "
+                f"into {self.trainer.default_root_dir}."
+            )
+
+
+def _as_list(plugins: Any) -> list[Any]:
+    if plugins is None:
+        return []
+    return plugins if isinstance(plugins, list) else [plugins]
+
+
+def best_precision(accelerator: Any) -> str:
+    """Return bf16-mixed where a GPU will be used that has it, else 32-true."""
+    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(False) else "32-true"
+
+
+def find_config(name: str) -> str:
+    """Return the path of a config: a file, or a bare name here or among the shipped ones.
+
+    Raises:
+        OptionError: where there is none; it names the shipped ones.
+    """
+    here = [Path(name), *(Path(name + suffix) for suffix in SUFFIXES)]
+    shipped = [CONFIGS / f"{name}.yaml"] if Path(name).name == name else []
+    for path in [*here, *shipped]:
+        if path.is_file():
+            return str(path)
+    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    raise OptionError(
+        f"There is no config {name}, here or among the shipped ones: {', '.join(names)}."
+        + nearest(name, names)
+    )
+
+
+def complete(arguments: list[str]) -> list[str]:
+    """Return a command line with what may be left out of it: the command, and the toy config."""
+    if arguments and (not arguments[0].startswith("-") or arguments[0] in ("-h", "--help")):
+        return arguments
+    named = any(each.partition("=")[0] in ("--config", "-c") for each in arguments)
+    return ["fit", *arguments] if named else [*DEFAULT, *arguments]
+
+
+def find_configs(arguments: list[str]) -> list[str]:
+    """Return a command line with the names of configs replaced by their paths."""
+    found = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = argument.partition("=")
+        if before in ("--config", "-c"):
+            argument = find_config(argument)
+        elif equals and option in ("--config", "-c"):
+            argument = f"{option}={find_config(value)}"
+        found.append(argument)
+    return found
+
+
+def run() -> int:
+    """Run the command line of this process, and return what it exits with."""
+    # Lightning starts further processes with this process's command line, so it is changed.
+    try:
+        sys.argv[1:] = find_configs(complete(sys.argv[1:]))
+        _quieten()
+        PretrainingCLI()
+    except Stopped as stopped:
+        return _leave(str(stopped), stopped.code)
+    except KeyboardInterrupt:
+        return _leave("Interrupted before there was anything to save.", INTERRUPTED)
+    except (GramError, MisconfigurationException) as error:
+        return _leave(f"error: {error}", 1)
+    return 0
+
+
+def _rank() -> int:
+    """Return the number of this process among all of a run."""
+    return getattr(rank_zero_only, "rank", None) or 0
+
+
+def _leave(message: str, code: int) -> int:
+    """Say why a process ends; the others of a run that was stopped have nothing to add."""
+    rank = _rank()
+    if rank == 0:
+        say(message)
+        return code
+    if message.startswith("error"):
+        say(f"process {rank}: {message}")
+        return code
+    return 0
+
+
+def _quieten() -> None:
+    """Keep Lightning's advice, which does not hold here, out of the way."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
+    warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before.*")

@@ -1,0 +1,378 @@
+"""What a training step is given: clips, rooms, noises, windows and masks, drawn sample by sample.
+
+Samples form one stream without end. Sample ``i`` is a function of the seed and ``i`` alone, so the
+batches are the same whatever the number of processes, devices and restarts. In the stream epochs
+follow one another, each with every clip once, in an order of its own; a batch may hold the last
+clips of one and the first of the next.
+
+Nothing is mixed here: a sample holds what the mixture is made of, and that is done on the device.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch.utils.data import Sampler as TorchSampler
+
+from gram_hear.config import LAYOUT_OF_AUDIO, FrontEndConfig
+from gram_hear.errors import AudioError, GramError, OptionError, SceneError, nearest
+from gram_hear.pretrain.clips import ClipSet
+from gram_hear.pretrain.pools import Rooms
+from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, fade, place, to_level
+from gram_hear.scenes.noises import Noise, NoiseSet
+
+CHANNELS = {layout: channels for channels, layout in LAYOUT_OF_AUDIO.items()}
+SHORTEST = 0.1  # seconds of a clip: more than one frame of any front-end
+TRIES = 100  # unreadable sounds in a row, after which the set is given up
+LARGEST_SEED = 2**32 - 1  # one word: longer seeds would run into the numbers beside them
+ORDER, CLIP, SCENE, NOISE, WINDOWS = range(5)  # what draws from the seed
+
+Sample = dict[str, Tensor]
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What samples are made with; the defaults are the published recipe, of 16 x 8 patches.
+
+    Attributes:
+        seconds: of a clip.
+        sample_rate: Hz.
+        level: RMS in dBFS of a clip as it was read (of a longer sound its excerpt), before it is
+            zero-padded.
+        snr: dB, low and high; each clip's is drawn evenly between them.
+        clean_fraction: probability that a clip stays dry, without room and noise; 1 for mono
+            models.
+        windows: cut from each clip.
+        window_frames: of each window.
+        clip_frames: to which a clip's frames are padded, so that windows reach over its end.
+        masked: tokens of each window that are hidden.
+        tokens: of each window.
+    """
+
+    seconds: float = 10.0
+    sample_rate: int = 32000
+    level: float = LEVEL
+    snr: tuple[float, float] = (5.0, 40.0)
+    clean_fraction: float = 0.0
+    windows: int = 16
+    window_frames: int = 200
+    clip_frames: int = 1024
+    masked: int = 160
+    tokens: int = 200
+
+    def __post_init__(self) -> None:
+        if not (SHORTEST <= self.seconds < math.inf and self.sample_rate >= 8000):
+            raise OptionError(
+                f"seconds is {self.seconds} and sample_rate {self.sample_rate}; a clip needs at "
+                f"least {SHORTEST} s, and 8000 Hz."
+            )
+        if not math.isfinite(self.level):
+            raise OptionError(f"level is {self.level} dBFS; give a finite number, such as {LEVEL}.")
+        if len(self.snr) != 2 or not -LARGEST_SNR <= self.snr[0] <= self.snr[1] <= LARGEST_SNR:
+            raise OptionError(
+                f"snr is {self.snr}; give a low and a high number of dB between {-LARGEST_SNR:g} "
+                f"and {LARGEST_SNR:g}, in this order."
+            )
+        if not 0 <= self.clean_fraction <= 1:
+            raise OptionError(f"clean_fraction is {self.clean_fraction}; it must be 0 to 1.")
+        self._check_windows()
+
+    def _check_windows(self) -> None:
+        if self.windows < 1 or not 1 <= self.window_frames <= self.clip_frames:
+            raise OptionError(
+                f"{self.windows} windows of {self.window_frames} frames were asked for, of clips "
+                f"of {self.clip_frames} frames; at least one window is needed, and windows no "
+                "longer than clip_frames."
+            )
+        if self.frames > self.clip_frames:
+            raise OptionError(
+                f"A clip of {self.seconds:g} s has {self.frames} frames, and clip_frames is "
+                f"{self.clip_frames}; raise clip_frames, or lower seconds."
+            )
+        if not 1 <= self.masked < self.tokens:
+            raise OptionError(
+                f"masked is {self.masked} of {self.tokens} tokens; at least one must be masked, "
+                "and one must stay visible."
+            )
+
+    @property
+    def samples(self) -> int:
+        """Of a clip."""
+        return round(self.seconds * self.sample_rate)
+
+    @property
+    def frames(self) -> int:
+        """Of a clip, before padding."""
+        return 1 + self.samples // FrontEndConfig.hop
+
+
+class SampleSet(Dataset[Sample]):
+    """Samples of a stream without end; its length is that of an epoch.
+
+    Attributes:
+        clips, rooms, noises, recipe, layout, seed: as they were given.
+    """
+
+    def __init__(
+        self,
+        clips: ClipSet,
+        rirs: Rooms | None,
+        noises: NoiseSet | None,
+        recipe: Recipe,
+        layout: str,
+        seed: int,
+    ) -> None:
+        """Check that all fits, and read the first sample.
+
+        Args:
+            clips: what is learned from.
+            rirs: the rooms, of ``layout`` and the recipe's rate; None where all clips stay dry.
+            noises: of the recipe's rate; None for scenes without noise.
+            recipe: how samples are made.
+            layout: ``"mono"``, ``"binaural"`` or ``"ambisonic"``.
+            seed: of all draws.
+
+        Raises:
+            OptionError: for options that contradict each other, or are out of range.
+            SceneError: for rooms or noises that do not fit.
+            AudioError: where no clip can be read.
+        """
+        self.clips = clips
+        self.rooms = rirs
+        self.noises = noises
+        self.recipe = recipe
+        self.layout = layout
+        self.seed = seed
+        self._orders: dict[int, np.ndarray] = {}
+        self._check()
+        self[0]
+
+    def _check(self) -> None:
+        rate = self.recipe.sample_rate
+        if self.layout not in CHANNELS:
+            raise OptionError(
+                f"Unknown layout {self.layout!r}; allowed are {', '.join(CHANNELS)}."
+                + nearest(self.layout, CHANNELS)
+            )
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise OptionError(f"The seed is {self.seed}; it must be 0 to {LARGEST_SEED}.")
+        if len(self.clips) == 0:
+            raise SceneError("The set of clips is empty.")
+        if self.rooms is None:
+            if self.recipe.clean_fraction < 1:
+                raise OptionError(
+                    f"clean_fraction is {self.recipe.clean_fraction:g}, and no rooms were given "
+                    "for the other clips. Give RIRs, or set it to 1: all clips stay dry."
+                )
+        elif self.rooms.layout != self.layout or self.rooms.rate != rate:
+            raise SceneError(
+                f"The RIRs are {self.rooms.layout} at {self.rooms.rate} Hz, and the model learns "
+                f"from {self.layout} clips at {rate} Hz. Give RIRs of that layout and rate."
+            )
+        if self.noises is not None and self.noises.rate != rate:
+            raise SceneError(
+                f"The noises are at {self.noises.rate} Hz, and clips at {rate} Hz. Open them at "
+                "that rate."
+            )
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, i: int) -> Sample:
+        """Draw sample ``i`` of the stream.
+
+        Returns:
+            index: () int64, ``i``.
+            clip: (samples,) float32 at the recipe's level, zero-padded.
+            dry: () bool, whether it stays without room and noise.
+            rirs: (2, channels, m) float32: from the source, and from all noise sources, added up,
+                as every noise sounds from all of them. Ears, or AmbiX. Zeros where dry.
+            noise: (samples,) float32, faded and in its place; zeros where dry.
+            start, length: () int64, the samples in which the noise sounds; length 0 for none.
+            snr: () float32, dB.
+            windows: (windows,) int64, the first frame of each.
+            masks: (windows, tokens) bool, True where a token is hidden.
+            skipped: () int64, sounds and rooms that could not be read, in whose place others are.
+
+        Raises:
+            AudioError: where :data:`TRIES` clips, rooms or noises in a row cannot be read.
+        """
+        if i < 0:
+            raise IndexError(f"Sample {i} was asked for; the stream begins at 0.")
+        clip, skipped = self._draw_clip(i)
+        generator = self._generator(SCENE, i)
+        dry = bool(generator.random() < self.recipe.clean_fraction)
+        low, high = self.recipe.snr
+        sample = {
+            "index": torch.tensor(i),
+            "clip": clip,
+            "dry": torch.tensor(dry),
+            "snr": torch.tensor(generator.uniform(low, high), dtype=torch.float32),
+        }
+        sample["rirs"], unread = self._draw_room(generator, dry)
+        noise, unheard = self._draw_noise(generator, i, dry)
+        windows, masks = self._draw_windows(i)
+        skips = torch.tensor(skipped + unread + unheard)
+        return sample | noise | {"windows": windows, "masks": masks, "skipped": skips}
+
+    def clip_of(self, i: int, later: int = 0) -> int:
+        """Return the clip of sample ``i``, or one that comes ``later`` in its epoch's order."""
+        epoch, at = divmod(i, len(self.clips))
+        if epoch not in self._orders:
+            order = self._generator(ORDER, epoch).permutation(len(self.clips))
+            self._orders = {old: self._orders[old] for old in [*self._orders][-1:]}
+            self._orders[epoch] = order
+        return int(self._orders[epoch][(at + later) % len(self.clips)])
+
+    def _generator(self, stream: int, i: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, stream, i])
+
+    def _draw_clip(self, i: int) -> tuple[Tensor, int]:
+        """Return a clip (samples,) at its level, and how many could not be read."""
+        samples, rate = self.recipe.samples, self.recipe.sample_rate
+
+        def read(attempt: int) -> np.ndarray:
+            return self.clips.read(self.clip_of(i, attempt), samples, rate, [self.seed, CLIP, i])
+
+        audio, skipped = _first_readable("clips", len(self.clips), read)
+        clip = to_level(torch.from_numpy(audio), self.recipe.level)
+        return F.pad(clip, (0, samples - len(clip))), skipped
+
+    def _draw_room(self, generator: np.random.Generator, dry: bool) -> tuple[Tensor, int]:
+        """Return RIRs (2, channels, m), and how many scenes could not be read."""
+        if dry or self.rooms is None:
+            return torch.zeros(2, CHANNELS[self.layout], 1), 0
+        rooms, count = self.rooms, len(self.rooms)
+        drawn = int(generator.integers(count))
+        rirs, skipped = _first_readable(
+            "rooms", count, lambda attempt: rooms.read((drawn + attempt) % count)[0]
+        )
+        rirs = rirs[..., : self.recipe.samples]
+        return torch.from_numpy(np.stack([rirs[0], rirs[1:].sum(axis=0)])), skipped
+
+    def _draw_noise(
+        self, generator: np.random.Generator, i: int, dry: bool
+    ) -> tuple[dict[str, Tensor], int]:
+        """Return the noise, its start and length, and how many could not be read."""
+        samples = self.recipe.samples
+        if dry or self.noises is None:
+            return _placed(torch.zeros(1, samples), 0, 0), 0
+        noises = self.noises
+
+        def draw(attempt: int) -> Noise:
+            return noises.draw([self.seed, NOISE, i, attempt], samples)
+
+        drawn, skipped = _first_readable("noises", TRIES, draw)
+        length = len(drawn.audio)
+        start = int(generator.integers(samples - length + 1))
+        level = to_level(torch.from_numpy(drawn.audio), self.recipe.level)[None]
+        faded = fade(level, [length], [drawn.whole], self.recipe.sample_rate)
+        return _placed(place(faded, [start], [length], samples), start, length), skipped
+
+    def _draw_windows(self, i: int) -> tuple[Tensor, Tensor]:
+        """Return the first frames (windows,), and masks (windows, tokens)."""
+        generator, recipe = self._generator(WINDOWS, i), self.recipe
+        starts = generator.integers(
+            recipe.clip_frames - recipe.window_frames + 1, size=recipe.windows
+        )
+        order = generator.random((recipe.windows, recipe.tokens)).argsort(axis=1, kind="stable")
+        return torch.from_numpy(starts), torch.from_numpy(order < recipe.masked)
+
+
+def _placed(noise: Tensor, start: int, length: int) -> dict[str, Tensor]:
+    return {"noise": noise[0], "start": torch.tensor(start), "length": torch.tensor(length)}
+
+
+def _first_readable(what: str, there: int, read: Callable[[int], Read]) -> tuple[Read, int]:
+    """Return what the first attempt gives that does not fail, and how many failed before it."""
+    reason: GramError | None = None
+    for attempt in range(min(there, TRIES)):
+        try:
+            return read(attempt), attempt
+        except (AudioError, SceneError) as error:
+            reason = error
+    raise AudioError(
+        f"{min(there, TRIES)} {what} in a row could not be read; the last: {reason}"
+    ) from reason
+
+
+def collate(samples: Sequence[Sample]) -> Sample:
+    """Return a batch: each value of the samples stacked, RIRs zero-padded to the longest."""
+    batch = {
+        name: torch.stack([sample[name] for sample in samples])
+        for name in samples[0]
+        if name != "rirs"
+    }
+    longest = max(sample["rirs"].shape[-1] for sample in samples)
+    padded = [F.pad(s["rirs"], (0, longest - s["rirs"].shape[-1])) for s in samples]
+    return batch | {"rirs": torch.stack(padded)}
+
+
+class EpochSampler(TorchSampler[int]):
+    """The samples that one of several processes takes from the stream.
+
+    The stream is cut into global batches of ``batch`` samples, of which rank r of R takes every
+    R-th from its r-th on: a global batch holds the same samples whatever R is. With gradient
+    accumulation a global batch is what one optimizer step sees.
+
+    Where the next iteration begins is its ``position``. Iterating does not move it, as data are
+    loaded ahead of training: whoever trains sets it.
+    """
+
+    def __init__(
+        self, batches: int, batch: int, rank: int = 0, ranks: int = 1, position: int = 0
+    ) -> None:
+        """Say what to take.
+
+        Args:
+            batches: global batches between two ends of an epoch of training, which need not be
+                those of the clips' epochs.
+            batch: samples of a global batch, of all ranks and accumulated steps.
+            rank: of this process.
+            ranks: how many there are.
+            position: samples of the stream that are passed over; a multiple of ``batch``.
+
+        Raises:
+            OptionError: where a global batch does not divide evenly.
+        """
+        if batches < 1 or batch < 1 or not 0 <= rank < ranks or batch % ranks:
+            raise OptionError(
+                f"{batches} batches of {batch} samples were asked for, for rank {rank} of {ranks}; "
+                "at least one is needed, and the batch must be a multiple of the ranks."
+            )
+        self.batches = batches
+        self.batch = batch
+        self.rank = rank
+        self.ranks = ranks
+        self.position = position
+
+    @property
+    def position(self) -> int:
+        """Samples of the stream, over all ranks, that come before the next iteration."""
+        return self._position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        if position < 0 or position % self.batch:
+            raise OptionError(
+                f"The position is {position} samples; it must be a multiple of the global batch of "
+                f"{self.batch}. Resume with the batch size that the run began with."
+            )
+        self._position = position
+
+    def __len__(self) -> int:
+        """Return the samples of a whole epoch of training for this rank."""
+        return self.batches * self.batch // self.ranks
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield this rank's samples from the position to the end of its epoch of training."""
+        epoch = self.batches * self.batch
+        end = (self.position // epoch + 1) * epoch
+        return iter(range(self.position + self.rank, end, self.ranks))

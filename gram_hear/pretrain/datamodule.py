@@ -1,0 +1,307 @@
+"""What is learned from, and how a global batch is shared out among devices."""
+
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from gram_hear.config import FrontEndConfig, ModelConfig
+from gram_hear.errors import CheckpointError, OptionError
+from gram_hear.pretrain.clips import ClipSet, open_clips
+from gram_hear.pretrain.data import EpochSampler, Recipe, Sample, SampleSet, collate
+from gram_hear.pretrain.module import Pretraining
+from gram_hear.pretrain.pools import Rooms, open_noises, open_rooms
+
+HELD_OUT = 2**31  # added to the seed of what is validated on: other draws, and other sounds
+
+
+class TimedLoader(DataLoader[Sample]):
+    """A DataLoader that counts for how long it was waited for.
+
+    Attributes:
+        waited: seconds, since it was made.
+    """
+
+    waited = 0.0
+
+    def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
+        samples = super().__iter__()
+        while True:
+            start = time.perf_counter()
+            batch = next(samples, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
+class PretrainingData(LightningDataModule):
+    """Training batches, and the batches of held-out rooms that are validated on."""
+
+    def __init__(
+        self,
+        clips: str | list[str] | None = None,
+        rirs: str | None = None,
+        noises: str | None = None,
+        seconds: float = 10.0,
+        level: float = -14.0,
+        snr: tuple[float, float] = (5.0, 40.0),
+        clean_fraction: float = 0.0,
+        windows: int = 16,
+        clip_frames: int = 1024,
+        masked: int = 160,
+        batch: int = 96,
+        batch_per_device: int | None = None,
+        workers: int = 0,
+        seed: int = 0,
+        rooms: int = 64,
+        validation_clips: str | list[str] | None = None,
+        validation_rirs: str | None = None,
+        validation_noises: str | None = None,
+        validation_batches: int = 1,
+        validate_every: int = 1000,
+    ) -> None:
+        """Say what is learned from. The defaults are the published recipe of frame patches.
+
+        Args:
+            clips: folders of sound files, or tars of them; null makes synthetic sounds.
+            rirs: a set of RIRs, whose training scenes are used; null simulates rooms.
+            noises: a set of noises; null makes synthetic ones.
+            seconds: of a clip.
+            level: RMS of clips and noises, dBFS.
+            snr: dB, low and high.
+            clean_fraction: probability that a clip stays dry; at 1 no rooms or noises are used.
+            windows: cut from each clip.
+            clip_frames: frames that windows are cut from, those past a clip's end included.
+            masked: tokens of a window that are hidden.
+            batch: clips that an optimizer step learns from, on all devices together.
+            batch_per_device: clips that a device takes at once, at most; gradients are accumulated
+                until the batch is whole. null takes all.
+            workers: processes that load data, for each device; 0 loads between steps.
+            seed: of all draws, and of what is synthetic.
+            rooms: how many are simulated.
+            validation_clips: null takes the training clips, in held-out rooms.
+            validation_rirs: null takes the held-out scenes of the training RIRs ("valid", or
+                where a set has none, "test").
+            validation_noises: null takes the training noises.
+            validation_batches: of the size of a training batch.
+            validate_every: optimizer steps.
+        """
+        super().__init__()
+        self.clips, self.rirs, self.noises = clips, rirs, noises
+        self.seconds, self.level, self.snr = seconds, level, snr
+        self.clean_fraction = clean_fraction
+        self.windows, self.clip_frames, self.masked = windows, clip_frames, masked
+        self.batch, self.batch_per_device = batch, batch_per_device
+        self.workers, self.seed, self.rooms = workers, seed, rooms
+        self.validation_clips = validation_clips
+        self.validation_rirs = validation_rirs
+        self.validation_noises = validation_noises
+        self.validation_batches = validation_batches
+        self.validate_every = validate_every
+        self.training: SampleSet | None = None
+        self.validation: SampleSet | None = None
+        self.position = 0  # samples of the stream that were learned from before this run
+        self._check()
+
+    def _check(self) -> None:
+        least = {
+            "batch": 1,
+            "workers": 0,
+            "seed": 0,
+            "rooms": 1,
+            "validation_batches": 1,
+            "validate_every": 1,
+        }
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise OptionError(
+                    f"data.{name} is {getattr(self, name)}; it must be at least {value}."
+                )
+        if self.seed >= HELD_OUT:
+            raise OptionError(f"data.seed is {self.seed}; it must be below {HELD_OUT}.")
+
+    def recipe(self, config: ModelConfig) -> Recipe:
+        """Return what samples for a model are made with."""
+        return Recipe(
+            seconds=self.seconds,
+            sample_rate=config.front_end.sample_rate,
+            level=self.level,
+            snr=self.snr,
+            clean_fraction=self.clean_fraction,
+            windows=self.windows,
+            window_frames=config.window_frames,
+            clip_frames=self.clip_frames,
+            masked=self.masked,
+            tokens=config.tokens,
+        )
+
+    # --- opening ----------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Open everything, read a sample of each set, and share out the batch.
+
+        Raises:
+            OptionError, SceneError, AudioError: for what does not fit or cannot be read.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        model = trainer.lightning_module
+        assert isinstance(model, Pretraining)
+        steps = accumulation(self.batch, trainer.world_size, self.batch_per_device)
+        if trainer.accumulate_grad_batches not in (1, steps):
+            raise OptionError(
+                "trainer.accumulate_grad_batches is computed from data.batch and "
+                "data.batch_per_device; leave it out."
+            )
+        trainer.accumulate_grad_batches = steps
+        trainer.val_check_interval = self.validate_every * steps  # in Lightning's smaller batches
+        trainer.check_val_every_n_epoch = None  # counted over all of training
+        clips = open_clips(self.clips, self.seed)
+        self.training = self._open(clips, model.config, held_out=False)
+        self.validation = self._open(self._held_out_clips(clips), model.config, held_out=True)
+
+    def _held_out_clips(self, clips: ClipSet) -> ClipSet:
+        if self.validation_clips is None and self.clips is not None:
+            return clips
+        return open_clips(self.validation_clips, self.seed + HELD_OUT)
+
+    def _open(self, clips: ClipSet, config: ModelConfig, held_out: bool) -> SampleSet:
+        front_end, recipe = config.front_end, self.recipe(config)
+        seed = self.seed + (HELD_OUT if held_out else 0)
+        rooms = noises = None
+        if self.clean_fraction < 1:
+            rooms = self._held_out_rooms(front_end) if held_out else self._rooms(front_end, "train")
+            path = (held_out and self.validation_noises) or self.noises
+            noises = open_noises(path, front_end.sample_rate, seed=seed)
+        return SampleSet(clips, rooms, noises, recipe, front_end.layout, seed)
+
+    def _rooms(self, front_end: FrontEndConfig, split: str, path: str | None = None) -> Rooms:
+        return open_rooms(
+            path or self.rirs,
+            front_end.layout,
+            front_end.sample_rate,
+            split=split,
+            seed=self.seed,
+            count=self.rooms,
+        )
+
+    def _held_out_rooms(self, front_end: FrontEndConfig) -> Rooms:
+        missing: OptionError | None = None
+        for split in ("valid", "test"):
+            try:
+                return self._rooms(front_end, split, self.validation_rirs)
+            except OptionError as error:
+                missing = error
+        if self.validation_rirs is not None:  # a set that knows no splits is all held out
+            return self._rooms(front_end, "train", self.validation_rirs)
+        raise OptionError(
+            f"{missing} Validation needs rooms that are not trained in: give a set of them as "
+            "data.validation_rirs."
+        )
+
+    # --- loading ----------------------------------------------------------------------------
+
+    def train_dataloader(self) -> TimedLoader:
+        """Load the stream from :attr:`position` to the end of training."""
+        trainer = self.trainer
+        assert trainer is not None
+        return self._loader(self.training, trainer.max_steps, self.position)
+
+    def val_dataloader(self) -> TimedLoader:
+        """Load the first samples of the held-out stream, always the same."""
+        return self._loader(self.validation, self.validation_batches, 0)
+
+    def _loader(self, samples: SampleSet | None, batches: int, position: int) -> TimedLoader:
+        trainer = self.trainer
+        assert samples is not None
+        assert trainer is not None
+        sampler = EpochSampler(
+            batches, self.batch, trainer.global_rank, trainer.world_size, position
+        )
+        return TimedLoader(
+            samples,
+            batch_size=self.batch // (trainer.world_size * trainer.accumulate_grad_batches),
+            sampler=sampler,
+            num_workers=self.workers,
+            collate_fn=collate,
+            pin_memory=trainer.strategy.root_device.type == "cuda",
+            persistent_workers=self.workers > 0,
+            worker_init_fn=_leave_signals if self.workers else None,
+        )
+
+    # --- resuming ---------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the stream is, and what must be the same for it to go on."""
+        trainer = self.trainer
+        assert trainer is not None
+        return {"position": trainer.global_step * self.batch, **self._stream()}
+
+    def _stream(self) -> dict[str, Any]:
+        assert self.training is not None
+        return {
+            "batch": self.batch,
+            "seed": self.seed,
+            "clips": len(self.training),
+            "seconds": self.seconds,
+            "windows": self.windows,
+            "masked": self.masked,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            CheckpointError: where the stream would be another.
+        """
+        different = [
+            f"{name}: {state_dict.get(name)} there, {value} here"
+            for name, value in self._stream().items()
+            if state_dict.get(name) != value
+        ]
+        if different:
+            raise CheckpointError(
+                "The checkpoint to resume from was learning from other data: "
+                f"{'; '.join(different)}. Resume with the same options and clips, or begin anew "
+                "from its weights: --model.init."
+            )
+        self.position = state_dict["position"]
+
+
+def _leave_signals(worker: int) -> None:
+    """Leave signals to stop to the training process, which needs its data to end a step.
+
+    A terminal or a cluster sends them to all processes. Workers end with what they load for.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def accumulation(batch: int, devices: int, most: int | None) -> int:
+    """Return in how many parts each device takes its share of a global batch.
+
+    Args:
+        batch: clips of a global batch.
+        devices: that share it.
+        most: clips that a device takes at once, at most; None for all.
+
+    Raises:
+        OptionError: where the batch does not divide evenly.
+    """
+    if batch % devices:
+        raise OptionError(
+            f"A batch of {batch} clips does not divide among {devices} devices; use a number of "
+            f"devices that divides {batch}, or another data.batch."
+        )
+    share = batch // devices
+    if most is None:
+        return 1
+    if most < 1:
+        raise OptionError(f"data.batch_per_device is {most}; it must be at least 1.")
+    return next(
+        parts for parts in range(1, share + 1) if not share % parts and share // parts <= most
+    )

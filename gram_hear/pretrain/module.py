@@ -1,0 +1,375 @@
+"""One training step, its optimizer and its schedule.
+
+Nothing here is random but the first weights, which come from a seed: all draws come with a batch.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from gram_hear.audio.layouts import to_soundspaces
+from gram_hear.checkpoints.store import CONFIG_KEY, describe, load_checkpoint
+from gram_hear.config import LAYOUTS, ModelConfig, named_config
+from gram_hear.errors import AudioError, CheckpointError, OptionError, TrainingError, nearest
+from gram_hear.frontend import FrontEnd
+from gram_hear.nn.initialise import initialise
+from gram_hear.nn.mae import MaskedAutoencoder, Reconstruction
+from gram_hear.pretrain.data import Sample
+from gram_hear.scenes.mixing import mix
+
+ACCUMULATION = "batches_per_step"  # of a process, in a checkpoint
+CONVENTION = "ambix"  # of Ambisonic RIRs, and so of the mixtures
+
+
+class Pretraining(LightningModule):
+    """A masked autoencoder that learns from batches of :mod:`gram_hear.pretrain.data`."""
+
+    def __init__(
+        self,
+        layout: str = "binaural",
+        size: str = "base",
+        patching: str = "frame",
+        backbone: str = "transformer",
+        depth: int | None = None,
+        decoder_depth: int | None = None,
+        log_floor: float | None = None,
+        window_fill: str = "silence",
+        seed: int = 0,
+        init: str | None = None,
+        compile: bool = False,
+        learning_rate: float = 2e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.01,
+        warmup: int = 10_000,
+    ) -> None:
+        """Make a model. The defaults are the published GRAM-T of two ears.
+
+        Args:
+            layout: mono, binaural or ambisonic.
+            size: tiny, small or base.
+            patching: frame (16 mels x 8 frames) or time (128 mels x 2 frames).
+            backbone: transformer (GRAM-T), mamba2 (GRAM-M) or mamba1.
+            depth: layers of the encoder; null is that of the size.
+            decoder_depth: layers of the decoder; null is that of the size.
+            log_floor: added to the mel power before the logarithm; null is that of the published
+                training, 1e-5, or 1e-6 for ambisonic.
+            window_fill: what stands past a clip's end, in training and in embedding: silence or
+                zero (the value 0 in the log-mel).
+            seed: of the first weights.
+            init: a checkpoint of the same model to start from instead, the authors' or ours: a
+                file, a folder or a repository of the Hub.
+            compile: whether torch.compile is used.
+            learning_rate: of AdamW, after the warm-up; from there it falls as a half cosine, to
+                zero at trainer.max_steps.
+            betas: of AdamW.
+            weight_decay: of AdamW.
+            warmup: optimizer steps in which the learning rate rises linearly.
+        """
+        super().__init__()
+        self.config = make_config(
+            layout, size, patching, backbone, depth, decoder_depth, log_floor, window_fill
+        )
+        if not (learning_rate > 0 and weight_decay >= 0 and warmup >= 0):
+            raise OptionError(
+                f"learning_rate is {learning_rate}, weight_decay {weight_decay} and warmup "
+                f"{warmup}; the first must be above 0, the others at least 0."
+            )
+        self.learning_rate = learning_rate
+        self.betas = betas
+        self.weight_decay = weight_decay
+        self.warmup = warmup
+        self.front_end = FrontEnd(self.config.front_end)
+        self.autoencoder = first_weights(self.config, seed, init)
+        if compile:
+            self.autoencoder.compile()
+        self.step_loss = torch.zeros(())  # the mean over an optimizer step, on this process
+        self.gradient_norm = torch.zeros(())  # before it was clipped
+        self._losses: list[Tensor] = []
+        self._indices: list[Tensor] = []
+
+    # --- the step ---------------------------------------------------------------------------
+
+    def windows(self, batch: Sample) -> Tensor:
+        """Mix a batch's scenes and cut their windows, in the order of the batch.
+
+        Returns:
+            (clips * windows, feature channels, window frames, mels) float32, not normalised.
+        """
+        features = self.front_end(self._mixtures(batch))
+        return cut_windows(features, batch["windows"], self.config)
+
+    def _mixtures(self, batch: Sample) -> Tensor:
+        """Return what is heard, (clips, channels, samples), Ambisonics in the model's axes."""
+        clip, dry, channels = batch["clip"], batch["dry"], self.config.front_end.audio_channels
+        copied = clip[:, None].expand(-1, channels, -1)
+        if dry.all():
+            return copied
+        drawn = (batch[name] for name in ("rirs", "noise", "start", "length", "snr"))
+        try:
+            audio = mix(clip, *drawn).audio
+        except AudioError as error:
+            samples = ", ".join(map(str, batch["index"].tolist()))
+            raise TrainingError(f"Samples {samples} of the stream: {error}") from error
+        if self.config.front_end.layout == "ambisonic":
+            audio = to_soundspaces(audio, CONVENTION)
+        return torch.where(dry[:, None, None], copied, audio)
+
+    def forward(self, batch: Sample) -> Reconstruction:
+        """Reconstruct a batch's windows."""
+        reconstruction: Reconstruction = self.autoencoder(
+            self.windows(batch), batch["masks"].flatten(0, 1)
+        )
+        return reconstruction
+
+    def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        loss = self(batch).loss
+        self._losses.append(loss.detach())
+        self._indices.append(batch["index"])
+        return loss
+
+    def validation_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
+        """Return a batch's target and prediction; its loss counts towards validation/loss."""
+        found = self(batch)
+        size = len(batch["index"])
+        self.log("validation/loss", found.loss, logger=False, sync_dist=True, batch_size=size)
+        return {"target": found.target, "prediction": found.prediction}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient's norm, after making sure that it and the loss are finite."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise OptionError(
+                f"trainer.gradient_clip_algorithm is {gradient_clip_algorithm!r}; gradients are "
+                "clipped by their norm. Leave it out."
+            )
+        limit = math.inf if gradient_clip_val is None else float(gradient_clip_val)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        self.step_loss, self.gradient_norm = torch.stack(self._losses).mean(), norm
+        # Gradients in float16 may overflow, in which case the scaler passes the step over.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if not (self.step_loss + (0 if scaled else norm)).isfinite():
+            raise TrainingError(self._why_stopped())
+        self._losses.clear()
+        self._indices.clear()
+
+    def _why_stopped(self) -> str:
+        """Say which samples a step of which the loss or gradient is not finite was made of.
+
+        All processes are asked: the gradient, their mean, is not finite on any.
+        """
+        gather = self.trainer.strategy.all_gather
+        losses = gather(torch.stack(self._losses)).flatten()
+        indices = gather(torch.stack(self._indices)).flatten(0, -2)
+        wrong = ~losses.isfinite()
+        what = "loss" if wrong.any() else "gradient"
+        samples = indices[wrong if wrong.any() else torch.ones_like(wrong)].flatten().sort().values
+        return (
+            f"The {what} of step {self.global_step + 1} is not finite, and training stopped before "
+            f"it. Samples of the stream in it: {', '.join(map(str, samples.tolist()))}. The last "
+            "checkpoint is kept. Resume from it with a lower model.learning_rate, or in float32 "
+            "(trainer.precision 32-true), or without the clips of these samples."
+        )
+
+    # --- optimizer --------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW of all parameters, and a learning rate that changes with every step."""
+        steps = self.trainer.max_steps
+        if steps < 1:
+            raise OptionError(
+                f"trainer.max_steps is {steps}; the schedule needs it. Begin with a config, such "
+                "as --config gramt-binaural, or give --trainer.max_steps."
+            )
+        optimizer = AdamW(
+            self.parameters(),
+            lr=self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            fused=self.device.type == "cuda",
+        )
+        schedule = LambdaLR(optimizer, lambda step: schedule_factor(step, self.warmup, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # --- checkpoints ------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the model's configuration into a checkpoint."""
+        checkpoint[CONFIG_KEY] = self.config.to_json()
+        checkpoint[ACCUMULATION] = self.trainer.accumulate_grad_batches
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model.
+
+        Raises:
+            CheckpointError: where it differs, saying in what.
+        """
+        if not {CONFIG_KEY, ACCUMULATION} <= checkpoint.keys():
+            raise CheckpointError(
+                "The checkpoint to resume from is not one of gram_hear.pretrain. To start from "
+                "another's weights, give it as --model.init."
+            )
+        found = ModelConfig.from_json(checkpoint[CONFIG_KEY])
+        require_same(found, self.config, "The checkpoint to resume from")
+        _recount(checkpoint, self.trainer.accumulate_grad_batches)
+        self._renew_options(checkpoint)
+
+    def _renew_options(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with this run's learning rate and the like, where they are not the checkpoint's."""
+        step = checkpoint["global_step"]
+        factor = schedule_factor(step, self.warmup, self.trainer.max_steps)
+        for group in checkpoint["optimizer_states"][0]["param_groups"]:
+            group["initial_lr"], group["lr"] = self.learning_rate, self.learning_rate * factor
+            group["betas"], group["weight_decay"] = self.betas, self.weight_decay
+        checkpoint["lr_schedulers"][0]["base_lrs"] = [self.learning_rate]
+
+
+def make_config(
+    layout: str,
+    size: str,
+    patching: str,
+    backbone: str,
+    depth: int | None,
+    decoder_depth: int | None,
+    log_floor: float | None,
+    window_fill: str,
+) -> ModelConfig:
+    """Return a model's configuration; the arguments are those of :class:`Pretraining`."""
+    if layout not in LAYOUTS:
+        raise OptionError(
+            f"Unknown layout {layout!r}; allowed are {', '.join(LAYOUTS)}."
+            + nearest(layout, LAYOUTS)
+        )
+    named = named_config(size, LAYOUTS[layout][1], patching, backbone)
+    assert named.decoder is not None
+    return dataclasses.replace(
+        named,
+        front_end=dataclasses.replace(
+            named.front_end,
+            log_floor=named.front_end.log_floor if log_floor is None else log_floor,
+        ),
+        encoder=named.encoder if depth is None else dataclasses.replace(named.encoder, depth=depth),
+        decoder=named.decoder
+        if decoder_depth is None
+        else dataclasses.replace(named.decoder, depth=decoder_depth),
+        window_fill=window_fill,
+    )
+
+
+def first_weights(config: ModelConfig, seed: int, init: str | Path | None) -> MaskedAutoencoder:
+    """Return a model as training begins with it.
+
+    Args:
+        config: of the model.
+        seed: of its weights where ``init`` is None.
+        init: a checkpoint, as :func:`gram_hear.checkpoints.store.load_checkpoint` takes it.
+
+    Raises:
+        CheckpointError: for a checkpoint of another model, or of an encoder alone. Its log floor
+            and window fill, which have no weights, may be others.
+    """
+    with torch.random.fork_rng(devices=[]):  # what the layers draw at first is drawn over below
+        model = MaskedAutoencoder(config)
+    if init is None:
+        initialise(model, seed)
+        return model
+    checkpoint = load_checkpoint(init)
+    alike = dataclasses.replace(
+        checkpoint.config,
+        front_end=dataclasses.replace(
+            checkpoint.config.front_end, log_floor=config.front_end.log_floor
+        ),
+        window_fill=config.window_fill,
+    )
+    require_same(alike, config, f"The checkpoint {init}")
+    model.load_state_dict(checkpoint.tensors)
+    return model
+
+
+def require_same(found: ModelConfig, wanted: ModelConfig, name: str) -> None:
+    """Raise a CheckpointError that names what differs, unless nothing does."""
+    here, there = flatten(dataclasses.asdict(wanted)), flatten(dataclasses.asdict(found))
+    different = [
+        f"{key}: {there.get(key)} there, {here.get(key)} here"
+        for key in sorted(here.keys() | there.keys())
+        if here.get(key) != there.get(key)
+    ]
+    if different:
+        raise CheckpointError(
+            f"{name} holds a {describe(found)}, and this run trains a {describe(wanted)}. What "
+            f"differs: {'; '.join(different)}. Give the config that the checkpoint was made with."
+        )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one, their keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, dict)
+        flat |= flatten(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return flat
+
+
+def _recount(checkpoint: dict[str, Any], accumulation: int) -> None:
+    """Count a checkpoint's batches anew where steps are made of more or fewer of them now.
+
+    So a run may go on with another number of devices.
+    """
+    before = checkpoint[ACCUMULATION]
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        for name in counts:
+            counts[name] += checkpoint["global_step"] * (accumulation - before)
+
+
+def schedule_factor(step: int, warmup: int, steps: int) -> float:
+    """Return what the learning rate is multiplied by in a step, counted from 0.
+
+    It rises linearly, to 1 in the last step of the warm-up, then falls as a half cosine that would
+    be 0 in step ``steps``.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def cut_windows(features: Tensor, starts: Tensor, config: ModelConfig) -> Tensor:
+    """Cut windows out of clips; what lies past a clip's end is filled as the config says.
+
+    Args:
+        features: (clips, channels, frames, mels) of the front-end.
+        starts: (clips, windows) int64, the first frame of each.
+        config: of the model, for the window's frames and what fills it.
+
+    Returns:
+        (clips * windows, channels, window frames, mels).
+    """
+    frames = starts[:, :, None] + torch.arange(config.window_frames, device=starts.device)
+    inside = frames < features.shape[2]
+    clips = torch.arange(len(features), device=features.device)[:, None, None]
+    # (clips, windows, window frames, channels, mels), as the indices stand apart
+    cut = features[clips, :, frames.clamp(max=features.shape[2] - 1)]
+    if not bool(inside.all()):
+        cut = torch.where(inside[..., None, None], cut, _filling(features, config)[:, None])
+    return cut.flatten(0, 1).transpose(1, 2)
+
+
+def _filling(features: Tensor, config: ModelConfig) -> Tensor:
+    """Return the value of each feature channel past a clip's end, (channels,)."""
+    filling = features.new_zeros(features.shape[1])
+    if config.window_fill == "silence":  # the log-mels hold the log of the floor; intensities 0
+        floor = torch.tensor(config.front_end.log_floor, device=features.device)
+        filling[: config.front_end.audio_channels] = floor.log()
+    return filling

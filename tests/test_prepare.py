@@ -1,0 +1,396 @@
+"""Sound files into tars of clips: cut, checked, resumed; what cannot be read is told at the end."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from gram_hear import preparation as module
+from gram_hear.commands.prepare import prepare as command
+from gram_hear.errors import AudioError, OptionError
+from gram_hear.preparation import Preparation, prepare
+from gram_hear.pretrain.clips import open_clips
+
+RATE = 32000
+
+
+def steps(samples, channels=1, seed=0):
+    """Noise on the grid of 16 bits, (samples, channels)."""
+    return np.random.default_rng(seed).integers(-9000, 9000, (samples, channels)) / 32768
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    """A folder of sounds: 2.5 s, 0.5 s in stereo, 1.25 s at 44.1 kHz, and 3 s deeper down."""
+    folder = tmp_path / "sounds"
+    (folder / "deep").mkdir(parents=True)
+    soundfile.write(folder / "a.b c.wav", steps(80000, 1, 1), RATE, subtype="PCM_16")
+    soundfile.write(folder / "b.flac", steps(16000, 2, 2), RATE, subtype="PCM_16")
+    soundfile.write(folder / "c.ogg", 0.3 * np.sin(np.arange(55125) / 20), 44100)
+    soundfile.write(folder / "deep" / "d.wav", steps(96000, 1, 4), RATE, subtype="FLOAT")
+    return folder
+
+
+def run(inputs, output, jobs=1, force=False, progress=None, **options):
+    options = {"seconds": 1.0} | options
+    inputs = inputs if isinstance(inputs, list) else [inputs]
+    return prepare(
+        inputs, output, Preparation(**options), jobs=jobs, force=force, progress=progress
+    )
+
+
+def members(output):
+    """Name -> bytes of all members of all tars."""
+    found = {}
+    for path in sorted(output.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for each in tar:
+                found[each.name] = tar.extractfile(each).read()
+    return found
+
+
+def decode(data):
+    audio, rate = soundfile.read(io.BytesIO(data))
+    return audio, rate
+
+
+def digests(output):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in output.glob("*.tar")}
+
+
+def test_files_are_cut_into_clips(tmp_path, sounds):
+    summary = run(sounds, tmp_path / "out")
+    found = {name: decode(data) for name, data in members(tmp_path / "out").items()}
+    lengths = {name: len(audio) for name, (audio, _) in found.items()}
+    assert lengths == {
+        "00000000_a-b-c_0000.flac": 32000,
+        "00000000_a-b-c_0001.flac": 32000,  # the half second that remains is left out
+        "00000001_b_0000.flac": 16000,  # kept: it is all there is
+        "00000002_c_0000.flac": 32000,
+        "00000003_d_0000.flac": 32000,
+        "00000003_d_0001.flac": 32000,
+        "00000003_d_0002.flac": 32000,
+    }
+    assert {rate for _, rate in found.values()} == {RATE}
+    assert (summary["files"], summary["clips"], summary["sound_seconds"]) == (4, 7, 6.5)
+    assert summary["failed"] == []
+    first = np.concatenate([found[f"00000000_a-b-c_000{i}.flac"][0] for i in range(2)])
+    np.testing.assert_array_equal(first, steps(80000, 1, 1)[:64000, 0])
+    np.testing.assert_array_equal(found["00000001_b_0000.flac"][0], steps(16000, 2, 2)[:, 0])
+
+
+def test_files_are_kept_whole(tmp_path, sounds):
+    summary = run(sounds, tmp_path / "out", seconds=None)
+    lengths = [len(decode(data)[0]) for data in members(tmp_path / "out").values()]
+    assert lengths == [80000, 16000, 40000, 96000]
+    assert summary["seconds"] is None
+    assert summary["sound_seconds"] == pytest.approx(7.25)
+
+
+def test_rest_of_a_second_is_a_clip(tmp_path):
+    soundfile.write(tmp_path / "a.wav", steps(32000 * 5), RATE)
+    run(tmp_path / "a.wav", tmp_path / "out", seconds=2.0)
+    assert [len(decode(d)[0]) for d in members(tmp_path / "out").values()] == [64000, 64000, 32000]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=6), st.integers(10, 200), st.integers(1, 100)
+)
+def test_cutting_keeps_all_but_a_short_rest(blocks, samples, least):
+    sound = np.arange(sum(blocks), dtype=np.float32)
+    parts = np.split(sound, np.cumsum(blocks)[:-1])
+    pieces = list(module._cut(parts, samples, least))
+    joined = np.concatenate(pieces)
+    np.testing.assert_array_equal(joined, sound[: len(joined)])
+    assert all(len(piece) == samples for piece in pieces[:-1])
+    lost = len(sound) - len(joined)
+    assert lost < least
+    assert lost == 0 or len(pieces[-1]) == samples
+
+
+def test_summary_is_in_the_folder_and_true(tmp_path, sounds):
+    summary = run(sounds, tmp_path / "out", tar_size=0.2)
+    assert json.loads((tmp_path / "out" / "prepared.json").read_text()) == summary
+    assert (summary["format"], summary["rate"]) == ("gram-hear clips", RATE)
+    assert sum(tar["clips"] for tar in summary["tars"]) == len(members(tmp_path / "out")) == 7
+    for tar in summary["tars"]:
+        assert (tmp_path / "out" / tar["name"]).stat().st_size == tar["bytes"]
+
+
+def test_tars_are_of_bounded_size(tmp_path, sounds):
+    summary = run(sounds, tmp_path / "out", tar_size=0.15)
+    assert len(summary["tars"]) > 3
+    assert max(tar["bytes"] for tar in summary["tars"]) <= 150_000
+    assert len(members(tmp_path / "out")) == 7
+
+
+def test_clip_larger_than_a_tar_may_be_is_alone_in_one(tmp_path, sounds):
+    summary = run(sounds, tmp_path / "out", seconds=None, tar_size=0.1)
+    assert [tar["clips"] for tar in summary["tars"]] == [1, 1, 1, 1]
+
+
+def test_same_bytes_whatever_the_number_of_jobs(tmp_path, sounds):
+    one = run(sounds, tmp_path / "one", tar_size=0.15)
+    two = run(sounds, tmp_path / "two", tar_size=0.15, jobs=2)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    assert one == two
+
+
+def test_training_reads_what_was_made(tmp_path, sounds):
+    run(sounds, tmp_path / "out", tar_size=0.15)
+    clips = open_clips(tmp_path / "out")
+    assert len(clips) == 7
+    assert [len(clips.read(i, 50000, RATE, [0])) for i in range(7)].count(32000) == 6
+
+
+# --- going on -------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+def fail(*_):
+    raise AssertionError("written again")
+
+
+def test_interrupted_run_goes_on(tmp_path, sounds, monkeypatch):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    expected = run(sounds, whole, tar_size=0.15)
+
+    def stop(done, total):
+        if done >= 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(sounds, out, tar_size=0.15, progress=stop)
+    before = digests(out)
+    assert 0 < len(before) < len(digests(whole))
+    assert not (out / "prepared.json").exists()
+    (out / ".abc.partial").write_bytes(b"left by a killed run")
+    seen = []
+    write = module.write_group
+    monkeypatch.setattr(
+        module, "write_group", lambda o, p, group: seen.append(group.number) or write(o, p, group)
+    )
+    assert run(sounds, out, tar_size=0.15) == expected
+    assert seen
+    assert 0 not in seen
+    assert digests(out) == digests(whole)
+    assert not list(out.rglob("*.partial"))
+
+
+def test_finished_run_does_nothing_again(tmp_path, sounds, monkeypatch):
+    first = run(sounds, tmp_path / "out")
+    monkeypatch.setattr(module, "write_group", fail)
+    told = []
+    assert run(sounds, tmp_path / "out", progress=lambda *at: told.append(at)) == first
+    assert told == [(4, 4)]
+
+
+def test_new_files_are_added(tmp_path, sounds):
+    run(sounds, tmp_path / "out")
+    before = digests(tmp_path / "out")
+    soundfile.write(sounds / "a.wav", steps(40000, 1, 9), RATE)
+
+    def look(done, total):  # what says that all is done is not there until it is again
+        assert not (tmp_path / "out" / "prepared.json").exists()
+
+    summary = run(sounds, tmp_path / "out", progress=look)
+    assert (summary["files"], summary["clips"]) == (5, 8)
+    assert before.items() < digests(tmp_path / "out").items()
+    assert "00000004_a_0000.flac" in members(tmp_path / "out")
+
+
+def test_lost_tar_is_made_again(tmp_path, sounds):
+    run(sounds, tmp_path / "out", tar_size=0.15)
+    before = digests(tmp_path / "out")
+    next((tmp_path / "out").glob("*.tar")).unlink()
+    run(sounds, tmp_path / "out", tar_size=0.15)
+    assert digests(tmp_path / "out") == before
+
+
+def test_tar_that_is_not_as_written_is_not_kept(tmp_path, sounds, monkeypatch):
+    """As with a disk that loses what it was given."""
+    read = module.index_tar
+    monkeypatch.setattr(module, "index_tar", lambda *args: read(*args)[:-1])
+    with pytest.raises(OptionError, match="1 of 7 clips were not read back"):
+        run(sounds, tmp_path / "out")
+    assert not digests(tmp_path / "out")
+    monkeypatch.undo()
+    assert run(sounds, tmp_path / "out")["clips"] == 7
+
+
+def test_full_disk(tmp_path, sounds, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", refuse)
+    with pytest.raises(OptionError, match="cannot be written: No space left"):
+        run(sounds, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+# --- what cannot be read --------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(sounds):
+    (sounds / "aa.flac").write_bytes(b"no sound")
+    data = (sounds / "deep" / "d.wav").read_bytes()
+    soundfile.write(sounds / "bb.flac", steps(96000), RATE)
+    data = (sounds / "bb.flac").read_bytes()
+    (sounds / "bb.flac").write_bytes(data[: len(data) // 2])
+    soundfile.write(sounds / "cc.wav", np.array([0.1, np.nan]), RATE, subtype="FLOAT")
+    return sounds
+
+
+def test_unreadable_files_are_listed_and_the_rest_is_done(tmp_path, damaged):
+    summary = run(damaged, tmp_path / "out")
+    failed = {os.path.basename(each["file"]): each["reason"] for each in summary["failed"]}
+    assert set(failed) == {"aa.flac", "bb.flac", "cc.wav"}
+    assert "could not be read as sound" in failed["aa.flac"]
+    assert "NaN" in failed["cc.wav"]
+    assert (summary["files"], summary["clips"]) == (4, 7)
+    assert not [name for name in members(tmp_path / "out") if "_bb_" in name]
+
+
+def test_file_that_was_repaired_is_taken(tmp_path, damaged, monkeypatch):
+    run(damaged, tmp_path / "out")
+    soundfile.write(damaged / "aa.flac", steps(32000), RATE)
+    summary = run(damaged, tmp_path / "out")
+    assert (summary["files"], summary["clips"], len(summary["failed"])) == (5, 8, 2)
+    assert len(members(tmp_path / "out")) == 8
+    monkeypatch.setattr(module, "write_group", fail)  # what is broken still is not tried again
+    assert run(damaged, tmp_path / "out") == summary
+
+
+def test_truncated_wav_is_used_with_a_warning(tmp_path, sounds):
+    path = sounds / "deep" / "d.wav"
+    path.write_bytes(path.read_bytes()[:-100_000])
+    summary = run(sounds, tmp_path / "out")
+    assert summary["clips"] == 6
+    assert "ends before its header says" in summary["warnings"][0]
+
+
+def test_all_files_unreadable(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"")
+    summary = run(tmp_path / "a.wav", tmp_path / "out")
+    assert (summary["clips"], summary["tars"], len(summary["failed"])) == (0, [], 1)
+
+
+# --- options --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seconds": 0.5}, r"seconds is 0\.5"),
+        ({"seconds": float("nan")}, "seconds is nan"),
+        ({"rate": 100}, "rate is 100"),
+        ({"tar_size": 0.0}, "tar_size is 0"),
+    ],
+)
+def test_options_that_cannot_be(options, message):
+    with pytest.raises(OptionError, match=message):
+        Preparation(**options)
+
+
+def test_inputs_that_cannot_be(tmp_path):
+    with pytest.raises(AudioError, match=r"no file or folder .*missing"):
+        run(tmp_path / "missing", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AudioError, match="No sound file was found in"):
+        run(tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_that_cannot_be(tmp_path, sounds):
+    with pytest.raises(OptionError, match="holds other files"):
+        run(sounds, sounds)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OptionError, match="cannot be written: Not a directory"):
+        run(sounds, tmp_path / "file")
+    with pytest.raises(OptionError, match="jobs is 0"):
+        run(sounds, tmp_path / "out", jobs=0)
+
+
+def test_other_options_need_force(tmp_path, sounds):
+    run(sounds, tmp_path / "out", tar_size=0.15)
+    open_clips(tmp_path / "out")
+    with pytest.raises(OptionError, match=r"seconds 1\.0, not 2\.0.*--force"):
+        run(sounds, tmp_path / "out", seconds=2.0)
+    run(sounds, tmp_path / "out", seconds=2.0, force=True)
+    fresh = run(sounds, tmp_path / "fresh", seconds=2.0)
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+    assert len(fresh["tars"]) == len(open_clips(tmp_path / "out")._tars) == 1
+    assert not list((tmp_path / "out").glob(".clips-000001*"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such locks")
+def test_two_runs_at_once(tmp_path, sounds):
+    def second(done, total):
+        with pytest.raises(OptionError, match="Another run is writing"):
+            run(sounds, tmp_path / "out")
+
+    run(sounds, tmp_path / "out", progress=second)
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+def invoke(*arguments):
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, [*map(str, arguments), "--jobs", "1"])
+
+
+def test_command_prints_the_folder(tmp_path, sounds):
+    result = invoke(sounds, "-o", tmp_path / "out", "--seconds", 1)
+    assert result.exit_code == 0
+    assert result.stdout == f"{tmp_path / 'out'}\n"
+    assert "7 clips, 0.00 hours of sound, of 4 files in 1 tars" in result.stderr
+
+
+def test_command_lists_failures_at_the_end(tmp_path, damaged):
+    result = invoke(damaged, "-o", tmp_path / "out", "--whole", "--json")
+    assert result.exit_code == 1
+    summary = json.loads(result.stdout)
+    assert (summary["clips"], summary["seconds"]) == (4, None)
+    *_, last = result.stderr.strip().splitlines()
+    assert "3 files failed:" in result.stderr
+    assert "cc.wav holds NaN" in last
+    assert invoke(damaged, "-o", tmp_path / "out", "--whole").exit_code == 1
+
+
+def test_killed_run_goes_on(tmp_path, sounds):
+    """Processes that are ended at once leave no half tar, and nothing that is in the way."""
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from gram_hear.preparation import Preparation, prepare\n"
+        "def stop(done, total):\n"
+        "    if done >= 2:\n"
+        "        os._exit(9)\n"
+        "if __name__ == '__main__':\n"
+        "    prepare([Path('sounds')], Path('out'), Preparation(1.0, tar_size=0.15), jobs=1,\n"
+        "            progress=stop)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    assert done.returncode == 9
+    summary = run(sounds, tmp_path / "out", tar_size=0.15)
+    assert summary["clips"] == len(members(tmp_path / "out")) == 7
+    run(sounds, tmp_path / "whole", tar_size=0.15)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")

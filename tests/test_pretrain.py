@@ -1,0 +1,558 @@
+"""``python -m gram_hear.pretrain``: trains, stops, resumes, is seen, and refuses what is wrong."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
+
+import gram_hear
+from gram_hear.cli import app
+from gram_hear.pretrain import cli, datamodule
+from gram_hear.pretrain.__main__ import main
+from gram_hear.pretrain.callbacks import Curves
+from gram_hear.pretrain.module import Pretraining
+
+RATE = 32000
+TINY = {
+    "model.depth": 1,
+    "model.decoder_depth": 1,
+    "data.seconds": 1.0,
+    "data.clip_frames": 201,
+    "data.batch": 4,
+    "data.windows": 2,
+    "data.workers": 0,
+    "data.validation_batches": 1,
+    "data.validate_every": 100,
+    "checkpoints.every": 100,
+    "trainer.accelerator": "cpu",
+    "trainer.log_every_n_steps": 1,
+    "trainer.max_steps": 6,
+    "trainer.default_root_dir": "run",
+}
+NAMES = [
+    f"{family}-{layout}{time_}"
+    for family in ("gramt", "gramm")
+    for layout in ("mono", "binaural", "ambisonic")
+    for time_ in ("", "-time")
+]
+TOYS = ["tiny", "tiny-mono", "tiny-ambisonic", "tiny-time", "tiny-gramm"]
+
+
+def write_tar(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array.astype(np.float32))
+    return file.getvalue()
+
+
+def flac(audio, rate):
+    file = io.BytesIO()
+    soundfile.write(file, audio, rate, format="FLAC")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Data in the published layouts: flac, RIRs and noise in WebDataset tars."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+
+    def tones(seconds, rate):
+        t = np.arange(round(seconds * rate)) / rate
+        return 0.3 * np.sin(2 * np.pi * t * generator.uniform(200, 4000)) * np.exp(-3 * t)
+
+    clips = {f"{i}.flac": flac(tones(0.6 + 0.1 * i, 16000), 16000) for i in range(6)}
+    write_tar(folder / "audioset" / "000.tar", clips)
+    noises = {f"{i}.npy": npy(generator.standard_normal(20000 + 20000 * i)) for i in range(3)}
+    write_tar(folder / "wham" / "000.tar", noises)
+    for layout, channels in {"binaural": 2, "ambisonic": 4}.items():
+        for split in ("train", "test"):
+            shape, decay = (3, channels, 2000), np.exp(-np.arange(2000) / 300)
+            rirs = {f"{i}.npy": npy(generator.standard_normal(shape) * decay) for i in range(3)}
+            write_tar(folder / layout / split / "000.tar", rirs)
+    return folder
+
+
+def published(data, layout="binaural"):
+    return {
+        "data.clips": data / "audioset",
+        "data.rirs": data / layout,
+        "data.noises": data / "wham",
+    }
+
+
+def arguments(config, options, *more):
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return ["fit", "--config", config, *given, *more]
+
+
+@pytest.fixture
+def fit(tmp_path, monkeypatch, data):
+    """Return a function that trains in this process: (config, *more, **options) -> exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SLURM_JOB_NAME", raising=False)
+
+    def run(*more, config="tiny", base=None, **options):
+        base = TINY | published(data) if base is None else base
+        options = base | {name.replace("__", "."): value for name, value in options.items()}
+        monkeypatch.setattr(sys, "argv", ["pretrain", *arguments(config, options, *more)])
+        return cli.run()
+
+    return run
+
+
+def curve(folder, tag):
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(one, other):
+    """That two checkpoints are equal to the bit: weights, optimizer, schedule and position."""
+    for key in ("state_dict", "lr_schedulers", "global_step", "PretrainingData"):
+        assert same(one[key], other[key]), key
+    for here, there in zip(one["optimizer_states"], other["optimizer_states"], strict=True):
+        assert same(here, there)
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def stop_at(monkeypatch, step, number=signal.SIGTERM):
+    """Have this process signalled in the midst of training."""
+    on_step = Curves.on_step
+
+    def patched(self, trainer, module, now):
+        on_step(self, trainer, module, now)
+        if now == step:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Curves, "on_step", patched)
+
+
+# --- configs --------------------------------------------------------------------------------
+
+
+def test_all_configs_are_shipped():
+    assert sorted(path.stem for path in cli.CONFIGS.glob("*.yaml")) == sorted(NAMES + TOYS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_configs_are_the_published_recipe(name):
+    found = yaml.safe_load((cli.CONFIGS / f"{name}.yaml").read_text())
+    model, data, trainer = found["model"], found["data"], found["trainer"]
+    family, layout = name.split("-")[:2]
+    time_patches, mono = name.endswith("-time"), layout == "mono"
+    assert model == {
+        "layout": layout,
+        "size": "base",
+        "patching": "time" if time_patches else "frame",
+        "backbone": "transformer" if family == "gramt" else "mamba2",
+        "log_floor": 1e-6 if layout == "ambisonic" else 1e-5,
+        "window_fill": "silence",
+        "learning_rate": 2e-4,
+        "betas": [0.9, 0.95],
+        "weight_decay": 0.01,
+        "warmup": 10_000,
+    }
+    assert (data["seconds"], data["level"], data["snr"]) == (10, -14, [5, 40])
+    assert (data["windows"], data["clip_frames"]) == (16, 1024)
+    assert data["masked"] == (80 if time_patches else 160)
+    assert data["batch"] == (96 if family == "gramt" else 32)
+    assert data["clean_fraction"] == (1 if mono else 0)
+    assert (trainer["max_steps"], trainer["gradient_clip_val"]) == (500_000, 5)
+    assert trainer["default_root_dir"] == f"runs/{name}"
+
+
+@pytest.mark.parametrize("name", NAMES + TOYS)
+def test_shipped_configs_are_understood(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pretrain", "fit", "--config", name, "--print_config"])
+    with pytest.raises(SystemExit) as leaving:
+        cli.run()
+    assert leaving.value.code == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    given = yaml.safe_load((cli.CONFIGS / f"{name}.yaml").read_text())
+    for section, values in given.items():
+        assert {key: shown[section][key] for key in values} == values
+    assert shown["data"]["clips"] is None  # the defaults are shown too
+
+
+def test_configs_are_found_here_first_then_among_the_shipped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.find_config("tiny") == str(cli.CONFIGS / "tiny.yaml")
+    (tmp_path / "tiny.yaml").write_text("model: {size: tiny}")
+    assert cli.find_configs(["fit", "--config", "tiny"]) == ["fit", "--config", "tiny.yaml"]
+    assert cli.find_configs(["fit", "--config=tiny"]) == ["fit", "--config=tiny.yaml"]
+    assert cli.find_configs(["fit", "-c", "tiny.yaml"])[-1] == "tiny.yaml"
+
+
+def test_the_command_and_the_toy_config_may_be_left_out():
+    toy = ["fit", "--config", "tiny"]
+    assert cli.complete([]) == toy
+    assert cli.complete(["--ckpt_path", "last"]) == [*toy, "--ckpt_path", "last"]
+    assert cli.complete(["--config=mine"]) == ["fit", "--config=mine"]
+    assert cli.complete(["--help"]) == ["--help"]
+    assert cli.complete(["fit", "--config", "mine"]) == ["fit", "--config", "mine"]
+
+
+def test_unknown_configs_and_keys_are_errors(fit, tmp_path, capsys):
+    assert fit(config="gramt-binural") == 1
+    assert "Did you mean 'gramt-binaural'?" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as leaving:
+        fit("--data.window", "3")
+    assert leaving.value.code == 2
+    assert "data.window" in capsys.readouterr().err
+    (tmp_path / "mine.yaml").write_text("model: {sise: tiny}")
+    with pytest.raises(SystemExit) as leaving:
+        fit(config="mine")
+    assert leaving.value.code == 2
+    assert "sise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gramt-binaural", "gramm-ambisonic-time", "gramt-mono"])
+def test_published_configs_start_on_published_data(fit, data, name):
+    layout = name.split("-")[1]
+    base = published(data, layout) if layout != "mono" else {"data.clips": data / "audioset"}
+    smaller = {"model.depth": 1, "model.decoder_depth": 1, "data.windows": 1, "data.workers": 0}
+    options = base | smaller | {"data.batch": 2, "trainer.accelerator": "cpu"}
+    assert fit("--trainer.fast_dev_run", "true", config=name, base=options) == 0
+
+
+# --- training -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, data):
+    """The folder of a run of six steps that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    patch = pytest.MonkeyPatch()
+    patch.chdir(folder)
+    more = {"data.validate_every": 3, "checkpoints.keep_every": 4}
+    patch.setattr(sys, "argv", ["pretrain", *arguments("tiny", TINY | published(data) | more)])
+    assert cli.run() == 0
+    patch.undo()
+    return folder / "run"
+
+
+def test_a_run_is_seen(whole):
+    loss, validation = curve(whole, "train/loss"), curve(whole, "validation/loss")
+    assert sorted(loss) == [1, 2, 3, 4, 5, 6]
+    assert len(validation) == 2
+    assert loss[6] < loss[1]
+    assert min(validation.values()) == list(validation.values())[-1]
+    rates = curve(whole, "train/learning_rate")
+    np.testing.assert_allclose(list(rates.values()), 1e-3 * np.arange(1, 7) / 50, rtol=1e-5)
+    assert all(norm > 0 for norm in curve(whole, "train/gradient_norm").values())
+    hours, windows = (
+        curve(whole, f"speed/{name}") for name in ("audio_hours_per_hour", "windows_per_second")
+    )
+    np.testing.assert_allclose(
+        list(windows.values()), 2 * np.array(list(hours.values())), rtol=1e-5
+    )
+    assert all(0 <= share <= 1 for share in curve(whole, "speed/data_wait").values())
+    events = EventAccumulator(str(whole / "tensorboard"))
+    events.Reload()
+    assert [image.step for image in events.Images("validation/reconstruction")] == [3, 6]
+    pictures = sorted(path.name for path in (whole / "pictures").iterdir())
+    assert pictures == ["step-000000003.png", "step-000000006.png"]
+
+
+def test_checkpoints_are_kept(whole):
+    names = {path.name for path in (whole / "checkpoints").iterdir()}
+    assert names == {"last.ckpt", "best.ckpt", "best.json", "step-000000004.ckpt"}
+    steps = {n: load(whole / "checkpoints" / n)["global_step"] for n in names if n.endswith("t")}
+    assert steps == {"last.ckpt": 6, "best.ckpt": 6, "step-000000004.ckpt": 4}
+    best = json.loads((whole / "checkpoints" / "best.json").read_text())
+    assert best["validation/loss"] == pytest.approx(curve(whole, "validation/loss")[best["step"]])
+    assert load(whole / "checkpoints" / "last.ckpt")["PretrainingData"]["position"] == 24
+
+
+def test_a_checkpoint_converts_and_embeds(whole, tmp_path):
+    last, model = whole / "checkpoints" / "last.ckpt", tmp_path / "model.safetensors"
+    done = CliRunner().invoke(app, ["convert", str(last), str(model)], catch_exceptions=False)
+    assert done.exit_code == 0
+    loaded = gram_hear.load_model(model)
+    assert loaded.config.front_end.log_floor == 1e-5
+    assert loaded.config.window_fill == "silence"
+    weights = load(last)["state_dict"]
+    trained = weights["autoencoder.patches.weight"]
+    assert torch.equal(loaded.gram.patches.weight, trained)
+    audio = torch.randn(1, 2, 30000, generator=torch.Generator().manual_seed(0)) / 8
+    scene = gram_hear.get_scene_embeddings(audio, loaded)
+    assert torch.equal(scene, gram_hear.get_scene_embeddings(audio, gram_hear.load_model(last)))
+    assert scene.isfinite().all()
+
+
+def test_the_mask_token_is_trained(whole):
+    four, six = (load(whole / "checkpoints" / n) for n in ("step-000000004.ckpt", "last.ckpt"))
+    name = "autoencoder.decoder.mask_token"
+    assert not torch.equal(four["state_dict"][name], six["state_dict"][name])
+
+
+# --- stopping and resuming ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_resumed_is_the_same_to_the_bit(
+    fit, whole, tmp_path, monkeypatch, capsys, number
+):
+    options = {"data__validate_every": 3, "checkpoints__keep_every": 4}
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, number)
+        assert fit("--ckpt_path", "last", **options) == 128 + number
+    assert signal.getsignal(number) is before
+    assert "Stopped after step 2" in capsys.readouterr().err
+    assert load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2
+    assert fit("--ckpt_path", "last", data__workers=2, **options) == 0  # workers change nothing
+    names = ("last.ckpt", "best.ckpt", "step-000000004.ckpt")
+    for name in names:
+        assert_same(*(load(f / "checkpoints" / name) for f in (tmp_path / "run", whole)))
+    assert curve(tmp_path / "run", "train/loss") == curve(whole, "train/loss")
+    assert list(curve(tmp_path / "run", "validation/loss").values()) == list(
+        curve(whole, "validation/loss").values()
+    )
+
+
+def test_accumulated_batches_and_resuming_with_others(fit, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert fit(data__batch_per_device=2, data__validate_every=3) == 143
+    assert fit("--ckpt_path", "last", data__batch_per_device=1, data__validate_every=3) == 0
+    for tag in ("train/loss", "validation/loss"):
+        found, expected = (list(curve(f, tag).values()) for f in (tmp_path / "run", whole))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_resuming_from_any_checkpoint_and_further(fit, whole, tmp_path):
+    path = whole / "checkpoints" / "best.ckpt"
+    assert fit("--ckpt_path", str(path), trainer__max_steps=8, data__validate_every=4) == 0
+    assert sorted(curve(tmp_path / "run", "train/loss")) == [7, 8]
+    assert load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 8
+    assert len(curve(tmp_path / "run", "validation/loss")) == 1
+
+
+def test_resuming_with_another_learning_rate_and_length(fit, whole, tmp_path):
+    path = whole / "checkpoints" / "step-000000004.ckpt"
+    options = {"model__learning_rate": 1e-4, "model__warmup": 4, "trainer__max_steps": 12}
+    assert fit("--ckpt_path", str(path), **options) == 0
+    rates = curve(tmp_path / "run", "train/learning_rate")
+    expected = {step + 1: 5e-5 * (1 + math.cos(math.pi * (step - 4) / 8)) for step in range(4, 12)}
+    assert rates == pytest.approx(expected)
+    (group,) = load(tmp_path / "run" / "checkpoints" / "last.ckpt")["optimizer_states"][0][
+        "param_groups"
+    ]
+    assert group["lr"] == pytest.approx(0, abs=1e-12)  # of the step after the last
+
+
+def test_a_process_that_is_terminated_saves_and_ends_cleanly(data, tmp_path):
+    options = TINY | published(data) | {"trainer.max_steps": 100_000, "data.workers": 1}
+    command = [sys.executable, "-m", "gram_hear.pretrain", *arguments("tiny", options)]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("step 2 "):
+            os.killpg(process.pid, signal.SIGTERM)  # the loading process too, as clusters do
+    assert process.wait(30) == 143
+    assert "Stopped after step" in said[-1]
+    assert "Traceback" not in "".join(said)
+    saved = load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert saved["global_step"] >= 2
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+# --- several processes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_two_processes_learn_what_one_does(data, whole, tmp_path, launcher):
+    more = {"data.validate_every": 3, "trainer.strategy": "ddp"}
+    nodes = {"trainer.devices": 1, "trainer.num_nodes": 2}
+    options = TINY | published(data) | more
+    options |= {"trainer.devices": 2} if launcher == "lightning" else nodes
+    module = ["-m", "gram_hear.pretrain", *arguments("tiny", options)]
+    if launcher == "lightning":
+        commands = [[sys.executable, *module]]
+    else:
+        port = str(29500 + os.getpid() % 2000)
+        start = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+        start += ["--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", port]
+        commands = [[*start, "--node_rank", str(rank), *module] for rank in (0, 1)]
+    processes = [
+        subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), said
+    for tag in ("train/loss", "validation/loss", "train/gradient_norm"):
+        found, expected = (list(curve(f, tag).values()) for f in (tmp_path / "run", whole))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert load(tmp_path / "run" / "checkpoints" / "last.ckpt")["PretrainingData"]["position"] == 24
+
+
+# --- what goes wrong ------------------------------------------------------------------------
+
+
+def wrong(fit, capsys, *more, **options):
+    """Return the message of a run that fails, having left no checkpoint."""
+    assert fit(*more, **options) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said.partition("error: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data__masked": 200}, "masked is 200 of 200 tokens"),
+        ({"model__patching": "time"}, "masked is 160 of 100 tokens"),
+        ({"data__clip_frames": 60}, "windows no longer than clip_frames"),
+        ({"data__clips": "nowhere"}, "There is no folder or file nowhere"),
+        ({"data__clips": "."}, "holds no clips"),
+        ({"data__rirs": "."}, "holds no RIRs"),
+        ({"model__layout": "ambisonic"}, "do not fit a ambisonic model|RIR"),
+        ({"model__layout": "mono"}, "mono"),
+        ({"data__batch_per_device": 0}, "data.batch_per_device is 0"),
+        ({"trainer__accumulate_grad_batches": 3}, "accumulate_grad_batches is computed"),
+        ({"trainer__max_steps": -1}, "max_steps is -1"),
+        ({"trainer__gradient_clip_algorithm": "value"}, "clipped by their norm"),
+        ({"model__init": "nowhere.ckpt"}, "There is no file or folder nowhere.ckpt"),
+        ({"trainer__accelerator": "quantum"}, "invalid accelerator name"),
+        ({"checkpoints__every": 0}, "checkpoints.every is 0"),
+        ({"pictures__every": 0}, "pictures.every is 0"),
+    ],
+)
+def test_what_cannot_be_is_said_before_the_first_step(fit, capsys, tmp_path, options, message):
+    said = wrong(fit, capsys, **options)
+    assert any(part in said for part in message.split("|")), said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_rooms_that_are_not_held_out_are_not_validated_on(fit, capsys, data):
+    alone = data / "binaural" / "train"
+    assert "data.validation_rirs" in wrong(fit, capsys, data__rirs=alone)
+    rirs = {"data__rirs": alone, "data__validation_rirs": data / "binaural" / "test"}
+    assert fit(trainer__max_steps=1, data__validate_every=1, **rirs) == 0
+
+
+def test_a_checkpoint_of_another_model_or_run_is_refused(fit, whole, capsys, tmp_path):
+    last = ["--ckpt_path", str(whole / "checkpoints" / "last.ckpt")]
+    assert "depth: 1 there, 2 here" in wrong(fit, capsys, *last, model__depth=2)
+    assert "seed: 0 there, 5 here" in wrong(fit, capsys, *last, data__seed=5)
+    assert "There is no checkpoint nowhere" in wrong(fit, capsys, "--ckpt_path", "nowhere")
+    (tmp_path / "broken.ckpt").write_bytes(b"not a checkpoint")
+    assert "not a whole checkpoint" in wrong(fit, capsys, "--ckpt_path", "broken.ckpt")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "bare.ckpt")
+    assert "--model.init" in wrong(fit, capsys, "--ckpt_path", "bare.ckpt")
+
+
+def test_a_run_is_not_begun_in_the_place_of_another(fit, capsys, tmp_path):
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"three weeks of work")
+    assert "--ckpt_path last" in wrong(fit, capsys)
+    assert path.read_bytes() == b"three weeks of work"
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(fit, capsys, tmp_path, monkeypatch):
+    save = torch.save
+
+    def fail(content, file):
+        if content["global_step"] >= 3:
+            file.write(b"half of it")
+            raise OSError(28, "No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", fail)
+    assert "No space left on device" in wrong(fit, capsys, checkpoints__every=2)
+    folder = tmp_path / "run" / "checkpoints"
+    assert load(folder / "last.ckpt")["global_step"] == 2
+    assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("accumulated", [4, 2])
+def test_a_loss_that_is_not_finite_stops_with_its_samples(
+    fit, capsys, tmp_path, monkeypatch, accumulated
+):
+    forward = Pretraining.forward
+
+    def spoilt(self, batch):
+        found = forward(self, batch)
+        wrong = 13 in batch["index"]  # the second of the fourth step
+        return dataclasses.replace(found, loss=found.loss * (math.nan if wrong else 1))
+
+    monkeypatch.setattr(Pretraining, "forward", spoilt)
+    said = wrong(fit, capsys, checkpoints__every=1, data__batch_per_device=accumulated)
+    samples = "12, 13, 14, 15" if accumulated == 4 else "12, 13"
+    assert "The loss of step 4 is not finite" in said
+    assert f"in it: {samples}." in said
+    last = load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert last["global_step"] == 3
+    assert all(value.isfinite().all() for value in last["state_dict"].values())
+
+
+def test_a_mixture_that_overflows_names_its_samples(fit, capsys, monkeypatch):
+    collate = datamodule.collate
+
+    def loud(samples):
+        return collate([sample | {"clip": sample["clip"] * 1e38} for sample in samples])
+
+    monkeypatch.setattr(datamodule, "collate", loud)
+    assert "Samples 0, 1, 2, 3 of the stream: A mixture overflows" in wrong(fit, capsys)
+
+
+def test_a_gradient_that_is_not_finite_stops_too(fit, capsys, monkeypatch):
+    forward = Pretraining.forward
+
+    def steep(self, batch):
+        found = forward(self, batch)
+        loss = found.loss + (found.prediction.mean() * 0).sqrt()  # 0, with an infinite slope
+        return dataclasses.replace(found, loss=loss)
+
+    monkeypatch.setattr(Pretraining, "forward", steep)
+    assert "The gradient of step 1 is not finite" in wrong(fit, capsys)
+
+
+def test_without_its_packages_the_command_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    assert main() == 1
+    assert "gram-hear[pretrain]" in capsys.readouterr().err

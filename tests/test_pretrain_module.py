@@ -1,0 +1,265 @@
+"""The training step against plain references, its schedule, and how a batch is shared out."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gram_hear.checkpoints.store import load_checkpoint, save_model
+from gram_hear.config import named_config
+from gram_hear.errors import CheckpointError, ConfigError, OptionError
+from gram_hear.frontend import FrontEnd
+from gram_hear.nn.initialise import initialise
+from gram_hear.nn.mae import MaskedAutoencoder, random_mask
+from gram_hear.nn.patches import patchify
+from gram_hear.pretrain.datamodule import PretrainingData, accumulation
+from gram_hear.pretrain.module import Pretraining, cut_windows, schedule_factor
+from gram_hear.pretrain.pictures import unpatchify
+
+SMALL = {"size": "tiny", "depth": 1, "decoder_depth": 1}
+CHANNELS = {"mono": 1, "binaural": 2, "ambisonic": 4}
+SAMPLES = 32000
+
+
+def drawn(layout, dry=(False, True, False), seed=0):
+    """A batch as the data side draws it: three clips of 1 s, two windows each."""
+    generator = np.random.default_rng(seed)
+    batch, channels = len(dry), CHANNELS[layout]
+    start, length = np.array([0, 0, 5000][:batch]), np.array([SAMPLES, 0, 9000][:batch])
+    noise = generator.standard_normal((batch, SAMPLES))
+    for row, first, count in zip(noise, start, length, strict=True):
+        row[:first], row[first + count :] = 0, 0
+    decay = np.exp(-np.arange(3000) / 400)
+    rirs = generator.standard_normal((batch, 2, channels, 3000)) * decay
+    rirs[np.array(dry)] = 0
+
+    def tensor(array):
+        return torch.from_numpy(np.asarray(array, np.float32))
+
+    return {
+        "index": torch.arange(batch) + 7,
+        "clip": 0.2 * tensor(generator.standard_normal((batch, SAMPLES))),
+        "dry": torch.tensor(dry),
+        "rirs": tensor(rirs),
+        "noise": 0.1 * tensor(noise),
+        "start": torch.from_numpy(start),
+        "length": torch.from_numpy(length),
+        "snr": torch.tensor([5.0, 20.0, 40.0][:batch]),
+        "windows": torch.tensor([[0, 60], [3, 11], [30, 55]])[:batch],
+        "masks": random_mask(2 * batch, 200, 160, torch.Generator().manual_seed(seed)).view(
+            batch, 2, 200
+        ),
+        "skipped": torch.zeros(batch, dtype=torch.int64),
+    }
+
+
+def plain_windows(batch, config):
+    """The same windows, one clip after another, by the formulas of the recipe in float64."""
+    layout, windows = config.front_end.layout, []
+    for i, clip in enumerate(batch["clip"].double().numpy()):
+        if batch["dry"][i]:
+            audio = np.stack([clip] * CHANNELS[layout])
+        else:
+            source, noise_rir = batch["rirs"][i].double().numpy()
+            noise = batch["noise"][i].double().numpy()
+            heard = np.stack([np.convolve(clip, rir)[:SAMPLES] for rir in source])
+            disturbing = np.stack([np.convolve(noise, rir)[:SAMPLES] for rir in noise_rir])
+            first, last = batch["start"][i], batch["start"][i] + batch["length"][i]
+            energies = [np.square(sound[:, first:last]).sum() for sound in (heard, disturbing)]
+            ratio = energies[0] / (energies[1] + 1e-9) * 10 ** (-float(batch["snr"][i]) / 10)
+            audio = heard + math.sqrt(ratio) * disturbing
+            if layout == "ambisonic":
+                w, y, z, x = audio
+                audio = np.stack([w, 3**0.5 * z, -(3**0.5) * x, -(3**0.5) * y])
+        features = FrontEnd(config.front_end)(torch.from_numpy(audio).float()[None])[0]
+        floor = math.log(config.front_end.log_floor) if config.window_fill == "silence" else 0.0
+        end = torch.zeros(len(features), 300, 128)
+        end[: CHANNELS[layout]] = floor
+        padded = torch.cat([features, end], dim=1)
+        windows += [padded[:, s : s + config.window_frames] for s in batch["windows"][i].tolist()]
+    return torch.stack(windows)
+
+
+@pytest.mark.parametrize("fill", ["silence", "zero"])
+@pytest.mark.parametrize("layout", ["binaural", "ambisonic"])
+def test_scenes_are_mixed_and_cropped_by_the_recipe(layout, fill):
+    module, batch = Pretraining(layout, window_fill=fill, **SMALL), drawn(layout)
+    found, expected = module.windows(batch), plain_windows(batch, module.config)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3)  # logarithms of small powers
+    assert (found - expected).abs().mean() < 1e-5
+
+
+def test_dry_clips_are_copied_to_all_channels_exactly():
+    module, batch = Pretraining("ambisonic", **SMALL), drawn("ambisonic", dry=(True, False, True))
+    audio = module._mixtures(batch)
+    for i in (0, 2):
+        assert all(torch.equal(channel, batch["clip"][i]) for channel in audio[i])
+    mono = Pretraining("mono", **SMALL)
+    assert torch.equal(mono._mixtures(drawn("mono", dry=(True,) * 3))[:, 0], drawn("mono")["clip"])
+
+
+@pytest.mark.parametrize("layout", ["mono", "binaural", "ambisonic"])
+def test_loss_and_gradients_are_those_of_float64(layout):
+    module, batch = Pretraining(layout, **SMALL), drawn(layout, dry=(layout == "mono",) * 3)
+    reference = MaskedAutoencoder(module.config).double()
+    reference.load_state_dict(module.autoencoder.state_dict())
+    loss = module.training_step(batch, 0)
+    loss.backward()
+
+    class Doubles(torch.Tensor):
+        """Features that stay what they are where the model asks for float32."""
+
+        def float(self):
+            return self
+
+    with torch.no_grad():
+        windows = module.windows(batch).double()
+    expected = reference(windows.as_subclass(Doubles), batch["masks"].flatten(0, 1))
+    assert expected.prediction.dtype == expected.target.dtype == torch.float64
+    error = (expected.prediction - expected.target).square().mean(dim=-1)
+    mean = error[batch["masks"].flatten(0, 1)].mean() * module.config.front_end.feature_channels
+    mean.backward()
+    assert abs(loss.item() - mean.item()) < 1e-5
+    pairs = zip(module.autoencoder.parameters(), reference.parameters(), strict=True)
+    for found, wanted in pairs:
+        scale = wanted.grad.abs().max()
+        np.testing.assert_allclose(found.grad, wanted.grad, rtol=0, atol=float(2e-5 * scale + 1e-9))
+
+
+def test_a_step_draws_nothing_and_making_a_model_leaves_the_random_state():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    module = Pretraining("binaural", **SMALL)
+    first = module.training_step(drawn("binaural"), 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(module.training_step(drawn("binaural"), 0), first)
+
+
+def test_the_mask_token_and_the_cls_token_learn():
+    module = Pretraining("binaural", **SMALL)
+    module.training_step(drawn("binaural"), 0).backward()
+    without = [name for name, value in module.named_parameters() if not value.grad.any()]
+    assert without == []
+    names = dict(module.named_parameters())
+    assert {"autoencoder.decoder.mask_token", "autoencoder.patches.cls_token"} <= names.keys()
+
+
+def test_windows_past_the_end_are_filled():
+    config = named_config("tiny", 7)
+    features = torch.arange(2 * 7 * 250 * 128, dtype=torch.float32).view(2, 7, 250, 128)
+    cut = cut_windows(features, torch.tensor([[0, 50, 51], [249, 250, 400]]), config)
+    assert torch.equal(cut[1], features[0, :, 50:250])
+    assert torch.equal(cut[2][:, :199], features[0, :, 51:])
+    assert torch.equal(cut[3][:, 0], features[1, :, 249])
+    silence = torch.tensor(1e-6).log()
+    for window in (cut[2][:, 199:], cut[3][:, 1:], cut[4], cut[5]):
+        assert (window[:4] == silence).all()
+        assert (window[4:] == 0).all()
+
+
+def test_schedule():
+    warm = [schedule_factor(step, 10, 110) for step in range(10)]
+    np.testing.assert_allclose(warm, np.arange(1, 11) / 10)
+    assert schedule_factor(10, 10, 110) == 1
+    assert schedule_factor(60, 10, 110) == pytest.approx(0.5)
+    assert schedule_factor(110, 10, 110) == pytest.approx(0, abs=1e-12)
+    assert schedule_factor(0, 0, 1) == 1
+
+
+@given(st.integers(0, 50), st.integers(1, 200), st.integers(0, 250))
+def test_schedule_rises_then_falls(warmup, steps, step):
+    now, then = schedule_factor(step, warmup, steps), schedule_factor(step + 1, warmup, steps)
+    assert 0 <= now <= 1
+    assert then > now if step + 1 < warmup else then <= 1
+    assert step < warmup or then <= now
+
+
+def test_first_weights_come_from_the_seed():
+    one, same, other = (Pretraining("binaural", seed=s, **SMALL) for s in (3, 3, 4))
+    expected = MaskedAutoencoder(one.config)
+    initialise(expected, 3)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(one.autoencoder.state_dict()[name], value)
+        assert torch.equal(same.autoencoder.state_dict()[name], value)
+    assert not torch.equal(one.autoencoder.patches.weight, other.autoencoder.patches.weight)
+
+
+def test_first_weights_from_a_checkpoint(tmp_path):
+    first = Pretraining("binaural", seed=3, log_floor=1e-4, window_fill="zero", **SMALL)
+    path = save_model(first.autoencoder, tmp_path / "model.safetensors")
+    found = Pretraining("binaural", init=str(path), **SMALL)
+    assert torch.equal(found.autoencoder.patches.weight, first.autoencoder.patches.weight)
+    assert found.config.front_end.log_floor == 1e-5  # as asked, not as in the file
+    with pytest.raises(CheckpointError, match=r"front_end.layout: binaural there, mono here"):
+        Pretraining("mono", init=str(path), **SMALL)
+    with pytest.raises(CheckpointError, match=r"encoder.depth: 1 there, 2 here"):
+        Pretraining("binaural", init=str(path), **SMALL | {"depth": 2})
+
+
+def test_first_weights_from_the_authors_checkpoint(published_file, monkeypatch):
+    path = published_file(2)
+    config = load_checkpoint(path).config
+    monkeypatch.setattr("gram_hear.pretrain.module.named_config", lambda *_: config)
+    module = Pretraining("binaural", init=str(path), log_floor=1e-5)
+    expected = load_checkpoint(path).tensors
+    assert all(torch.equal(module.autoencoder.state_dict()[n], t) for n, t in expected.items())
+    assert module.config.window_fill == "silence"
+    assert module.autoencoder.decoder.mask_token.requires_grad
+    with pytest.raises(CheckpointError, match="decoder"):
+        Pretraining("binaural", init=str(published_file(2, decoder=None)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": "stereo"}, "Unknown layout 'stereo'"),
+        ({"size": "huge"}, "Unknown size 'huge'"),
+        ({"patching": "frames"}, "Unknown patching"),
+        ({"backbone": "mamba3"}, "Unknown backbone"),
+        ({"window_fill": "noise"}, "window_fill"),
+        ({"log_floor": -1.0}, "log_floor"),
+        ({"warmup": -1}, "warmup"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+    ],
+)
+def test_options_of_the_model_are_checked(options, message):
+    with pytest.raises((OptionError, ConfigError), match=message):
+        Pretraining(**SMALL | options)
+
+
+@given(st.integers(1, 200), st.integers(1, 16), st.none() | st.integers(1, 200))
+def test_a_batch_is_shared_out_whole(batch, devices, most):
+    if batch % devices:
+        with pytest.raises(OptionError, match="does not divide"):
+            accumulation(batch, devices, most)
+        return
+    parts = accumulation(batch, devices, most)
+    at_once = batch / devices / parts
+    assert at_once == int(at_once)
+    assert most is None or at_once <= most
+    share = batch // devices
+    fewer = [n for n in range(1, parts) if share % n == 0]
+    assert all(most is not None and share / n > most for n in fewer)
+
+
+def test_the_published_batch_on_any_number_of_devices():
+    found = {devices: accumulation(96, devices, 24) for devices in (1, 2, 4, 8, 32)}
+    assert found == {1: 4, 2: 2, 4: 1, 8: 1, 32: 1}
+
+
+@pytest.mark.parametrize("name", ["batch", "rooms", "validation_batches", "validate_every"])
+def test_options_of_the_data_are_checked(name):
+    with pytest.raises(OptionError, match=f"data.{name} is 0; it must be at least 1"):
+        PretrainingData(**{name: 0})
+
+
+@pytest.mark.parametrize(("channels", "patching"), [(1, "frame"), (2, "time"), (7, "frame")])
+def test_unpatchify_is_the_inverse_of_patchify(channels, patching, noise):
+    config = named_config("tiny", channels, patching)
+    windows = noise(3, channels, 200, 128)
+    assert torch.equal(unpatchify(patchify(windows, config.patch), config), windows)
