@@ -1,17 +1,15 @@
 """The ``hear-eval`` command: thin over the evaluation."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
-from gram_hear.console import AsJson, Version, messages, print_table, run, say
+from gram_hear.console import AsJson, Version, print_table, progress_bar, run, say
 from gram_hear.errors import GramError, OptionError
 from gram_hear.evaluation.check import check_module
 from gram_hear.evaluation.embeddings import embed_task, is_embedded
@@ -327,7 +325,7 @@ def _embed_tasks(
                 say(f"{task.name} is embedded already.")
                 made.append(output / task.name)
                 continue
-            with _progress(f"embed {task.name}", "files") as progress:
+            with progress_bar(f"embed {task.name}", "files") as progress:
                 made.append(embed_task(task, module, output, progress=progress, force=force))
         except GramError as error:
             say(f"failed: {folder.name}: {error}")
@@ -343,27 +341,12 @@ def _predict_tasks(folders: Sequence[Path], plan: Plan, force: bool) -> list[str
             if is_predicted(folder, plan, force):
                 say(f"{folder.name} is predicted already.")
                 continue
-            with _progress(f"predict {folder.name}", "grid points and folds") as progress:
+            with progress_bar(f"predict {folder.name}", "grid points and folds") as progress:
                 predict_task(folder, plan, progress)
         except GramError as error:
             say(f"failed: {folder.name}: {error}")
             failed.append(folder.name)
     return failed
-
-
-@contextmanager
-def _progress(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on stderr; it is moved by a function (done, total)."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=messages) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _show_results(folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ import numpy as np
 from gram_hear.audio.files import SUFFIXES, UNKNOWN, find_audio
 from gram_hear.audio.synthesis import synthesise_clip
 from gram_hear.errors import AudioError, OptionError, SceneError
-from gram_hear.scenes.archives import Member, find_below, index_tar, parse_npy
+from gram_hear.scenes.archives import Member, find_below, first_channel, index_tar
 from gram_hear.writing import write_whole
 
 NPY_RATE = 32000  # Hz of arrays, which do not say it: that of the published recipe
@@ -252,18 +252,9 @@ class _Part(io.RawIOBase):
 def _first(member: Member) -> np.ndarray:
     """Return the first channel of an array, (samples,) float32."""
     try:
-        audio = parse_npy(member.read(), str(member))
+        return first_channel(member)
     except SceneError as error:
         raise AudioError(str(error)) from error
-    if audio.ndim not in (1, 2) or 0 in audio.shape:
-        raise AudioError(
-            f"{member} has the shape {audio.shape}; it must be (samples,) or (channels, samples)."
-        )
-    if audio.ndim == 2 and audio.shape[0] > audio.shape[1]:
-        raise AudioError(
-            f"{member} has the shape {audio.shape}; channels must come first: (channels, samples)."
-        )
-    return audio if audio.ndim == 1 else audio[0]
 
 
 def _excerpt(

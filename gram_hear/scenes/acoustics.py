@@ -4,7 +4,7 @@ After n reflections an image source stands about c t away, and a direction (x, y
 stands meets the walls along x c |x| / Lx times a second. The energy that arrives at time t is
 therefore a mean over directions of exponentials, and not one exponential, as Sabine and Eyring
 assume: in rooms that are long, or absorb on few surfaces, their formulas miss what image sources
-do by a third. (Lehmann and Johansson 2008, J. Acoust. Soc. Am. 124, 269, derive the same.)
+do. (See Lehmann and Johansson 2008, J. Acoust. Soc. Am. 124, 269.)
 """
 
 import math

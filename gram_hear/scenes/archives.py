@@ -136,6 +136,24 @@ def parse_npy(data: bytes, name: str) -> np.ndarray:
     return values.reshape(shape, order="F" if fortran_order else "C")
 
 
+def first_channel(member: Member) -> np.ndarray:
+    """Return the first channel (samples,) of a ``.npy`` member: (samples,) or (channels, samples).
+
+    Raises:
+        SceneError: for a member that cannot be read, or an array of another shape.
+    """
+    audio = parse_npy(member.read(), str(member))
+    if audio.ndim not in (1, 2) or 0 in audio.shape:
+        raise SceneError(
+            f"{member} has the shape {audio.shape}; it must be (samples,) or (channels, samples)."
+        )
+    if audio.ndim == 2 and audio.shape[0] > audio.shape[1]:
+        raise SceneError(
+            f"{member} has the shape {audio.shape}; channels must come first: (channels, samples)."
+        )
+    return audio if audio.ndim == 1 else audio[0]
+
+
 def write_npy(path: Path, array: np.ndarray) -> None:
     """Write an array as a ``.npy`` file."""
     with open(path, "wb") as file:

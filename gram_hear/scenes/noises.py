@@ -12,7 +12,7 @@ import numpy as np
 from gram_hear.audio.files import SUFFIXES, SoundReader, find_audio
 from gram_hear.audio.synthesis import synthesise_noise
 from gram_hear.errors import AudioError, OptionError, SceneError
-from gram_hear.scenes.archives import Member, find_below, index_tar, parse_npy
+from gram_hear.scenes.archives import Member, find_below, first_channel, index_tar
 
 NPY_RATE = 32000  # Hz of arrays, which do not say it: that of the published recipe
 TAR = ".tar"
@@ -147,7 +147,7 @@ def _read(sound: Path | Member, rate: int) -> np.ndarray:
     if isinstance(sound, Path):
         audio = _read_file(sound, rate)
     elif sound.name.lower().endswith(".npy"):
-        audio = _resample(_first(parse_npy(sound.read(), str(sound)), sound), NPY_RATE, rate)
+        audio = _resample(first_channel(sound), NPY_RATE, rate)
     else:
         audio = _read_member(sound, rate)
     if len(audio) == 0:
@@ -174,18 +174,6 @@ def _read_member(member: Member, rate: int) -> np.ndarray:
         reason = getattr(error, "error_string", error)
         raise SceneError(f"{member} could not be read as sound: {reason}") from error
     return _resample(audio if audio.ndim == 1 else audio[:, 0], file_rate, rate)
-
-
-def _first(audio: np.ndarray, member: Member) -> np.ndarray:
-    if audio.ndim not in (1, 2) or 0 in audio.shape:
-        raise SceneError(
-            f"{member} has the shape {audio.shape}; it must be (samples,) or (channels, samples)."
-        )
-    if audio.ndim == 2 and audio.shape[0] > audio.shape[1]:
-        raise SceneError(
-            f"{member} has the shape {audio.shape}; channels must come first: (channels, samples)."
-        )
-    return audio if audio.ndim == 1 else audio[0]
 
 
 def _resample(audio: np.ndarray, file_rate: int, rate: int) -> np.ndarray:
