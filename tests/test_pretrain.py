@@ -403,9 +403,14 @@ def test_a_process_that_is_terminated_saves_and_ends_cleanly(data, tmp_path):
 # --- several processes ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
-def test_two_processes_learn_what_one_does(data, whole, tmp_path, launcher):
-    more = {"data.validate_every": 3, "trainer.strategy": "ddp"}
+@pytest.mark.parametrize(("launcher", "steps"), [("lightning", 20), ("torchrun", 6)])
+def test_two_processes_learn_what_one_does(fit, data, whole, tmp_path, launcher, steps):
+    alone = whole
+    if steps != 6:
+        alone = tmp_path / "alone"
+        again = {"trainer__max_steps": steps, "trainer__default_root_dir": alone}
+        assert fit(data__validate_every=3, **again) == 0
+    more = {"data.validate_every": 3, "trainer.strategy": "ddp", "trainer.max_steps": steps}
     nodes = {"trainer.devices": 1, "trainer.num_nodes": 2}
     options = TINY | published(data) | more
     options |= {"trainer.devices": 2} if launcher == "lightning" else nodes
@@ -424,9 +429,10 @@ def test_two_processes_learn_what_one_does(data, whole, tmp_path, launcher):
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), said
     for tag in ("train/loss", "validation/loss", "train/gradient_norm"):
-        found, expected = (list(curve(f, tag).values()) for f in (tmp_path / "run", whole))
+        found, expected = (list(curve(f, tag).values()) for f in (tmp_path / "run", alone))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    assert load(tmp_path / "run" / "checkpoints" / "last.ckpt")["PretrainingData"]["position"] == 24
+    saved = load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert saved["PretrainingData"]["position"] == 4 * steps
 
 
 # --- what goes wrong ------------------------------------------------------------------------

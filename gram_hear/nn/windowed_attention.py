@@ -29,20 +29,24 @@ class WindowedAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, tokens, width) -> the same shape; the windows must divide the tokens."""
         batch, length, _ = tokens.shape
-        query, key, value = split_heads(self.qkv(tokens), len(self.windows))
+        groups = [list(g) for _, g in groupby(range(len(self.windows)), self.windows.__getitem__)]
+        parts = zip(
+            *(  # query, key and value, each split into the groups at once
+                states.split([len(heads) for heads in groups], dim=1)
+                for states in split_heads(self.qkv(tokens), len(self.windows))
+            ),
+            strict=True,
+        )
         mixed = []
-        for window, group in groupby(range(len(self.windows)), key=lambda h: self.windows[h]):
-            heads = list(group)
-
-            def fold(states: Tensor, heads: list[int] = heads, window: int = window) -> Tensor:
-                # (batch, all heads, tokens, d) -> (batch * windows, heads, window, d)
-                part = states[:, heads[0] : heads[-1] + 1].unflatten(2, (-1, window or length))
-                return part.transpose(1, 2).flatten(0, 1)
-
-            bias = self._bias(heads) if window else None
-            attended = F.scaled_dot_product_attention(
-                fold(query), fold(key), fold(value), attn_mask=bias
+        for heads, part in zip(groups, parts, strict=True):
+            window = self.windows[heads[0]]
+            # each (batch, heads, tokens, d) -> (batch * windows, heads, window, d)
+            folded = (
+                states.unflatten(2, (-1, window or length)).transpose(1, 2).flatten(0, 1)
+                for states in part
             )
+            bias = self._bias(heads) if window else None
+            attended = F.scaled_dot_product_attention(*folded, attn_mask=bias)
             mixed.append(attended.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3))
         return self.output(torch.cat(mixed, dim=1).transpose(1, 2).flatten(2))
 

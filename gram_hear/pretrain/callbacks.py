@@ -85,10 +85,12 @@ class Curves(StepCounter):
         if step % every and step < trainer.max_steps:
             return
         loss = float(trainer.strategy.reduce(module.step_loss, reduce_op="mean"))
+        skipped = float(trainer.strategy.reduce(module.skipped, reduce_op="sum"))
         values = {
             "train/loss": loss,
             "train/learning_rate": self._rate(trainer),
             "train/gradient_norm": float(module.gradient_norm),
+            "data/skipped": skipped,
             **self._speed(trainer, step),
         }
         for logger in trainer.loggers:
@@ -97,7 +99,8 @@ class Curves(StepCounter):
             trainer,
             f"step {step} of {trainer.max_steps}: loss {loss:.4f}, "
             f"{values['speed/windows_per_second']:.1f} windows/s, "
-            f"{100 * values['speed/data_wait']:.0f} % of the time waiting for data",
+            f"{100 * values['speed/data_wait']:.0f} % of the time waiting for data"
+            + (f", {skipped:.0f} sounds or rooms could not be read" if skipped else ""),
         )
         self._restart(trainer)
 

@@ -247,8 +247,13 @@ class PretrainingData(LightningDataModule):
             "batch": self.batch,
             "seed": self.seed,
             "clips": len(self.training),
+            "rooms": 0 if self.training.rooms is None else len(self.training.rooms),
             "seconds": self.seconds,
+            "level": self.level,
+            "snr": list(self.snr),
+            "clean_fraction": self.clean_fraction,
             "windows": self.windows,
+            "clip_frames": self.clip_frames,
             "masked": self.masked,
         }
 

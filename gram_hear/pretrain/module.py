@@ -91,6 +91,7 @@ class Pretraining(LightningModule):
             self.autoencoder.compile()
         self.step_loss = torch.zeros(())  # the mean over an optimizer step, on this process
         self.gradient_norm = torch.zeros(())  # before it was clipped
+        self.skipped = torch.zeros((), dtype=torch.int64)  # since training began, on this process
         self._losses: list[Tensor] = []
         self._indices: list[Tensor] = []
 
@@ -133,6 +134,7 @@ class Pretraining(LightningModule):
         loss = self(batch).loss
         self._losses.append(loss.detach())
         self._indices.append(batch["index"])
+        self.skipped = self.skipped.to(loss.device) + batch["skipped"].sum()
         return loss
 
     def validation_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import numpy as np
 from gram_hear.audio.synthesis import synthesise_noise
 from gram_hear.errors import OptionError
 from gram_hear.scenes.noises import Noise, NoiseSet, open_noise
-from gram_hear.scenes.rendering import LAYOUTS, render
+from gram_hear.scenes.rendering import LAYOUTS, render, tune
 from gram_hear.scenes.rirs import SPLITS, RirSet, open_rirs
 from gram_hear.scenes.rooms import draw_room_and_scene
 
@@ -78,7 +78,7 @@ class SimulatedRooms:
     def read(self, i: int) -> tuple[np.ndarray, dict[str, Any]]:
         """Return the RIRs of a room, simulated where they were not yet, and no metadata."""
         if i not in self._kept:
-            scene = draw_room_and_scene([self.seed, SPLITS.index(self.split), i])
+            scene = tune(draw_room_and_scene([self.seed, SPLITS.index(self.split), i]))
             self._kept[i] = render(scene, self.layout, self.rate).rirs
         return self._kept[i], {}
 
