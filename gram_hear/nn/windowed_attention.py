@@ -41,12 +41,12 @@ class WindowedAttention(nn.Module):
         for heads, part in zip(groups, parts, strict=True):
             window = self.windows[heads[0]]
             # each (batch, heads, tokens, d) -> (batch * windows, heads, window, d)
-            folded = (
+            query, key, value = (
                 states.unflatten(2, (-1, window or length)).transpose(1, 2).flatten(0, 1)
                 for states in part
             )
             bias = self._bias(heads) if window else None
-            attended = F.scaled_dot_product_attention(*folded, attn_mask=bias)
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
             mixed.append(attended.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3))
         return self.output(torch.cat(mixed, dim=1).transpose(1, 2).flatten(2))
 
