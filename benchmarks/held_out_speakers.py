@@ -1,14 +1,16 @@
 """How well spoken digits are told apart by a linear probe, for speakers that it did not hear.
 
-    python benchmarks/held_out_speakers.py RECORDINGS MODEL [MODEL ...]
+    python benchmarks/held_out_speakers.py RECORDINGS MODEL [MODEL ...] [--untrained]
 
 RECORDINGS is a folder of {digit}_{speaker}_{index}.wav (the Free Spoken Digit Dataset). Each model
 embeds all files; then, for each speaker in turn, a multinomial logistic regression on standardised
 scene embeddings learns from the other speakers. Each of three weight decays is printed: none is
-chosen on what is tested.
+chosen on what is tested. With --untrained the same is done with each model's network as training
+begins with it, of seed 0.
 """
 
 import argparse
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,19 @@ from torch import Tensor
 
 import gram_hear
 from gram_hear.audio.files import read_audio
+from gram_hear.checkpoints.store import load_checkpoint, save_model
 from gram_hear.hear import HearModel
+from gram_hear.pretrain.module import first_weights
 
 DECAYS = (1e-4, 1e-3, 1e-2)
 ITERATIONS = 60
+
+
+def untrained(name: str) -> HearModel:
+    """Return a model of the same configuration with first weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        network = first_weights(load_checkpoint(name).config, 0, None)
+        return gram_hear.load_model(str(save_model(network, Path(folder) / "first.safetensors")))
 
 
 def embed(model: HearModel, files: list[Path]) -> Tensor:
@@ -59,14 +70,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("recordings", type=Path)
     parser.add_argument("models", nargs="+")
+    parser.add_argument("--untrained", action="store_true")
     given = parser.parse_args()
     files = sorted(given.recordings.glob("*_*_*.wav"))
     if not files:
         parser.error(f"{given.recordings} holds no {{digit}}_{{speaker}}_{{index}}.wav.")
     digits = torch.tensor([int(file.stem.split("_")[0]) for file in files])
     speakers = np.array([file.stem.split("_")[1] for file in files])
-    for name in given.models:
-        embeddings = embed(gram_hear.load_model(name), files)
+    models = [(name, gram_hear.load_model, name) for name in given.models]
+    if given.untrained:
+        models += [(f"{name}, untrained", untrained, name) for name in given.models]
+    for title, load, name in models:
+        embeddings = embed(load(name), files)
         for decay in DECAYS:
             found = []
             for speaker in np.unique(speakers):
@@ -74,7 +89,7 @@ def main() -> None:
                 train, test = ((embeddings[part], digits[part]) for part in (~held_out, held_out))
                 found.append(accuracy(train, test, decay))
             each = " ".join(f"{value:.3f}" for value in found)
-            print(f"{name}, decay {decay:g}: {np.mean(found):.4f} ({each})", flush=True)
+            print(f"{title}, decay {decay:g}: {np.mean(found):.4f} ({each})", flush=True)
 
 
 if __name__ == "__main__":

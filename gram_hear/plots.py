@@ -152,7 +152,7 @@ def _draw_rir(axes: Any, made: MadeScene) -> None:
     peak = max(np.abs(rir).max(), np.finfo(np.float32).tiny)
     names = [f"{name} ear" if len(rir) == 2 else name for name in made.channels[: len(rir)]]
     places = -1.3 * np.arange(len(rir))
-    for row, place, colour in zip(rir, places, (BLUE, VERMILION), strict=False):
+    for row, place, colour in zip(rir, places, (BLUE, VERMILION)[: len(rir)], strict=True):
         axes.plot(time[shown], row[shown] / peak + place, color=colour, lw=0.8)
     axes.set_yticks(places, names)
     axes.set(

@@ -192,10 +192,12 @@ def _plan(
     known = set(itertools.chain.from_iterable(parts))
     parts += _group([file for file in files if file not in known], preparation)
     _write_json(path, {"options": options, "groups": parts})
-    firsts = itertools.accumulate((len(part) for part in parts), initial=0)
+    bounds = itertools.accumulate((len(part) for part in parts), initial=0)
     return [
         Group(number, first, tuple(part))
-        for number, (first, part) in enumerate(zip(firsts, parts, strict=False))
+        for number, (part, (first, _)) in enumerate(
+            zip(parts, itertools.pairwise(bounds), strict=True)
+        )
     ]
 
 

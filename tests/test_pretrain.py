@@ -257,13 +257,22 @@ def test_published_configs_start_on_published_data(fit, data, name):
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory, data):
     """The folder of a run of six steps that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
-    patch = pytest.MonkeyPatch()
-    patch.chdir(folder)
-    more = {"data.validate_every": 3, "checkpoints.keep_every": 4}
-    patch.setattr(sys, "argv", ["pretrain", *arguments("tiny", TINY | published(data) | more)])
-    assert cli.run() == 0
-    patch.undo()
+    return run_alone(tmp_path_factory, data, {"checkpoints.keep_every": 4})
+
+
+@pytest.fixture(scope="session")
+def longer(tmp_path_factory, data):
+    """The folder of a run of twenty steps, in one process."""
+    return run_alone(tmp_path_factory, data, {"trainer.max_steps": 20})
+
+
+def run_alone(tmp_path_factory, data, more):
+    folder = tmp_path_factory.mktemp("alone")
+    options = TINY | published(data) | {"data.validate_every": 3} | more
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["pretrain", *arguments("tiny", options)])
+        assert cli.run() == 0
     return folder / "run"
 
 
@@ -288,6 +297,21 @@ def test_a_run_is_seen(whole):
     assert [image.step for image in events.Images("validation/reconstruction")] == [3, 6]
     pictures = sorted(path.name for path in (whole / "pictures").iterdir())
     assert pictures == ["step-000000003.png", "step-000000006.png"]
+
+
+def test_sounds_that_cannot_be_read_are_counted(fit, data, whole, capsys, tmp_path):
+    assert set(curve(whole, "data/skipped").values()) == {0}
+    clips = tmp_path / "clips"
+    for tar in (data / "audioset").iterdir():
+        if tar.suffix == ".tar":
+            clips.mkdir()
+            (clips / tar.name).write_bytes(tar.read_bytes())
+    (clips / "broken.flac").write_bytes(b"no sound")  # one of seven, at least once in 24
+    assert fit(data__clips=clips) == 0
+    counts = list(curve(tmp_path / "run", "data/skipped").values())
+    assert counts == sorted(counts)
+    assert counts[-1] in (3, 4)  # 24 samples are 3 epochs of 7, and 3 more
+    assert f"{counts[-1]:.0f} sounds or rooms could not be read" in capsys.readouterr().err
 
 
 def test_checkpoints_are_kept(whole):
@@ -403,14 +427,9 @@ def test_a_process_that_is_terminated_saves_and_ends_cleanly(data, tmp_path):
 # --- several processes ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("launcher", "steps"), [("lightning", 20), ("torchrun", 6)])
-def test_two_processes_learn_what_one_does(fit, data, whole, tmp_path, launcher, steps):
-    alone = whole
-    if steps != 6:
-        alone = tmp_path / "alone"
-        again = {"trainer__max_steps": steps, "trainer__default_root_dir": alone}
-        assert fit(data__validate_every=3, **again) == 0
-    more = {"data.validate_every": 3, "trainer.strategy": "ddp", "trainer.max_steps": steps}
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_two_processes_learn_what_one_does(data, longer, tmp_path, launcher):
+    more = {"data.validate_every": 3, "trainer.strategy": "ddp", "trainer.max_steps": 20}
     nodes = {"trainer.devices": 1, "trainer.num_nodes": 2}
     options = TINY | published(data) | more
     options |= {"trainer.devices": 2} if launcher == "lightning" else nodes
@@ -429,10 +448,10 @@ def test_two_processes_learn_what_one_does(fit, data, whole, tmp_path, launcher,
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), said
     for tag in ("train/loss", "validation/loss", "train/gradient_norm"):
-        found, expected = (list(curve(f, tag).values()) for f in (tmp_path / "run", alone))
+        found, expected = (list(curve(f, tag).values()) for f in (tmp_path / "run", longer))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     saved = load(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    assert saved["PretrainingData"]["position"] == 4 * steps
+    assert saved["PretrainingData"]["position"] == 80
 
 
 # --- what goes wrong ------------------------------------------------------------------------
@@ -484,6 +503,13 @@ def test_a_checkpoint_of_another_model_or_run_is_refused(fit, whole, capsys, tmp
     last = ["--ckpt_path", str(whole / "checkpoints" / "last.ckpt")]
     assert "depth: 1 there, 2 here" in wrong(fit, capsys, *last, model__depth=2)
     assert "seed: 0 there, 5 here" in wrong(fit, capsys, *last, data__seed=5)
+    others = {"data__snr": "[0, 10]", "data__level": -20, "data__clean_fraction": 0.5}
+    others |= {"data__clip_frames": 301}
+    said = wrong(fit, capsys, *last, **others)
+    assert "snr: [5.0, 40.0] there, [0.0, 10.0] here" in said
+    assert "level: -14.0 there, -20.0 here" in said
+    assert "clean_fraction: 0.0 there, 0.5 here" in said
+    assert "clip_frames: 201 there, 301 here" in said
     assert "There is no checkpoint nowhere" in wrong(fit, capsys, "--ckpt_path", "nowhere")
     (tmp_path / "broken.ckpt").write_bytes(b"not a checkpoint")
     assert "not a whole checkpoint" in wrong(fit, capsys, "--ckpt_path", "broken.ckpt")

@@ -43,7 +43,7 @@ class Rows:
         """Return the rows from ``start`` to before ``stop``."""
         parts = [
             table[max(start - first, 0) : stop - first]
-            for table, first, last in zip(self.tables, self.bounds, self.bounds[1:], strict=False)
+            for table, (first, last) in zip(self.tables, pairwise(self.bounds), strict=True)
             if start < last and stop > first
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -56,7 +56,7 @@ class Rows:
     def take(self, index: Tensor) -> Tensor:
         """Return rows by their index, a tensor on the CPU, in its order."""
         taken = torch.empty(len(index), self.width, device=self.tables[0].device)
-        for table, first in zip(self.tables, self.bounds, strict=False):
+        for table, first in zip(self.tables, self.bounds[:-1], strict=True):
             places = ((index >= first) & (index < first + len(table))).nonzero()[:, 0]
             rows = table[(index[places] - first).to(table.device)]
             taken[places.to(table.device)] = rows

@@ -30,20 +30,18 @@ class WindowedAttention(nn.Module):
         """(batch, tokens, width) -> the same shape; the windows must divide the tokens."""
         batch, length, _ = tokens.shape
         groups = [list(g) for _, g in groupby(range(len(self.windows)), self.windows.__getitem__)]
-        parts = zip(
-            *(  # query, key and value, each split into the groups at once
-                states.split([len(heads) for heads in groups], dim=1)
-                for states in split_heads(self.qkv(tokens), len(self.windows))
-            ),
-            strict=True,
+        # Split once: a slice for each group would cost a gradient of full size each, backward.
+        queries, keys, values = (
+            states.split([len(heads) for heads in groups], dim=1)
+            for states in split_heads(self.qkv(tokens), len(self.windows))
         )
         mixed = []
-        for heads, part in zip(groups, parts, strict=True):
+        for heads, *group in zip(groups, queries, keys, values, strict=True):
             window = self.windows[heads[0]]
             # each (batch, heads, tokens, d) -> (batch * windows, heads, window, d)
             query, key, value = (
                 states.unflatten(2, (-1, window or length)).transpose(1, 2).flatten(0, 1)
-                for states in part
+                for states in group
             )
             bias = self._bias(heads) if window else None
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)

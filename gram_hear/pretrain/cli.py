@@ -3,6 +3,7 @@
 import logging
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def complete(arguments: list[str]) -> list[str]:
 def find_configs(arguments: list[str]) -> list[str]:
     """Return a command line with the names of configs replaced by their paths."""
     found = []
-    for before, argument in zip(["", *arguments], arguments, strict=False):
+    for before, argument in pairwise(["", *arguments]):
         option, equals, value = argument.partition("=")
         if before in ("--config", "-c"):
             argument = find_config(argument)
