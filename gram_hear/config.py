@@ -380,7 +380,7 @@ def _parse(hint: Any, value: Any, path: str) -> Any:
 
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}
 DECODERS = {
-    "tiny": DecoderConfig(width=192, depth=4, heads=8, mlp_width=768),
+    "tiny": DecoderConfig(width=96, depth=2, heads=8, mlp_width=384),
     "small": DecoderConfig(),
     "base": DecoderConfig(),
 }

@@ -349,7 +349,7 @@ def test_the_mask_token_is_trained(whole):
 # --- stopping and resuming ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_stopped_and_resumed_is_the_same_to_the_bit(
     fit, whole, tmp_path, monkeypatch, capsys, number
 ):
@@ -369,6 +369,16 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(
     assert list(curve(tmp_path / "run", "validation/loss").values()) == list(
         curve(whole, "validation/loss").values()
     )
+
+
+def test_under_slurm_no_other_checkpoint_is_written(fit, tmp_path, monkeypatch):
+    slurm = {"NTASKS": "1", "JOB_NAME": "gramt", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr("subprocess.call", pytest.fail)  # of scontrol, to requeue
+    stop_at(monkeypatch, 2, signal.SIGUSR1)
+    assert fit(trainer__devices=1, trainer__num_nodes=1) == 128 + signal.SIGUSR1
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*.ckpt")) == ["last.ckpt"]
 
 
 def test_accumulated_batches_and_resuming_with_others(fit, whole, tmp_path, monkeypatch):

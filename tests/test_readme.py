@@ -13,8 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import typer
 
 import gram_hear
+from gram_hear.cli import app as gram_hear_app
+from gram_hear.evaluation.commands import app as hear_eval_app
+from gram_hear.pretrain.cli import complete
+from gram_hear.pretrain.cli import run as run_pretraining
 
 TESTS = Path(__file__).parent
 README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
@@ -125,6 +130,40 @@ def test_examples_of_the_evaluation_run(tmp_path):
         assert done.returncode == 0, f"{line}: {done.stderr}"
     results = json.loads((tmp_path / "embeddings" / "logmel" / "results.json").read_text())
     assert results["results"][0]["score"] > 0.5  # three tones: far above chance, below training
+
+
+def pretraining_commands():
+    """What stands in the shell blocks of docs/pretraining.md, by program; several lines joined."""
+    text = (TESTS.parent / "docs" / "pretraining.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in joined.splitlines()]
+
+
+def test_launch_lines_of_pretraining_are_understood(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("data:\n  clips: clips\n  rirs: rirs\n")
+    lines = [words for words in pretraining_commands() if "gram_hear.pretrain" in words]
+    assert {words[0] for words in lines} == {"python", "torchrun", "srun"}
+    for words in lines:
+        given = words[words.index("gram_hear.pretrain") + 1 :]
+        shown = [word for word in given if word != "--print_config"]
+        monkeypatch.setattr(sys, "argv", ["pretrain", *complete(shown), "--print_config"])
+        with pytest.raises(SystemExit) as leaving:
+            run_pretraining()
+        assert leaving.value.code in (None, 0), f"{words}: {capsys.readouterr().err}"
+
+
+def test_other_lines_of_pretraining_are_understood():
+    for program, app in {"gram-hear": gram_hear_app, "hear-eval": hear_eval_app}.items():
+        lines = [words for words in pretraining_commands() if words[:1] == [program]]
+        assert lines
+        for _, *words in lines:
+            group = typer.main.get_command(app)
+            context = group.make_context(program, words)  # raises what it cannot understand
+            name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args]) if context._protected_args or context.args else (None, None, [])
+            if command is not None:
+                command.make_context(name, rest, parent=context)
 
 
 def test_the_table_of_models_is_the_registry():

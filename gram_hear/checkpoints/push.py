@@ -180,6 +180,8 @@ def _origin(checkpoint: Checkpoint, source: Source | None) -> str:
                 "embeddings mean little."
             )
         return f"They started from `{entry.name}`, random numbers. {since}"
+    if source.repository is None:
+        return f"They are, or started from, `{source.name}`, which ships with gram-hear. {since}"
     commit = f" at commit {source.commit}" if source.commit else ""
     return f"They were loaded from `{source.repository}`{commit}. {since}"
 

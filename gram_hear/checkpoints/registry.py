@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 from gram_hear.errors import OptionError, nearest
 
@@ -12,16 +13,17 @@ from gram_hear.errors import OptionError, nearest
 class Entry:
     """One registered model.
 
-    A published model has ``repository``, ``file`` and ``revision`` (on the Hugging Face Hub); one
-    that is built from a seed has ``size`` and ``seed``. ``channels`` are feature channels.
-    ``sha256`` is what the file must have at ``revision``; None where it is not known.
+    A published model has ``repository``, ``file`` and ``revision`` (on the Hugging Face Hub); a
+    bundled one has a ``file`` that ships with the package; one that is built from a seed has
+    ``size`` and ``seed``. ``channels`` are feature channels. ``sha256`` is what the file must have
+    (at ``revision``); None where it is not known.
     """
 
     name: str
     description: str
     channels: int
     patching: str
-    layout: str  # published, seed
+    layout: str  # published, bundled, seed
     licence: str
     repository: str | None = None
     file: str | None = None
@@ -50,6 +52,11 @@ def list_models() -> list[Entry]:
 def find_entry(name: str) -> Entry | None:
     """Return the registered model of this name, or None."""
     return next((entry for entry in list_models() if entry.name == name), None)
+
+
+def bundled_file(entry: Entry) -> Path:
+    """Return where the file of a bundled model is."""
+    return Path(str(files("gram_hear.weights") / str(entry.file)))
 
 
 def default_name() -> str:

@@ -21,12 +21,13 @@ from gram_hear.checkpoints.hub import download
 from gram_hear.checkpoints.integrity import hash_file
 from gram_hear.checkpoints.registry import (
     Entry,
+    bundled_file,
     default_name,
     find_entry,
     unknown_model,
 )
 from gram_hear.config import ModelConfig, named_config
-from gram_hear.errors import CheckpointError, ConfigError, OptionError
+from gram_hear.errors import CheckpointError, ConfigError, OptionError, nearest
 from gram_hear.model import GramModel
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
@@ -39,6 +40,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+STORED = {"float32": torch.float32, "float16": torch.float16}  # types of the tensors we write
 FAULTS_SHOWN = 200  # of the tensors, in one error
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -121,10 +123,10 @@ def load_checkpoint(
                 "repositories. Leave it out."
             )
         return _read_local(text, path, heads)
-    if entry is not None and entry.layout == "seed":
+    if entry is not None and entry.repository is None:
         if revision is not None or heads is not None:
-            raise OptionError(f"{text} is built here from a seed; it takes no revision or heads.")
-        return _seeded(entry)
+            raise OptionError(f"{text} comes with this package; it takes no revision or heads.")
+        return _seeded(entry) if entry.layout == "seed" else _bundled(entry)
     if entry is None and (path.suffix in SUFFIXES or text.startswith((".", "~", os.sep))):
         raise CheckpointError(f"There is no file or folder {text}.")
     if entry is None and not HUB_NAME.fullmatch(text):
@@ -221,6 +223,18 @@ def _seeded(entry: Entry) -> Checkpoint:
         model = MaskedAutoencoder(config)
     initialise(model, entry.seed)
     return Checkpoint(config, dict(model.state_dict()), Source(entry.name, "seed"))
+
+
+def _bundled(entry: Entry) -> Checkpoint:
+    """Read a checkpoint that ships with the package, and is what was registered."""
+    path = bundled_file(entry)
+    source = Source(entry.name, "published", path)
+    if not path.is_file() or source.sha256() != entry.sha256:
+        raise CheckpointError(
+            f"{path}, which ships with gram-hear, is missing or was changed: its SHA-256 is "
+            f"not {entry.sha256}. Install gram-hear again."
+        )
+    return _read(source, None)
 
 
 # --- read -----------------------------------------------------------------------------------
@@ -461,15 +475,34 @@ def encoder_only(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, config=replace(checkpoint.config, decoder=None), tensors=tensors)
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike) -> Path:
-    """Write a checkpoint as one file in our format, float32, whole or not at all."""
+def save_checkpoint(
+    checkpoint: Checkpoint, path: str | os.PathLike, dtype: str = "float32"
+) -> Path:
+    """Write a checkpoint as one file in our format, whole or not at all.
+
+    Args:
+        checkpoint: what is written.
+        path: a file that ends in .safetensors.
+        dtype: of the tensors in it: ``"float32"``, or half of that size, ``"float16"``.
+
+    Raises:
+        OptionError: for another name or type.
+        CheckpointError: where it cannot be written, or a value is beyond float16.
+    """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise OptionError(f"Our checkpoints are safetensors: {path} must end in .safetensors.")
+    if dtype not in STORED:
+        raise OptionError(
+            f"Unknown dtype {dtype!r}; checkpoints are stored in {' or '.join(STORED)}."
+            + nearest(dtype, STORED)
+        )
     tensors = {
-        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        name: tensor.detach().to("cpu", STORED[dtype]).contiguous()
         for name, tensor in checkpoint.tensors.items()
     }
+    if beyond := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise CheckpointError(f"{', '.join(beyond)}: NaN, or values beyond {dtype}.")
     metadata = {"format": "pt", CONFIG_KEY: checkpoint.config.to_json()}
     try:
         write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
@@ -478,13 +511,16 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike) -> Path:
     return path
 
 
-def save_folder(checkpoint: Checkpoint, folder: str | os.PathLike) -> Path:
-    """Write a checkpoint as a folder: ``model.safetensors``, and its ``config.json`` to read."""
+def save_folder(checkpoint: Checkpoint, folder: str | os.PathLike, dtype: str = "float32") -> Path:
+    """Write a checkpoint as a folder: ``model.safetensors``, and its ``config.json`` to read.
+
+    ``dtype`` is as for :func:`save_checkpoint`.
+    """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"{folder} is a file; the folder form needs a folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(checkpoint, folder / WEIGHTS_FILE)
+    save_checkpoint(checkpoint, folder / WEIGHTS_FILE, dtype)
     config = checkpoint.config.to_json() + "\n"
     write_whole(
         folder / CONFIG_FILE, lambda temporary: temporary.write_text(config, encoding="utf-8")

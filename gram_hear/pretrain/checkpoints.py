@@ -18,11 +18,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from gram_hear.console import say
 from gram_hear.errors import CheckpointError, GramError
 from gram_hear.pretrain.callbacks import StepCounter
+from gram_hear.pretrain.datamodule import SIGNALS
 from gram_hear.writing import write_whole
 
 FOLDER = "checkpoints"  # in the folder of the run
 LAST, BEST = "last.ckpt", "best.ckpt"
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(GramError):
@@ -107,7 +107,7 @@ class Checkpoints(StepCounter, Checkpoint):
 
         Args:
             every: optimizer steps after which last.ckpt is written anew; also at the end, and when
-                the process is told to stop (SIGTERM, Ctrl-C).
+                the process is told to stop (SIGTERM, SIGUSR1, Ctrl-C).
             keep_every: steps of which a checkpoint is kept, as step-000050000.ckpt.
         """
         super().__init__()

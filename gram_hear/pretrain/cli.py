@@ -12,6 +12,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -88,7 +89,7 @@ class PretrainingCLI(LightningCLI):
             "default_root_dir": root,
             "precision": given.precision or best_precision(given.accelerator),
             "enable_progress_bar": progress,
-            "plugins": [*_as_list(given.plugins), WholeCheckpointIO()],
+            "plugins": [*_as_list(given.plugins), *_cluster(), WholeCheckpointIO()],
         }
         if given.logger is None:
             kwargs["logger"] = TensorBoardLogger(root, name=None, version=BOARD)
@@ -113,6 +114,11 @@ def _as_list(plugins: Any) -> list[Any]:
     if plugins is None:
         return []
     return plugins if isinstance(plugins, list) else [plugins]
+
+
+def _cluster() -> list[SLURMEnvironment]:
+    """Return SLURM's environment under srun: jobs are requeued by it, and saved by us alone."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def best_precision(accelerator: Any) -> str:

@@ -15,6 +15,8 @@ from gram_hear.pretrain.data import EpochSampler, Recipe, Sample, SampleSet, col
 from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.pools import Rooms, open_noises, open_rooms
 
+# That ask training to stop; clusters announce their end with the latter two.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
 HELD_OUT = 2**31  # added to the seed of what is validated on: other draws, and other sounds
 
 
@@ -282,8 +284,8 @@ def _leave_signals(worker: int) -> None:
 
     A terminal or a cluster sends them to all processes. Workers end with what they load for.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def accumulation(batch: int, devices: int, most: int | None) -> int:
