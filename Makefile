@@ -16,8 +16,7 @@ endif
 .PHONY: demo test lint format clean
 
 demo: $(READY)
-	$(BIN)gram-hear embed tests/data/sounds --output .demo --model gram-tiny-untrained --force
-	@echo "The model of this demo is untrained: it shows the way from sound to .demo/*.npz, no more."
+	$(BIN)gram-hear embed tests/data/sounds --output .demo --model gram-tiny --force
 
 # The pytest command, not python -m pytest: that would put this folder before the installed package.
 test: $(READY)

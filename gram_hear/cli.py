@@ -21,7 +21,9 @@ from gram_hear.checkpoints.store import (
     save_folder,
 )
 from gram_hear.collection import Collection, Progress, plan_jobs
+from gram_hear.commands.locate import locate
 from gram_hear.commands.naturalistic import naturalistic
+from gram_hear.commands.plot import plot
 from gram_hear.commands.prepare import prepare
 from gram_hear.commands.rirs import rirs
 from gram_hear.commands.scene import scene
@@ -180,7 +182,7 @@ def models(as_json: AsJson = False) -> None:
             str(entry.channels),
             entry.patching,
             entry.description,
-            entry.repository or "(built from a seed)",
+            entry.repository or ("(bundled)" if entry.file else "(built from a seed)"),
             entry.licence,
         )
     print_table(table)
@@ -216,6 +218,7 @@ def convert(
     without_decoder: Annotated[
         bool, typer.Option("--encoder-only", help="Leave out the decoder.")
     ] = False,
+    dtype: Annotated[str, typer.Option(help="Of the tensors: float32 or float16.")] = "float32",
     revision: Revision = None,
     cache_dir: CacheDir = None,
     heads: Heads = None,
@@ -235,7 +238,7 @@ def convert(
     if without_decoder:
         checkpoint = encoder_only(checkpoint)
     save = save_checkpoint if output.suffix == ".safetensors" else save_folder
-    typer.echo(save(checkpoint, output))
+    typer.echo(save(checkpoint, output, dtype))
 
 
 @app.command()
@@ -254,5 +257,5 @@ def push(
     typer.echo(push_to_hub(load_model(model), repository, private=private, licence=licence))
 
 
-for command in (scene, rirs, naturalistic, prepare):
+for command in (scene, rirs, naturalistic, prepare, plot, locate):
     app.command()(command)

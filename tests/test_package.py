@@ -36,12 +36,17 @@ ARROWS = {
     "extras": {"errors"},
     "tasks": BASE | {"audio"},
     "scenes": BASE | {"audio", "tasks", "extras"},
-    "plots": {"errors", "writing", "extras", "scenes"},
-    "evaluation": BASE | {"audio", "tasks", "console"},
+    "plots": BASE | {"audio", "extras", "scenes"},
+    "localisation": MODEL | {"model", "checkpoints", "hear", "scenes"},
+    "evaluation": BASE | {"audio", "tasks", "console", "extras"},
     "collection": MODEL | {"model", "checkpoints", "hear", "embed"},
     "preparation": BASE | {"audio", "scenes"},
-    "pretrain": BASE | {"audio", "frontend", "nn", "scenes", "checkpoints", "extras", "console"},
-    "commands": BASE | {"audio", "tasks", "scenes", "plots", "preparation", "extras", "console"},
+    "pretrain": BASE
+    | {"audio", "frontend", "nn", "scenes", "checkpoints", "extras", "console", "plots"},
+    "commands": MODEL
+    | {"model", "checkpoints", "hear", "localisation"}
+    | {"tasks", "scenes", "plots", "preparation", "extras", "console"},
+    "adapters": {"errors", "checkpoints", "hear"},
     "cli": MODEL
     | {"model", "checkpoints", "hear", "embed", "collection", "commands", "console", "gram_hear"},
     "__init__": MODEL | {"model", "checkpoints", "hear", "embed", "collection"},

@@ -1,4 +1,4 @@
-"""Pictures of scenes: what they show, looked up in the figure that is drawn."""
+"""Pictures of scenes, sounds, windows and directions: what they show, looked up in the figure."""
 
 import dataclasses
 import subprocess
@@ -6,12 +6,33 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 from matplotlib.patches import Polygon, Rectangle
 
 from gram_hear.audio.layouts import CHANNEL_NAMES
+from gram_hear.config import named_config
 from gram_hear.errors import OptionError
-from gram_hear.plots import FRAMES, plot_scene, scene_figure, spectrogram
+from gram_hear.nn.patches import patchify
+from gram_hear.plots import (
+    COLUMNS,
+    FRAMES,
+    SIDE,
+    DirectionPicture,
+    SoundPicture,
+    average,
+    direction_figure,
+    feature_titles,
+    plot_scene,
+    principal_components,
+    reconstruction_figure,
+    save_figure,
+    scene_figure,
+    similarity,
+    sound_figure,
+    spectrogram,
+    unpatchify,
+)
 from gram_hear.scenes.acoustics import BANDS
 from gram_hear.scenes.rendering import Rendered
 from gram_hear.scenes.rooms import Room, Scene
@@ -174,3 +195,199 @@ def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
 def test_matplotlib_is_not_loaded_before_a_picture_is_drawn(tmp_path):
     code = "import gram_hear.plots, sys; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+# --- sounds ---------------------------------------------------------------------------------
+
+
+def sound_picture(channels=2, features=2, seconds=3.0, start=10.0, rows=None):
+    """A sound of noise from ``start`` on, and rows of noise."""
+    generator = np.random.default_rng(1)
+    frames = 1 + round(100 * seconds)
+    rows = round(seconds / 0.08) if rows is None else rows
+    values = -5 + generator.standard_normal((features, frames, 32))
+    if features == 7:
+        values[4:] = generator.uniform(-1, 1, (3, frames, 32))
+    return SoundPicture(
+        title="noise",
+        audio=0.1 * generator.standard_normal((channels, round(seconds * RATE))),
+        rate=RATE,
+        start=start,
+        times=start + 0.035 + 0.08 * np.arange(rows),
+        row=0.08,
+        features=values,
+        hop=0.01,
+        mel_frequencies=np.geomspace(60, 7800, 32),
+        rows=generator.standard_normal((rows, 20)),
+    )
+
+
+@pytest.mark.parametrize(("channels", "features"), [(1, 1), (2, 2), (4, 7)])
+def test_a_sound_is_drawn_on_one_time_axis_in_seconds_of_its_file(channels, features):
+    sound = sound_picture(channels, features)
+    figure = sound_figure(sound)
+    shown = [axes for axes in figure.axes if axes.get_title(loc="left")]
+    assert len(shown) == 1 + features + 2
+    assert {axes.get_xlim() for axes in shown} == {(10.0, 13.0)}
+    figure.draw_without_rendering()
+    # The axes lie under each other: one time is one place on the page.
+    edges = np.array([[axes.get_position().x0, axes.get_position().x1] for axes in shown])
+    np.testing.assert_allclose(edges, edges[:1].repeat(len(edges), axis=0), atol=1e-6)
+    assert shown[-1].get_xlabel() == "time (s)"
+    titles = [axes.get_title(loc="left") for axes in shown[1:-2]]
+    assert all(
+        name in title.lower()
+        for name, title in zip(map(str.lower, feature_titles(features)), titles, strict=True)
+    )
+
+
+def test_log_mels_share_one_scale_in_decibels():
+    sound = sound_picture(4, 7)
+    sound.features[2] -= 3 / (10 / np.log(10))  # 3 dB
+    images = [axes.images[0] for axes in sound_figure(sound).axes if axes.images]
+    assert {image.get_clim() for image in images[:4]} == {(-70.0, 0.0)}
+    assert {image.get_clim() for image in images[4:7]} == {(-1.0, 1.0)}
+    peak = max(float(image.get_array().max()) for image in images[:4])
+    np.testing.assert_allclose(peak, 0, atol=1e-9)
+    # Frame k is centred at start + 10 k ms.
+    np.testing.assert_allclose(images[0].get_extent()[:2], (9.995, 13.005))
+
+
+def test_rows_are_drawn_around_their_centres():
+    axes = axes_of(sound_figure(sound_picture()), "cosine similarity")
+    np.testing.assert_allclose(axes.images[0].get_extent()[:2], (9.995, 9.995 + 38 * 0.08))
+
+
+def test_a_waveform_keeps_its_extremes_however_long_it_is():
+    sound = sound_picture(2, 2, seconds=20.0)
+    sound.audio[0, 123456] = 0.9
+    axes = axes_of(sound_figure(sound), "Waveform, peak 0.9 of full scale")
+    [left, right] = [collection.get_paths()[0].vertices for collection in axes.collections]
+    np.testing.assert_allclose(left[:, 1].max(), 1.0)
+    assert right[:, 1].max() < -1.5
+    assert abs(left[left[:, 1].argmax(), 0] - (10 + 123456 / RATE)) < 20 / COLUMNS
+    assert len(left) < 3 * COLUMNS
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_shortest_embeddings_and_silence_are_drawn(tmp_path, rows):
+    short = sound_picture(seconds=0.01, rows=rows)
+    save_figure(sound_figure(short), tmp_path / "short.png")
+    same = dataclasses.replace(short, rows=np.ones((rows, 20)), audio=0 * short.audio)
+    save_figure(sound_figure(same), tmp_path / "silent.png")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("shape", [(40, 10), (10, 40)])
+def test_principal_components_are_those_of_the_singular_values(shape):
+    rows = np.random.default_rng(0).standard_normal(shape) + 5
+    scores, parts = principal_components(rows, 3)
+    centred = rows - rows.mean(axis=0)
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(np.abs(scores), np.abs(left[:, :3] * values[:3]), atol=1e-9)
+    np.testing.assert_allclose(parts, values[:3] ** 2 / (values**2).sum())
+    assert (scores[np.abs(scores).argmax(axis=0), range(3)] > 0).all()
+
+
+def test_what_has_no_variance_has_no_components_and_no_similarity():
+    scores, parts = principal_components(np.full((5, 8), 7.3, dtype=np.float32), 3)
+    assert not scores.any()
+    assert not parts.any()
+    assert not similarity(np.full((5, 8), 7.3, dtype=np.float32)).any()
+
+
+def test_similarity_is_the_cosine_without_the_mean():
+    rows = np.array([[1.0, 0], [3, 0], [2, 2], [2, -2]]) + 100
+    expected = [[1, -1, 0, 0], [-1, 1, 0, 0], [0, 0, 1, -1], [0, 0, -1, 1]]
+    np.testing.assert_allclose(similarity(rows), expected, atol=1e-9)
+
+
+def test_averages_are_of_equal_parts():
+    np.testing.assert_allclose(average(np.arange(12.0), 4), [1, 4, 7, 10])
+    np.testing.assert_allclose(average(np.ones((1001, 2)), 10), np.ones((10, 2)))
+    few = np.arange(3.0)
+    assert average(few, 4) is few
+    figure = sound_figure(sound_picture(rows=SIDE + 10))
+    assert axes_of(figure, "cosine").images[0].get_array().shape == (SIDE, SIDE)
+
+
+# --- windows --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2, 7])
+def test_a_window_is_drawn_heard_hidden_and_reconstructed(channels):
+    config = named_config("tiny", channels)
+    generator = torch.Generator().manual_seed(0)
+    window = torch.randn(1, channels, 200, 128, generator=generator)
+    np.testing.assert_array_equal(unpatchify(patchify(window, config.patch), config), window)
+    target = window[0].numpy()
+    hidden = np.zeros(target.shape, dtype=bool)
+    hidden[:, 8:16, :16] = True
+    figure = reconstruction_figure(target, target + 1, hidden, config, "title", start=4.0)
+    images = [axes.images[0] for axes in figure.axes if axes.images]
+    assert len(images) == 3 * channels
+    assert images[0].get_extent() == [4.0, 6.0, 0, 128]
+    heard, seen, made = (np.ma.filled(image.get_array(), np.nan).T for image in images[-3:])
+    np.testing.assert_array_equal(heard, target[-1])
+    assert np.isnan(seen[8:16, :16]).all()
+    assert np.isfinite(seen).sum() == 200 * 128 - 8 * 16
+    np.testing.assert_array_equal(made[8:16, :16], target[-1][8:16, :16] + 1)
+
+
+# --- directions -----------------------------------------------------------------------------
+
+
+def direction_picture(**changes):
+    azimuth = np.array([90.0, 80, np.nan, np.nan, -170, 100])
+    return DirectionPicture(
+        **{
+            "title": "a sound",
+            "audio": np.random.default_rng(0).uniform(-0.5, 0.5, (2, RATE // 2)),
+            "rate": RATE,
+            "start": 2.0,
+            "times": 2.035 + 0.08 * np.arange(6),
+            "row": 0.08,
+            "azimuth": azimuth,
+            "elevation": azimuth / 10,
+            "confidence": np.where(np.isnan(azimuth), 0, 0.5),
+            "overall": (90.0, 5.0, 0.4),
+        }
+        | changes
+    )
+
+
+def test_directions_are_drawn_over_time_with_silence_marked():
+    found = direction_picture()
+    figure = direction_figure(found)
+    azimuth, elevation = axes_of(figure, "Azimuth"), axes_of(figure, "Elevation")
+    assert azimuth.get_xlim() == elevation.get_xlim() == (2.0, 2.5)
+    points = azimuth.collections[0].get_offsets()
+    np.testing.assert_allclose(points.compressed().reshape(-1, 2)[0], (2.035, 90))
+    [silence] = azimuth.patches
+    np.testing.assert_allclose((silence.get_x(), silence.get_width()), (2.155, 0.16))
+    assert azimuth.get_legend().get_texts()[0].get_text() == "silence"
+    assert axes_of(figure, "Overall (arrow): azimuth 90, elevation 5 degrees").name == "polar"
+
+
+def test_on_the_circle_the_front_is_above_and_left_is_left():
+    [axes] = [each for each in direction_figure(direction_picture()).axes if each.name == "polar"]
+    axes.figure.figure.draw_without_rendering()
+    centre, front, left = (
+        axes.transData.transform((angle, radius))
+        for angle, radius in ((0, 0), (0, 1), (np.pi / 2, 1))
+    )
+    assert front[1] > centre[1] + 50
+    assert left[0] < centre[0] - 50
+    np.testing.assert_allclose(
+        axes.collections[0].get_offsets().compressed().reshape(-1, 2)[0], (np.pi / 2, 0.5)
+    )
+
+
+def test_silence_alone_is_drawn(tmp_path):
+    nothing = np.full(6, np.nan)
+    found = direction_picture(
+        azimuth=nothing, elevation=nothing, confidence=np.zeros(6), overall=None
+    )
+    figure = direction_figure(found)
+    save_figure(figure, tmp_path / "a.png")
+    assert axes_of(figure, "All rows are silent").name == "polar"

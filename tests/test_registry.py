@@ -11,7 +11,7 @@ import gram_hear
 from gram_hear.checkpoints import registry, store
 from gram_hear.checkpoints.store import load_checkpoint
 from gram_hear.config import named_config
-from gram_hear.errors import OptionError
+from gram_hear.errors import CheckpointError, OptionError
 
 PUBLISHED = {
     "gramt-mono": (1, "frame"),
@@ -21,6 +21,7 @@ PUBLISHED = {
     "gramt-ambisonics": (7, "frame"),
 }
 OFFLINE = "gram-tiny-untrained"
+BUNDLED = "gram-tiny"
 UNTRAINED = {OFFLINE: "transformer", "gramm-tiny-untrained": "mamba2"}
 EACH_UNTRAINED = pytest.mark.parametrize("name", UNTRAINED)
 
@@ -43,7 +44,7 @@ def load_offline(name=OFFLINE, **options):
 
 def test_the_published_models_are_registered():
     entries = {entry.name: entry for entry in gram_hear.list_models()}
-    assert list(entries) == [*PUBLISHED, *UNTRAINED]
+    assert list(entries) == [*PUBLISHED, BUNDLED, *UNTRAINED]
     for name, backbone in UNTRAINED.items():
         entry = entries[name]
         assert (entry.layout, entry.trained, entry.backbone) == ("seed", False, backbone)
@@ -60,6 +61,23 @@ def test_the_published_models_are_registered():
         assert entry.seed is None
 
 
+def test_the_bundled_model_is_the_registered_file(two_tones, monkeypatch, tmp_path):
+    entry = registry.find_entry(BUNDLED)
+    assert (entry.layout, entry.trained, entry.repository) == ("bundled", True, None)
+    checkpoint = load_checkpoint(BUNDLED)
+    assert checkpoint.source.sha256() == entry.sha256
+    assert checkpoint.config.decoder is None
+    model = gram_hear.load_model(BUNDLED)
+    assert gram_hear.get_scene_embeddings(two_tones, model).shape == (1, 1536)
+    changed = tmp_path / entry.file
+    changed.write_bytes(registry.bundled_file(entry).read_bytes()[:-1] + b"x")
+    monkeypatch.setattr(store, "bundled_file", lambda entry: changed)
+    with pytest.raises(CheckpointError, match="missing or was changed"):
+        load_checkpoint(BUNDLED)
+    with pytest.raises(OptionError, match="comes with this package"):
+        load_checkpoint(BUNDLED, revision="main")
+
+
 def test_every_entry_says_what_it_is():
     for entry in gram_hear.list_models():
         assert entry.description
@@ -70,8 +88,8 @@ def test_every_entry_says_what_it_is():
 
 def test_the_registry_is_package_data():
     data = json.loads((files("gram_hear.weights") / "registry.json").read_text(encoding="utf-8"))
-    assert [fields["name"] for fields in data["models"]] == [*PUBLISHED, *UNTRAINED]
-    assert data["offline"] == OFFLINE
+    assert [fields["name"] for fields in data["models"]] == [*PUBLISHED, BUNDLED, *UNTRAINED]
+    assert data["offline"] == BUNDLED
     assert {data["default"], data["offline"]} <= {fields["name"] for fields in data["models"]}
 
 
@@ -95,7 +113,7 @@ def test_a_registered_name_comes_before_a_folder(monkeypatch, tmp_path):
     [
         ("gramt-binaral", "gramt-binaural"),
         ("gramt_mono", "gramt-mono"),
-        ("gram-tiny", OFFLINE),
+        ("gram-tny", BUNDLED),
         ("gramm-tiny-untraind", "gramm-tiny-untrained"),
         ("gramt-ambisonic", "gramt-ambisonics"),
     ],
@@ -163,17 +181,17 @@ def test_loading_leaves_the_global_seed_alone(name):
             "gramm-tiny-untrained",
             "raw",
             1536,
-            [2.267298, -0.706669, -0.948658, 1.010743],
-            0.098508,
-            31.677261,
+            [1.632711, 0.168719, 0.225683, -0.268316],
+            -0.552279,
+            28.270628,
         ),
         (
             "gramm-tiny-untrained",
             "mean",
             192,
-            [0.302239, -0.110956, 0.543485, 0.083591],
-            -0.000483,
-            7.762941,
+            [0.083336, -0.206533, -0.049454, -0.473711],
+            -0.482976,
+            6.302711,
         ),
     ],
 )
@@ -197,7 +215,7 @@ def test_an_offline_model_fills_with_silence(name):
 @EACH_UNTRAINED
 @pytest.mark.parametrize("option", [{"revision": "main"}, {"heads": 3}])
 def test_an_offline_model_takes_no_options_of_files(name, option):
-    with pytest.raises(OptionError, match="built here from a seed"):
+    with pytest.raises(OptionError, match="comes with this package"):
         gram_hear.load_model(name, **option)
 
 

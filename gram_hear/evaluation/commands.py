@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -13,6 +13,21 @@ from gram_hear.console import AsJson, Version, print_table, progress_bar, run, s
 from gram_hear.errors import GramError, OptionError
 from gram_hear.evaluation.check import check_module
 from gram_hear.evaluation.embeddings import embed_task, is_embedded
+from gram_hear.evaluation.fetching import (
+    RATE,
+    RECORD,
+    Archive,
+    Record,
+    check_space,
+    choose,
+    download,
+    fetching,
+    in_words,
+    read_record,
+    unpack,
+)
+from gram_hear.evaluation.knn import NeighbourPlan, check_neighbours, score_neighbours
+from gram_hear.evaluation.make_task import make_task
 from gram_hear.evaluation.module import HearModule, find_device, load_model
 from gram_hear.evaluation.prediction import Plan, is_predicted, predict_task, settings_of
 from gram_hear.evaluation.report import (
@@ -23,6 +38,7 @@ from gram_hear.evaluation.report import (
     rows_of,
     write_results,
 )
+from gram_hear.evaluation.report_command import report
 from gram_hear.tasks import METADATA, Task, describe_tasks, find_tasks, read_task
 
 SEVERAL_TASKS = "several tasks are given as --task a,b or --task a --task b"
@@ -66,6 +82,10 @@ Seed = Annotated[int, typer.Option(help="Of the predictors' weights and dropout.
 Shuffle = Annotated[
     bool, typer.Option("--shuffle", help="Shuffle training rows, which the protocol does not.")
 ]
+Probe = Annotated[
+    Literal["shallow", "knn"],
+    typer.Option(help="shallow, the protocol's predictors, or knn, the 10 nearest neighbours."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Force = Annotated[
     bool,
@@ -89,6 +109,7 @@ def evaluate(
     tasks_dir: TasksDir = Path("tasks"),
     task: TaskNames = None,
     embeddings_dir: EmbeddingsDir = Path("embeddings"),
+    probe: Probe = "shallow",
     grid: Grid = "default",
     grid_points: GridPoints = 8,
     seed: Seed = 42,
@@ -109,11 +130,11 @@ def evaluate(
     if not module:
         typer.echo(context.get_help())
         raise typer.Exit(2)
-    plan = make_plan(grid, grid_points, seed, shuffle, device)
+    plan = _choose_plan(context, probe, make_plan(grid, grid_points, seed, shuffle, device))
     tasks = find_tasks(tasks_dir, split_names(task))
     loaded = load_model(module, model, parse_options(model_options), device=device)
     folders, failed = _embed_tasks(
-        tasks, loaded, embeddings_dir, force, lambda task: settings_of(task, plan)
+        tasks, loaded, embeddings_dir, force, lambda task: _check_task(task, plan)
     )
     failed += _predict_tasks(folders, plan, force)
     failed += _show_results(embeddings_dir / loaded.folder_name)
@@ -150,10 +171,12 @@ def embed(
 
 @app.command()
 def predict(
+    context: typer.Context,
     folders: Annotated[
         list[Path],
         typer.Argument(help="EMBEDDINGS/MODULE/TASK ..., or EMBEDDINGS/MODULE for all its tasks."),
     ],
+    probe: Probe = "shallow",
     grid: Grid = "default",
     grid_points: GridPoints = 8,
     seed: Seed = 42,
@@ -165,7 +188,7 @@ def predict(
 
     Example: hear-eval predict embeddings/gram_hear/esc50-v2.0.0-full
     """
-    plan = make_plan(grid, grid_points, seed, shuffle, device)
+    plan = _choose_plan(context, probe, make_plan(grid, grid_points, seed, shuffle, device))
     tasks = find_embeddings(folders)
     failed = _predict_tasks(tasks, plan, force)
     for parent in dict.fromkeys(task.resolve().parent for task in tasks):
@@ -208,6 +231,46 @@ def tasks(
     if broken := [each["name"] for each in described if each["faults"]]:
         say(f"{len(broken)} broken: {', '.join(broken)}")
         raise typer.Exit(1)
+
+
+@app.command()
+def fetch(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Tasks, such as esc50, or all. Default: show all.")
+    ] = None,
+    rate: Annotated[int, typer.Option(help="The sample rate of the archives, in Hz.")] = RATE,
+    tasks_dir: Annotated[
+        Path, typer.Option("--tasks-dir", "--output", "-o", help="The folder to put the tasks in.")
+    ] = Path("tasks"),
+    show: Annotated[bool, typer.Option("--list", help="Show sizes, and fetch nothing.")] = False,
+    record: Annotated[str, typer.Option(help="The number of the Zenodo record.")] = RECORD,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch tasks of the public HEAR 2021 archive; print the folder of each.
+
+    What is cut or killed goes on where it stopped. Without names: show what there is.
+
+    Example: hear-eval fetch esc50 libricount -o tasks
+    """
+    found = read_record(record, report=say)
+    wanted = split_names(names)
+    if show or wanted is None:
+        shown = list(found.archives) if wanted is None else choose(found.archives, wanted, rate)
+        _show_archives(found, shown, tasks_dir, as_json)
+        return
+    chosen = choose(found.archives, wanted, rate)
+    with fetching(tasks_dir):
+        due, failed = _due_archives(chosen, tasks_dir)
+        check_space(due, tasks_dir)
+        failed += _fetch_archives(due, tasks_dir)
+    for each in chosen:
+        if each.task not in failed:
+            typer.echo(tasks_dir / each.task)
+    _finish(failed)
+
+
+app.command(name="make-task")(make_task)
+app.command()(report)
 
 
 def _show_tasks(described: Sequence[dict[str, Any]]) -> None:
@@ -333,7 +396,29 @@ def _embed_tasks(
     return made, failed
 
 
-def _predict_tasks(folders: Sequence[Path], plan: Plan, force: bool) -> list[str]:
+def _choose_plan(context: typer.Context, probe: str, plan: Plan) -> Plan | NeighbourPlan:
+    """Return the plan of a probe; what the probe has no use for must not be given."""
+    if probe == "shallow":
+        return plan
+    for name in ("grid", "grid_points", "seed", "shuffle"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"--{name.replace('_', '-')} is of the shallow predictors; nearest neighbours have "
+                "nothing to train. Leave it out, or use --probe shallow."
+            )
+    return NeighbourPlan(plan.device)
+
+
+def _check_task(task: Task, plan: Plan | NeighbourPlan) -> None:
+    """Check that a task can be predicted by a plan, before it is embedded."""
+    if isinstance(plan, Plan):
+        settings_of(task, plan)
+    else:
+        check_neighbours(task)
+
+
+def _predict_tasks(folders: Sequence[Path], plan: Plan | NeighbourPlan, force: bool) -> list[str]:
     """Predict tasks under a progress bar; return the names of those that failed."""
     failed = []
     for folder in folders:
@@ -342,11 +427,75 @@ def _predict_tasks(folders: Sequence[Path], plan: Plan, force: bool) -> list[str
                 say(f"{folder.name} is predicted already.")
                 continue
             with progress_bar(f"predict {folder.name}", "grid points and folds") as progress:
-                predict_task(folder, plan, progress)
+                if isinstance(plan, Plan):
+                    predict_task(folder, plan, progress)
+                else:
+                    score_neighbours(folder, plan, progress)
         except GramError as error:
             say(f"failed: {folder.name}: {error}")
             failed.append(folder.name)
     return failed
+
+
+def _due_archives(archives: Sequence[Archive], tasks_dir: Path) -> tuple[list[Archive], list[str]]:
+    """Return which archives are still to be fetched, and the tasks that cannot be."""
+    due, failed = [], []
+    for each in archives:
+        try:
+            if each.is_unpacked(tasks_dir):
+                say(f"{each.task} is there already.")
+            else:
+                due.append(each)
+        except GramError as error:
+            say(f"failed: {each.task}: {error}")
+            failed.append(each.task)
+    return due, failed
+
+
+def _fetch_archives(archives: Sequence[Archive], tasks_dir: Path) -> list[str]:
+    """Fetch archives under a progress bar; return the names of the tasks that failed."""
+    if archives:
+        there = in_words(sum(each.fetched(tasks_dir) for each in archives))
+        total = in_words(sum(each.size for each in archives))
+        say(f"{len(archives)} to fetch: {total}, of which {there} are here.")
+    failed = []
+    for each in archives:
+        try:
+            with progress_bar(f"fetch {each.task}", "MB") as progress:
+                download(each, tasks_dir, _in_megabytes(progress), say)
+            with progress_bar(f"unpack {each.task}", "MB") as progress:
+                unpack(each, tasks_dir, _in_megabytes(progress))
+        except GramError as error:
+            say(f"failed: {each.task}: {error}")
+            failed.append(each.task)
+    return failed
+
+
+def _in_megabytes(progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Return a progress that is told bytes, and tells whole megabytes, rounded up."""
+    return lambda done, total: progress(-(-done // 10**6), -(-total // 10**6))
+
+
+def _show_archives(
+    record: Record, archives: Sequence[Archive], tasks_dir: Path, as_json: bool
+) -> None:
+    """Print what a record holds, how large it is, and what of it is there."""
+    total = sum(each.size for each in archives)
+    rows = [(each, each.state(tasks_dir)) for each in archives]
+    if as_json:
+        listed = [
+            {"task": each.task, "rate": each.rate, "bytes": each.size, "state": state}
+            for each, state in rows
+        ]
+        about = {"record": record.number, "title": record.title, "version": record.version}
+        typer.echo(json.dumps(about | {"bytes": total, "archives": listed}, indent=2))
+        return
+    typer.echo(f"Zenodo record {record.number}: {record.title} {record.version}".rstrip())
+    table = Table("task", "rate", "size", "state")
+    for each, state in rows:
+        table.add_row(each.task, str(each.rate or ""), in_words(each.size), state)
+    print_table(table)
+    typer.echo(f"{len(archives)} archives, {in_words(total)}")
 
 
 def _show_results(folder: Path) -> list[str]:

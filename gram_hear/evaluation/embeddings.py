@@ -44,6 +44,7 @@ CHUNK_BYTES = 2**26  # of embeddings that are checked at once
 TOLERANCE = 0.001  # seconds by which a clip may differ from sample_duration
 TO_DELETE = "delete it, or choose another folder of embeddings"
 PREDICTED = "prediction-done.json"  # says that scores are of the embeddings beside it
+NEIGHBOURS_DONE = "prediction-done-knn.json"  # the same of those of the nearest neighbours
 
 
 def embed_task(
@@ -184,7 +185,7 @@ def _difference(out: Path, identity: dict[str, Any]) -> str:
 
 def _discard(out: Path) -> None:
     """Remove a directory's embeddings, and what says that scores are of them: that first."""
-    for name in (PREDICTED, DONE):
+    for name in (PREDICTED, NEIGHBOURS_DONE, DONE):
         (out / name).unlink(missing_ok=True)
     for path in (*out.glob("*.embeddings.npy"), *out.glob("*.partial"), out / PROGRESS):
         path.unlink(missing_ok=True)  # last what says that there were embeddings of ours

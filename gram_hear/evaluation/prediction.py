@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -48,6 +48,17 @@ EVENT_POSTPROCESSING = {"median_filter_ms": [250], "min_duration": [125, 250]}  
 Progress = Callable[[int, int], None]  # grid points and folds trained, of how many
 
 
+class AnyPlan(Protocol):
+    """How tasks are scored, and the file that says that they were."""
+
+    @property
+    def done_file(self) -> str:
+        """The name of that file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what changes the scores."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How tasks are predicted: the grid, how many of its points, the seed, and where.
@@ -60,6 +71,7 @@ class Plan:
     seed: int = 42
     shuffle: bool = False
     device: str = "cpu"
+    done_file: ClassVar[str] = DONE_FILE
 
     def check(self) -> None:
         """Raise an OptionError for a grid, a number or a seed that cannot be."""
@@ -112,7 +124,7 @@ class Scoring:
     """
 
     def __init__(self, task: Task, split: str) -> None:
-        self.metrics = _metrics_of(task)
+        self.metrics = metrics_of(task)
         self.by_loss = monitors_loss(task)
         self.examples = load_examples(task, (split,))
         self.choices: list[tuple[float, float]] = []
@@ -171,7 +183,7 @@ def monitors_loss(task: Task) -> bool:
     return task.metadata.get("use_scoring_for_early_stopping", True) is False
 
 
-def _metrics_of(task: Task) -> list[Metric]:
+def metrics_of(task: Task) -> list[Metric]:
     """Return a task's metrics, checked to be of its kind."""
     metrics = [named_metric(name) for name in task.evaluation]
     kinds = {"scene": {"multiclass", "multilabel"}}.get(task.kind, {task.kind})
@@ -246,13 +258,13 @@ def objective_of(task: Task) -> Objective:
     return Objective("localisation" if task.kind == "localisation" else task.prediction_type)
 
 
-def is_predicted(folder: Path, plan: Plan, force: bool = False) -> bool:
+def is_predicted(folder: Path, plan: AnyPlan, force: bool = False) -> bool:
     """Whether a task has been predicted by this very plan.
 
     Raises:
         TaskError: where it was predicted by another plan, and ``force`` does not say to go on.
     """
-    marker = folder / DONE_FILE
+    marker = folder / plan.done_file
     if force or not marker.exists():
         return False
     done = read_json(marker)
@@ -290,7 +302,7 @@ def predict_task(folder: Path, plan: Plan, progress: Progress | None = None) -> 
     task = read_task(folder)
     settings = settings_of(task, plan)
     try:
-        with locked(folder), _unfinished(folder) as place:
+        with locked(folder), unfinished(folder) as place:
             return _predict(task, plan, settings, place, progress or (lambda done, of: None))
     except OSError as error:
         raise TaskError(
@@ -309,7 +321,7 @@ def settings_of(task: Task, plan: Plan) -> list[Setting]:
     Raises:
         TaskError, OptionError: for metrics, post-processing or a grid that do not fit.
     """
-    _metrics_of(task)
+    metrics_of(task)
     if task.kind == "event":
         _postprocessing(task)
     name = task.metadata.get("task_name")
@@ -320,7 +332,7 @@ def settings_of(task: Task, plan: Plan) -> list[Setting]:
 
 
 @contextmanager
-def _unfinished(folder: Path) -> Iterator[Path]:
+def unfinished(folder: Path) -> Iterator[Path]:
     """Make a folder for what is not whole yet; it is gone afterwards, and so is a killed run's."""
     place = folder / UNFINISHED
     shutil.rmtree(place, ignore_errors=True)
@@ -347,9 +359,9 @@ def _predict(
         best = _search(task, fold, i, tried, plan, partial(_add, report, done, total))
         results[fold.name] = _test(task, fold, best, place, time.time() - fold_started)
     assert best is not None
-    scores = _score_file(task, results, best)
+    scores = score_file(task, results, best.setting.to_dict())
     name = LOCALISATION_FILE if task.kind == "localisation" else SCORES_FILE
-    _write_json(place / name, scores)
+    write_json(place / name, scores)
     done_marker = {
         **plan.to_dict(),
         "time": time.time() - started,
@@ -358,11 +370,16 @@ def _predict(
         "embedding_size": best.predictor.widths[0],
         "device": plan.device,
     }
-    (task.folder / DONE_FILE).unlink(missing_ok=True)
-    for path in list(place.iterdir()):
-        os.replace(path, task.folder / path.name)
-    _write_json(task.folder / DONE_FILE, done_marker)
+    publish(place, task.folder / DONE_FILE, done_marker)
     return scores
+
+
+def publish(place: Path, marker: Path, content: object) -> None:
+    """Move the files of a run to where its marker stands, which is away while they change."""
+    marker.unlink(missing_ok=True)
+    for path in list(place.iterdir()):
+        os.replace(path, marker.parent / path.name)
+    write_json(marker, content)
 
 
 def _add(report: Progress, before: int, total: int, done: int) -> None:
@@ -434,7 +451,7 @@ def _test(task: Task, fold: Fold, best: Trained, place: Path, seconds: float) ->
     }
     write_whole(
         place / f"{fold.name}.predictions.npz",
-        lambda temporary: _save_arrays(temporary, arrays),
+        lambda temporary: save_arrays(temporary, arrays),
     )
     if scoring.events is not None:
         files, labels = scoring.timeline.files, task.labels
@@ -443,7 +460,7 @@ def _test(task: Task, fold: Fold, best: Trained, place: Path, seconds: float) ->
             "target_events": scoring.target.by_file(files, labels),
             "predicted_events": found.by_file(files, labels),
         }
-        _write_json(place / f"{fold.name}.events.json", events)
+        write_json(place / f"{fold.name}.events.json", events)
     return {
         "test_loss": float(loss[0]),
         "test_score": scores[first.name],
@@ -463,7 +480,9 @@ def _named_choice(choice: tuple[float, float] | None) -> list[list]:
     return [list(pair) for pair in zip(EVENT_POSTPROCESSING, choice, strict=True)]
 
 
-def _score_file(task: Task, results: Mapping[str, dict], best: Trained) -> dict[str, Any]:
+def score_file(
+    task: Task, results: Mapping[str, dict], hparams: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the content of the score file: by fold, over the folds, and how it was made."""
     notes: dict[str, str] = {}
     content: dict[str, Any] = {}
@@ -477,7 +496,7 @@ def _score_file(task: Task, results: Mapping[str, dict], best: Trained) -> dict[
         content["postprocessing_by_fold"] = {
             name: result["postprocessing"] for name, result in results.items()
         }
-    content["hparams"] = best.setting.to_dict()
+    content["hparams"] = dict(hparams)
     content["postprocessing"] = next(iter(results.values()))["postprocessing"]
     by_score = named_metric(task.evaluation[0]).maximise and not monitors_loss(task)
     content["score_mode"] = "max" if by_score else "min"
@@ -498,11 +517,13 @@ def _aggregate(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return scores
 
 
-def _write_json(path: Path, content: object) -> None:
+def write_json(path: Path, content: object) -> None:
+    """Write strict JSON, whole."""
     text = json.dumps(content, indent=4, allow_nan=False) + "\n"
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays into one compressed ``.npz``, whatever the path's ending."""
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gram_hear.errors import TaskError
+from gram_hear.evaluation import knn
 from gram_hear.evaluation.prediction import DONE_FILE, LOCALISATION_FILE, SCORES_FILE
 from gram_hear.tasks import METADATA, NATURAL, read_json
 from gram_hear.writing import write_whole
@@ -17,7 +18,11 @@ RESULTS_FILE = "results.json"
 RESULTS_TABLE = "results.md"
 COLUMNS = ("task", "metric", "score", "deviation", "minutes")
 DRY_COLUMNS = ("dry", "difference")  # beside natural scenes, where their dry task was run too
-PLAN_COLUMNS = ("grid", "points", "seed", "shuffled")  # those in which the results differ
+PLAN_COLUMNS = ("probe", "grid", "points", "seed", "shuffled")  # those in which results differ
+PROBES = {  # what scores embeddings: the file that says it did, and those that may hold the scores
+    "shallow": (DONE_FILE, (SCORES_FILE, LOCALISATION_FILE)),
+    "knn": (knn.DONE_FILE, (knn.SCORES_FILE,)),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class Result:
 
     ``source`` is the task whose clips were put into scenes, or None; ``dry`` that task's score by
     the same metric and the same plan, ``difference`` the score less ``dry``; None where not known.
+
+    ``probe`` is one of :data:`PROBES`; that of nearest neighbours has no grid, points and seed.
+    ``folds`` is the score of each fold, empty for one test.
     """
 
     task: str
@@ -36,31 +44,38 @@ class Result:
     score: float | None
     deviation: float | None
     minutes: float
-    grid: str
-    grid_points: int
+    grid: str | None
+    grid_points: int | None
     seed: int | None
     shuffle: bool
     scores: dict[str, float | None]
     source: str | None = None
     dry: float | None = None
     difference: float | None = None
+    probe: str = "shallow"
+    folds: tuple[float | None, ...] = ()
 
     @property
     def comparable(self) -> tuple:
         """What two results share whose scores can be set side by side."""
-        return self.metric, self.grid, self.grid_points, self.seed, self.shuffle
+        return self.metric, self.probe, self.grid, self.grid_points, self.seed, self.shuffle
 
 
-def read_result(folder: Path) -> Result | None:
+def read_result(folder: Path, probe: str = "shallow") -> Result | None:
     """Return the result of a task's embeddings; None where they are not predicted yet.
+
+    Args:
+        folder: one task's embeddings.
+        probe: one of :data:`PROBES`.
 
     Raises:
         TaskError: for files that cannot be read, or lack what they must hold.
     """
-    marker = folder / DONE_FILE
+    done_file, score_files = PROBES[probe]
+    marker = folder / done_file
     if not marker.exists():
         return None
-    files = [folder / name for name in (SCORES_FILE, LOCALISATION_FILE)]
+    files = [folder / name for name in score_files]
     file = next((each for each in files if each.exists()), files[0])
     try:
         done, scores, metadata = (read_json(path) for path in (marker, file, folder / METADATA))
@@ -68,9 +83,15 @@ def read_result(folder: Path) -> Result | None:
         raise TaskError(f"{error} Predict the task again, with --force.") from error
     try:
         metric = metadata["evaluation"][0]
+        folds: tuple[float | None, ...] = ()
         if "aggregated_scores" in scores:
             found = scores["aggregated_scores"]
             score, deviation = found["test_score_mean"], found["test_score_std"]
+            folds = tuple(
+                None if each["test_score"] is None else float(each["test_score"])
+                for each in scores.values()
+                if isinstance(each, dict) and "test_score" in each
+            )
         else:
             found = scores["test"]
             score, deviation = found["test_score"], None
@@ -80,12 +101,14 @@ def read_result(folder: Path) -> Result | None:
             score=None if score is None else float(score),
             deviation=None if deviation is None else float(deviation),
             minutes=done["time"] / 60,
-            grid=done["grid"],
-            grid_points=done["grid_points"],
+            grid=done["grid"] if probe == "shallow" else None,
+            grid_points=done["grid_points"] if probe == "shallow" else None,
             seed=done.get("seed"),
             shuffle=done.get("shuffle", False),
             scores={key: value for key, value in found.items() if key.startswith("test_")},
             source=str(metadata[NATURAL]["source"]) if NATURAL in metadata else None,
+            probe=probe,
+            folds=folds,
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise TaskError(
@@ -101,16 +124,19 @@ def read_results(folder: Path) -> list[Result]:
     out, with a warning.
     """
     results = []
-    for task in sorted(each.parent for each in folder.glob(f"*/{DONE_FILE}")):
+    found = [(each.parent, name) for name in PROBES for each in folder.glob(f"*/{PROBES[name][0]}")]
+    for task, probe in sorted(found, key=lambda each: (each[0], list(PROBES).index(each[1]))):
         try:
-            result = read_result(task)
+            result = read_result(task, probe)
         except TaskError as error:
             warnings.warn(f"{error} Its scores are left out.", stacklevel=2)
             continue
         if result is not None:
             results.append(result)
-    by_name = {result.task: result for result in results}
-    return [_beside_dry(result, by_name.get(result.source or "")) for result in results]
+    by_name = {(result.task, result.probe): result for result in results}
+    return [
+        _beside_dry(result, by_name.get((result.source or "", result.probe))) for result in results
+    ]
 
 
 def _beside_dry(result: Result, dry: Result | None) -> Result:
@@ -128,24 +154,33 @@ def columns_of(results: Sequence[Result]) -> tuple[str, ...]:
     predicted where that differs.
     """
     dry = DRY_COLUMNS if any(result.dry is not None for result in results) else ()
+    trained = [result for result in results if result.probe == "shallow"]
     differing = tuple(
-        column for column in PLAN_COLUMNS if len({_cells(each)[column] for each in results}) > 1
+        column
+        for column in PLAN_COLUMNS
+        if len({_cells(each)[column] for each in (results if column == "probe" else trained)}) > 1
     )
     return (*COLUMNS[:-1], *dry, *differing, COLUMNS[-1])
 
 
 def heading_of(results: Sequence[Result]) -> str:
     """Return what stands above the table: how all tasks were predicted, and what minutes are."""
-    cells = _cells(results[0])
+    trained = [result for result in results if result.probe == "shallow"]
+    by_neighbours = f"by the {knn.NEIGHBOURS} nearest neighbours" if trained != results else ""
+    if not trained:
+        return f"Predicted {by_neighbours}. Minutes are those of prediction."
+    cells = _cells(trained[0])
     words = {
         "grid": f"grid {cells['grid']}",
         "points": f"{cells['points']} grid points",
         "seed": f"seed {cells['seed'] or 'unknown'}",
-        "shuffled": "training rows shuffled" if results[0].shuffle else "training rows in order",
+        "shuffled": "training rows shuffled" if trained[0].shuffle else "training rows in order",
     }
     columns = columns_of(results)
-    same = [words[column] for column in PLAN_COLUMNS if column not in columns]
+    same = [words[column] for column in words if column not in columns]
     how = f"Predicted with {', '.join(same)}. " if same else ""
+    if by_neighbours:
+        how += f"Where the probe is knn: {by_neighbours}. "
     return f"{how}Minutes are those of prediction."
 
 
@@ -163,10 +198,11 @@ def _cells(result: Result) -> dict[str, str]:
         "deviation": _decimals(result.deviation, ".4f"),
         "dry": _decimals(result.dry, ".4f"),
         "difference": _decimals(result.difference, "+.4f"),
-        "grid": result.grid,
-        "points": str(result.grid_points),
+        "probe": result.probe,
+        "grid": result.grid or "",
+        "points": "" if result.grid_points is None else str(result.grid_points),
         "seed": "" if result.seed is None else str(result.seed),
-        "shuffled": "yes" if result.shuffle else "no",
+        "shuffled": ("yes" if result.shuffle else "no") if result.probe == "shallow" else "",
         "minutes": f"{result.minutes:.1f}",
     }
 

@@ -1,0 +1,297 @@
+"""What a model is worth, measured by the project's own tools: everything of docs/results.md.
+
+    python benchmarks/evidence.py RECORDINGS MODEL --rirs RIRS
+    python benchmarks/evidence.py RECORDINGS --compare MODEL_A MODEL_B --rirs RIRS
+
+RECORDINGS is a folder of {digit}_{speaker}_{index}.wav (the Free Spoken Digit Dataset), RIRS a set
+of binaural RIRs with training, validation and test rooms (gram-hear rirs), MODEL what load_model
+takes. The model is set beside the same network untrained and a log-mel baseline (logmel_module.py);
+with --compare two models beside each other and the first one's network untrained.
+
+Made in --work: HEAR tasks (digits by held-out speaker, speakers, kinds of synthetic sound), their
+versions in the test rooms, a localisation task whose splits share no room and no speaker,
+embeddings and predictions. What is there is not made again: the same command goes on after an
+interruption. Replaced in --results: the block of this mode in results.md, the rest of which stays,
+and its entry in results.json. Printed: the table for the README.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evidence_report import LOCALISATION, NATURAL, describe, replace_block, short_table
+from evidence_scores import (
+    AHEAD,
+    Contender,
+    Embedding,
+    Prediction,
+    accuracies,
+    always_ahead,
+    averages,
+    directions_of,
+    embed,
+    linear_probe,
+    predict,
+    write_json,
+)
+from evidence_tasks import (
+    DIGITS,
+    DIRECTIONS,
+    DRY,
+    KINDS,
+    Sizes,
+    make_directions,
+    make_dry_tasks,
+    make_natural_tasks,
+)
+
+from gram_hear.checkpoints.store import load_checkpoint, save_model
+from gram_hear.console import progress_bar, say
+from gram_hear.errors import GramError, OptionError
+from gram_hear.evaluation.module import load_model
+from gram_hear.evaluation.prediction import Plan
+from gram_hear.model import GramModel
+from gram_hear.nn.initialise import initialise
+from gram_hear.scenes.workers import cores, work
+from gram_hear.writing import write_whole
+
+EVALUATED = (*DRY, *(f"{name}{NATURAL}" for name in DRY), DIRECTIONS, f"{KINDS}{LOCALISATION}")
+BLOCKS = {False: "evidence", True: "ablation"}  # by whether two models are compared
+
+
+def read_command(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options, with one model or two in ``models``."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("recordings", type=Path)
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--compare", nargs=2, metavar=("MODEL_A", "MODEL_B"))
+    parser.add_argument("--rirs", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("evidence"))
+    parser.add_argument("--results", type=Path, default=Path("docs"))
+    parser.add_argument("--model-options", type=json.loads, default={}, help="JSON, as hear-eval's")
+    parser.add_argument("--grid", default="faster")
+    parser.add_argument("--grid-points", type=int, default=8)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--jobs", type=int, default=cores())
+    for size in dataclasses.fields(Sizes):
+        parser.add_argument(f"--{size.name}", type=int, default=size.default)
+    given = parser.parse_intermixed_args(arguments)
+    if (given.model is None) == (given.compare is None):
+        parser.error("give either MODEL or --compare MODEL_A MODEL_B.")
+    given.models = given.compare or [given.model]
+    return given
+
+
+# --- who is compared ------------------------------------------------------------------------
+
+
+def contenders_of(given: argparse.Namespace) -> list[Contender]:
+    """Return the models, the first one's network untrained, and the baseline."""
+    options = tuple(given.model_options.items())
+    titles = [_title(model) for model in given.models]
+    if len(set(titles)) < len(titles):
+        raise OptionError(f"Two models are called {titles[0]}; rename one of the files.")
+    untrained = save_untrained(given.models[0], given.work)
+    return [
+        *(
+            Contender(title, "gram_hear", model, options)
+            for title, model in zip(titles, given.models, strict=True)
+        ),
+        Contender("untrained", "gram_hear", str(untrained), options),
+        Contender("log-mel", "logmel_module"),
+    ]
+
+
+def _title(model: str) -> str:
+    return Path(model).stem if Path(model).exists() else model
+
+
+def save_untrained(model: str, folder: Path) -> Path:
+    """Save the encoder of a model as training begins with it, of seed 0; return the file.
+
+    It is named by its configuration and kept: the order of the words in a safetensors file's
+    header, and so the file's hash, is not the same every time.
+    """
+    config = dataclasses.replace(load_checkpoint(model).config, decoder=None)
+    digest = hashlib.sha256(config.to_json().encode()).hexdigest()[:8]
+    path = folder / f"untrained-{digest}.safetensors"
+    if not path.exists():
+        network = GramModel(config)
+        initialise(network, 0)
+        save_model(network, path)
+    return path
+
+
+# --- the work -------------------------------------------------------------------------------
+
+
+def make_tasks(given: argparse.Namespace) -> Path:
+    """Make all tasks below the folder of work; return where they are."""
+    tasks = given.work / "tasks"
+    sizes = sizes_of(given)
+    make_dry_tasks(tasks, given.recordings, sizes)
+    say("The dry tasks are made.")
+    make_natural_tasks(tasks, tasks, given.rirs, given.jobs)
+    say("Their versions in scenes are made.")
+    make_directions(tasks / DIRECTIONS, given.recordings, given.rirs, sizes, given.jobs)
+    say("The directions are made.")
+    return tasks
+
+
+def sizes_of(given: argparse.Namespace) -> Sizes:
+    """Return how much of everything is used."""
+    return Sizes(**{size.name: getattr(given, size.name) for size in dataclasses.fields(Sizes)})
+
+
+def embed_all(
+    contenders: Sequence[Contender], tasks: Path, given: argparse.Namespace
+) -> dict[str, Path]:
+    """Embed all tasks with all contenders; return each one's folder of embeddings, by title."""
+    pieces = [
+        Embedding(who, tasks / name, given.work / "embeddings")
+        for who in contenders
+        for name in EVALUATED
+    ]
+    folders = {}
+    with progress_bar("embed", "tasks") as progress:
+        for done, (piece, folder) in enumerate(work(embed, pieces, given.jobs), 1):
+            folders[piece.contender.title] = folder.parent
+            progress(done, len(pieces))
+    return folders
+
+
+def predict_all(folders: Mapping[str, Path], given: argparse.Namespace) -> dict[str, list[Path]]:
+    """Predict all embeddings with all seeds; return each one's folders of scores, by title."""
+    scored: dict[str, list[Path]] = {title: [] for title in folders}
+    pieces = []
+    for seed in given.seeds:
+        plan = Plan(given.grid, given.grid_points, seed)
+        plan.check()
+        place = given.work / "predictions" / f"{given.grid}-{given.grid_points}-seed{seed}"
+        for title, folder in folders.items():
+            scored[title].append(place / folder.name)
+            pieces += [
+                Prediction(folder / name, place / folder.name / name, plan) for name in EVALUATED
+            ]
+    with progress_bar("predict", "tasks") as progress:
+        for done, _ in enumerate(work(predict, pieces, given.jobs), 1):
+            progress(done, len(pieces))
+    return scored
+
+
+def measure(scored: Mapping[str, Sequence[Path]], folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Return accuracies, their averages, the linear probe and the errors of directions."""
+    accuracy = {title: accuracies(seeds) for title, seeds in scored.items()}
+    localisation: dict[str, dict[str, Any]] = {}
+    for task in (DIRECTIONS, f"{KINDS}{LOCALISATION}"):
+        by_title = {
+            title: directions_of([seed / task for seed in seeds]) for title, seeds in scored.items()
+        }
+        first = next(iter(scored.values()))[0]
+        localisation[task] = {**by_title, AHEAD: always_ahead(first / task)}
+    return {
+        "contenders": list(scored),
+        "accuracy": accuracy,
+        "averages": {title: averages(each, DRY, NATURAL) for title, each in accuracy.items()},
+        "probe": {
+            title: {name: linear_probe(folder / name) for name in (DIGITS, f"{DIGITS}{NATURAL}")}
+            for title, folder in folders.items()
+        },
+        "localisation": localisation,
+    }
+
+
+# --- the results ----------------------------------------------------------------------------
+
+
+def command_of(given: argparse.Namespace) -> str:
+    """Return the command that computes this again, with names in place of paths."""
+    models = [_title(model) for model in given.models]
+    chosen = ["--compare", *models] if given.compare else models
+    words = ["python benchmarks/evidence.py recordings", *chosen, "--rirs rirs"]
+    defaults = vars(read_command(["recordings", "model", "--rirs", "rirs"]))
+    for name in (
+        "grid",
+        "grid_points",
+        "seeds",
+        *(each.name for each in dataclasses.fields(Sizes)),
+    ):
+        value = getattr(given, name)
+        if value != defaults[name]:
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            words.append(f"--{name.replace('_', '-')} {text}")
+    if given.model_options:
+        words.append(f"--model-options '{json.dumps(given.model_options)}'")
+    return " ".join(words)
+
+
+def settings_of(given: argparse.Namespace, contenders: Sequence[Contender]) -> dict[str, Any]:
+    """Return what the results depend on."""
+    weights = {
+        who.title: load_model(who.module, who.model, dict(who.options), device="cpu").weights
+        for who in contenders
+        if who.model
+    }
+    return {
+        "command": command_of(given),
+        "weights": weights,
+        "options": given.model_options,
+        "grid": given.grid,
+        "grid_points": given.grid_points,
+        "seeds": given.seeds,
+        "sizes": dataclasses.asdict(sizes_of(given)),
+    }
+
+
+def write_results(folder: Path, name: str, results: Mapping[str, Any]) -> None:
+    """Replace a block of results.md and its entry in results.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page, data = folder / "results.md", folder / "results.json"
+    text = page.read_text(encoding="utf-8") if page.is_file() else "# Results\n"
+    try:
+        made = replace_block(text, name, describe(results))
+    except ValueError as error:
+        raise OptionError(f"{page} cannot be brought up to date: {error}") from error
+    others = json.loads(data.read_text(encoding="utf-8")) if data.is_file() else {}
+    write_json(data, {**others, name: results})
+    write_whole(page, lambda place: place.write_text(made, encoding="utf-8"))
+
+
+def collect(given: argparse.Namespace) -> dict[str, Any]:
+    """Do all that is left to do, and return the results."""
+    (given.work / "tasks").mkdir(parents=True, exist_ok=True)
+    contenders = contenders_of(given)
+    settings = settings_of(given, contenders)
+    tasks = make_tasks(given)
+    folders = embed_all(contenders, tasks, given)
+    scored = predict_all(folders, given)
+    order = [who.title for who in contenders]
+    scored, folders = ({title: each[title] for title in order} for each in (scored, folders))
+    return {**settings, **measure(scored, folders)}
+
+
+def _cpu_minutes() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used) / 60
+
+
+def main() -> None:
+    given = read_command()
+    try:
+        results = collect(given)
+        write_results(given.results, BLOCKS[bool(given.compare)], results)
+    except GramError as error:
+        say(f"error: {error}")
+        sys.exit(1)
+    print(short_table(results))
+    say(f"{_cpu_minutes():.1f} minutes of CPU time; the results are in {given.results}.")
+
+
+if __name__ == "__main__":
+    main()

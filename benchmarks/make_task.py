@@ -1,0 +1,153 @@
+"""What making a task of many short files costs, beside decoding and resampling alone.
+
+    python benchmarks/make_task.py                 # 10,000 files of one second, 44.1 to 32 kHz
+    python benchmarks/make_task.py --files 1000 --rates 16000 32000
+    python benchmarks/make_task.py --rates 44100   # files that are copied as they are
+
+The sound is noise, 44.1 kHz mono, 16 bits, of 50 classes and 100 speakers, in folders. Every figure
+is CPU time of one thread, measured in place while a task is made; a part is counted in the thread
+that does it. Bare is a loop of soundfile.read, soxr.resample and soundfile.write over the same
+files, into one folder, at the same rates.
+"""
+
+import argparse
+import contextlib
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+from gram_hear.evaluation.making import build, sounds
+from gram_hear.evaluation.making.labelled import Labels
+from gram_hear.evaluation.making.sounds import Form
+
+RATE = 44100
+CLASSES, SPEAKERS = 50, 100
+PARTS = {
+    "labels": [(build, "read_labels")],
+    "scan (headers)": [(build, "read_header")],
+    "sides": [(build, "divide")],
+    "decode": [(sounds, "decode")],
+    "hash": [(sounds, "digest")],
+    "resample": [(sounds, "convert")],
+    "write": [(sounds, "write_wav"), (sounds, "copy")],
+    "assemble": [(build, "_assemble")],
+}
+
+
+class Stopwatch:
+    """Adds up the CPU seconds spent in named functions while a program runs as it is."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def wrap(self, part: str, owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[part] += time.thread_time() - start
+
+        setattr(owner, name, timed)
+
+
+def write_files(folder: Path, count: int) -> None:
+    """Write files of one second of noise: <class>/<speaker>_<number>.wav."""
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"class{i % CLASSES:02d}" / f"{i // CLASSES % SPEAKERS}_{i}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, generator.uniform(-0.3, 0.3, RATE), RATE, subtype="PCM_16")
+
+
+def bare(files: list[Path], target: Path, rates: tuple[int, ...]) -> dict[str, float]:
+    """Decode, resample and write; return the CPU seconds of each."""
+    spent = {"decode": 0.0, "resample": 0.0, "write": 0.0}
+
+    @contextlib.contextmanager
+    def over(part: str) -> Iterator[None]:
+        start = time.thread_time()
+        yield
+        spent[part] += time.thread_time() - start
+
+    for i, path in enumerate(files):
+        with over("decode"):
+            audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        for new_rate in rates:
+            with over("resample"):
+                made = soxr.resample(audio, rate, new_rate) if new_rate != rate else audio
+            with over("write"):
+                soundfile.write(target / f"{i}-{new_rate}.wav", made, new_rate, subtype="FLOAT")
+    return spent
+
+
+def clock(call: Callable[[], Any]) -> tuple[float, float]:
+    """Return the CPU seconds and the seconds that a call takes."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    call()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--rates", type=int, nargs="+", default=[32000])
+    parser.add_argument("--jobs", type=int, default=1, help="threads")
+    arguments = parser.parse_args()
+    form = Form(tuple(arguments.rates))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_files(folder / "sounds", arguments.files)
+        (folder / "bare").mkdir()
+        files = sorted((folder / "sounds").rglob("*.wav"))
+        bare(files[:64], folder / "bare", form.rates)  # what is loaded on first use
+        spent = bare(files, folder / "bare", form.rates)
+        watch = Stopwatch()
+        for part, functions in PARTS.items():
+            for owner, function in functions:
+                watch.wrap(part, owner, function)
+        labels = Labels(pattern="{speaker}_{}", group_by="speaker")
+
+        def run() -> None:
+            recipe = build.Recipe("mine", labels=labels, form=form)
+            plan = build.plan_task(folder / "sounds", recipe)
+            made = build.make_task(plan, folder / "tasks", jobs=arguments.jobs)
+            assert len(list(made.folder.rglob("*.wav"))) == arguments.files * len(form.rates)
+
+        total, wall = clock(run)
+    report(watch.seconds, total, wall, spent, arguments)
+
+
+def report(
+    seconds: dict[str, float],
+    total: float,
+    wall: float,
+    spent: dict[str, float],
+    arguments: argparse.Namespace,
+) -> None:
+    rates = ", ".join(map(str, arguments.rates))
+    print(
+        f"{arguments.files} files of 1 s, 44100 Hz to {rates} Hz, {arguments.jobs} threads: "
+        f"{total:.1f} CPU seconds ({wall:.1f} s), {1000 * total / arguments.files:.2f} ms a file"
+    )
+    parts = {part: seconds[part] for part in PARTS}
+    parts["the rest"] = total - sum(parts.values())
+    for part, own in parts.items():
+        beside = f"   {own / spent[part]:.2f} x bare" if spent.get(part) else ""
+        print(f"{part:<16} {own:8.2f} s  {own / total:6.1%}{beside}")
+    alone = sum(spent.values())
+    print(f"{'bare':<16} {alone:8.2f} s  (decode, resample, write)")
+    print(f"{'all / bare':<16} {total / alone:8.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""GRAM models behind the interfaces of other benchmarks; nothing else imports them."""

@@ -1,0 +1,193 @@
+"""``gram-hear plot``: a sound and what a model makes of it, in one picture."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from gram_hear.audio.layouts import check_convention, from_soundspaces, to_layout, to_soundspaces
+from gram_hear.checkpoints.registry import offline_name
+from gram_hear.checkpoints.store import (
+    Checkpoint,
+    build_autoencoder,
+    build_encoder,
+    load_checkpoint,
+)
+from gram_hear.commands.parts import Part, check_part, check_picture, read_part
+from gram_hear.config import LAYOUT_OF_AUDIO
+from gram_hear.console import say
+from gram_hear.errors import OptionError
+from gram_hear.frontend import FrontEnd
+from gram_hear.hear import HearModel, get_timestamp_embeddings, load_model
+from gram_hear.nn.mae import random_mask
+from gram_hear.plots import (
+    SoundPicture,
+    reconstruction_figure,
+    save_figure,
+    sound_figure,
+    unpatchify,
+)
+
+SHOWN = 30.0  # seconds of a longer file that are drawn, where nobody says how many
+LONGEST = 600.0  # seconds that are drawn at all
+MASKED = 0.8  # of the patches, as in the published pretraining
+
+
+def plot(
+    audio: Annotated[
+        Path, typer.Argument(help="A sound file of 1, 2 or 4 channels, of any sample rate.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="PNG. Default: here, under the name of the sound with .png."
+        ),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Registered name, file, folder or Hub repository. "
+            "Default: the model that comes with gram-hear.",
+        ),
+    ] = "",
+    start: Annotated[float, typer.Option(help="Seconds from which the sound is shown.")] = 0.0,
+    duration: Annotated[
+        float | None,
+        typer.Option(help=f"Seconds that are shown, at most {LONGEST:g}. Default: {SHOWN:g}."),
+    ] = None,
+    reconstruction: Annotated[
+        bool,
+        typer.Option(
+            "--reconstruction",
+            help="Draw instead the first window, 2 s: heard, masked, and reconstructed.",
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the mask.")] = 0,
+    strategy: Annotated[str, typer.Option(help="Of the embedding: raw or mean.")] = "raw",
+    layer: Annotated[int | None, typer.Option(help="Embed after this many blocks.")] = None,
+    convention: Annotated[
+        str, typer.Option(help="Of four-channel files: ambix, fuma or soundspaces.")
+    ] = "ambix",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+) -> None:
+    """Draw a sound and its embedding over time into a PNG, and print its path.
+
+    Waveform, log-mel of each channel, principal components and similarity of the embedding's rows,
+    on one time axis. Of a long file a part is shown, and embedded as if it were all: choose it with
+    --start and --duration. --reconstruction needs a checkpoint with its decoder.
+
+    Example: gram-hear plot scene.wav -o scene.png --start 10 --duration 20
+    """
+    suffix = ".reconstruction.png" if reconstruction else ".png"
+    output = output or Path(audio.stem + suffix)
+    check_picture(audio, output, force)
+    check_convention(convention)
+    name = model or offline_name()
+    if reconstruction:
+        check_part(start, None)
+        figure = _reconstruction(audio, name, start, convention, seed)
+    else:
+        if strategy not in ("raw", "mean"):
+            raise OptionError(
+                f"The strategy is {strategy!r}; a picture over time takes raw or mean."
+            )
+        check_part(start, duration)
+        loaded = load_model(
+            name, strategy=strategy, layer=layer, convention=convention, device=device
+        )
+        figure = sound_figure(_sound_picture(audio, loaded, start, duration))
+    save_figure(figure, output)
+    typer.echo(output)
+
+
+def _sound_picture(
+    path: Path, model: HearModel, start: float, duration: float | None
+) -> SoundPicture:
+    """Read and embed what the picture of a sound shows."""
+    if duration is not None and duration > LONGEST:
+        raise OptionError(
+            f"--duration is {duration:g} s; at most {LONGEST:g} s fit into a picture."
+        )
+    part = read_part(path, model.sample_rate, start, duration or SHOWN)
+    if part.goes_on and duration is None:
+        say(f"{path} goes on: {part.start:g} to {part.end:g} s are shown; see --duration.")
+    embeddings, timestamps = get_timestamp_embeddings([part.audio], model)
+    source = model.source.name or "model"
+    return SoundPicture(
+        title=f"{path.name}, {part.file_rate} Hz; embedding of {Path(source).name}",
+        audio=part.audio,
+        rate=part.rate,
+        start=part.start,
+        features=_features(part, model),
+        hop=model.config.front_end.hop / model.sample_rate,
+        mel_frequencies=_band_centres(model),
+        rows=embeddings[0].cpu().numpy(),
+        times=part.start + timestamps[0].double().cpu().numpy() / 1000,
+        row=model.hop_ms / 1000,
+    )
+
+
+def _features(part: Part, model: HearModel) -> np.ndarray:
+    """Return the features of the file's own channels, whatever the model's, Ambisonics in AmbiX.
+
+    In AmbiX the intensities of a plane wave are the cosines of its direction.
+    """
+    layout = LAYOUT_OF_AUDIO[len(part.audio)]
+    front_end = FrontEnd(replace(model.config.front_end, layout=layout))
+    audio = torch.from_numpy(part.audio)
+    if layout == "ambisonic":
+        audio = from_soundspaces(to_soundspaces(audio, model.options.convention))
+    missing = front_end.config.n_fft - audio.shape[1]
+    audio = torch.nn.functional.pad(audio, (0, max(0, missing)))
+    frames = 1 + part.audio.shape[1] // front_end.config.hop
+    return front_end(audio[None])[0, :, :frames].numpy()
+
+
+def _band_centres(model: HearModel) -> np.ndarray:
+    """Return the centres of the mel bands in Hz, (mels,)."""
+    config = model.config.front_end
+    low, high = (2595 * np.log10(1 + f / 700) for f in (config.f_min, config.f_max))
+    mels = np.linspace(low, high, config.mels + 2)[1:-1]
+    return 700 * (10 ** (mels / 2595) - 1)
+
+
+def _reconstruction(path: Path, name: str, start: float, convention: str, seed: int) -> object:
+    """Mask the window that begins at ``start``, reconstruct it, and return the figure."""
+    checkpoint = load_checkpoint(name)
+    _need_decoder(checkpoint, name)
+    config = checkpoint.config
+    rate = config.front_end.sample_rate
+    seconds = config.window_frames * config.front_end.hop / rate
+    part = read_part(path, rate, start, seconds)
+    encoder, autoencoder = build_encoder(checkpoint), build_autoencoder(checkpoint)
+    sound = to_layout(torch.from_numpy(part.audio), config.front_end.layout, convention)
+    missing = config.front_end.n_fft - sound.shape[1]
+    sound = torch.nn.functional.pad(sound, (0, max(0, missing)))
+    generator = torch.Generator().manual_seed(seed)
+    mask = random_mask(1, config.tokens, round(MASKED * config.tokens), generator)
+    with torch.inference_mode():
+        window = encoder.cut_windows(sound[None], 1, config.window_fill)
+        made = autoencoder(window, mask)
+        hidden = mask[..., None].expand_as(made.target)
+        target, prediction, hidden = (
+            unpatchify(each, config)[0].numpy() for each in (made.target, made.prediction, hidden)
+        )
+    title = (
+        f"{path.name}, window at {part.start:g} s; {Path(name).name}; {100 * MASKED:.0f} % hidden, "
+        f"loss {float(made.loss):.3f}"
+    )
+    return reconstruction_figure(target, prediction, hidden, config, title, part.start)
+
+
+def _need_decoder(checkpoint: Checkpoint, name: str) -> None:
+    if checkpoint.config.decoder is None:
+        raise OptionError(
+            f"{name} holds an encoder alone, and only a decoder reconstructs. Use a checkpoint of "
+            "pretraining, or one converted without --encoder-only."
+        )

@@ -1,0 +1,472 @@
+"""Where a sound comes from: a small predictor on the rows of a frozen binaural model.
+
+    locator = load_locator()
+    found = locator.locate(audio, rate)      # (2, samples): azimuth and elevation every 80 ms
+
+The predictor, or head, is trained by ``weights/recipe/locator.py``. It gives each row a probability
+for each of many directions, spread evenly over the sphere (x front, y left, z up, in the head's
+frame). The answer is the mean of those around the likeliest one, and its confidence is their part
+of the probability. One vector by regression would not do: where front and back sound alike, the
+mean of both points to the side.
+
+A head belongs to one model, one strategy and one layer, which its file names; with another it is
+an error.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
+from os import PathLike, fspath
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gram_hear.audio.clips import as_clips
+from gram_hear.checkpoints.registry import find_entry
+from gram_hear.checkpoints.store import Checkpoint, encoder_only, load_checkpoint, read_tensors
+from gram_hear.config import FrontEndConfig
+from gram_hear.errors import AudioError, CheckpointError, OptionError
+from gram_hear.hear import HearModel, Options, find_device, from_checkpoint
+from gram_hear.scenes.geometry import angles
+from gram_hear.writing import write_whole
+
+BUNDLED = "gram-tiny-locator.safetensors"  # in gram_hear.weights
+HEAD_KEY = "gram_hear_locator"  # in the metadata of a head's file
+QUIETEST = -70.0  # dBFS of a row, below which it is silent,
+BELOW_LOUDEST = 40.0  # and dB below the clip's loudest row from which it is
+NEAR = 25.0  # degrees around the likeliest direction that its mean is taken over
+SHARPNESS = 30.0  # of the von Mises-Fisher kernel that directions are smoothed with: 10 degrees
+BLOCK_SECONDS = 60.0  # of sound whose windows are held at once
+STRATEGIES = ("raw", "mean")  # cls says the same of a whole window
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What a head belongs to, and its size.
+
+    Attributes:
+        model: name or path that ``load_model`` takes.
+        fingerprint: of the model's encoder, see :func:`fingerprint`.
+        model_config: the encoder's configuration, as JSON.
+        strategy: ``"raw"`` or ``"mean"``.
+        layer: blocks of the encoder; None is all.
+        size: values of a row.
+        hidden: units of the hidden layer; 0 for a linear head.
+        directions: on the sphere.
+    """
+
+    model: str
+    fingerprint: str
+    model_config: str
+    strategy: str
+    layer: int | None
+    size: int
+    hidden: int
+    directions: int
+
+
+class Head(nn.Module):
+    """Rows to directions: standardised, then linear or with one hidden layer.
+
+    Args:
+        size: values of a row.
+        hidden: units of the hidden layer; 0 for none.
+        directions: on the sphere.
+        dropout: of the inputs and the hidden layer, in training.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    grid: Tensor
+
+    def __init__(self, size: int, hidden: int, directions: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+        grid = torch.from_numpy(sphere(directions)).float()
+        self.register_buffer("grid", grid, persistent=False)
+        self.hidden = nn.Linear(size, hidden) if hidden else nn.Identity()
+        self.output = nn.Linear(hidden or size, directions)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(..., size) -> (..., directions), the logarithms of their probabilities."""
+        values = F.dropout((rows - self.mean) / self.scale, self.dropout, self.training)
+        if isinstance(self.hidden, nn.Linear):
+            values = F.dropout(F.gelu(self.hidden(values)), self.dropout, self.training)
+        return self.output(values).log_softmax(dim=-1)
+
+
+def sphere(count: int) -> np.ndarray:
+    """Return ``count`` directions, spread evenly over the sphere: (count, 3) float64 unit vectors.
+
+    Source: the spherical Fibonacci lattice (Swinbank and Purser 2006).
+    """
+    number = np.arange(count) + 0.5
+    z = 1 - 2 * number / count
+    azimuth = np.pi * (1 + math.sqrt(5)) * number
+    radius = np.sqrt(1 - z**2)
+    return np.stack([radius * np.cos(azimuth), radius * np.sin(azimuth), z], axis=1)
+
+
+def answers(probabilities: np.ndarray) -> np.ndarray:
+    """Return the answers that probabilities (n, directions) of :func:`sphere` give.
+
+    Returns:
+        (n, 3) vectors: each the mean of the directions around the likeliest one, weighted by their
+        probability, and as long as that probability together: the confidence.
+    """
+    grid = sphere(probabilities.shape[1])
+    alike = grid @ grid.T
+    kernel = np.exp(SHARPNESS * (alike - 1))
+    likeliest = (probabilities @ kernel).argmax(axis=1)
+    near = np.where(alike[likeliest] > math.cos(math.radians(NEAR)), probabilities, 0.0)
+    mean = near @ grid
+    length = np.linalg.norm(mean, axis=1, keepdims=True)
+    return near.sum(axis=1, keepdims=True) * mean / np.maximum(length, 1e-12)
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """Where a sound comes from, row by row; arrays are (rows,) float64 unless they say otherwise.
+
+    Attributes:
+        timestamps: milliseconds, the rows' centres.
+        azimuth: degrees, (-180, 180]: 0 in front, 90 left, counter-clockwise. NaN where silent.
+        elevation: degrees above the horizon, [-90, 90]. NaN where silent.
+        confidence: the probability of the directions around that one, 0 to 1. 0 where silent.
+        level: dBFS, of the mean square over both ears.
+        silent: bool: below :data:`QUIETEST`, or :data:`BELOW_LOUDEST` below the loudest row.
+        probabilities: (rows, directions) float32, of :func:`sphere`.
+        hop_ms: milliseconds from one row to the next.
+    """
+
+    timestamps: np.ndarray
+    azimuth: np.ndarray
+    elevation: np.ndarray
+    confidence: np.ndarray
+    level: np.ndarray
+    silent: np.ndarray
+    probabilities: np.ndarray
+    hop_ms: float
+
+    @property
+    def overall(self) -> tuple[float, float, float] | None:
+        """Azimuth, elevation and confidence of all rows; see :meth:`direction`."""
+        return self.direction(np.ones(len(self.silent), dtype=bool))
+
+    def direction(self, rows: np.ndarray) -> tuple[float, float, float] | None:
+        """Return azimuth, elevation and confidence of some rows together.
+
+        They are those of the rows' mean probabilities. Of several sources they are those of one,
+        with less confidence.
+
+        Args:
+            rows: (rows,) bool; silent ones among them do not count.
+
+        Returns:
+            None where all are silent.
+        """
+        heard = self.probabilities[rows & ~self.silent]
+        if len(heard) == 0:
+            return None
+        [answer] = answers(heard.mean(axis=0, dtype=np.float64, keepdims=True))
+        azimuth, elevation = angles(answer)
+        return float(azimuth), float(elevation), float(np.linalg.norm(answer))
+
+
+class Locator:
+    """A frozen binaural model and the head on it.
+
+    Attributes:
+        model: what embeds.
+        head: rows to directions.
+        config: what the head belongs to.
+    """
+
+    def __init__(self, model: HearModel, head: Head, config: HeadConfig) -> None:
+        self.model = model
+        self.head = head.to(model.device).eval()
+        self.config = config
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second that audio is resampled to."""
+        return self.model.sample_rate
+
+    def locate(self, audio: Tensor | np.ndarray, rate: int | None = None) -> Located:
+        """Find where a sound comes from.
+
+        Args:
+            audio: (2, samples), left ear first, float32 or float64 in [-1, 1].
+            rate: Hz; None is the model's. Audio of another rate is resampled.
+
+        Raises:
+            AudioError: for audio of other than 2 channels, without samples, or with values that are
+                not finite.
+            OptionError: for a rate below 1.
+        """
+        [clip] = as_clips(audio[None])
+        check_binaural("The audio", clip.shape[0])
+        clip = _resample(clip.detach(), rate or self.sample_rate, self.sample_rate)
+        with torch.inference_mode():
+            parts = [self._locate_windows(windows) for windows in self._windows(clip)]
+        plan = self.model.plan(clip.shape[1])
+        probabilities, levels = (
+            torch.cat(each)[: plan.rows].cpu().numpy() for each in zip(*parts, strict=True)
+        )
+        return _located(plan.timestamps(), probabilities, levels, self.model.hop_ms)
+
+    def _windows(self, clip: Tensor) -> Iterator[Tensor]:
+        """Yield the feature windows of a clip, at most ``window_batch`` at a time."""
+        stream = self.model.stream()
+        for block in clip.split(round(BLOCK_SECONDS * self.sample_rate), dim=1):
+            yield from self._batches(stream.push(self.model.lay_out(block)))
+        yield from self._batches(stream.finish())
+
+    def _batches(self, windows: Tensor) -> Iterator[Tensor]:
+        if len(windows):
+            yield from windows.split(self.model.options.window_batch)
+
+    def _locate_windows(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the probabilities (rows, directions) and levels (rows,) of feature windows."""
+        probabilities = self.head(self.model.encode(windows)).exp().flatten(0, 1)
+        frames = self.model.config.patch.frames
+        return probabilities, row_levels(windows, self.model.config.front_end, frames)
+
+    def save(self, path: str | PathLike) -> Path:
+        """Write the head, with what it belongs to, as safetensors, whole or not at all.
+
+        Raises:
+            OptionError: for another name than ``*.safetensors``.
+            CheckpointError: where it cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise OptionError(f"Heads are safetensors: {path} must end in .safetensors.")
+        tensors = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.head.state_dict().items()
+        }
+        # One entry alone: safetensors writes several in an order that changes from run to run.
+        metadata = {HEAD_KEY: json.dumps(asdict(self.config))}
+        try:
+            write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} could not be written: {error}") from error
+        return path
+
+
+def load_locator(
+    name_or_path: str | PathLike = "",
+    *,
+    model: str | PathLike = "",
+    device: str = "cpu",
+) -> Locator:
+    """Load a head and the model that it belongs to.
+
+    Args:
+        name_or_path: a head's file; "" is the one that ships with the package, for ``gram-tiny``.
+        model: name or path of the embedding model; "" is the one that the head names.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
+
+    Raises:
+        CheckpointError: for a file that is missing or no head, and for a model whose weights or
+            configuration are others than those that the head was trained on.
+        OptionError: for an unknown model or device.
+    """
+    path = Path(fspath(name_or_path)) if fspath(name_or_path) else bundled_head()
+    head, config = read_head(path)
+    place = find_device(device)
+    checkpoint = load_checkpoint(model or config.model)
+    if fingerprint(checkpoint) != config.fingerprint:
+        raise CheckpointError(
+            f"The head {path.name} was trained on {config.model} (fingerprint "
+            f"{config.fingerprint[:12]}), and {checkpoint.source.name} is another model "
+            f"({fingerprint(checkpoint)[:12]}), on which it would answer at random. Use the model "
+            "that it belongs to, or train a head on this one: weights/recipe/locator.py."
+        )
+    options = Options(strategy=config.strategy, layer=config.layer)
+    return Locator(from_checkpoint(checkpoint, options).to(place), head, config)
+
+
+def bundled_head() -> Path:
+    """Return the head that ships with the package.
+
+    Raises:
+        CheckpointError: where it is not there.
+    """
+    path = Path(str(files("gram_hear.weights") / BUNDLED))
+    if not path.is_file():
+        raise CheckpointError(
+            f"This gram-hear comes without {BUNDLED}, the head of localisation. Give a head's "
+            "file, or train one: weights/recipe/locator.py."
+        )
+    return path
+
+
+def read_head(path: Path) -> tuple[Head, HeadConfig]:
+    """Read a head's file: every tensor and every key of its metadata checked.
+
+    Raises:
+        CheckpointError: for a file that is missing, damaged, or no head.
+    """
+    try:
+        tensors, metadata = read_tensors(path)
+        config = _parse(metadata.get(HEAD_KEY))
+    except (CheckpointError, OSError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
+        raise CheckpointError(
+            f"{path} cannot be read as a head of localisation: {reason}"
+        ) from error
+    head = Head(config.size, config.hidden, config.directions)
+    wanted = {name: tensor.shape for name, tensor in head.state_dict().items()}
+    given = {name: tensor.shape for name, tensor in tensors.items()}
+    if wanted != given or not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise CheckpointError(
+            f"{path}: its tensors do not fit a head of {config.size} values, {config.hidden} "
+            f"hidden units and {config.directions} directions, or are not finite. Train it anew: "
+            "weights/recipe/locator.py."
+        )
+    head.load_state_dict(tensors)
+    return head, config
+
+
+def _parse(text: str | None) -> HeadConfig:
+    if text is None:
+        raise CheckpointError(f"its metadata have no {HEAD_KEY}; it may be an embedding model.")
+    try:
+        given = json.loads(text)
+        config = HeadConfig(**given)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"its {HEAD_KEY} is not understood ({error}).") from error
+    wrong = [
+        each.name
+        for each in fields(config)
+        if not isinstance(getattr(config, each.name), each.type)  # type: ignore[arg-type]
+    ]
+    if (
+        wrong
+        or min(config.size, config.directions) < 1
+        or config.hidden < 0
+        or config.strategy not in STRATEGIES
+    ):
+        raise CheckpointError(f"its {HEAD_KEY} has a value that cannot be: {given}.")
+    return config
+
+
+def describe_head(
+    checkpoint: Checkpoint, name: str, options: Options, size: int, hidden: int, directions: int
+) -> HeadConfig:
+    """Return what a head belongs to that is trained on a checkpoint's rows.
+
+    Args:
+        checkpoint: of the embedding model.
+        name: by which ``load_model`` finds it.
+        options: strategy and layer count.
+        size, hidden, directions: as of :class:`Head`.
+    """
+    return HeadConfig(
+        model=name,
+        fingerprint=fingerprint(checkpoint),
+        model_config=encoder_only(checkpoint).config.to_json(),
+        strategy=options.strategy,
+        layer=options.layer,
+        size=size,
+        hidden=hidden,
+        directions=directions,
+    )
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Return a hash of a checkpoint's encoder: its configuration and all tensors, in float32.
+
+    It is the same whether the checkpoint has its decoder or not, and in whatever file it is.
+    """
+    encoder = encoder_only(checkpoint)
+    digest = hashlib.sha256(encoder.config.to_json().encode())
+    for name, tensor in sorted(encoder.tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def registered_name(model: str) -> str:
+    """Return the name that a head records of its model: a path becomes the name of its file."""
+    return model if find_entry(model) else Path(model).stem
+
+
+def check_binaural(what: str, channels: int) -> None:
+    """Raise an AudioError that says why, where ``channels`` are not those of two ears."""
+    if channels == 2:
+        return
+    reason = {
+        1: "is mono: with one channel nothing tells where it comes from",
+        4: "has 4 channels (Ambisonics): there is no head of localisation for these yet",
+    }.get(channels, f"has {channels} channels")
+    raise AudioError(f"{what} {reason}. Give a binaural sound: 2 channels, the left ear first.")
+
+
+def row_levels(windows: Tensor, config: FrontEndConfig, frames: int) -> Tensor:
+    """Return the level of each row in dBFS (a sine of amplitude 1 has -3), from its log-mel.
+
+    The mel filters add up to 1 between the centres of the first and the last, so that their sum is
+    the power of that band (here 50 to 16,000 Hz).
+
+    Args:
+        windows: (windows, channels, window frames, mels) log-mels, not normalised.
+        config: of the front-end that made them.
+        frames: of a row.
+
+    Returns:
+        (windows * rows,).
+    """
+    power = (windows.exp() - config.log_floor).clamp(min=0).sum(dim=3).mean(dim=1)
+    rows = power.unflatten(1, (-1, frames)).mean(dim=2).flatten()
+    window_power = 0.375 * config.n_fft  # the sum of the squared Hann window
+    return 10 * torch.log10(2 * rows / (config.n_fft * window_power) + 1e-20)
+
+
+def is_silent(levels: np.ndarray) -> np.ndarray:
+    """Return which rows are silent, of levels (rows,) in dBFS."""
+    return levels < max(QUIETEST, float(levels.max()) - BELOW_LOUDEST)
+
+
+def _located(
+    timestamps: np.ndarray, probabilities: np.ndarray, levels: np.ndarray, hop_ms: float
+) -> Located:
+    silent = is_silent(levels)
+    vectors = np.where(silent[:, None], 0.0, answers(probabilities))
+    azimuth, elevation = (np.where(silent, np.nan, each) for each in angles(vectors))
+    confidence = np.linalg.norm(vectors, axis=1)
+    return Located(
+        timestamps,
+        azimuth,
+        elevation,
+        confidence,
+        levels.astype(np.float64),
+        silent,
+        probabilities,
+        hop_ms,
+    )
+
+
+def _resample(clip: Tensor, rate: int, wanted: int) -> Tensor:
+    if rate < 1:
+        raise OptionError(f"The rate is {rate} Hz; it must be at least 1.")
+    if rate == wanted:
+        return clip
+    import soxr
+
+    resampled = soxr.resample(clip.cpu().numpy().T, rate, wanted, quality="HQ")
+    if len(resampled) == 0:
+        raise AudioError(f"The audio holds less than one sample at {wanted} Hz.")
+    return torch.from_numpy(np.ascontiguousarray(resampled.T))

@@ -1,0 +1,537 @@
+"""Models side by side: what is found, its spread, ranks, tests, tables, files and picture."""
+
+import csv
+import io
+import itertools
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from gram_hear.errors import OptionError, TaskError
+from gram_hear.evaluation import significance
+from gram_hear.evaluation.commands import app
+from gram_hear.evaluation.comparison import compare, read_runs
+from gram_hear.evaluation.comparison_report import (
+    CSV_COLUMNS,
+    Report,
+    csv_of,
+    json_of,
+    markdown_of,
+    tables_of,
+    write_report,
+)
+from gram_hear.evaluation.published import choose_published, read_published
+from gram_hear.evaluation.report_plot import report_figure
+from gram_hear.evaluation.scores import METRICS, named_metric
+from gram_hear.evaluation.significance import CLIP_VALUES, compare_models
+
+CLASSES = 4
+CLIPS = 80
+TRUTH = np.random.default_rng(0).integers(0, CLASSES, CLIPS)
+
+
+def outputs(right, seed=0):
+    """(clips, classes) of a model that is right on the first clips, and wrong on the others."""
+    guess = np.where(np.arange(CLIPS) < right, TRUTH, (TRUTH + 1) % CLASSES)
+    noise = np.random.default_rng(seed).random((CLIPS, CLASSES)) / 10
+    return (np.eye(CLASSES)[guess] + noise).astype(np.float32)
+
+
+def write_task(folder, metric="top1_acc", splits=("train", "valid", "test"), source=None):
+    """Write what a task's embeddings have, as far as a report reads it."""
+    folder.mkdir(parents=True)
+    localised = METRICS[metric].kind == "localisation"
+    metadata = {
+        "task_name": folder.name,
+        "embedding_type": "event" if METRICS[metric].kind == "event" else "scene",
+        "prediction_type": "multiclass" if metric.endswith("_acc") else "multilabel",
+        "sample_duration": 1.0,
+        "split_mode": "presplit_kfold" if splits[0] == "fold0" else "trainvaltest",
+        "evaluation": [metric],
+        "splits": list(splits),
+    } | ({} if source is None else {"naturalistic": {"source": source}})
+    (folder / "task_metadata.json").write_text(json.dumps(metadata))
+    vocabulary = "".join(f"{i},{i}\n" for i in range(CLASSES))
+    if not localised:
+        (folder / "labelvocabulary.csv").write_text("idx,label\n" + vocabulary)
+    for split in splits:
+        value = [1.0, 0.0, 0.0] if localised else ["0"]
+        files = {f"{split}-{i}.wav": value for i in range(CLIPS)}
+        (folder / f"{split}.json").write_text(json.dumps(files))
+
+
+def write_run(folder, prediction=None, seed=42, score=None, plan=None, metric="top1_acc", **task):
+    """Write a run of a task: its scores, and its predictions where they are given."""
+    write_task(folder, metric, **task)
+    target = np.eye(CLASSES, dtype=np.float32)[TRUTH]
+    folds = task.get("splits", ("test",))
+    predictions = (
+        dict.fromkeys(folds, prediction) if not isinstance(prediction, dict) else prediction
+    )
+    scores = {}
+    for fold, each in predictions.items():
+        value = score
+        if each is not None:
+            value = named_metric(metric).compute(each, target == 1) if score is None else score
+            np.savez(folder / f"{fold}.predictions.npz", target=target, prediction=each)
+        scores[fold] = {"test_score": value, f"test_{metric}": value}
+    if len(folds) > 1:
+        values = [each["test_score"] for each in scores.values()]
+        scores["aggregated_scores"] = {
+            "test_score_mean": float(np.mean(values)),
+            "test_score_std": float(np.std(values, ddof=1)),
+        }
+    done = {"time": 60.0, "grid": "fast", "grid_points": 8, "seed": seed, "shuffle": False}
+    (folder / "test.predicted-scores.json").write_text(json.dumps(scores))
+    (folder / "prediction-done.json").write_text(json.dumps(done | (plan or {})))
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Two models, two seeds; a task of both, one in scenes of one model, one of directions."""
+    for seed, shift in ((42, 0), (43, 4)):
+        embeddings = tmp_path / f"seed{seed}"
+        write_run(embeddings / "good" / "digits-v1", outputs(70 - shift), seed)
+        write_run(embeddings / "poor" / "digits-v1", outputs(30 - shift), seed)
+        write_run(embeddings / "good" / "noisy-v1", outputs(50), seed, source="digits-v1")
+        write_run(embeddings / "good" / "where-v1", None, seed, 10.0 + shift, metric="MAE")
+        write_run(embeddings / "poor" / "where-v1", None, seed, 40.0 + shift, metric="MAE")
+    return tmp_path
+
+
+def made(place, **options):
+    comparison = compare(read_runs([place]))
+    return Report(comparison, compare_models(comparison, **options))
+
+
+# --- finding and setting together -----------------------------------------------------------
+
+
+def test_seeds_are_put_together(place):
+    comparison = compare(read_runs([place]))
+    assert comparison.models == ("good", "poor")
+    assert comparison.tasks == ("digits-v1", "noisy-v1", "where-v1")
+    score = comparison.scores["good", "digits-v1"]
+    assert score.seeds == [42, 43]
+    assert score.value == pytest.approx((70 + 66) / 2 / CLIPS)
+    assert score.deviation == pytest.approx(np.std([70 / CLIPS, 66 / CLIPS], ddof=1))
+    assert (score.over, score.count) == ("seeds", 2)
+
+
+@pytest.mark.parametrize(
+    "given", [("seed42/good", "seed42/poor"), ("seed42",), ("seed42/good", ".")]
+)
+def test_folders_are_found_wherever_they_are_given(place, given):
+    runs = read_runs([place / each for each in given])
+    assert {run.folder.parent.name for run in runs} == {"good", "poor"}
+    assert len({run.folder.resolve() for run in runs}) == len(runs)
+
+
+def test_a_lone_seed_has_the_spread_of_its_folds(tmp_path):
+    folds = {f"fold{i}": outputs(40 + 4 * i) for i in range(3)}
+    write_run(tmp_path / "good" / "digits-v1", folds, splits=tuple(folds))
+    (score,) = compare(read_runs([tmp_path])).scores.values()
+    assert (score.over, score.count) == ("folds", 3)
+    assert score.value == pytest.approx(44 / CLIPS)
+    assert score.deviation == pytest.approx(4 / CLIPS)
+    assert score.runs[0].result.folds == pytest.approx((0.5, 0.55, 0.6))
+
+
+def test_ranks_and_averages_know_what_is_better(place):
+    comparison = compare(read_runs([place]))
+    assert comparison.best("digits-v1") == comparison.best("where-v1") == ("good",)
+    assert comparison.ranks["good", "where-v1"] == 1  # fewer degrees
+    assert comparison.shared == ("digits-v1", "where-v1")  # noisy is of one model alone
+    assert comparison.averaged == ("digits-v1",)  # degrees are in no average of shares
+    assert comparison.averages["good"] == comparison.scores["good", "digits-v1"].value
+    assert comparison.mean_ranks == {"good": 1.0, "poor": 2.0}
+
+
+def test_equals_share_a_rank(tmp_path):
+    for name, right in (("a", 40), ("b", 60), ("c", 60)):
+        write_run(tmp_path / name / "digits-v1", outputs(right))
+    comparison = compare(read_runs([tmp_path]))
+    assert [comparison.ranks[model, "digits-v1"] for model in "abc"] == [3.0, 1.5, 1.5]
+    assert comparison.best("digits-v1") == ("b", "c")
+
+
+def test_other_plans_are_other_models(tmp_path):
+    write_run(tmp_path / "a" / "good" / "digits-v1", outputs(60))
+    write_run(tmp_path / "b" / "good" / "digits-v1", outputs(50), plan={"grid": "faster"})
+    assert compare(read_runs([tmp_path])).models == ("good (fast)", "good (faster)")
+
+
+def test_neighbours_are_another_model_of_no_seed(tmp_path):
+    for name in ("seed42", "seed43"):
+        folder = write_run(tmp_path / name / "good" / "digits-v1", outputs(60), int(name[4:]))
+        scores = {"test": {"test_score": 0.5, "test_top1_acc": 0.5}}
+        (folder / "test.predicted-scores-knn.json").write_text(json.dumps(scores))
+        (folder / "prediction-done-knn.json").write_text(json.dumps({"time": 1.0, "probe": "knn"}))
+    comparison = compare(read_runs([tmp_path]))
+    assert comparison.models == ("good (shallow)", "good (knn)")
+    score = comparison.scores["good (knn)", "digits-v1"]
+    assert (score.value, score.deviation, score.count) == (0.5, None, 1)  # the same, found twice
+    assert comparison.scores["good (shallow)", "digits-v1"].count == 2
+
+
+def test_the_same_seed_counts_once_and_must_say_the_same(tmp_path):
+    write_run(tmp_path / "a" / "good" / "digits-v1", outputs(60))
+    write_run(tmp_path / "b" / "good" / "digits-v1", outputs(60))
+    assert compare(read_runs([tmp_path])).scores["good", "digits-v1"].count == 1
+    write_run(tmp_path / "c" / "good" / "digits-v1", outputs(50))
+    with pytest.raises(TaskError, match=r"seed 42.*other scores.*0\.75 and 0\.625.*rename"):
+        compare(read_runs([tmp_path]))
+
+
+def test_an_undefined_score_has_no_rank(tmp_path):
+    write_run(tmp_path / "good" / "tags-v1", None, metric="d_prime")
+    write_run(tmp_path / "poor" / "tags-v1", None, score=1.5, metric="d_prime")
+    report = made(tmp_path)
+    assert report.comparison.scores["good", "tags-v1"].value is None
+    assert report.comparison.shared == ()
+    assert report.comparison.averages == report.comparison.mean_ranks == {}
+    assert report.tests == []
+    assert "undefined" in markdown_of(report)
+
+
+def test_scenes_stand_against_their_dry_task(place):
+    (change,) = compare(read_runs([place])).changes
+    assert (change.model, change.task, change.source) == ("good", "noisy-v1", "digits-v1")
+    assert change.dry == pytest.approx(68 / CLIPS)
+    assert change.difference == pytest.approx(50 / CLIPS - 68 / CLIPS)
+    assert change.deviation == pytest.approx(np.std([70 / CLIPS, 66 / CLIPS], ddof=1))
+    assert change.count == 2
+
+
+def test_what_cannot_be_found_is_said(place, tmp_path):
+    with pytest.raises(OptionError, match="There is no folder"):
+        read_runs([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OptionError, match=r"holds no results.*hear-eval predict"):
+        read_runs([tmp_path / "empty"])
+    with pytest.raises(OptionError, match="holds one task"):
+        read_runs([place / "seed42" / "good" / "digits-v1"])
+    with pytest.raises(OptionError, match=r"No model has results of 'esc50'; there are digits-v1"):
+        read_runs([place], ["esc50"])
+    assert {run.result.task for run in read_runs([place], ["digits", "where-v1"])} == {
+        "digits-v1",
+        "where-v1",
+    }
+
+
+# --- tests ----------------------------------------------------------------------------------
+
+
+def exact_p(first, second):
+    """The two-sided sign test of the clips on which only one model is right."""
+    differing = int((first != second).sum())
+    signs = np.array(list(itertools.product((-1, 1), repeat=differing))).sum(axis=1)
+    seen = abs(int(first.sum()) - int(second.sum()))
+    return float((np.abs(signs) >= seen).mean())
+
+
+def test_the_p_value_is_that_of_all_exchanges(tmp_path):
+    """12 clips differ, 10 of them in favour of one: all 4,096 exchanges can be listed."""
+    better, other = outputs(40), outputs(40)
+    rows = np.arange(40, 52)
+    better[rows[:10]] = np.eye(CLASSES)[TRUTH[rows[:10]]]
+    other[rows[10:]] = np.eye(CLASSES)[TRUTH[rows[10:]]]
+    write_run(tmp_path / "a" / "digits-v1", better)
+    write_run(tmp_path / "b" / "digits-v1", other)
+    (test,) = made(tmp_path).tests
+    right = [each.argmax(axis=1) == TRUTH for each in (better, other)]
+    assert test.p == pytest.approx(exact_p(*right), abs=0.01)
+    assert test.difference == pytest.approx(8 / CLIPS)
+    assert (test.clips, test.resamples) == (CLIPS, 9999)
+    assert test.told_apart is True
+    assert made(tmp_path).tests == [test]  # the same draws every time
+
+
+def test_models_that_are_alike_are_not_told_apart(tmp_path):
+    write_run(tmp_path / "a" / "digits-v1", outputs(40, seed=1))
+    write_run(tmp_path / "b" / "digits-v1", outputs(40, seed=2))
+    (test,) = made(tmp_path).tests
+    assert (test.difference, test.p, test.told_apart) == (0.0, 1.0, False)
+
+
+@pytest.mark.parametrize("metric", ["mAP", "aucroc"])
+def test_metrics_of_whole_splits_are_computed_anew(tmp_path, metric, monkeypatch):
+    write_run(tmp_path / "a" / "tags-v1", outputs(75), metric=metric)
+    write_run(tmp_path / "b" / "tags-v1", outputs(20), metric=metric)
+    (test,) = made(tmp_path, resamples=199).tests
+    assert (test.p, test.told_apart) == (pytest.approx(1 / 200), True)
+    comparison = compare(read_runs([tmp_path]))
+    scores = [comparison.scores[model, "tags-v1"].value for model in "ab"]
+    assert test.difference == pytest.approx(scores[0] - scores[1])
+    monkeypatch.setattr(significance, "BUDGET", 1000)
+    (test,) = made(tmp_path).tests
+    assert test.told_apart is None
+    assert f"{metric} would have to be computed" in test.why
+
+
+def test_p_values_are_adjusted_to_one_another(tmp_path):
+    for name, right in (("a", 60), ("b", 52), ("c", 40)):
+        write_run(tmp_path / name / "digits-v1", outputs(right))
+    tests = {(test.first, test.second): test for test in made(tmp_path).tests}
+    raw = sorted(test.p for test in tests.values())
+    adjusted = sorted(test.adjusted for test in tests.values())
+    by_hand = [min(1.0, 3 * raw[0])]
+    by_hand.append(max(by_hand[-1], min(1.0, 2 * raw[1])))
+    by_hand.append(max(by_hand[-1], raw[2]))
+    assert adjusted == pytest.approx(by_hand)
+
+
+def test_where_nothing_can_be_said_it_is_said_why(tmp_path):
+    a, b = tmp_path / "a" / "digits-v1", tmp_path / "b" / "digits-v1"
+    write_run(a, outputs(40))
+    write_run(b, outputs(60))
+    files = json.loads((b / "test.json").read_text())
+    (b / "test.json").write_text(
+        json.dumps({f"other-{name}": each for name, each in files.items()})
+    )
+    (test,) = made(tmp_path).tests
+    assert (test.p, test.told_apart, test.why) == (
+        None,
+        None,
+        "the models were tested on other clips",
+    )
+    (b / "test.predictions.npz").write_bytes(b"PK")
+    (test,) = made(tmp_path).tests
+    assert "the predictions of b cannot be compared" in test.why
+    assert "test.predictions.npz is broken; predict the task again" in test.why
+    markdown = markdown_of(made(tmp_path))
+    assert "| 0.5000 ? |" in markdown
+    assert "not tested: the predictions of b" in markdown
+    (b / "test.predictions.npz").unlink()
+    assert "b has no predictions on disk (test.predictions.npz)" in made(tmp_path).tests[0].why
+
+
+def test_events_are_not_tested(tmp_path):
+    for name, score in (("a", 0.5), ("b", 0.25)):
+        write_run(tmp_path / name / "beeps-v1", None, score=score, metric="event_onset_200ms_fms")
+    (test,) = made(tmp_path).tests
+    assert "events are counted over all files" in test.why
+
+
+@pytest.mark.parametrize("metric", sorted(CLIP_VALUES))
+def test_clips_add_up_to_the_metric(metric):
+    random = np.random.default_rng(1)
+    if METRICS[metric].kind == "localisation":
+        prediction, target = random.standard_normal((2, 30, 3))
+        target /= np.linalg.norm(target, axis=1, keepdims=True)
+        whole = METRICS[metric].compute(prediction, target)
+    else:
+        prediction = random.random((30, 24))
+        target = np.eye(24)[random.integers(0, 24, 30)]
+        whole = METRICS[metric].compute(prediction, target == 1)
+    assert CLIP_VALUES[metric](prediction, target).mean() == pytest.approx(whole)
+
+
+def test_many_sizes_of_differences_are_drawn_clip_by_clip(monkeypatch):
+    differences = np.random.default_rng(0).standard_normal(30) + 0.2
+    seen, drawn = significance._exchange_means(differences, 4000)
+    assert seen == pytest.approx(differences.sum())
+    assert drawn.std() == pytest.approx(np.sqrt((differences**2).sum()), rel=0.05)
+    monkeypatch.setattr(significance, "GROUPS", 0)
+    few = np.repeat([0.5, -0.25, 0.0], 10)
+    _, one = significance._exchange_means(few, 4000)
+    monkeypatch.setattr(significance, "GROUPS", 64)
+    _, other = significance._exchange_means(few, 4000)
+    assert one.std() == pytest.approx(other.std(), rel=0.05)
+
+
+# --- tables and files -----------------------------------------------------------------------
+
+
+def test_the_table_says_what_it_shows(place):
+    report = made(place)
+    scores, changes, tests = tables_of(report)
+    assert scores.columns == ("task", "good", "poor")  # more tasks than models: tasks go down
+    rows = {row[0]: row[1:] for row in scores.rows}
+    assert rows["digits-v1 [↑ top1_acc]"] == ("0.8500 ±0.0354 *", "0.3500 ±0.0354")
+    assert rows["where-v1 [↓ MAE]"] == ("12.0000 ±2.8284 *", "42.0000 ±2.8284 ?")
+    assert rows["noisy-v1 [↑ top1_acc]"] == ("0.6250 ±0.0000 *", "")
+    assert rows["average of 1"] == ("0.8500", "0.3500")
+    assert rows["mean rank of 2"] == ("1.00", "2.00")
+    notes = " ".join(scores.notes)
+    assert "standard deviation (n - 1) over 2 seeds" in notes
+    assert "not in it: noisy-v1, where-v1" in notes
+    assert changes.rows[0][3:] == ("0.8500", "0.6250", "-0.2250 ±0.0354", "2")
+    assert tests.rows[0][:5] == ("digits-v1", "poor", "good", "-0.5000", str(CLIPS))
+    assert tests.rows[0][-1] == "told apart"
+    assert tests.rows[1][-1].startswith("not tested: good has no predictions on disk")
+
+
+def test_models_go_down_where_tasks_are_fewer(tmp_path):
+    for name, right in (("a", 40), ("b", 41)):
+        write_run(tmp_path / name / "digits-v1", outputs(right))
+    (scores, _) = tables_of(made(tmp_path))
+    assert scores.columns[:2] == ("model", "digits-v1 [↑ top1_acc]")
+    assert [row[:2] for row in scores.rows] == [("a", "0.5000 ~"), ("b", "0.5125 *")]
+    assert any("Without ±: one seed" in note for note in scores.notes)
+
+
+def test_spread_of_several_kinds_is_marked(place):
+    folds = {f"fold{i}": outputs(40 + i) for i in range(3)}
+    write_run(place / "seed42" / "good" / "folded-v1", folds, splits=tuple(folds))
+    scores = tables_of(made(place))[0]
+    rows = {row[0]: row[1:] for row in scores.rows}
+    assert rows["folded-v1 [↑ top1_acc]"][0] == "0.5125 ±0.0125 3f *"
+    assert rows["digits-v1 [↑ top1_acc]"][0] == "0.8500 ±0.0354 2s *"
+    assert any("3s: three of them" in note for note in scores.notes)
+
+
+def test_files_hold_the_same(place, tmp_path):
+    report = made(place)
+    paths = write_report(report, tmp_path / "out.v1")
+    assert [path.name for path in paths] == ["out.v1.md", "out.v1.csv", "out.v1.json"]
+    assert write_report(report, tmp_path / "out.v1.md") == paths
+    rows = list(csv.DictReader(io.StringIO(paths[1].read_text(encoding="utf-8"))))
+    assert tuple(rows[0]) == CSV_COLUMNS
+    found = {(row["model"], row["task"]): row for row in rows}
+    content = json.loads(paths[2].read_text(encoding="utf-8"))
+    for each in content["scores"]:
+        row = found[each["model"], each["task"]]
+        assert float(row["score"]) == each["score"]
+        assert float(row["deviation"]) == each["deviation"]
+        assert row["seeds"] == "42 43"
+        assert [run["seed"] for run in each["runs"]] == [42, 43]
+    poor = found["poor", "digits-v1"]
+    assert float(poor["difference_from_best"]) == pytest.approx(-0.5)
+    assert (poor["better"], poor["best"], poor["clips"]) == ("more", "False", str(CLIPS))
+    assert found["good", "noisy-v1"]["dry_task"] == "digits-v1"
+    markdown = paths[0].read_text(encoding="utf-8")
+    assert "**0.8500 ±0.0354**" in markdown
+    assert str(place / "seed43" / "poor" / "where-v1") in markdown
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_a_report_that_cannot_be_written(place, tmp_path):
+    with pytest.raises(OptionError, match="There is no folder"):
+        write_report(made(place), tmp_path / "nowhere" / "out")
+
+
+# --- published ------------------------------------------------------------------------------
+
+
+def test_published_scores_have_sources():
+    models = read_published()
+    assert len(models) == 30
+    assert all("leaderboard" in model.source for model in models)
+    assert all(model.url.startswith("https://github.com/hearbenchmark/") for model in models)
+    assert all(0 <= score <= 1 for model in models for score in model.scores.values())
+    (openl3,) = choose_published(models, ["openl3"])
+    assert openl3.score("esc50-v2.0.0-full", "top1_acc") == 0.7505000114
+    assert openl3.score("esc50-v2.0.0-full", "mAP") is None  # by another metric: nothing
+    assert openl3.score("beehive_states_fold0-v2-full", "aucroc") is None
+    assert choose_published(models, ["ALL"]) == models
+    with pytest.raises(OptionError, match="Did you mean 'OpenL3'"):
+        choose_published(models, ["OpenL2"])
+
+
+PUBLISHED = {
+    "sources": {"paper": {"title": "A paper", "url": "https://example.org/paper"}},
+    "tasks": {"digits-v1": {"metric": "top1_acc"}},
+    "models": [{"name": "Theirs", "source": "paper", "scores": {"digits-v1": 0.9}}],
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sources": {}},
+        {"tasks": {}},
+        {"tasks": {"digits-v1": {"metric": "accuracy"}}},
+        {"models": [{"name": "Theirs", "scores": {"digits-v1": 0.9}}]},
+        {"models": [{"name": "Theirs", "source": "paper", "scores": {"digits-v1": "high"}}]},
+        {"models": [{"name": "Theirs", "source": "paper", "scores": {"digits-v1": float("nan")}}]},
+        {"models": 3},
+    ],
+)
+def test_published_files_without_what_they_need_are_refused(tmp_path, changes):
+    path = tmp_path / "published.json"
+    path.write_text(json.dumps(PUBLISHED | changes))
+    with pytest.raises(OptionError, match=r"published\.json"):
+        read_published(path)
+
+
+def test_published_scores_stand_beside(place, tmp_path):
+    path = tmp_path / "published.json"
+    path.write_text(json.dumps(PUBLISHED))
+    report = made(place)
+    report = Report(report.comparison, report.tests, read_published(path))
+    table = tables_of(report)[-1]
+    assert (table.columns, table.rows) == (("published model", "digits-v1"), [("Theirs", "0.9000")])
+    assert "Source: A paper, https://example.org/paper" in table.notes
+    last = list(csv.DictReader(io.StringIO(csv_of(report))))[-1]
+    assert (last["model"], last["score"], last["source"]) == (
+        "Theirs",
+        "0.9",
+        "https://example.org/paper",
+    )
+    assert json.loads(json_of(report))["published"][0]["scores"] == {"digits-v1": 0.9}
+    assert report.comparison.best("digits-v1") == ("good",)  # what others measured has no rank
+    axes = report_figure(report).axes[0]
+    assert [each.get_text() for each in axes.get_yticklabels()] == ["good", "poor", "Theirs"]
+    assert any(list(line.get_xdata()) == [0.9] for line in axes.lines)
+    theirs = tables_of(Report(report.comparison, (), read_published()))[-1]
+    assert theirs.rows == []
+    assert "None is published of these tasks" in theirs.notes[0]
+
+
+# --- the picture and the command ------------------------------------------------------------
+
+
+def test_the_picture_shows_scores_spread_and_dry(place):
+    report = made(place)
+    figure = report_figure(report)
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
+    assert list(panels) == ["digits-v1", "noisy-v1", "where-v1"]
+    assert [text.get_text() for text in panels["digits-v1"].get_yticklabels()] == ["good", "poor"]
+    dots = [line.get_xdata() for line in panels["noisy-v1"].lines]
+    assert any(np.isclose(x, 68 / CLIPS).any() for x in dots)
+    assert "less is better" in panels["where-v1"].get_xlabel()
+    bars = panels["digits-v1"].containers[0].lines[2][0].get_segments()[0][:, 0]
+    assert bars[1] - bars[0] == pytest.approx(2 * np.std([70 / CLIPS, 66 / CLIPS], ddof=1))
+    assert "over 2 seeds" in figure.get_supxlabel()
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_the_command(place, tmp_path):
+    done = run("report", place, "-o", tmp_path / "out", "--plot", tmp_path / "out.png")
+    assert done.exit_code == 0, done.output
+    assert "0.8500 ±0.0354 *" in done.stdout
+    assert "Against the best" in done.stdout
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "out.json").read_text())["models"] == ["good", "poor"]
+    as_json = run("report", place, "--json", "--task", "digits", "--resamples", 0)
+    content = json.loads(as_json.stdout)
+    assert ([each["task"] for each in content["tasks"]], content["tests"]) == (["digits-v1"], [])
+    beside = run("report", place, "--published", "openl3,CREPE")
+    assert "None is published of these tasks" in beside.stdout
+
+
+def test_gaps_are_warned_of(place):
+    with pytest.warns(UserWarning, match=r"poor lacks noisy-v1.*2 of 3 tasks"):
+        run("report", place)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--resamples", "5"), "needs 199 or more"),
+        (("--published", "nobody"), "No scores of 'nobody'"),
+        (("--task", "nothing"), "No model has results of 'nothing'"),
+        (("--plot", "nowhere/x.png"), "There is no folder nowhere"),
+    ],
+)
+def test_bad_options_are_refused(place, arguments, words):
+    done = run("report", place, *arguments)
+    assert done.exit_code == 1
+    assert words in str(done.exception)

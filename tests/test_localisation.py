@@ -1,0 +1,367 @@
+"""Where a sound comes from: heads and their files, rows and silence, and the recipe's training."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import asdict, replace
+from math import atan2, cos, degrees, radians, sin
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import save_file
+
+from gram_hear import localisation
+from gram_hear.checkpoints.store import encoder_only, load_checkpoint, save_checkpoint
+from gram_hear.errors import AudioError, CheckpointError, OptionError
+from gram_hear.hear import Options, from_checkpoint, get_timestamp_embeddings
+from gram_hear.localisation import (
+    HEAD_KEY,
+    Head,
+    Locator,
+    answers,
+    describe_head,
+    fingerprint,
+    is_silent,
+    load_locator,
+    row_levels,
+    sphere,
+)
+from gram_hear.scenes.geometry import angles, unit_vector
+from gram_hear.scenes.rendering import Rendered
+from gram_hear.scenes.rir_building import RirPlan, build_rirs
+
+MODEL = "gram-tiny-untrained"
+RATE = 32000
+SIZE = 8 * 192
+COUNT = 256
+RECIPE = Path(__file__).parent.parent / "weights" / "recipe" / "locator.py"
+pytestmark = pytest.mark.filterwarnings("ignore:.*is untrained")
+
+
+@pytest.fixture(scope="session")
+def checkpoint():
+    return load_checkpoint(MODEL)
+
+
+def locator_of(checkpoint, direction=None, hidden=8):
+    """A locator on the first block; its head is random, or hears all from azimuth, elevation."""
+    torch.manual_seed(0)
+    head = Head(SIZE, hidden, COUNT)
+    if direction is not None:
+        head.output.weight.data.zero_()
+        head.output.bias.data.copy_(
+            40 * head.grid @ torch.from_numpy(unit_vector(*direction)).float()
+        )
+    options = Options(layer=1)
+    config = describe_head(checkpoint, MODEL, options, SIZE, hidden, COUNT)
+    return Locator(from_checkpoint(checkpoint, options), head, config)
+
+
+def noise(seconds, rate=RATE, seed=0):
+    samples = np.random.default_rng(seed).standard_normal((2, round(seconds * rate)))
+    return (0.1 * samples).astype(np.float32)
+
+
+# --- directions -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", [(0, 0), (90, 0), (-90, 0), (180, 0), (30, 45), (-135, -60)])
+def test_the_likeliest_directions_are_the_answer(checkpoint, direction):
+    found = locator_of(checkpoint, direction).locate(noise(0.5))
+    expected = unit_vector(*direction)
+    for azimuth, elevation in [
+        *zip(found.azimuth, found.elevation, strict=True),
+        found.overall[:2],
+    ]:
+        angle = np.degrees(np.arccos(np.dot(unit_vector(azimuth, elevation), expected).clip(-1, 1)))
+        assert angle < 3
+    assert ((found.confidence > 0.8) & (found.confidence <= 1)).all()
+
+
+def test_the_sphere_is_evenly_covered():
+    grid = sphere(COUNT)
+    np.testing.assert_allclose(np.linalg.norm(grid, axis=1), 1)
+    np.testing.assert_allclose(grid.mean(axis=0), 0, atol=0.005)
+    anywhere = np.random.default_rng(0).standard_normal((1000, 3))
+    anywhere /= np.linalg.norm(anywhere, axis=1, keepdims=True)
+    assert np.degrees(np.arccos((anywhere @ grid.T).max(axis=1))).max() < 12
+
+
+def test_where_front_and_back_sound_alike_the_answer_is_one_of_them_and_unsure():
+    grid = sphere(COUNT)
+    front, back = (np.exp(40 * (grid @ unit_vector(azimuth, 0) - 1)) for azimuth in (30, 150))
+    probabilities = 0.6 * front / front.sum() + 0.4 * back / back.sum()
+    [answer] = answers(probabilities[None])
+    azimuth, elevation = angles(answer)
+    assert abs(azimuth - 30) < 2
+    assert abs(elevation) < 2
+    assert 0.5 < np.linalg.norm(answer) < 0.61
+
+
+def test_rows_are_those_of_the_model_whatever_the_blocks(checkpoint, monkeypatch):
+    locator, audio = locator_of(checkpoint), noise(5.0)
+    rows, timestamps = get_timestamp_embeddings(audio[None], locator.model)
+    expected = locator.head(rows[0]).exp().detach().numpy()
+    for seconds in (60.0, 0.7):
+        monkeypatch.setattr(localisation, "BLOCK_SECONDS", seconds)
+        found = locator.locate(audio)
+        np.testing.assert_allclose(found.probabilities, expected, atol=1e-6)
+        np.testing.assert_allclose(found.timestamps, timestamps[0], atol=1e-3)
+        assert found.hop_ms == 80
+    assert not found.silent.any()
+    assert len(found.azimuth) == 63  # the last is centred at 4.995 s
+
+
+def test_silent_rows_are_marked_and_get_no_direction(checkpoint):
+    audio = noise(2.0)
+    audio[:, RATE:] = 0
+    found = locator_of(checkpoint, (90, 0)).locate(torch.from_numpy(audio).double())
+    late = found.timestamps > 1100
+    assert found.silent[late].all()
+    assert not found.silent[found.timestamps < 900].any()
+    for name in ("azimuth", "elevation"):
+        assert np.isnan(getattr(found, name)[late]).all()
+    assert (found.confidence[late] == 0).all()
+    np.testing.assert_allclose(found.overall[:2], (90, 0), atol=3)
+    assert found.direction(late) is None
+
+
+def test_all_silence_has_no_overall_direction(checkpoint):
+    found = locator_of(checkpoint).locate(np.zeros((2, 100), dtype=np.float32))
+    assert found.silent.tolist() == [True]
+    assert found.overall is None
+
+
+@pytest.mark.parametrize("amplitude", [1.0, 0.01])
+@pytest.mark.parametrize("frequency", [250, 5000])
+def test_levels_are_dbfs(checkpoint, amplitude, frequency):
+    sine = amplitude * np.sin(2 * np.pi * frequency * np.arange(RATE) / RATE)
+    found = locator_of(checkpoint).locate(np.stack([sine, 0 * sine]))
+    # One ear of two: half the mean square.
+    expected = 20 * np.log10(amplitude) - 10 * np.log10(4)
+    np.testing.assert_allclose(found.level[1:-1], expected, atol=0.1)
+
+
+def test_silence_is_absolute_and_relative():
+    assert is_silent(np.array([-10.0, -49, -51])).tolist() == [False, False, True]
+    assert is_silent(np.array([-69.0, -71])).tolist() == [False, True]
+    assert is_silent(np.array([-200.0])).tolist() == [True]
+
+
+def test_the_fill_past_a_clip_is_silence(checkpoint):
+    model = locator_of(checkpoint).model
+    windows = model.gram.cut_windows(torch.from_numpy(noise(0.5))[None], 1, "silence")
+    levels = row_levels(windows, model.config.front_end, 8)
+    assert (levels[8:] < -120).all()
+    assert (levels[:6] > -25).all()
+
+
+def test_other_rates_are_resampled(checkpoint):
+    locator = locator_of(checkpoint)
+    time = np.arange(48000) / 48000
+    sound = np.stack([np.sin(2 * np.pi * 440 * time), np.sin(2 * np.pi * 550 * time)])
+    found = locator.locate(sound, 48000)
+    assert len(found.timestamps) == 13
+    np.testing.assert_allclose(found.level[1:-1], -3, atol=0.1)
+    with pytest.raises(OptionError, match="rate is -1 Hz"):
+        locator.locate(sound, -1)
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (np.zeros(RATE), "is mono"),
+        (np.zeros((1, RATE)), "is mono"),
+        (np.zeros((4, RATE)), "Ambisonics"),
+        (np.zeros((RATE, 2)), "channels"),
+        (np.zeros((2, RATE), dtype=np.int16), "int16"),
+        (np.full((2, RATE), np.nan), "NaN"),
+        (np.zeros((2, 0)), "no samples"),
+    ],
+)
+def test_other_audio_is_an_error(checkpoint, audio, message):
+    with pytest.raises(AudioError, match=message):
+        locator_of(checkpoint).locate(audio)
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_a_saved_head_answers_the_same(checkpoint, tmp_path, hidden):
+    locator, audio = locator_of(checkpoint, hidden=hidden), noise(0.5)
+    locator.head.mean += 0.1
+    path = locator.save(tmp_path / "head.safetensors")
+    loaded = load_locator(path)
+    assert loaded.config == locator.config
+    assert loaded.model.options == locator.model.options
+    np.testing.assert_array_equal(
+        loaded.locate(audio).probabilities, locator.locate(audio).probabilities
+    )
+    assert [each.name for each in tmp_path.iterdir()] == ["head.safetensors"]
+
+
+def test_a_head_with_another_model_is_an_error(checkpoint, tmp_path):
+    path = locator_of(checkpoint).save(tmp_path / "head.safetensors")
+    tensors = dict(checkpoint.tensors)
+    tensors["patches.bias"] = tensors["patches.bias"] + 1e-3
+    other = save_checkpoint(replace(checkpoint, tensors=tensors), tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=r"trained on gram-tiny-untrained .* another model"):
+        load_locator(path, model=other)
+    with pytest.raises(CheckpointError, match="another model"):
+        load_locator(path, model="gramm-tiny-untrained")
+
+
+def test_the_fingerprint_is_the_encoders_in_whatever_file(checkpoint, tmp_path):
+    same = save_checkpoint(encoder_only(checkpoint), tmp_path / "encoder.safetensors")
+    assert fingerprint(load_checkpoint(same)) == fingerprint(checkpoint)
+    head = locator_of(checkpoint).save(tmp_path / "head.safetensors")
+    assert load_locator(head, model=same).model.source.name == str(same)
+
+
+def write_head(path, tensors=None, **changes):
+    """A head's file with something wrong in it."""
+    belongs = describe_head(load_checkpoint(MODEL), MODEL, Options(layer=1), SIZE, 0, COUNT)
+    metadata = {HEAD_KEY: json.dumps(asdict(belongs) | changes)}
+    save_file(Head(SIZE, 0, COUNT).state_dict() | (tensors or {}), path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "changes", "message"),
+    [
+        ({"output.bias": torch.zeros(2)}, {}, "do not fit"),
+        ({"mean": torch.full((SIZE,), torch.nan)}, {}, "not finite"),
+        ({"more": torch.zeros(2)}, {}, "do not fit"),
+        ({}, {"hidden": 4}, "do not fit"),
+        ({}, {"hidden": -1}, "cannot be"),
+        ({}, {"directions": 0}, "cannot be"),
+        ({}, {"strategy": "cls"}, "cannot be"),
+        ({}, {"layer": "two"}, "cannot be"),
+        ({}, {"colour": "blue"}, "not understood"),
+    ],
+)
+def test_a_broken_head_is_an_error(tmp_path, tensors, changes, message):
+    write_head(tmp_path / "head.safetensors", tensors, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load_locator(tmp_path / "head.safetensors")
+
+
+def test_what_is_no_head_is_an_error(checkpoint, tmp_path):
+    model = save_checkpoint(checkpoint, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="may be an embedding model"):
+        load_locator(model)
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_locator(tmp_path / "none.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(model.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="not a whole"):
+        load_locator(tmp_path / "cut.safetensors")
+    with pytest.raises(OptionError, match="must end in"):
+        locator_of(checkpoint).save(tmp_path / "head.pt")
+
+
+def test_without_the_bundled_head_the_error_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(localisation, "BUNDLED", "none.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"comes without none\.safetensors.*recipe/locator\.py"
+    ):
+        load_locator()
+
+
+# --- the recipe -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    spec = importlib.util.spec_from_file_location("locator_recipe", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "NOISES", 2)
+    return module
+
+
+def one_sided(plan, place):
+    """RIRs by which the source is heard at one ear alone: 90 degrees left or right."""
+    left = (place.room + place.scene) % 2 == 0
+    rirs = np.zeros((1, 2, 8), dtype=np.float32)
+    rirs[0, 0 if left else 1, 0] = 1
+    metadata = {"direction": [0.0, 1.0 if left else -1.0, 0.0]}
+    return [Rendered(rirs, plan.rate, "binaural", metadata | {"layout": "binaural"})]
+
+
+def test_the_recipe_trains_a_head_that_hears_left_and_right(recipe, tmp_path, monkeypatch, capsys):
+    plan = RirPlan(
+        rooms=4, scenes_per_room=2, layouts=("binaural",), valid=0.25, test=0.25, rate=RATE
+    )
+    build_rirs(tmp_path / "rirs", plan, jobs=1, simulator=one_sided)
+    (tmp_path / "clips").mkdir()
+    for i in range(10):
+        soundfile.write(tmp_path / "clips" / f"{i}.flac", noise(1.0, 16000, i)[0], 16000)
+    heads = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for head in heads:
+        options = ["--layer", 1, "--hidden", 0, "--sounds", 2, "--learning-rate", 3e-3]
+        arguments = [RECIPE, MODEL, tmp_path / "clips", tmp_path / "rirs", head, *options]
+        monkeypatch.setattr(sys, "argv", [*map(str, arguments)])
+        recipe.main()
+        errors = json.loads(capsys.readouterr().out)
+    assert heads[0].read_bytes() == heads[1].read_bytes()
+    assert errors["test"]["scenes"]["count"] == 4
+    assert errors["test"]["scenes"]["median_azimuth_error"] < 20
+    azimuth, _, confidence = load_locator(heads[0]).locate(noise(1.0) * [[1.0], [0.0]]).overall
+    assert abs(azimuth - 90) < 20
+    assert confidence > 0.3
+
+
+def test_errors_fold_front_and_back(recipe):
+    def vectors(*pairs):
+        return np.array(
+            [
+                (
+                    cos(radians(a)) * cos(radians(e)),
+                    sin(radians(a)) * cos(radians(e)),
+                    sin(radians(e)),
+                )
+                for a, e in pairs
+            ]
+        )
+
+    true = vectors((30, 10), (170, 0), (-95, 0))
+    errors = recipe.direction_errors(0.3 * vectors((150, 0), (-170, 0), (-85, 0)), true)
+    assert errors["count"] == 3
+    np.testing.assert_allclose(errors["median_azimuth_error"], 20)
+    np.testing.assert_allclose(errors["median_azimuth_error_folded"], 0, atol=1e-6)
+    # The third lies too near the plane through the ears to count.
+    assert errors["front_back_confusions"] == 0.5
+    assert errors["median_elevation_error"] == pytest.approx(0, abs=1e-6)
+    assert degrees(atan2(true[0, 1], true[0, 0])) == pytest.approx(30)
+
+
+def test_clips_and_rooms_of_the_splits_are_different(recipe, checkpoint):
+    model = from_checkpoint(checkpoint, Options(layer=1))
+    paths = [Path(f"{i}.flac") for i in range(23)]
+    maker = recipe.SceneMaker(model, None, paths, 0)
+    assert sorted(path for clips in maker.clips.values() for path in clips) == sorted(paths)
+    assert {split: len(clips) for split, clips in maker.clips.items()} == {
+        "train": 18,
+        "valid": 3,
+        "test": 2,
+    }
+    again = recipe.SceneMaker(model, None, paths, 0)
+    assert again.clips == maker.clips
+
+
+def test_noise_sources_of_training_rooms_are_sources_too(recipe):
+    metadata = {
+        "direction": [1.0, 0.0, 0.0],
+        "listener": [1.0, 1.0, 1.0],
+        "yaw": 90.0,
+        "noises": [[1.0, 3.0, 1.0], [0.0, 1.0, 1.0]],
+    }
+    found = recipe._directions(metadata, 3)
+    np.testing.assert_allclose(found, [[1, 0, 0], [1, 0, 0], [0, 1, 0]], atol=1e-12)
+    # Where a silent one was left out, nobody knows which is which.
+    assert len(recipe._directions(metadata, 2)) == 1
+    assert len(recipe._directions({"direction": [1.0, 0.0, 0.0]}, 2)) == 1

@@ -1,0 +1,749 @@
+"""Labelled recordings into HEAR tasks: labels, sides, sound, and everything that is wrong."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
+from typer.testing import CliRunner
+
+from gram_hear.errors import GramError, OptionError, TaskError
+from gram_hear.evaluation.commands import app
+from gram_hear.evaluation.making import build
+from gram_hear.evaluation.making.build import Recipe, make_task, plan_task, task_names
+from gram_hear.evaluation.making.labelled import Labels, compile_pattern, kind_of, read_labels
+from gram_hear.evaluation.making.sounds import Form, digest, make_sound, read_header
+from gram_hear.evaluation.making.splitting import Division, deal_groups, divide, group_numbers
+from gram_hear.evaluation.prediction import Plan, settings_of
+from gram_hear.tasks import describe_tasks, read_task
+
+RATE = 16000
+SHALLOW = Plan()
+MODULES = Path(__file__).parent / "data" / "hear_modules"
+
+
+def sound(path, seed=0, samples=RATE // 10, rate=RATE, channels=1):
+    """Write noise on the grid of 16 bits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(-9000, 9000, (samples, channels)) / 32768
+    soundfile.write(path, noise, rate, subtype="PCM_16")
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """Two classes in folders, 10 files each."""
+    for label in ("cat", "dog"):
+        for i in range(10):
+            sound(tmp_path / "sounds" / label / f"{label}{i}.wav", 100 * (label == "cat") + i)
+    return tmp_path / "sounds"
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """A folder of 12 files: {label}_{speaker}_{index}.wav."""
+    folder = tmp_path / "flat"
+    names = [f"{a}_{b}_{i}" for a in ("no", "yes") for b in ("al", "bo", "cy") for i in range(2)]
+    for seed, name in enumerate(names):
+        sound(folder / f"{name}.wav", seed)
+    return folder
+
+
+def table(path, rows):
+    """Write a CSV of rows of text: the first one names the columns."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([row.split(",") for row in rows])
+    return path
+
+
+def make(source, out, division=None, form=None, metrics=(), force=False, jobs=1, **labels):
+    recipe = Recipe(
+        "mine",
+        labels=Labels(**labels),
+        division=division or Division(),
+        form=form or Form(),
+        metrics=metrics,
+    )
+    return make_task(plan_task(source, recipe), out, jobs=jobs, force=force)
+
+
+def annotations(folder):
+    task = read_task(folder)
+    return {split: task.annotations(split) for split in task.splits}
+
+
+def contents(folder):
+    """Path -> bytes of every file below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# --- labels ---------------------------------------------------------------------------------
+
+
+def test_class_per_folder(classes, tmp_path):
+    made = make(classes, tmp_path / "tasks")
+    task = read_task(made.folder)
+    assert made.folder == tmp_path / "tasks" / "mine-v1-full"
+    assert (task.kind, task.prediction_type, task.labels) == ("scene", "multiclass", ("cat", "dog"))
+    assert (task.evaluation, task.sample_duration) == (("top1_acc",), 0.1)
+    assert {split: len(files) for split, files in annotations(made.folder).items()} == {
+        "train": 12,
+        "valid": 4,
+        "test": 4,
+    }
+    for split, files in annotations(made.folder).items():
+        for file, labels in files.items():
+            assert file.startswith(labels[0])
+            source = classes / labels[0] / file
+            assert task.audio(split, file, RATE).read_bytes() == source.read_bytes()
+    (described,) = describe_tasks(tmp_path / "tasks")
+    assert described["faults"] == []
+    assert described["missing"] == {RATE: 0}
+    assert os.listdir(tmp_path / "tasks") == ["mine-v1-full"]
+
+
+def test_pattern_labels_and_groups(flat, tmp_path):
+    pattern = "{label}_{speaker}_{}"
+    made = make(flat, tmp_path / "tasks", pattern=pattern, group_by="speaker")
+    speakers = {
+        split: {name.split("_")[1] for name in files}
+        for split, files in annotations(made.folder).items()
+    }
+    assert sorted(map(len, speakers.values())) == [1, 1, 1]
+    assert set.union(*speakers.values()) == {"al", "bo", "cy"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "fields"),
+    [
+        ("{label}_{speaker}_{}", "7_bo_12", {"label": "7", "speaker": "bo"}),
+        ("{fold}-{clip}-{}-{label}", "1-100-A-0", {"fold": "1", "clip": "100", "label": "0"}),
+        ("{label}/{speaker}.{}", "dog/al.3", {"label": "dog", "speaker": "al"}),
+        (r"(?P<label>[a-z]+)\d+", "dog12", {"label": "dog"}),
+        ("{label}_{speaker}", "a_b_c", None),
+        ("{label}_{speaker}", "_b", None),
+    ],
+)
+def test_patterns(pattern, name, fields):
+    match = compile_pattern(pattern).fullmatch(name)
+    assert (match and match.groupdict()) == fields
+
+
+@pytest.mark.parametrize("pattern", ["label", "{a}_{a}", "(?P<label>[", "{}_{}"])
+def test_patterns_that_cannot_be(pattern):
+    with pytest.raises(OptionError, match="--pattern"):
+        compile_pattern(pattern)
+
+
+def test_table_with_several_labels(classes, tmp_path):
+    files = [f"{a}/{a}{i}.wav" for a in ("cat", "dog") for i in range(10)]
+    rows = [f"{file},{file[:3]}" for file in files] + [f"{file},loud" for file in files[::2]]
+    listed = table(tmp_path / "l.csv", ["file,label", *rows, rows[0]])
+    made = make(classes, tmp_path / "tasks", csv=listed)
+    task = read_task(made.folder)
+    assert (task.prediction_type, task.evaluation) == ("multilabel", ("mAP",))
+    every = {k: v for files in annotations(made.folder).values() for k, v in files.items()}
+    assert every["cat0.wav"] == ["cat", "loud"]
+    assert every["dog1.wav"] == ["dog"]
+    assert any("10 of 20 files have several labels" in note for note in made.notes)
+    assert any("1 rows say the same" in note for note in made.notes)
+    with pytest.raises(TaskError, match=r"10 files have conflicting labels: cat/cat0.wav \(cat, l"):
+        make(classes, tmp_path / "other", csv=listed, prediction_type="multiclass")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_table_of_other_columns(flat, tmp_path, separator):
+    rows = [
+        "filename,category,take,who",
+        *(f"{p.name},{p.name[:2]},1,{p.name[-8:-6]}" for p in sorted(flat.iterdir())),
+    ]
+    path = tmp_path / "l.csv"
+    path.write_text("\ufeff" + "\r\n".join(row.replace(",", separator) for row in rows))
+    collection = read_labels(
+        flat,
+        Labels(
+            path,
+            columns={"file": "filename", "label": "category"},
+            ignored=("take",),
+            group_by="who",
+        ),
+    )
+    assert collection.labels == ("no", "ye")
+    assert {clip.fields["who"] for clip in collection.clips} == {"al", "bo", "cy"}
+
+
+def test_numbers_are_in_rising_order(tmp_path):
+    for i in range(12):
+        sound(tmp_path / "s" / f"{i}" / "a.wav", i)
+    assert read_labels(tmp_path / "s", Labels()).labels == tuple(map(str, range(12)))
+
+
+def test_events_in_seconds(tmp_path):
+    rows = ["file,onset,offset,label"]
+    for i in range(6):
+        sound(tmp_path / "s" / f"{i}.wav", i, samples=2 * RATE)
+        rows += [f"{i}.wav,1.001,1.5,bell", f"{i}.wav,0.25,2.5,hum"]
+    sound(tmp_path / "s" / "silent.wav", 9, samples=2 * RATE)
+    rows += ["silent.wav,,,"]
+    listed = table(tmp_path / "l.csv", rows)
+    made = make(tmp_path / "s", tmp_path / "tasks", csv=listed)
+    task = read_task(made.folder)
+    assert (task.kind, task.evaluation) == ("event", ("event_onset_200ms_fms", "segment_1s_er"))
+    assert len(settings_of(task, SHALLOW)) == SHALLOW.grid_points  # hear-eval takes it
+    assert task.metadata["evaluation_params"]["event_postprocessing_grid"] == {
+        "median_filter_ms": [250],
+        "min_duration": [125, 250],
+    }
+    every = {k: v for files in annotations(made.folder).values() for k, v in files.items()}
+    assert every["silent.wav"] == []
+    assert every["0.wav"] == [
+        {"label": "hum", "start": 250.0, "end": 2000.0},
+        {"label": "bell", "start": 1001.0, "end": 1500.0},
+    ]
+    assert any("6 events end after" in note for note in made.notes)
+    cut = make(
+        tmp_path / "s",
+        tmp_path / "cut",
+        form=Form((8000,), 0.5),
+        csv=table(
+            tmp_path / "m.csv", [*rows, "0.wav,0,0.1,bell", "1.wav,0,0.1,bell", "2.wav,0,0.1,bell"]
+        ),
+    )
+    every = {k: v for files in annotations(cut.folder).values() for k, v in files.items()}
+    assert every["5.wav"] == [{"label": "hum", "start": 250.0, "end": 500.0}]
+    assert any("6 events begin where nothing is used" in note for note in cut.notes)
+
+
+def test_directions(tmp_path):
+    rows = ["file,azimuth,elevation"]
+    for i in range(24):
+        sound(tmp_path / "s" / f"{i}.wav", i, channels=2)
+        rows.append(f"{i}.wav,{15 * i},{0 if i else 90}")
+    made = make(tmp_path / "s", tmp_path / "tasks", csv=table(tmp_path / "l.csv", rows))
+    task = read_task(made.folder)
+    assert (task.kind, task.evaluation) == ("localisation", ("MAE", "DOA"))
+    assert len(settings_of(task, SHALLOW)) == SHALLOW.grid_points
+    every = {k: v for files in annotations(made.folder).values() for k, v in files.items()}
+    assert every["0.wav"] == pytest.approx([0, 0, 1])
+    assert every["6.wav"] == pytest.approx([0, 1, 0])  # 90 degrees is the left
+    axes = table(tmp_path / "x.csv", ["file,x,y,z", *(f"{i}.wav,0,{i + 1},0" for i in range(24))])
+    made = make(tmp_path / "s", tmp_path / "axes", csv=axes)
+    every = {k: v for files in annotations(made.folder).values() for k, v in files.items()}
+    assert all(direction == [0.0, 1.0, 0.0] for direction in every.values())
+
+
+def test_kind_of_columns():
+    assert kind_of(["file", "label", "split"]) == "scene"
+    assert kind_of(["file", "onset", "offset", "label"]) == "event"
+    assert kind_of(["file", "x", "y", "z"]) == "localisation"
+    for columns in (
+        ["file"],
+        ["file", "onset", "label"],
+        ["file", "azimuth"],
+        ["file", "x", "y"],
+        ["file", "label", "x", "y", "z"],
+        ["file", "azimuth", "elevation", "x", "y", "z"],
+    ):
+        with pytest.raises(TaskError, match="make no task"):
+            kind_of(columns)
+
+
+GOOD = [f"{label}/{label}{i}.wav,{label}" for label in ("cat", "dog") for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (["file,lable", *GOOD], {}, "unknown columns: lable.*Did you mean 'label'"),
+        (["file,label,take", *(f"{r},1" for r in GOOD)], {}, "--ignore-columns take"),
+        (["name,label", *GOOD], {"ignored": ("all",)}, "no column 'file'"),
+        (["file,file", *GOOD], {}, "names a column twice"),
+        (["file,label", *GOOD, "cat/cat0.wav"], {}, "2 columns, but line 22 has 1 cells"),
+        (["file,label"], {}, "has 1 lines"),
+        (["file,label", *GOOD, "cat/cat10.wav,cat"], {}, "names 1 files .* Did you mean 'cat/cat1"),
+        (["file,label", *GOOD, "../sounds/cat/cat1.wav,cat"], {}, "names 1 files that are not in"),
+        (["file,label", *GOOD[:-2]], {}, "2 files in .* have no row.*--skip-unlisted"),
+        (["file,label", *GOOD[:-1], "dog/dog9.wav,"], {}, "dog9.wav has an empty label"),
+        (["file,label", *(r.replace(",cat", ",dog") for r in GOOD)], {}, "at least two classes"),
+        (["file,label,split", *(f"{r},train" for r in GOOD)], {}, "No file is given to test"),
+        (["file,label,split", *(f"{r},trian" for r in GOOD)], {}, "Did you mean 'train'"),
+        (
+            ["file,label,split", *(f"{r},{'' if i else 'train'}" for i, r in enumerate(GOOD))],
+            {},
+            "has no split",
+        ),
+        (["file,label,fold", *(f"{r},{i % 2}" for i, r in enumerate(GOOD))], {}, "at least 3"),
+        (["file,label,fold,split", *(f"{r},1,test" for r in GOOD)], {}, "both a split and a fold"),
+        (
+            ["file,label,fold", *(f"{r},{i % 3}" for i, r in enumerate(GOOD)), f"{GOOD[0]},2"],
+            {},
+            "cat0.wav has several values of fold: 0, 2",
+        ),
+        (["file,label", *GOOD], {"group_by": "labels"}, "Did you mean 'label'"),
+        (["file,label", *GOOD], {"columns": {"lbl": "label"}}, "Did you mean 'label'"),
+        (["file,label", *GOOD], {"columns": {"label": "clas"}}, "no column 'clas'"),
+        (["file,label", *GOOD], {"pattern": "{label}{}"}, "has the field 'label'"),
+        (["file,label", *GOOD], {"pattern": "{a}_{b}"}, "names of 20 of 20 files do not fit"),
+        (["file,label", *GOOD], {"prediction_type": "multi"}, "allowed are multiclass"),
+        (["file,onset,offset,label", *(f"{r[:-4]},2,1,cat" for r in GOOD)], {}, "no offset is bef"),
+        (["file,onset,offset,label", *(f"{r[:-4]},a,1,cat" for r in GOOD)], {}, "must be a number"),
+        (["file,onset,offset,label", *(f"{r[:-4]},0,,cat" for r in GOOD)], {}, "without times"),
+        (
+            ["file,onset,offset,label", *(f"{r[:-4]},50,60,{r[-3:]}" for r in GOOD)],
+            {},
+            "20 events begin after the end of their files.*seconds",
+        ),
+        (["file,azimuth,elevation", *(f"{r[:-4]},0,91" for r in GOOD)], {}, "-90 to 90"),
+        (["file,x,y,z", *(f"{r[:-4]},0,0,0" for r in GOOD)], {}, "points nowhere"),
+        (
+            ["file,x,y,z", *(f"{r[:-4]},0,1,0" for r in GOOD), f"{GOOD[0][:-4]},1,0,0"],
+            {},
+            "cat0.wav has 2 directions",
+        ),
+    ],
+)
+def test_what_is_wrong_in_tables(classes, tmp_path, rows, options, message):
+    listed = table(tmp_path / "l.csv", rows)
+    with pytest.raises(GramError, match=message):
+        make(classes, tmp_path / "tasks", csv=listed, **options)
+    assert not (tmp_path / "tasks").exists()
+
+
+def test_what_is_wrong_in_folders(classes, tmp_path):
+    (classes / "cow").mkdir()
+    with pytest.raises(TaskError, match="1 classes without a sound file: cow"):
+        make(classes, tmp_path / "tasks")
+    (classes / "cow").rmdir()
+    sound(classes / "stray.wav", 99)
+    with pytest.raises(TaskError, match=r"1 files lie in .* itself.*--pattern"):
+        make(classes, tmp_path / "tasks")
+    (classes / "stray.wav").unlink()
+    sound(classes / "cow" / "moo.wav", 98)
+    with pytest.raises(TaskError, match=r"1 of 3 classes are in one split only: cow \(test|train"):
+        make(classes, tmp_path / "tasks")
+    with pytest.raises(TaskError, match="There is no folder"):
+        make(tmp_path / "nowhere", tmp_path / "tasks")
+    with pytest.raises(TaskError, match="No sound file"):
+        make(MODULES, tmp_path / "tasks")
+    assert not (tmp_path / "tasks").exists()
+    made = make(classes, tmp_path / "tasks", division=Division(allow_rare=True))
+    assert any("in one split only: cow" in note for note in made.notes)
+
+
+def test_what_is_no_sound_is_told_before_anything_is_written(classes, tmp_path):
+    (classes / "cat" / "cat3.wav").write_bytes(b"no sound")
+    (classes / "dog" / "dog4.wav").write_bytes(b"")
+    with pytest.raises(TaskError, match=r"2 of 20 files cannot be used.*cat3.*dog4.*Nothing was"):
+        make(classes, tmp_path / "tasks")
+    assert not (tmp_path / "tasks").exists()
+
+
+def test_what_is_damaged_makes_no_task_and_the_rest_is_kept(classes, tmp_path, monkeypatch):
+    soundfile.write(classes / "cat" / "cat3.wav", np.full(100, np.nan), RATE, subtype="FLOAT")
+    with pytest.raises(TaskError, match=r"1 of 20 files cannot be used.*cat3.wav holds NaN"):
+        make(classes, tmp_path / "tasks")
+    assert os.listdir(tmp_path / "tasks") == [".mine-v1-full.making"]
+    sound(classes / "cat" / "cat3.wav", 77)
+    assert make(classes, tmp_path / "tasks").found == 19
+    assert os.listdir(tmp_path / "tasks") == ["mine-v1-full"]
+
+
+# --- sides ----------------------------------------------------------------------------------
+
+
+def test_folds_are_made(classes, tmp_path):
+    task = read_task(make(classes, tmp_path / "tasks", division=Division(folds=5)).folder)
+    assert (task.split_mode, task.metadata["nfolds"]) == ("new_split_kfold", 5)
+    assert task.splits == ("fold00", "fold01", "fold02", "fold03", "fold04")
+    for split in task.splits:
+        assert sorted(task.annotations(split).values()) == [["cat"]] * 2 + [["dog"]] * 2
+
+
+def test_folds_that_are_given_are_kept(classes, tmp_path):
+    rows = [f"{row},{i % 3 + 1}" for i, row in enumerate(GOOD)]
+    listed = table(tmp_path / "l.csv", ["file,label,fold", *rows])
+    task = read_task(make(classes, tmp_path / "tasks", csv=listed).folder)
+    assert task.split_mode == "presplit_kfold"
+    assert task.splits == ("fold01", "fold02", "fold03")
+    assert set(task.annotations("fold02")) == {
+        f"{row.split(',')[0].split('/')[1]}" for i, row in enumerate(GOOD) if i % 3 == 1
+    }
+    with pytest.raises(OptionError, match="fold is given"):
+        make(classes, tmp_path / "other", csv=listed, division=Division(folds=4))
+
+
+def test_splits_that_are_given_are_kept(classes, tmp_path):
+    sides = ["train", "train", "val", "test", "test"] * 4
+    rows = [f"{row},{side}" for row, side in zip(GOOD, sides, strict=True)]
+    listed = table(tmp_path / "l.csv", ["file,label,split", *rows])
+    found = annotations(make(classes, tmp_path / "tasks", csv=listed).folder)
+    assert {split: len(files) for split, files in found.items()} == {
+        "train": 8,
+        "valid": 4,
+        "test": 8,
+    }
+    assert "cat2.wav" in found["valid"]
+
+
+def test_valid_is_taken_from_train_where_it_is_not_given(classes, tmp_path):
+    rows = [f"{row},{'test' if i % 5 == 0 else 'train'}" for i, row in enumerate(GOOD)]
+    listed = table(tmp_path / "l.csv", ["file,label,split", *rows])
+    made = make(classes, tmp_path / "tasks", csv=listed)
+    found = annotations(made.folder)
+    assert set(found["test"]) == {"cat0.wav", "cat5.wav", "dog0.wav", "dog5.wav"}
+    assert sorted(found["valid"].values()) == [["cat"]] * 2 + [["dog"]] * 2
+    assert any("4 of the 16 given to train" in note for note in made.notes)
+
+
+def test_groups_on_two_given_sides_are_refused(flat, tmp_path):
+    rows = [
+        f"{p.name},{p.name[:2]},{side}"
+        for p, side in zip(sorted(flat.iterdir()), ["train", "valid", "test"] * 4, strict=True)
+    ]
+    listed = table(tmp_path / "l.csv", ["file,label,split", *rows])
+    with pytest.raises(TaskError, match=r"3 values of speaker are on several of the sides"):
+        make(flat, tmp_path / "t", csv=listed, pattern="{}_{speaker}_{}", group_by="speaker")
+
+
+def test_too_few_groups(flat, tmp_path):
+    with pytest.raises(TaskError, match="3 values of speaker for 4 splits"):
+        make(
+            flat,
+            tmp_path / "t",
+            division=Division(folds=4),
+            pattern="{label}_{speaker}_{}",
+            group_by="speaker",
+        )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shares": (0.5, 0.5)},
+        {"shares": (1.0, 0.0, 1.0)},
+        {"folds": 2},
+        {"seed": -1},
+        {"shares": (1.0, 1.0, 1.0), "folds": 3},
+    ],
+)
+def test_divisions_that_cannot_be(wrong):
+    with pytest.raises(OptionError):
+        Division(**wrong)
+
+
+def test_seed_decides(classes):
+    plan = [divide(read_labels(classes, Labels()), Division(seed=seed)) for seed in (0, 0, 1)]
+    assert plan[0].clips == plan[1].clips
+    assert plan[0].clips != plan[2].clips
+
+
+def one_hot(labels):
+    counts = np.zeros((len(labels), max(labels) + 2), dtype=int)
+    counts[np.arange(len(labels)), labels] = 1
+    counts[:, -1] = 1
+    return counts
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(0, 4), min_size=3, max_size=120),
+    st.lists(st.integers(1, 10), min_size=2, max_size=5),
+    st.integers(0, 3),
+)
+def test_single_clips_are_spread_to_the_nearest_whole_number(labels, shares, seed):
+    counts = one_hot(labels)
+    sides = deal_groups(counts, shares, seed)
+    assert set(sides) <= set(range(len(shares)))
+    for label in set(labels):
+        own = np.bincount(sides[np.array(labels) == label], minlength=len(shares))
+        wanted = own.sum() * np.array(shares) / sum(shares)
+        if own.sum() >= len(shares):
+            assert (own > 0).all()  # no side without a class that has enough
+        if (wanted >= 1).all():
+            assert (np.abs(own - wanted) < 1 + 1e-9).all()
+
+
+def test_groups_are_as_even_as_those_of_scikit_learn():
+    random = np.random.default_rng(5)
+    groups = random.integers(0, 60, 3000)
+    labels = (random.integers(0, 8, 3000) + groups) % 11
+    counts = np.zeros((60, 12), dtype=int)
+    np.add.at(counts, (groups, labels), 1)
+    counts[:, -1] = np.bincount(groups, minlength=60)
+
+    def spread(of_clip):
+        table = np.zeros((5, 11))
+        np.add.at(table, (of_clip, labels), 1)
+        return table.std(axis=0).mean()
+
+    theirs = np.zeros(3000, dtype=int)
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    for i, (_, test) in enumerate(folds.split(np.zeros(3000), labels, groups)):
+        theirs[test] = i
+    assert spread(deal_groups(counts, (1.0,) * 5, 0)[groups]) < 1.2 * spread(theirs)
+
+
+def test_group_numbers_join_twins():
+    assert group_numbers(["a", "b", "c", "d", "a"], []).tolist() == [0, 1, 2, 3, 0]
+    assert group_numbers(["a", "b", "c", "d", "a"], [[1, 4], [2, 3]]).tolist() == [0, 0, 1, 1, 0]
+
+
+# --- sound ----------------------------------------------------------------------------------
+
+
+def test_rates_channels_and_duration(tmp_path):
+    for label in ("a", "b"):
+        for i in range(3):
+            seed = 3 * (label == "a") + i
+            samples = 4410 + 4410 * i
+            sound(tmp_path / "s" / label / f"{i}.flac", seed, samples, 44100, channels=2)
+    form = Form((16000, 32000), 0.2)
+    made = make(tmp_path / "s", tmp_path / "tasks", form=form)
+    task = read_task(made.folder)
+    assert task.rates() == task.source_rates() == [16000, 32000]
+    assert task.sample_duration == 0.2
+    names = {name for split in task.splits for name in task.annotations(split)}
+    assert names == {
+        f"{a}_{i}.flac.wav" for a in "ab" for i in range(3)
+    }  # none may be called alike
+    for rate in task.rates():
+        for split in task.splits:
+            for name in task.annotations(split):
+                audio, found = soundfile.read(task.audio(split, name, rate), always_2d=True)
+                assert (audio.shape, found) == ((rate // 5, 2), rate)
+                kept = round(rate * min(0.2, 0.1 + 0.1 * int(name[2])))
+                assert np.abs(audio[kept - 50 : kept]).max() > 0
+                assert np.abs(audio[kept:]).max(initial=0) == 0
+
+
+def test_highest_rate_is_the_default(tmp_path):
+    for i, rate in enumerate((8000, 16000, 16000, 8000, 16000, 8000)):
+        sound(tmp_path / "s" / "ab"[i % 2] / f"{i}.wav", i, rate // 10, rate)
+    made = make(tmp_path / "s", tmp_path / "tasks")
+    assert read_task(made.folder).rates() == [16000]
+    assert any("2 sample rates" in note for note in made.notes)
+
+
+def test_form_of_a_file(tmp_path):
+    sound(tmp_path / "a.wav", 1, 44100, 44100)
+    header = read_header(tmp_path / "a.wav")
+    for rate in (44100, 16000):
+        (tmp_path / str(rate)).mkdir()
+    facts = make_sound(tmp_path / "a.wav", header, Form((44100, 16000)), tmp_path, "x")
+    assert (tmp_path / "44100" / "x.wav").read_bytes() == (tmp_path / "a.wav").read_bytes()
+    assert soundfile.info(tmp_path / "16000" / "x.wav").frames == 16000
+    assert (facts["samples"], facts["suffix"]) == (44100, ".wav")
+    audio, _ = soundfile.read(tmp_path / "a.wav", dtype="float32")
+    soundfile.write(tmp_path / "b.flac", audio, 44100, subtype="PCM_16")
+    flac = make_sound(tmp_path / "b.flac", header, Form((44100,)), tmp_path, "y")
+    assert flac["suffix"] == ".flac"
+    assert flac["hash"] == facts["hash"] == digest(audio[None], 44100)
+    assert digest(audio[None], 22050) != facts["hash"]
+
+
+@pytest.mark.parametrize("wrong", [{"rates": (16,)}, {"duration": 0.0}, {"duration": np.nan}])
+def test_forms_that_cannot_be(wrong):
+    with pytest.raises(OptionError):
+        Form(**wrong)
+
+
+def test_names_in_the_task():
+    assert task_names({"a/x.wav": ".wav", "b/y.mp3": ".wav"}) == {
+        "a/x.wav": "x.wav",
+        "b/y.mp3": "y.mp3.wav",
+    }
+    assert task_names({"a/x.wav": ".wav", "b/X.wav": ".wav"}) == {
+        "a/x.wav": "a_x.wav",
+        "b/X.wav": "b_X.wav",
+    }
+    with pytest.raises(TaskError, match="would both be called"):
+        task_names({"a/x.wav": ".wav", "a_x.wav": ".wav", "b/x.wav": ".wav"})
+
+
+# --- equal sound ----------------------------------------------------------------------------
+
+
+def test_twins_stay_on_one_side(classes, tmp_path):
+    for i in range(1, 5):
+        (classes / "cat" / f"cat{i}.wav").write_bytes((classes / "cat" / "cat0.wav").read_bytes())
+    for seed in range(3):
+        out = tmp_path / f"tasks{seed}"
+        made = make(classes, out, division=Division(seed=seed))
+        sides = [
+            split
+            for split, files in annotations(made.folder).items()
+            for i in range(5)
+            if f"cat{i}.wav" in files
+        ]
+        assert len(sides) == 5
+        assert len(set(sides)) == 1
+        (note,) = [note for note in made.notes if "several times" in note]
+        assert note.startswith("1 sounds are there several times, on one side: cat/cat0.wav = ")
+
+
+def test_twins_on_given_sides_and_of_other_labels_are_named(classes, tmp_path):
+    (classes / "dog" / "dog1.wav").write_bytes((classes / "cat" / "cat0.wav").read_bytes())
+    sides = ["train", "test", "valid", "train", "test"] * 4
+    rows = [f"{row},{side}" for row, side in zip(GOOD, sides, strict=True)]
+    listed = table(tmp_path / "l.csv", ["file,label,split", *rows])
+    notes = make(classes, tmp_path / "tasks", csv=listed).notes
+    assert any("trained on: train/cat/cat0.wav = test/dog/dog1.wav" in note for note in notes)
+    assert any("labelled differently: cat/cat0.wav (cat) = dog/dog1.wav (dog)" in n for n in notes)
+
+
+# --- resumed, replaced ----------------------------------------------------------------------
+
+
+def test_killed_run_goes_on_and_repeats_nothing(classes, tmp_path, monkeypatch):
+    whole = make(classes, tmp_path / "whole", form=Form((8000, 16000)))
+    code = (
+        "import os, pathlib\n"
+        "from gram_hear.evaluation.making.build import *\n"
+        "def stop(done, total):\n"
+        "    if done == 7:\n"
+        "        os._exit(9)\n"
+        "recipe = Recipe('mine', form=Form((8000, 16000)))\n"
+        f"plan = plan_task(pathlib.Path({str(classes)!r}), recipe)\n"
+        f"make_task(plan, pathlib.Path({str(tmp_path / 'tasks')!r}), jobs=1, progress=stop)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    assert done.returncode == 9
+    work = tmp_path / "tasks" / ".mine-v1-full.making"
+    assert os.listdir(tmp_path / "tasks") == [work.name]
+    with open(work / "sounds.jsonl", "a") as file:
+        file.write('{"file": "cat')  # the line that is being written
+    calls = []
+
+    def counted(path, *rest):
+        calls.append(path)
+        return make_sound(path, *rest)
+
+    monkeypatch.setattr(build, "make_sound", counted)
+    made = make(classes, tmp_path / "tasks", form=Form((8000, 16000)))
+    assert made.found >= 7
+    assert len(calls) == 20 - made.found
+    assert contents(made.folder) == contents(whole.folder)
+    calls.clear()
+    assert make(classes, tmp_path / "tasks", form=Form((8000, 16000))).found == 20
+    assert calls == []
+
+
+def test_killed_while_the_task_is_assembled(classes, tmp_path, monkeypatch):
+    whole = make(classes, tmp_path / "whole")
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "_move_in", fail)
+        with pytest.raises(KeyboardInterrupt):
+            make(classes, tmp_path / "tasks")
+    assert not (tmp_path / "tasks" / "mine-v1-full").exists()
+    made = make(classes, tmp_path / "tasks")
+    assert made.found == 20
+    assert contents(made.folder) == contents(whole.folder)
+
+
+def test_files_that_changed_are_made_anew(classes, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_move_in", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        make(classes, tmp_path / "tasks")
+    monkeypatch.undo()
+    sound(classes / "cat" / "cat0.wav", 4242, samples=1000)
+    made = make(classes, tmp_path / "tasks")
+    assert made.found == 19
+    path = next(made.folder.glob(f"{RATE}/*/cat0.wav"))
+    assert path.read_bytes() == (classes / "cat" / "cat0.wav").read_bytes()
+
+
+def test_another_task_is_replaced_only_by_force(classes, tmp_path):
+    first = make(classes, tmp_path / "tasks")
+    before = contents(first.folder)
+    with pytest.raises(OptionError, match="--force"):
+        make(classes, tmp_path / "tasks", division=Division(folds=4))
+    assert contents(first.folder) == before
+    made = make(classes, tmp_path / "tasks", division=Division(folds=4), force=True)
+    assert read_task(made.folder).splits == ("fold00", "fold01", "fold02", "fold03")
+    assert os.listdir(tmp_path / "tasks") == ["mine-v1-full"]
+    (tmp_path / "other" / "mine-v1-full").mkdir(parents=True)
+    with pytest.raises(OptionError, match="is no task"):
+        make(classes, tmp_path / "other", force=True)
+
+
+def test_many_threads_make_the_same(classes, tmp_path):
+    one = make(classes, tmp_path / "one", form=Form((8000,)))
+    many = make(classes, tmp_path / "many", form=Form((8000,)), jobs=4)
+    assert contents(one.folder) == contents(many.folder)
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["make-task", *map(str, arguments)])
+
+
+def test_command_makes_what_hear_eval_takes(flat, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(MODULES))
+    options = (
+        flat,
+        "--name",
+        "words",
+        "--pattern",
+        "{label}_{speaker}_{}",
+        "--group-by",
+        "speaker",
+        "--metric",
+        "top1_acc,mAP",
+        "--rates",
+        "8000,16000",
+    )
+    dry = run(*options, "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert not (tmp_path / "tasks").exists()
+    done = run(*options)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == str(Path("tasks", "words-v1-full"))
+    assert done.stdout == dry.stdout
+    assert run(*options).stdout == done.stdout
+    scored = CliRunner().invoke(
+        app, ["--module", "logmel", "--grid", "faster", "--grid-points", "1"]
+    )
+    assert scored.exit_code == 0, scored.output
+    assert "words-v1-full" in scored.stdout
+    facts = json.loads(run(*options, "--json").stdout)
+    assert facts["splits"] == {"train": 4, "valid": 4, "test": 4}
+    assert facts["classes"]["no"] == {"train": 2, "valid": 2, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shares", "a"], "--shares is 'a'"),
+        (["--rates", "8k"], "--rates is '8k'"),
+        (["--columns", "file"], "--columns has 'file'"),
+        (["--metric", "top1"], "Did you mean 'top1_acc'"),
+        (["--metric", "MAE"], "is of localisation tasks"),
+        (["--name", "../up"], "must begin with a letter"),
+        (["--jobs", "0"], "jobs is 0"),
+        (["--csv", "none.csv"], "none.csv cannot be read"),
+    ],
+)
+def test_command_refuses(classes, tmp_path, options, message):
+    done = run(classes, "--tasks-dir", tmp_path / "tasks", *options)
+    assert done.exit_code == 1
+    assert message in str(done.exception)
+    assert not (tmp_path / "tasks").exists()

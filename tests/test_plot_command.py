@@ -1,0 +1,225 @@
+"""gram-hear plot and gram-hear locate, from the command line to the picture."""
+
+import csv
+import io
+import json
+import math
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from matplotlib.image import imread
+
+from gram_hear import cli
+from gram_hear.checkpoints.store import encoder_only, load_checkpoint, save_checkpoint
+from gram_hear.hear import Options, from_checkpoint
+from gram_hear.localisation import Head, Locator, describe_head
+
+SOUNDS = Path(__file__).parent / "data" / "sounds"
+MODEL = "gram-tiny-untrained"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Return a function that runs gram-hear in tmp_path: (exit code, stdout, stderr)."""
+
+    def run_here(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gram-hear", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
+    monkeypatch.chdir(tmp_path)
+    return run_here
+
+
+@pytest.fixture
+def binaural(tmp_path):
+    """A second of noise and a second of silence at 16 kHz, in tmp_path."""
+    samples = 0.1 * np.random.default_rng(0).standard_normal((32000, 2))
+    samples[16000:] = 0
+    soundfile.write(tmp_path / "sound.wav", samples, 16000)
+    return "sound.wav"
+
+
+@pytest.fixture
+def head(tmp_path):
+    """A head that hears everything at azimuth 90."""
+    checkpoint, options = load_checkpoint(MODEL), Options(layer=1)
+    head = Head(1536, 0, 256)
+    head.output.weight.data.zero_()
+    head.output.bias.data.copy_(40 * head.grid[:, 1])
+    config = describe_head(checkpoint, MODEL, options, 1536, 0, 256)
+    return Locator(from_checkpoint(checkpoint, options), head, config).save(
+        tmp_path / "head.safetensors"
+    )
+
+
+# --- plot -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sound", "height"),
+    [("mono_vowels.mp3", 1000), ("binaural_passing.flac", 1000), ("ambix_circling.wav", 2000)],
+)
+def test_a_sound_of_any_layout_and_rate_becomes_a_picture(command, tmp_path, sound, height):
+    code, out, err = command(
+        "plot", SOUNDS / sound, "-o", "a.png", "-m", MODEL, "--layer", 1, "--duration", 1.5
+    )
+    assert (code, out) == (0, "a.png\n"), err
+    pixels = imread(tmp_path / "a.png")
+    assert pixels.shape[1] == 1320
+    assert pixels.shape[0] > height
+    assert pixels[..., :3].std() > 0.1
+
+
+def test_the_picture_is_named_after_the_sound_and_not_replaced(command, tmp_path, binaural):
+    options = ("plot", binaural, "--layer", 1)
+    assert command(*options)[:2] == (0, "sound.png\n")
+    code, out, err = command(*options)
+    assert (code, out) == (1, "")
+    assert "sound.png is there already. Use --force" in err
+    assert command(*options, "--force")[0] == 0
+
+
+def test_of_a_long_file_a_part_is_shown_and_that_is_said(command, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "long.wav", 0.1 * np.ones((8000 * 12, 1)), 8000)
+    monkeypatch.setattr("gram_hear.commands.plot.SHOWN", 1.0)
+    code, _, err = command("plot", "long.wav", "--layer", 1, "--start", 10.5)
+    assert code == 0
+    assert "long.wav goes on: 10.5 to 11.5 s are shown; see --duration" in err
+    code, _, err = command("plot", "long.wav", "--start", 12, "--force")
+    assert code == 1
+    assert "--start is 12 s, and long.wav ends at 12.00 s" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--start", -1), "--start is -1 s; it must be 0 or more"),
+        (("--duration", 0), "--duration is 0 s; it must be more than 0"),
+        (("--duration", 601), "at most 600 s"),
+        (("--strategy", "cls"), "takes raw or mean"),
+        (("-o", "a.jpg"), "must end in .png"),
+        (("-o", "none/a.png"), "no folder none"),
+        (("--convention", "ambx"), "Did you mean 'ambix'?"),
+        (("-m", "gram-tiny-untraned"), "Did you mean"),
+    ],
+)
+def test_what_cannot_be_drawn_is_an_error_and_writes_nothing(
+    command, tmp_path, binaural, options, message
+):
+    code, out, err = command("plot", binaural, *options)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["sound.wav"]
+
+
+def test_files_that_are_no_sound_are_errors(command, tmp_path):
+    (tmp_path / "empty.wav").touch()
+    for name, message in {"none.wav": "no file none.wav", "empty.wav": "is empty"}.items():
+        code, _, err = command("plot", name, "--layer", 1)
+        assert code == 1
+        assert message in err
+
+
+@pytest.mark.parametrize("sound", ["mono_vowels.mp3", "ambix_circling.wav"])
+def test_a_masked_window_is_reconstructed(command, tmp_path, sound):
+    options = ("plot", SOUNDS / sound, "--reconstruction", "-m", MODEL, "--start", 0.5)
+    code, out, err = command(*options)
+    assert (code, out) == (0, f"{Path(sound).stem}.reconstruction.png\n"), err
+    first = imread(tmp_path / out.strip())
+    assert command(*options, "-o", "again.png")[0] == 0
+    assert command(*options, "-o", "other.png", "--seed", 1)[0] == 0
+    np.testing.assert_array_equal(imread(tmp_path / "again.png"), first)
+    assert (imread(tmp_path / "other.png") != first).any()
+
+
+def test_an_encoder_alone_does_not_reconstruct(command, tmp_path, binaural):
+    save_checkpoint(encoder_only(load_checkpoint(MODEL)), tmp_path / "encoder.safetensors")
+    code, _, err = command("plot", binaural, "--reconstruction", "-m", "encoder.safetensors")
+    assert code == 1
+    assert "encoder.safetensors holds an encoder alone" in err
+    assert "without --encoder-only" in err
+
+
+# --- locate ---------------------------------------------------------------------------------
+
+
+def test_locate_prints_directions_and_draws_them(command, tmp_path, binaural, head):
+    code, out, err = command("locate", binaural, "--head", head, "-o", "a.png", "--step", 1)
+    assert code == 0, err
+    lines = [line.split("│") for line in out.splitlines() if "│" in line]
+    cells = [[cell.strip() for cell in line[1:-1]] for line in lines]
+    sounds, silent, overall = cells
+    assert (sounds[0], overall[0]) == ("0.00 - 1.00", "overall")
+    assert sounds[1:4] == overall[1:4]
+    azimuth, side = sounds[1].split()
+    assert (abs(int(azimuth) - 90) < 4, side) == (True, "left")
+    assert abs(int(sounds[2])) < 4
+    assert silent[:4] == ["1.00 - 2.00", "silent", "", ""]
+    assert "drawn: a.png" in err
+    assert imread(tmp_path / "a.png").shape[:2] == (840, 1560)
+
+
+def test_locate_prints_every_row_as_json_and_csv(command, binaural, head):
+    code, out, _ = command("locate", binaural, "--head", head, "--json", "--start", 0.5)
+    assert code == 0
+    found = json.loads(out)
+    assert abs(found["overall"]["azimuth_deg"] - 90) < 4
+    assert (found["file"], found["model"]) == ("sound.wav", MODEL)
+    times = [row["time_s"] for row in found["rows"]]
+    np.testing.assert_allclose(times, 0.535 + 0.08 * np.arange(19))
+    assert abs(found["rows"][0]["azimuth_deg"] - 90) < 4
+    assert found["rows"][-1]["azimuth_deg"] is None
+    assert [row["silent"] for row in found["rows"]] == [
+        row["azimuth_deg"] is None for row in found["rows"]
+    ]
+    code, out, _ = command("locate", binaural, "--head", head, "--csv", "--start", 0.5)
+    assert code == 0
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [float(row["time_s"]) for row in rows] == times
+    assert float(rows[0]["azimuth_deg"]) == found["rows"][0]["azimuth_deg"]
+    assert rows[-1]["azimuth_deg"] == ""
+    assert math.isclose(float(rows[0]["level_dbfs"]), -20, abs_tol=1.5)
+
+
+def test_silence_has_no_direction(command, tmp_path, head):
+    soundfile.write(tmp_path / "silence.wav", np.zeros((8000, 2)), 16000)
+    code, out, err = command("locate", "silence.wav", "--head", head, "--json")
+    assert code == 0
+    assert json.loads(out)["overall"] is None
+    assert "all of it is silent" in err
+
+
+def test_locate_takes_two_ears_alone(command, head):
+    for name, message in {
+        "mono_impacts.ogg": "is mono",
+        "ambix_circling.wav": "Ambisonics",
+    }.items():
+        code, out, err = command("locate", SOUNDS / name, "--head", head)
+        assert (code, out) == (1, "")
+        assert message in err
+        assert "Give a binaural sound" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--json", "--csv"), "choose one"),
+        (("--step", 0), "--step is 0 s"),
+        (("--duration", -1), "--duration is -1 s"),
+        (("--head", "none.safetensors"), "no such file"),
+        (("--model", "gramm-tiny-untrained"), "another model"),
+        (("-o", "sound.wav"), "must end in .png"),
+    ],
+)
+def test_what_cannot_be_located_is_an_error(command, binaural, head, options, message):
+    code, out, err = command("locate", binaural, "--head", head, *options)
+    assert (code, out) == (1, "")
+    assert message in err

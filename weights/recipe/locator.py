@@ -1,0 +1,297 @@
+"""Train the head that tells where a sound comes from, on the frozen rows of a binaural model.
+
+    python weights/recipe/locator.py MODEL CLIPS RIRS gram-tiny-locator.safetensors
+
+MODEL is a name or a file of a binaural model; CLIPS a folder of sound files, as
+``weights/recipe/clips.py`` makes them; RIRS an indexed set with train, valid and test rooms, as
+``gram-hear rirs`` makes it. Scenes are made of excerpts of 4 s with synthetic noise, embedded, and
+held in memory as float16. Clips and rooms of the three splits are different ones: the head learns
+on the first, stops by the second, and its errors on the second and third are printed as JSON.
+
+Training scenes are also heard mirrored, with the ears exchanged: the head KEMAR, as most heads, is
+nearly symmetric, and there are twice as many directions. The same command gives the same head.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gram_hear.audio.files import find_audio, read_audio
+from gram_hear.checkpoints.store import load_checkpoint
+from gram_hear.hear import HearModel, Options, from_checkpoint
+from gram_hear.localisation import (
+    SHARPNESS,
+    Head,
+    Locator,
+    answers,
+    describe_head,
+    registered_name,
+    row_levels,
+)
+from gram_hear.scenes.geometry import angles, turn
+from gram_hear.scenes.mixing import mix, to_level
+from gram_hear.scenes.noises import open_noise
+from gram_hear.scenes.rirs import RirSet, open_rirs
+
+SECONDS = 4.0
+SNR = (5.0, 40.0)  # dB
+NOISES = 32  # of each split: long ones, of which excerpts are taken
+NOISE_SECONDS = 12.0
+ACTIVE = 20.0  # dB below the loudest row of the dry sound, up to which a row counts as sounding
+SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}  # of the clips
+BATCH = 512  # rows
+PATIENCE = 5  # epochs without a better validation
+EPOCHS = 60
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """The rows of a split's scenes.
+
+    Attributes:
+        rows: (scenes, rows, d) float16.
+        directions: (scenes, 3) float32 unit vectors to the source.
+        active: (scenes, rows) bool, where the source sounds.
+    """
+
+    rows: Tensor
+    directions: Tensor
+    active: Tensor
+
+
+class SceneMaker:
+    """Makes the scenes of a split: each depends on the seed and its own numbers alone."""
+
+    def __init__(self, model: HearModel, rirs: RirSet, clips: Sequence[Path], seed: int) -> None:
+        self.model = model
+        self.rirs = rirs
+        self.seed = seed
+        self.rate = model.sample_rate
+        self.samples = round(SECONDS * self.rate)
+        order = np.random.default_rng(seed).permutation(len(clips))
+        edges = np.round(len(clips) * np.cumsum([0, *SHARES.values()])).astype(int)
+        self.clips = {
+            split: [clips[i] for i in order[first:last]]
+            for split, first, last in zip(SHARES, edges[:-1], edges[1:], strict=True)
+        }
+
+    def make(self, split: str, per_room_scene: int, mirrored: bool) -> Scenes:
+        """Embed ``per_room_scene`` sounds in each scene of the split's rooms."""
+        rows, directions, active = [], [], []
+        for audio, direction, sounds in self._mixtures(split, per_room_scene):
+            for flip in (False, True) if mirrored else (False,):
+                heard = audio.flip(0) if flip else audio
+                rows.append(self.model.embed([heard])[0].half())
+                directions.append(direction * torch.tensor([1.0, -1.0 if flip else 1.0, 1.0]))
+                active.append(sounds[: len(rows[-1])])
+        return Scenes(torch.stack(rows), torch.stack(directions), torch.stack(active))
+
+    def _mixtures(self, split: str, per_room_scene: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the audio (2, samples), the direction (3,), and in which rows the source sounds."""
+        number = list(SHARES).index(split)
+        pool = open_noise(None, self.rate)
+        noises = [
+            pool.draw([self.seed, number, i], round(NOISE_SECONDS * self.rate)).audio
+            for i in range(NOISES)
+        ]
+        for i in self.rirs.indices(split):
+            rirs, metadata = self.rirs.read(i)
+            directions = _directions(metadata, len(rirs))
+            # Every source of a training room has its turn: rooms take long to simulate.
+            turns = len(directions) if split == "train" else 1
+            for again in range(per_room_scene):
+                source = again % turns
+                generator = np.random.default_rng([self.seed, number, i, again])
+                clip = self._draw_clip(split, generator)
+                noise = noises[int(generator.integers(NOISES))]
+                place = int(generator.integers(len(noise) - self.samples))
+                excerpt = torch.from_numpy(noise[place : place + self.samples])[None]
+                snr = [float(generator.uniform(*SNR))]
+                order = [source, *(k for k in range(len(rirs)) if k != source)]
+                room = torch.from_numpy(rirs[order])[None]
+                has_noise = len(rirs) > 1
+                mixed = mix(clip, room, excerpt, snr=snr) if has_noise else mix(clip, room)
+                direction = torch.from_numpy(directions[source]).float()
+                yield mixed.audio[0], direction, self._sounding(clip)
+
+    def _draw_clip(self, split: str, generator: np.random.Generator) -> Tensor:
+        """Return an excerpt (1, samples) at the usual level, of a clip that is not silent."""
+        while True:
+            path = self.clips[split][int(generator.integers(len(self.clips[split])))]
+            audio = read_audio(path, self.rate).audio[0]
+            place = int(generator.integers(max(1, len(audio) - self.samples + 1)))
+            excerpt = audio[place : place + self.samples]
+            if np.abs(excerpt).max() > 1e-4:
+                padded = np.pad(excerpt, (0, self.samples - len(excerpt)))
+                return to_level(torch.from_numpy(padded)[None])
+
+    def _sounding(self, clip: Tensor) -> Tensor:
+        """Return in which rows a dry clip sounds, (rows,) bool."""
+        config = self.model.config
+        count = self.model.plan(self.samples).windows
+        both = clip[:, None].expand(-1, 2, -1)
+        windows = self.model.gram.cut_windows(both, count, self.model.window_fill)
+        levels = row_levels(windows, config.front_end, config.patch.frames)
+        return levels > levels.max() - ACTIVE
+
+
+def _directions(metadata: dict[str, Any], sources: int) -> np.ndarray:
+    """Return unit vectors (n, 3) to a scene's source and noise sources, where these are known."""
+    found = [np.array(metadata["direction"])]
+    noises = metadata.get("noises") or []
+    if len(noises) == sources - 1:
+        for place in noises:
+            away = turn(np.subtract(place, metadata["listener"]), -metadata["yaw"])
+            found.append(away / np.linalg.norm(away))
+    return np.stack(found)
+
+
+def train_head(train: Scenes, valid: Scenes, given: argparse.Namespace) -> Head:
+    """Train a head on rows in which the source sounds; return the best on ``valid``."""
+    inputs, directions = _sounding_rows(train)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(given.seed)
+        head = Head(inputs.shape[1], given.hidden, given.directions, given.dropout)
+        statistics = inputs[:: max(1, len(inputs) // 20000)].float()
+        head.mean.copy_(statistics.mean(dim=0))
+        head.scale.copy_(statistics.std(dim=0).clamp(min=1e-3))
+        optimizer = torch.optim.AdamW(
+            head.parameters(), given.learning_rate, weight_decay=given.decay
+        )
+        best, state, waited = math.inf, head.state_dict(), 0
+        for epoch in range(EPOCHS):
+            head.train()
+            for chosen in torch.randperm(len(inputs)).split(BATCH):
+                loss = _cross_entropy(head, inputs[chosen], directions[chosen])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            validation = _validate(head.eval(), valid)
+            _say(f"epoch {epoch}: validation {validation:.4f}")
+            waited += 1
+            if validation < best:
+                best, waited = validation, 0
+                state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+            if waited == PATIENCE:
+                break
+    head.load_state_dict(state)
+    return head
+
+
+def _cross_entropy(head: Head, rows: Tensor, directions: Tensor) -> Tensor:
+    """Return how far the head is from a von Mises-Fisher distribution around the true direction."""
+    targets = (SHARPNESS * directions @ head.grid.T).softmax(dim=1)
+    return -(targets * head(rows.float())).sum(dim=1).mean()
+
+
+def _sounding_rows(scenes: Scenes) -> tuple[Tensor, Tensor]:
+    """Return the rows (n, d) in which the source sounds, and their directions (n, 3)."""
+    directions = scenes.directions[:, None].expand(-1, scenes.rows.shape[1], -1)
+    return scenes.rows[scenes.active], directions[scenes.active]
+
+
+@torch.no_grad()
+def _validate(head: Head, scenes: Scenes) -> float:
+    return float(_cross_entropy(head, *_sounding_rows(scenes)))
+
+
+@torch.no_grad()
+def evaluate(head: Head, scenes: Scenes) -> dict[str, dict[str, float | None]]:
+    """Return the errors of single rows in which the source sounds, and of whole scenes."""
+    _, true = _sounding_rows(scenes)
+    rows, whole = [], []
+    for values, active in zip(scenes.rows, scenes.active, strict=True):
+        probabilities = head(values[active].float()).exp().double().numpy()
+        rows.append(answers(probabilities))
+        whole.append(answers(probabilities.mean(axis=0, keepdims=True)))
+    return {
+        "rows": direction_errors(np.concatenate(rows), true.double().numpy()),
+        "scenes": direction_errors(np.concatenate(whole), scenes.directions.double().numpy()),
+    }
+
+
+def direction_errors(predicted: np.ndarray, true: np.ndarray) -> dict[str, float | None]:
+    """Return errors in degrees of vectors (n, 3) of any length.
+
+    Azimuth over the full circle; and folded: front and back are one, as the angle to the median
+    plane has it. Front and back are confused where the source is at least 15 degrees from the
+    plane through the ears, and the predicted direction is on its other side; None for no such one.
+    """
+    unit = predicted / np.maximum(np.linalg.norm(predicted, axis=1, keepdims=True), 1e-9)
+    great_circle = np.degrees(np.arccos((unit * true).sum(axis=1).clip(-1, 1)))
+    (azimuth, elevation), (true_azimuth, true_elevation) = angles(predicted), angles(true)
+    around = np.abs((azimuth - true_azimuth + 180) % 360 - 180)
+    folded = np.abs(_fold(azimuth) - _fold(true_azimuth))
+    off_plane = np.abs(np.cos(np.radians(true_azimuth))) > math.sin(math.radians(15))
+    confused = np.sign(predicted[:, 0]) != np.sign(true[:, 0])
+    return {
+        "count": len(true),
+        "median_angular_error": float(np.median(great_circle)),
+        "median_azimuth_error": float(np.median(around)),
+        "median_azimuth_error_folded": float(np.median(folded)),
+        "mean_azimuth_error_folded": float(folded.mean()),
+        "front_back_confusions": float(confused[off_plane].mean()) if off_plane.any() else None,
+        "median_elevation_error": float(np.median(np.abs(elevation - true_elevation))),
+        "median_elevation_error_of_0": float(np.median(np.abs(true_elevation))),
+    }
+
+
+def _fold(azimuth: np.ndarray) -> np.ndarray:
+    """Bring azimuths to the front half, [-90, 90]."""
+    return np.degrees(np.arcsin(np.sin(np.radians(azimuth))))
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Make the scenes, train, write the head, and print its errors."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("clips", type=Path)
+    parser.add_argument("rirs", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--strategy", choices=("raw", "mean"), default="raw")
+    parser.add_argument("--layer", type=int, default=4, help="0 is the last")
+    parser.add_argument("--hidden", type=int, default=128, help="0 is a linear head")
+    parser.add_argument("--directions", type=int, default=256, help="on the sphere")
+    parser.add_argument("--dropout", type=float, default=0.3)
+    parser.add_argument("--decay", type=float, default=0.1)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--sounds", type=int, default=6, help="in each scene of the RIRs")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    start = time.monotonic()
+    checkpoint = load_checkpoint(given.model)
+    layer = given.layer or None
+    model = from_checkpoint(checkpoint, Options(strategy=given.strategy, layer=layer))
+    rirs = open_rirs(given.rirs, "binaural", model.sample_rate)
+    maker = SceneMaker(model, rirs, list(find_audio(given.clips)), given.seed)
+    made = {}
+    with torch.inference_mode():
+        for split in SHARES:
+            made[split] = maker.make(split, given.sounds, mirrored=split == "train")
+            _say(f"{len(made[split].rows)} scenes for {split}, {time.monotonic() - start:.0f} s")
+    head = train_head(made["train"], made["valid"], given)
+    size = model.timestamp_embedding_size
+    name = registered_name(given.model)
+    belongs = describe_head(checkpoint, name, model.options, size, given.hidden, given.directions)
+    Locator(model, head, belongs).save(given.output)
+    errors = {split: evaluate(head, made[split]) for split in ("valid", "test")}
+    _say(f"{given.output} after {time.monotonic() - start:.0f} s")
+    print(json.dumps(errors, indent=2))
+
+
+if __name__ == "__main__":
+    main()
