@@ -63,6 +63,7 @@ from gram_hear.writing import write_whole
 
 EVALUATED = (*DRY, *(f"{name}{NATURAL}" for name in DRY), DIRECTIONS, f"{KINDS}{LOCALISATION}")
 BLOCKS = {False: "evidence", True: "ablation"}  # by whether two models are compared
+HEADS = {"evidence": "## The model", "ablation": "## Two models compared"}
 
 
 def read_command(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -255,7 +256,7 @@ def write_results(folder: Path, name: str, results: Mapping[str, Any]) -> None:
     page, data = folder / "results.md", folder / "results.json"
     text = page.read_text(encoding="utf-8") if page.is_file() else "# Results\n"
     try:
-        made = replace_block(text, name, describe(results))
+        made = replace_block(text, name, f"{HEADS[name]}\n\n{describe(results)}")
     except ValueError as error:
         raise OptionError(f"{page} cannot be brought up to date: {error}") from error
     others = json.loads(data.read_text(encoding="utf-8")) if data.is_file() else {}
@@ -271,9 +272,9 @@ def collect(given: argparse.Namespace) -> dict[str, Any]:
     tasks = make_tasks(given)
     folders = embed_all(contenders, tasks, given)
     scored = predict_all(folders, given)
-    order = [who.title for who in contenders]
-    scored, folders = ({title: each[title] for title in order} for each in (scored, folders))
-    return {**settings, **measure(scored, folders)}
+    order = [who.title for who in contenders]  # pieces of work end in any order
+    scored = {title: scored[title] for title in order}
+    return {**settings, **measure(scored, {title: folders[title] for title in order})}
 
 
 def _cpu_minutes() -> float:

@@ -108,14 +108,11 @@ def accuracies(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
         {
             result.task: result.score
             for result in read_results(folder)
-            if not (folder / result.task / LOCALISATION_FILE).is_file()
+            if result.score is not None and not (folder / result.task / LOCALISATION_FILE).is_file()
         }
         for folder in folders
     ]
-    return {
-        task: summary([scores[task] for scores in by_seed if scores[task] is not None])
-        for task in by_seed[0]
-    }
+    return {task: summary([scores[task] for scores in by_seed]) for task in by_seed[0]}
 
 
 def direction_errors(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:

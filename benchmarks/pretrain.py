@@ -232,20 +232,21 @@ def measure_wait(step: Step, loader: DataLoader) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=("tiny", "small", "base"), default="tiny")
-    parser.add_argument("--batch", type=int, help="clips of a step: 8 for tiny, else 1")
+    parser.add_argument("--batch", type=int, help="clips of a step: 4 for tiny, else 1")
     parser.add_argument("--steps", type=int, help="that count: 15 for tiny, else 5")
     parser.add_argument("--workers", type=int, default=1)
     for name in ("--clips", "--rirs", "--noises"):
         parser.add_argument(name, help="as in training; default: synthetic")
     arguments = parser.parse_args()
     tiny = arguments.size == "tiny"
-    batch = arguments.batch or (8 if tiny else 1)
+    batch = arguments.batch or (4 if tiny else 1)
     steps = WARM + (arguments.steps or (15 if tiny else 5))
     torch.set_num_threads(1)
     torch.manual_seed(0)
     name = "tiny" if tiny else "gramt-binaural"
-    options = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["data"]
-    module = Pretraining(layout="binaural", size=arguments.size)
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    options = config["data"]
+    module = Pretraining("binaural", arguments.size, depth=config["model"].get("depth"))
     windows = batch * options["windows"]
     print(
         f"{arguments.size}: {batch} clips of {options['seconds']:g} s x {options['windows']} "

@@ -286,7 +286,7 @@ def test_options_before_a_command_are_refused(place, option):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_an_interrupted_run_says_how_to_go_on(place):
     log = place / "log"
-    options = json.dumps({"log": str(log), "pause": 0.2})
+    options = json.dumps({"log": str(log), "pause": 2.0})
     arguments = ["embed", "faulty", "--device", "cpu", "--model-options", options]
     process = subprocess.Popen(
         [sys.executable, "-m", "gram_hear.evaluation", *arguments],
