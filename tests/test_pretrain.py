@@ -378,7 +378,11 @@ def test_under_slurm_no_other_checkpoint_is_written(fit, tmp_path, monkeypatch):
     slurm = {"NTASKS": "1", "JOB_NAME": "gramt", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0"}
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.setattr("subprocess.call", pytest.fail)  # of scontrol, to requeue
+    (environment,) = cli._cluster()
+    assert not environment.auto_requeue
+    with monkeypatch.context() as patch:  # torchrun inside a job counts its own processes
+        patch.setenv("TORCHELASTIC_RUN_ID", "gramt")
+        assert cli._cluster() == []
     stop_at(monkeypatch, 2, signal.SIGUSR1)
     assert fit(trainer__devices=1, trainer__num_nodes=1) == 128 + signal.SIGUSR1
     assert sorted(path.name for path in (tmp_path / "run").rglob("*.ckpt")) == ["last.ckpt"]

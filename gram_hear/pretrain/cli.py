@@ -12,7 +12,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -117,8 +117,12 @@ def _as_list(plugins: Any) -> list[Any]:
 
 
 def _cluster() -> list[SLURMEnvironment]:
-    """Return SLURM's environment under srun: jobs are requeued by it, and saved by us alone."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    """Return SLURM's environment under srun alone; torchrun in a job has its own.
+
+    SLURM requeues jobs; they are saved here, not by Lightning.
+    """
+    srun = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if srun else []
 
 
 def best_precision(accelerator: Any) -> str:
