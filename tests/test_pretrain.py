@@ -352,6 +352,26 @@ def test_the_mask_token_is_trained(whole):
 # --- stopping and resuming ------------------------------------------------------------------
 
 
+def test_stopped_at_a_validated_step_the_validation_is_kept(fit, whole, tmp_path, monkeypatch):
+    options = {"data__validate_every": 3, "checkpoints__keep_every": 4}
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        assert fit(**options) == 143
+    assert fit("--ckpt_path", "last", **options) == 0
+    assert curve(tmp_path / "run", "validation/loss") == curve(whole, "validation/loss")
+    assert (tmp_path / "run" / "pictures" / "step-000000003.png").exists()
+
+
+def test_a_run_that_ends_early_is_saved(fit, tmp_path):
+    assert fit(trainer__max_epochs=1, trainer__limit_train_batches=2) == 0
+    assert load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2
+
+
+def test_gradients_are_never_reversed(fit, capsys):
+    assert fit(trainer__gradient_clip_val=-1) == 1
+    assert "gradient_clip_val is -1; it must be above 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_stopped_and_resumed_is_the_same_to_the_bit(
     fit, whole, tmp_path, monkeypatch, capsys, number

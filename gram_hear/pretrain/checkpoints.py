@@ -118,6 +118,7 @@ class Checkpoints(StepCounter, Checkpoint):
         self.keep_every = keep_every
         self.best: float | None = None  # the validation loss of best.ckpt
         self._received: int | None = None
+        self._saved: int | None = None  # the step of last.ckpt
         self._before: dict[int, Any] = {}
 
     # --- signals ----------------------------------------------------------------------------
@@ -159,18 +160,37 @@ class Checkpoints(StepCounter, Checkpoint):
         return Path(trainer.default_root_dir) / FOLDER
 
     def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Save where it is time to, or the process was told to stop."""
+        """Save where it is time to, or the process was told to stop.
+
+        After a step that is validated this waits for the validation, which a run that is resumed
+        from here would leave out.
+        """
+        every = trainer.datamodule.validate_every  # type: ignore[attr-defined]
+        if not trainer.enable_validation or step % every:
+            self._save_if_due(trainer, step)
+
+    def _save_if_due(self, trainer: Trainer, step: int) -> None:
         stop = trainer.strategy.reduce_boolean_decision(self._received is not None, all=False)
         keep = step % self.keep_every == 0
         due = stop or keep or step % self.every == 0 or step >= trainer.max_steps
         if not due or _is_trial(trainer):
             return
-        last = self.folder(trainer) / LAST
-        trainer.save_checkpoint(last)
+        last = self._save_last(trainer)
         if keep and trainer.is_global_zero:
             write_whole(last.with_name(f"step-{step:09d}.ckpt"), _link_or_copy(last))
         if stop:
             raise Stopped(last, step, 128 + (self._received or signal.SIGTERM))
+
+    def _save_last(self, trainer: Trainer) -> Path:
+        last = self.folder(trainer) / LAST
+        trainer.save_checkpoint(last)
+        self._saved = trainer.global_step
+        return last
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save where training ends before its last step, as by trainer.max_time."""
+        if trainer.global_step not in (0, self._saved) and not _is_trial(trainer):
+            self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save where no validation loss was lower."""
@@ -184,6 +204,7 @@ class Checkpoints(StepCounter, Checkpoint):
             if trainer.is_global_zero:
                 text = json.dumps({"step": trainer.global_step, "validation/loss": loss}) + "\n"
                 write_whole(path.with_suffix(".json"), lambda file: file.write_text(text))
+        self._save_if_due(trainer, trainer.global_step)
 
 
 def _is_trial(trainer: Trainer) -> bool:

@@ -156,7 +156,11 @@ class Pretraining(LightningModule):
                 f"trainer.gradient_clip_algorithm is {gradient_clip_algorithm!r}; gradients are "
                 "clipped by their norm. Leave it out."
             )
-        limit = math.inf if gradient_clip_val is None else float(gradient_clip_val)
+        limit = float(gradient_clip_val or math.inf)  # 0 is none, as Lightning has it
+        if limit < 0:
+            raise OptionError(
+                f"trainer.gradient_clip_val is {limit:g}; it must be above 0, or 0 to clip nothing."
+            )
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
         self.step_loss, self.gradient_norm = torch.stack(self._losses).mean(), norm
         # Gradients in float16 may overflow, in which case the scaler passes the step over.
