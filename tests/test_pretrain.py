@@ -367,6 +367,20 @@ def test_a_run_that_ends_early_is_saved(fit, tmp_path):
     assert load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2
 
 
+def test_a_picture_that_cannot_be_written_is_no_traceback(fit, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gram_hear.pretrain.callbacks.write_whole", full)
+    assert fit(data__validate_every=2) == 1
+    assert "No space left on device. What was saved is kept" in capsys.readouterr().err
+
+
+def test_an_empty_path_is_not_the_current_folder(fit, capsys):
+    assert fit(data__clips="") == 1
+    assert "data.clips is empty" in capsys.readouterr().err
+
+
 def test_gradients_are_never_reversed(fit, capsys):
     assert fit(trainer__gradient_clip_val=-1) == 1
     assert "gradient_clip_val is -1; it must be above 0" in capsys.readouterr().err

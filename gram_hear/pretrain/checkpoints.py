@@ -65,8 +65,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch's writer of archives raises the latter
             kept = "; the last one that was written is kept" if path.exists() else ""
             raise CheckpointError(
-                f"The checkpoint {path} could not be written ({error}){kept}. Make room on the "
-                "disk, and resume with --ckpt_path last."
+                f"The checkpoint {path} could not be written ({_reason(error)}){kept}. Make room "
+                "on the disk, and resume with --ckpt_path last."
             ) from error
 
     def load_checkpoint(
@@ -78,6 +78,14 @@ class WholeCheckpointIO(TorchCheckpointIO):
             CheckpointError: where it is not there, not whole, or holds other than plain values.
         """
         return read_checkpoint(Path(path))
+
+
+def _reason(error: BaseException) -> BaseException:
+    """Return the system's error behind one of torch's writer, which does not say it."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, OSError):
+        seen = seen.__context__
+    return seen or error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

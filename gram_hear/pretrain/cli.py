@@ -181,8 +181,18 @@ def run() -> int:
         return _leave(str(stopped), stopped.code)
     except KeyboardInterrupt:
         return _leave("Interrupted before there was anything to save.", INTERRUPTED)
+    except SystemExit as leaving:  # Lightning's, on Ctrl-C before there was a step
+        if not isinstance(leaving.__context__, KeyboardInterrupt):
+            raise
+        return _leave("Interrupted before there was anything to save.", INTERRUPTED)
     except (GramError, MisconfigurationException) as error:
         return _leave(f"error: {error}", 1)
+    except OSError as error:  # of pictures, curves and the like: a full disk
+        return _leave(
+            f"error: {error}. What was saved is kept; see to the disk, and go on with "
+            "--ckpt_path last.",
+            1,
+        )
     return 0
 
 

@@ -123,6 +123,14 @@ class PretrainingData(LightningDataModule):
                 raise OptionError(
                     f"data.{name} is {getattr(self, name)}; it must be at least {value}."
                 )
+        for name in ("clips", "rirs", "noises"):
+            for option in (name, f"validation_{name}"):
+                given = getattr(self, option)
+                if "" in (given if isinstance(given, list) else [given]):
+                    raise OptionError(
+                        f"data.{option} is empty; give a path, or leave it out. (A variable of the "
+                        "shell may not be set.)"
+                    )
         if self.seed >= HELD_OUT:
             raise OptionError(f"data.seed is {self.seed}; it must be below {HELD_OUT}.")
 
