@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from gram_hear.errors import GramError
 
@@ -57,11 +58,12 @@ def work(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let PyTorch use one thread, with which its sums do not depend on the machine's cores."""
+    """Use one thread, PyTorch's and NumPy's, so that sums do not depend on the machine's cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1):
+            yield
     finally:
         torch.set_num_threads(before)
 
