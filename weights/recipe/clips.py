@@ -1,13 +1,13 @@
 """Make the clips that gram-tiny learns from: speech of espeak-ng, and synthetic sounds.
 
-    python weights/recipe/clips.py clips --speech 6000 --sounds 3000
+    python weights/recipe/clips.py clips --speech 2400 --sounds 600
 
 Writes FLAC files of at most 10 s, one channel, into OUTPUT/speech and OUTPUT/sounds. Clip i depends
 on the seed and i alone; files that are there are kept, so that an interrupted run goes on. Needs
 the program espeak-ng (Debian's package; version 1.51 was used).
 
 Speech: numbers, which espeak-ng reads in the language at hand, and words without meaning, drawn
-from syllables; 120 languages, many voices, of which each clip has one, at a speed, pitch and length
+from syllables; 89 languages and dialects, 73 voices, of which each clip has one, at a speed, pitch and length
 of the vocal tract of its own. Some speak on, others leave pauses between words. A third is stored
 at 8 kHz and a quarter at 16 kHz, as recordings are. No recording of a person is in it.
 """
@@ -131,8 +131,8 @@ def main() -> None:
     """Make what is not there yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--speech", type=int, default=6000)
-    parser.add_argument("--sounds", type=int, default=3000)
+    parser.add_argument("--speech", type=int, default=2400)
+    parser.add_argument("--sounds", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with ProcessPoolExecutor() as pool:
