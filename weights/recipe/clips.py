@@ -7,9 +7,9 @@ on the seed and i alone; files that are there are kept, so that an interrupted r
 the program espeak-ng (Debian's package; version 1.51 was used).
 
 Speech: numbers, which espeak-ng reads in the language at hand, and words without meaning, drawn
-from syllables; 89 languages and dialects, 73 voices, of which each clip has one, at a speed, pitch and length
-of the vocal tract of its own. Some speak on, others leave pauses between words. A third is stored
-at 8 kHz and a quarter at 16 kHz, as recordings are. No recording of a person is in it.
+from syllables; 89 languages and dialects, 73 voices, of which each clip has one, at a speed, pitch
+and length of the vocal tract of its own. Some speak on, others leave pauses between words. A third
+is stored at 8 kHz and a quarter at 16 kHz, as recordings are. No recording of a person is in it.
 """
 
 import argparse
