@@ -207,7 +207,7 @@ def _group(files: Sequence[str], preparation: Preparation) -> list[list[str]]:
     room = 0.0
     for file in files:
         try:
-            with SoundReader(file, preparation.rate) as reader:
+            with SoundReader(file, preparation.rate, any_channels=True) as reader:
                 size = 2 * reader.duration * preparation.rate
         except AudioError:
             size = 0.0  # that of a file that fails, as whoever reads it will say
@@ -331,7 +331,7 @@ def _clips(group: Group, preparation: Preparation, failed: list[dict[str, Any]])
 
 def _clips_of(file: str, number: int, preparation: Preparation) -> Iterator[_Clip]:
     stem = re.sub(r"[^A-Za-z0-9_-]", "-", Path(file).stem)[:STEM]
-    with SoundReader(file, preparation.rate) as reader:
+    with SoundReader(file, preparation.rate, any_channels=True) as reader:
         blocks = _first_channel(reader)
         pieces: Iterable[Iterable[np.ndarray]] = [blocks]
         if preparation.seconds is not None:

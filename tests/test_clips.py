@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gram_hear.errors import AudioError, OptionError, SceneError
-from gram_hear.pretrain import clips as module
-from gram_hear.pretrain.clips import open_clips
+from gram_hear.pretrain.clips import _Part, open_clips
+from gram_hear.scenes import archives
 
 RATE = 32000
 
@@ -123,14 +123,14 @@ def test_other_rates_are_resampled_and_excerpts_are_full(tmp_path):
 def test_excerpt_of_a_long_member_reads_little(tmp_path, monkeypatch):
     long = write_tar(tmp_path / "a.tar", {"a.wav": encode(tone(2_000_000), format="WAV")})
     count = 0
-    readinto = module._Part.readinto
+    readinto = _Part.readinto
 
     def counted(self, buffer):
         nonlocal count
         count += (read := readinto(self, buffer))
         return read
 
-    monkeypatch.setattr(module._Part, "readinto", counted)
+    monkeypatch.setattr(_Part, "readinto", counted)
     read(open_clips(long), 0, 10000, seed=3)
     assert 0 < count < 400_000
 
@@ -177,7 +177,7 @@ def test_index_is_kept_and_follows_the_tar(tmp_path, tar, monkeypatch):
         raise AssertionError("indexed again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "index_tar", fail)
+        patch.setattr(archives, "index_tar", fail)
         again = open_clips(tmp_path)
     assert [again.name(i) for i in range(6)] == [first.name(i) for i in range(6)]
     np.testing.assert_array_equal(read(again, 5), read(first, 5))
@@ -200,7 +200,7 @@ def test_folder_that_cannot_be_written_to_is_read(tar, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module, "write_whole", refuse)
+    monkeypatch.setattr(archives, "write_whole", refuse)
     assert len(open_clips(tar)) == 6
 
 

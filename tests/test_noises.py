@@ -104,9 +104,10 @@ def test_excerpts_lie_within_the_sound(tmp_path_factory, samples, seed):
 
 def test_first_channel_is_taken_and_resampled(tmp_path):
     times = np.arange(16000) / 16000
-    stereo = np.stack([np.sin(2 * np.pi * 440 * times), np.zeros(16000)], axis=1)
-    soundfile.write(tmp_path / "tone.wav", stereo, 16000, subtype="FLOAT")
-    write_tar(tmp_path / "more.tar", {"tone.flac": encoded(stereo, 16000)})
+    surround = np.zeros((16000, 6))  # any number of channels
+    surround[:, 0] = np.sin(2 * np.pi * 440 * times)
+    soundfile.write(tmp_path / "tone.wav", surround, 16000, subtype="FLOAT")
+    write_tar(tmp_path / "more.tar", {"tone.flac": encoded(surround, 16000)})
     for path in ("tone.wav", "more.tar"):
         noise = open_noise(tmp_path / path, RATE).draw([0], 10**6)
         assert noise.whole

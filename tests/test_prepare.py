@@ -32,11 +32,11 @@ def steps(samples, channels=1, seed=0):
 
 @pytest.fixture
 def sounds(tmp_path):
-    """A folder of sounds: 2.5 s, 0.5 s in stereo, 1.25 s at 44.1 kHz, and 3 s deeper down."""
+    """A folder of sounds: 2.5 s, 0.5 s in six channels, 1.25 s at 44.1 kHz, and 3 s deeper down."""
     folder = tmp_path / "sounds"
     (folder / "deep").mkdir(parents=True)
     soundfile.write(folder / "a.b c.wav", steps(80000, 1, 1), RATE, subtype="PCM_16")
-    soundfile.write(folder / "b.flac", steps(16000, 2, 2), RATE, subtype="PCM_16")
+    soundfile.write(folder / "b.flac", steps(16000, 6, 2), RATE, subtype="PCM_16")
     soundfile.write(folder / "c.ogg", 0.3 * np.sin(np.arange(55125) / 20), 44100)
     soundfile.write(folder / "deep" / "d.wav", steps(96000, 1, 4), RATE, subtype="FLOAT")
     return folder
@@ -87,7 +87,7 @@ def test_files_are_cut_into_clips(tmp_path, sounds):
     assert summary["failed"] == []
     first = np.concatenate([found[f"00000000_a-b-c_000{i}.flac"][0] for i in range(2)])
     np.testing.assert_array_equal(first, steps(80000, 1, 1)[:64000, 0])
-    np.testing.assert_array_equal(found["00000001_b_0000.flac"][0], steps(16000, 2, 2)[:, 0])
+    np.testing.assert_array_equal(found["00000001_b_0000.flac"][0], steps(16000, 6, 2)[:, 0])
 
 
 def test_files_are_kept_whole(tmp_path, sounds):

@@ -449,6 +449,7 @@ def test_unreadable_rooms_and_noises_give_way_too():
     ("parts", "message"),
     [
         ({"clips": Clips(broken=range(11))}, "11 clips in a row .* the last: clip .* decoded"),
+        ({"clips": Clips(1, broken=[0])}, "The only one of the clips could not be read"),
         ({"rooms": Rooms(broken=range(5))}, "5 rooms in a row could not be read"),
         ({"noises": Noises(10, failing=10**6)}, "100 noises in a row could not be read"),
     ],
@@ -636,14 +637,14 @@ def test_no_rooms_for_clips_that_need_them():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("mono", RATE), "set clean_fraction to 1"),
-        (("binaural", RATE, 0, "dev"), "split 'dev'"),
-        (("binaural", RATE, 0, "train", 0), "0 rooms"),
+        ({"layout": "mono"}, "set clean_fraction to 1"),
+        ({"split": "dev"}, "split 'dev'"),
+        ({"count": 0}, "0 rooms"),
     ],
 )
 def test_rooms_that_cannot_be_simulated(options, message):
     with pytest.raises(OptionError, match=message):
-        SimulatedRooms(*options)
+        open_rooms(**{"path": None, "layout": "binaural", "rate": RATE} | options)
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,7 @@ def test_tars_anywhere_below_and_a_single_one(tmp_path):
     one = open_rirs(tmp_path / "train-1.tar")
     assert len(one) == 2
     np.testing.assert_array_equal(one.read(1)[0], found.read(3)[0])
+    assert (tmp_path / ".train-1.tar.index.npz").is_file()  # the tar is not scanned again
 
 
 @pytest.mark.parametrize(
@@ -526,6 +527,14 @@ def test_folder_of_other_files_is_not_touched(tmp_path):
 )
 def test_rooms_are_shared_out(rooms, valid, test, expected):
     assert RirPlan(rooms, valid=valid, test=test).rooms_of_splits == expected
+
+
+def test_set_that_vanishes_is_an_error(tmp_path):
+    build(tmp_path, layouts=("binaural",))
+    found = open_rirs(tmp_path)
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(SceneError, match="cannot be read: No such file"):
+        found.read(0)
 
 
 @pytest.mark.parametrize(

@@ -82,13 +82,15 @@ class SoundReader:
     """A sound file, open to be read in resampled blocks.
 
     Attributes:
-        channels: 1, 2 or 4.
+        channels: 1, 2 or 4, or any number where that was asked for.
         file_rate: the file's own sample rate in Hz.
         duration: seconds of the file; from its header (0 where that does not know) until all blocks
             are read, then as read.
     """
 
-    def __init__(self, path: str | os.PathLike, sample_rate: int) -> None:
+    def __init__(
+        self, path: str | os.PathLike, sample_rate: int, *, any_channels: bool = False
+    ) -> None:
         import soundfile
 
         self.path = Path(path)
@@ -110,7 +112,7 @@ class SoundReader:
         self.file_rate: int = self._file.samplerate
         self._promised = 0 if self._file.frames >= UNKNOWN else self._file.frames
         self.duration: float = self._promised / self.file_rate
-        if self.channels not in LAYOUT_OF_AUDIO:
+        if self.channels not in LAYOUT_OF_AUDIO and not any_channels:
             self._file.close()
             raise AudioError(
                 f"{self.path} has {self.channels} channels; allowed are 1 (mono), 2 (binaural) and "

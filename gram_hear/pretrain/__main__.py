@@ -10,7 +10,7 @@ from gram_hear.extras import need
 def main() -> int:
     """Run the command line, where the packages that it needs are there."""
     try:
-        for package in ("lightning", "jsonargparse", "tensorboard"):
+        for package in ("lightning", "jsonargparse", "tensorboard", "matplotlib"):
             need(package, "pretrain")
     except OptionError as error:
         say(f"error: {error}")

@@ -50,7 +50,8 @@ class StepCounter(Callback):
 class Curves(StepCounter):
     """Logs loss, learning rate, gradient norm and speed, every trainer.log_every_n_steps steps.
 
-    Off a terminal, where there is no progress bar, it prints them too.
+    Where that is 0, in the last step alone. Off a terminal, where there is no progress bar, it
+    prints them too.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,7 +83,7 @@ class Curves(StepCounter):
         """Log, where it is time to."""
         assert isinstance(module, Pretraining)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if step % every and step < trainer.max_steps:
+        if step < trainer.max_steps and (not every or step % every):
             return
         loss = float(trainer.strategy.reduce(module.step_loss, reduce_op="mean"))
         skipped = float(trainer.strategy.reduce(module.skipped, reduce_op="sum"))

@@ -135,7 +135,9 @@ class Checkpoints(StepCounter, Checkpoint):
         """Take over the signals to stop, which Lightning would act on in the midst of a step."""
         super().on_train_start(trainer, pl_module)
         # From the folder, not the checkpoint: best.ckpt may be newer than what is resumed from.
-        self.best = trainer.strategy.broadcast(read_best(self.folder(trainer)))
+        # One that a new run finds is another run's.
+        best = read_best(self.folder(trainer)) if trainer.global_step else None
+        self.best = trainer.strategy.broadcast(best)
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 

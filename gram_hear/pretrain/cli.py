@@ -1,6 +1,7 @@
 """The command line of pretraining, on LightningCLI."""
 
 import logging
+import os
 import sys
 import warnings
 from itertools import pairwise
@@ -21,6 +22,8 @@ from gram_hear.console import INTERRUPTED, say
 from gram_hear.errors import GramError, OptionError, nearest
 from gram_hear.pretrain.callbacks import Curves, Pictures, ProgressBar, shows_progress
 from gram_hear.pretrain.checkpoints import (
+    FOLDER,
+    LAST,
     Checkpoints,
     Stopped,
     WholeCheckpointIO,
@@ -47,7 +50,7 @@ class PretrainingCLI(LightningCLI):
             Pretraining,
             PretrainingData,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"allow_abbrev": False},
+            parser_kwargs={"allow_abbrev": False, "prog": "python -m gram_hear.pretrain"},
             trainer_defaults={
                 # The stream is shared out here, and begins where it should after a restart.
                 "use_distributed_sampler": False,
@@ -81,6 +84,7 @@ class PretrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer: precision, logger and checkpoints as the house has them."""
         given = self._get(self.config_init, "trainer")
+        _check_share(given)
         root = Path(given.default_root_dir or ".")
         progress = given.enable_progress_bar is not False and shows_progress()
         if progress:
@@ -89,17 +93,28 @@ class PretrainingCLI(LightningCLI):
             "default_root_dir": root,
             "precision": given.precision or best_precision(given.accelerator),
             "enable_progress_bar": progress,
-            "plugins": [*_as_list(given.plugins), *_cluster(), WholeCheckpointIO()],
         }
         if given.logger is None:
             kwargs["logger"] = TensorBoardLogger(root, name=None, version=BOARD)
         try:
-            return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError) as error:
+            plugins = [*_as_list(given.plugins), *_cluster(), WholeCheckpointIO()]
+            trainer = super().instantiate_trainer(**kwargs, plugins=plugins)
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
             raise OptionError(f"The trainer cannot be made so: {error}") from error
+        _check_processes(trainer)
+        return trainer
 
     def before_fit(self) -> None:
-        """Say what is about to be done."""
+        """Say what is about to be done.
+
+        Raises:
+            OptionError: where it is not said how long.
+        """
+        if self.trainer.max_steps < 1:
+            raise OptionError(
+                f"trainer.max_steps is {self.trainer.max_steps}; the schedule needs it. Begin with "
+                "a config, such as --config gramt-binaural, or give --trainer.max_steps."
+            )
         if _rank() == 0:
             parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
             say(
@@ -107,6 +122,46 @@ class PretrainingCLI(LightningCLI):
                 f"{self.datamodule.batch} clips x {self.datamodule.windows} windows a step; "
                 f"{'synthetic sounds' if self.datamodule.clips is None else 'recorded sounds'}; "
                 f"into {self.trainer.default_root_dir}."
+            )
+            data = self.datamodule
+            if data.clean_fraction == 1 and data.clips and not data.validation_clips:
+                say(
+                    "All clips stay dry and data.validation_clips is not given: the validation "
+                    "loss will be of clips that are learned from."
+                )
+
+    def after_fit(self) -> None:
+        """Say what there is now."""
+        trainer, data = self.trainer, self.datamodule
+        if _rank() or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        steps = trainer.max_steps
+        if data.position >= steps * data.batch:
+            say(
+                f"The checkpoint has all {steps} steps of this run already; nothing was done. To "
+                "train longer, raise trainer.max_steps: the learning rate goes on at that "
+                "schedule's place."
+            )
+            return
+        last = Path(trainer.default_root_dir) / FOLDER / LAST
+        say(
+            f"Trained {trainer.global_step} steps; {last} is saved. To embed with it: gram-hear "
+            f"convert {last} model.safetensors"
+        )
+
+
+def _check_share(given: Any) -> None:
+    """Refuse what would show a run the same samples again, as if they were others.
+
+    Raises:
+        OptionError: for Lightning's options that cut an epoch short.
+    """
+    for name in ("limit_train_batches", "overfit_batches"):
+        if given.get(name) and not given.fast_dev_run:
+            raise OptionError(
+                f"trainer.{name} is {given.get(name):g}; it would begin the stream of samples anew "
+                "after so many. Train on fewer clips with data.clips, for fewer steps with "
+                "trainer.max_steps, or try a step with trainer.fast_dev_run."
             )
 
 
@@ -116,13 +171,30 @@ def _as_list(plugins: Any) -> list[Any]:
     return plugins if isinstance(plugins, list) else [plugins]
 
 
-def _cluster() -> list[SLURMEnvironment]:
-    """Return SLURM's environment under srun alone; torchrun in a job has its own.
+def _uses_srun() -> bool:
+    """Whether srun starts the processes; torchrun in a job has its own count of them."""
+    return SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
 
-    SLURM requeues jobs; they are saved here, not by Lightning.
+
+def _cluster() -> list[SLURMEnvironment]:
+    """Return SLURM's environment under srun. It requeues jobs; they are saved here."""
+    return [SLURMEnvironment(auto_requeue=False)] if _uses_srun() else []
+
+
+def _check_processes(trainer: Trainer) -> None:
+    """Refuse a job whose processes are not one for each device.
+
+    Raises:
+        OptionError: where they would train the same model side by side, or wait for others.
     """
-    srun = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
-    return [SLURMEnvironment(auto_requeue=False)] if srun else []
+    tasks = int(os.environ["SLURM_NTASKS"]) if _uses_srun() else trainer.world_size
+    if tasks != trainer.num_devices * trainer.num_nodes:
+        raise OptionError(
+            f"The SLURM job has {tasks} tasks, and the trainer uses {trainer.num_devices} devices "
+            f"on each of {trainer.num_nodes} nodes. Ask for one task for each device: "
+            "--ntasks-per-node as trainer.devices, --nodes as trainer.num_nodes, and start with "
+            "srun."
+        )
 
 
 def best_precision(accelerator: Any) -> str:
@@ -187,6 +259,14 @@ def run() -> int:
         return _leave("Interrupted before there was anything to save.", INTERRUPTED)
     except (GramError, MisconfigurationException) as error:
         return _leave(f"error: {error}", 1)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        return _leave(
+            f"error: a process that loads data ended by itself ({error}). It may have run out of "
+            "memory: lower data.workers. What was saved is kept; go on with --ckpt_path last.",
+            1,
+        )
     except OSError as error:  # of pictures, curves and the like: a full disk
         return _leave(
             f"error: {error}. What was saved is kept; see to the disk, and go on with "

@@ -8,11 +8,9 @@ some 40 bytes a clip: the processes that load data share them.
 import io
 import math
 import os
-import zipfile
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +18,7 @@ import numpy as np
 from gram_hear.audio.files import SUFFIXES, UNKNOWN, find_audio
 from gram_hear.audio.synthesis import synthesise_clip
 from gram_hear.errors import AudioError, OptionError, SceneError
-from gram_hear.scenes.archives import Member, find_below, first_channel, index_tar
-from gram_hear.writing import write_whole
+from gram_hear.scenes.archives import NPY, Member, find_below, find_members, first_channel
 
 NPY_RATE = 32000  # Hz of arrays, which do not say it: that of the published recipe
 SYNTHETIC_CLIPS = 4096
@@ -123,7 +120,7 @@ class RecordedClips(ClipSet):
                 # As bytes, so that names that are not UTF-8 can be opened too.
                 with open(os.fsencode(sound), "rb") as file:
                     audio = _decode(file, str(sound), samples, rate, generator)
-            elif sound.name.lower().endswith(".npy"):
+            elif sound.name.lower().endswith(NPY):
                 audio = _excerpt(_first(sound), samples, rate, generator)
             else:
                 audio = _decode(_Part(sound), str(sound), samples, rate, generator)
@@ -167,49 +164,16 @@ def _find(path: Path) -> Iterator[Path | Member]:
     if path.is_dir():
         yield from find_audio(path)
         for tar in find_below(path, ".tar"):
-            yield from _index(tar)
+            yield from find_members(tar, (*SUFFIXES, NPY))
     elif not path.is_file():
         raise SceneError(f"There is no folder or file {path} of clips.")
     elif path.name.lower().endswith(".tar"):
-        yield from _index(path)
+        yield from find_members(path, (*SUFFIXES, NPY))
     else:
         yield path
 
 
 # --- tars -----------------------------------------------------------------------------------
-
-
-def _index(tar: Path) -> list[Member]:
-    """Return the members of a tar, from what an earlier run found where the tar is the same."""
-    status = tar.stat()
-    stamp = np.array([status.st_size, status.st_mtime_ns])
-    kept = tar.with_name(f".{tar.name}.index.npz")
-    if (found := _read_index(kept, stamp)) is not None:
-        return [Member(tar, name, *place) for name, place in found]
-    members = index_tar(tar, (*SUFFIXES, ".npy"))
-    places = np.array([(m.offset, m.size) for m in members], dtype=np.int64).reshape(-1, 2)
-    names = np.frombuffer(b"\0".join(os.fsencode(m.name) for m in members), dtype=np.uint8)
-
-    def write(path: Path) -> None:
-        with open(path, "wb") as file:
-            np.savez(file, stamp=stamp, places=places, names=names)
-
-    with suppress(OSError):  # in a folder that cannot be written to, tars are indexed every time
-        write_whole(kept, write)
-    return members
-
-
-def _read_index(path: Path, stamp: np.ndarray) -> list[tuple[str, list[int]]] | None:
-    """Return names, and offsets and sizes; None where nothing is kept, or of another tar."""
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            if not np.array_equal(kept["stamp"], stamp):
-                return None
-            names = os.fsdecode(kept["names"].tobytes()).split("\0")
-            places = kept["places"].tolist()
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-        return None
-    return list(zip(names, places, strict=True)) if len(names) == len(places) else None
 
 
 class _Part(io.RawIOBase):

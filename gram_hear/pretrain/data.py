@@ -298,9 +298,9 @@ def _first_readable(what: str, there: int, read: Callable[[int], Read]) -> tuple
             return read(attempt), attempt
         except (AudioError, SceneError) as error:
             reason = error
-    raise AudioError(
-        f"{min(there, TRIES)} {what} in a row could not be read; the last: {reason}"
-    ) from reason
+    tried = min(there, TRIES)
+    all_of = f"{tried} {what} in a row" if tried > 1 else f"The only one of the {what}"
+    raise AudioError(f"{all_of} could not be read; the last: {reason}") from reason
 
 
 def collate(samples: Sequence[Sample]) -> Sample:

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from gram_hear.config import FrontEndConfig, ModelConfig
-from gram_hear.errors import CheckpointError, OptionError
+from gram_hear.errors import CheckpointError, GramError, OptionError
 from gram_hear.pretrain.clips import ClipSet, open_clips
 from gram_hear.pretrain.data import EpochSampler, Recipe, Sample, SampleSet, collate
 from gram_hear.pretrain.module import Pretraining
@@ -33,11 +33,22 @@ class TimedLoader(DataLoader[Sample]):
         samples = super().__iter__()
         while True:
             start = time.perf_counter()
-            batch = next(samples, None)
+            try:
+                batch = next(samples, None)
+            except GramError as error:  # of a process that loads data
+                raise type(error)(_message(error)) from error
             self.waited += time.perf_counter() - start
             if batch is None:
                 return
             yield batch
+
+
+def _message(error: GramError) -> str:
+    """Return an error's own message, without the traceback of the process that it comes from."""
+    text = str(error)
+    if "DataLoader worker process" not in text:
+        return text
+    return text.rpartition(f"{type(error).__name__}: ")[2].strip()
 
 
 class PretrainingData(LightningDataModule):
@@ -85,7 +96,8 @@ class PretrainingData(LightningDataModule):
             workers: processes that load data, for each device; 0 loads between steps.
             seed: of all draws, and of what is synthetic.
             rooms: how many are simulated.
-            validation_clips: null takes the training clips, in held-out rooms.
+            validation_clips: null takes the training clips, in held-out rooms; where they stay dry,
+                as for mono models, the loss is then of what was trained on.
             validation_rirs: null takes the held-out scenes of the training RIRs ("valid", or
                 where a set has none, "test").
             validation_noises: null takes the training noises.

@@ -81,6 +81,8 @@ class Pretraining(LightningModule):
                 f"learning_rate is {learning_rate}, weight_decay {weight_decay} and warmup "
                 f"{warmup}; the first must be above 0, the others at least 0."
             )
+        if not all(0 <= beta < 1 for beta in betas):
+            raise OptionError(f"betas is {list(betas)}; both must be at least 0 and below 1.")
         self.learning_rate = learning_rate
         self.betas = betas
         self.weight_decay = weight_decay
@@ -165,7 +167,9 @@ class Pretraining(LightningModule):
         self.step_loss, self.gradient_norm = torch.stack(self._losses).mean(), norm
         # Gradients in float16 may overflow, in which case the scaler passes the step over.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if not (self.step_loss + (0 if scaled else norm)).isfinite():
+        finite = bool((self.step_loss + (0 if scaled else norm)).isfinite())
+        # Of a loss one process alone may know, and all must stop.
+        if not self.trainer.strategy.reduce_boolean_decision(finite):
             raise TrainingError(self._why_stopped())
         self._losses.clear()
         self._indices.clear()
@@ -183,9 +187,10 @@ class Pretraining(LightningModule):
         samples = indices[wrong if wrong.any() else torch.ones_like(wrong)].flatten().sort().values
         return (
             f"The {what} of step {self.global_step + 1} is not finite, and training stopped before "
-            f"it. Samples of the stream in it: {', '.join(map(str, samples.tolist()))}. The last "
-            "checkpoint is kept. Resume from it with a lower model.learning_rate, or in float32 "
-            "(trainer.precision 32-true), or without the clips of these samples."
+            f"it. Samples of the stream in it: {', '.join(map(str, samples.tolist()))}. What was "
+            "saved is kept. Go on from it (--ckpt_path last, or best) with a lower "
+            "model.learning_rate, or in float32 (trainer.precision 32-true), or without the clips "
+            "of these samples."
         )
 
     # --- optimizer --------------------------------------------------------------------------
@@ -193,11 +198,6 @@ class Pretraining(LightningModule):
     def configure_optimizers(self) -> Any:
         """Return AdamW of all parameters, and a learning rate that changes with every step."""
         steps = self.trainer.max_steps
-        if steps < 1:
-            raise OptionError(
-                f"trainer.max_steps is {steps}; the schedule needs it. Begin with a config, such "
-                "as --config gramt-binaural, or give --trainer.max_steps."
-            )
         optimizer = AdamW(
             self.parameters(),
             lr=self.learning_rate,

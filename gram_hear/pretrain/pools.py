@@ -55,11 +55,6 @@ class SimulatedRooms:
     def __init__(
         self, layout: str, rate: int, seed: int = 0, split: str = "train", count: int = ROOMS
     ) -> None:
-        if layout not in LAYOUTS:
-            raise OptionError(
-                f"Rooms cannot be simulated for {layout} models, only for {' and '.join(LAYOUTS)} "
-                "ones. Mono models learn from dry clips: set clean_fraction to 1."
-            )
         if split not in SPLITS or seed < 0 or count < 1:
             raise OptionError(
                 f"{count} rooms of split {split!r} and seed {seed} were asked for; give at least "
@@ -123,6 +118,11 @@ def open_rooms(
         SceneError: for a set that cannot be read, or is of another rate.
         OptionError: for a layout or a split that the set does not have.
     """
+    if layout not in LAYOUTS:
+        raise OptionError(
+            f"There are no rooms for {layout} models, only for {' and '.join(LAYOUTS)} ones. Mono "
+            "models learn from dry clips: set clean_fraction to 1."
+        )
     if path is None:
         return SimulatedRooms(layout, rate, seed, split, count)
     rirs = open_rirs(path, layout, rate)

@@ -7,13 +7,18 @@ import io
 import math
 import os
 import tarfile
+import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from gram_hear.errors import SceneError
+from gram_hear.writing import write_whole
+
+NPY = ".npy"
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,44 @@ def index_tar(path: Path, suffixes: tuple[str, ...]) -> list[Member]:
         if member.offset + member.size > size:
             raise SceneError(f"{path} ends in the midst of {member.name}; fetch it anew.")
     return members
+
+
+def find_members(path: Path, suffixes: tuple[str, ...]) -> list[Member]:
+    """Return the members of a tar as :func:`index_tar`, from what an earlier call found.
+
+    That is kept beside the tar, where the folder can be written to, and is good for as long as the
+    tar has the same size and time.
+    """
+    status = path.stat()
+    stamp = np.array([status.st_size, status.st_mtime_ns])
+    kept = path.with_name(f".{path.name}.index.npz")
+    found = _read_index(kept, stamp)
+    if found is not None and all(name.lower().endswith(suffixes) for name, _ in found):
+        return [Member(path, name, *place) for name, place in found]
+    members = index_tar(path, suffixes)
+    places = np.array([(m.offset, m.size) for m in members], dtype=np.int64).reshape(-1, 2)
+    names = np.frombuffer(b"\0".join(os.fsencode(m.name) for m in members), dtype=np.uint8)
+
+    def write(place: Path) -> None:
+        with open(place, "wb") as file:
+            np.savez(file, stamp=stamp, places=places, names=names)
+
+    with suppress(OSError):  # in a folder that cannot be written to, tars are indexed every time
+        write_whole(kept, write)
+    return members
+
+
+def _read_index(path: Path, stamp: np.ndarray) -> list[tuple[str, list[int]]] | None:
+    """Return names, and offsets and sizes; None where nothing is kept, or of another tar."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            if not np.array_equal(kept["stamp"], stamp):
+                return None
+            names = os.fsdecode(kept["names"].tobytes()).split("\0")
+            places = kept["places"].tolist()
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    return list(zip(names, places, strict=True)) if len(names) == len(places) else None
 
 
 def _member(path: Path, found: tarfile.TarInfo, suffixes: tuple[str, ...]) -> Member:

@@ -12,7 +12,7 @@ import numpy as np
 from gram_hear.audio.files import SUFFIXES, SoundReader, find_audio
 from gram_hear.audio.synthesis import synthesise_noise
 from gram_hear.errors import AudioError, OptionError, SceneError
-from gram_hear.scenes.archives import Member, find_below, first_channel, index_tar
+from gram_hear.scenes.archives import NPY, Member, find_below, find_members, first_channel
 
 NPY_RATE = 32000  # Hz of arrays, which do not say it: that of the published recipe
 TAR = ".tar"
@@ -130,7 +130,7 @@ def open_noise(path: Path | None, rate: int) -> NoiseSet:
     else:
         raise SceneError(f"There is no folder or file {path} of noises.")
     for tar in tars:
-        sounds += index_tar(tar, (*SUFFIXES, ".npy"))
+        sounds += find_members(tar, (*SUFFIXES, NPY))
     if not sounds:
         raise SceneError(
             f"{path} holds no noise; it must hold sound files ({', '.join(SUFFIXES)}), or tars of "
@@ -146,7 +146,7 @@ def _read(sound: Path | Member, rate: int) -> np.ndarray:
     """Return the first channel of a sound, resampled: (samples,) float32."""
     if isinstance(sound, Path):
         audio = _read_file(sound, rate)
-    elif sound.name.lower().endswith(".npy"):
+    elif sound.name.lower().endswith(NPY):
         audio = _resample(first_channel(sound), NPY_RATE, rate)
     else:
         audio = _read_member(sound, rate)
@@ -159,7 +159,7 @@ def _read(sound: Path | Member, rate: int) -> np.ndarray:
 
 def _read_file(path: Path, rate: int) -> np.ndarray:
     try:
-        with SoundReader(path, rate) as reader:
+        with SoundReader(path, rate, any_channels=True) as reader:
             return np.concatenate([block[0] for block in reader.blocks()])
     except AudioError as error:
         raise SceneError(f"A noise cannot be used: {error}") from error

@@ -27,7 +27,7 @@ import numpy as np
 from gram_hear.audio.layouts import from_soundspaces
 from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.errors import OptionError, SceneError, nearest
-from gram_hear.scenes.archives import Member, find_below, index_tar, parse_npy, read_npy
+from gram_hear.scenes.archives import NPY, Member, find_below, find_members, parse_npy, read_npy
 from gram_hear.scenes.geometry import unit_vector
 
 FORMAT, VERSION = "gram-hear rirs", 1
@@ -286,9 +286,12 @@ class IndexedRirs(RirSet):
 
     def _entry(self, i: int) -> dict[str, Any]:
         split, start, size = self._lines[i]
-        with open(self._index(split), "rb") as file:
-            file.seek(start)
-            line = file.read(size)
+        try:
+            with open(self._index(split), "rb") as file:
+                file.seek(start)
+                line = file.read(size)
+        except OSError as error:
+            raise SceneError(f"{self._index(split)} cannot be read: {error.strerror}.") from error
         try:
             entry = json.loads(line)
             if all(isinstance(entry[key], dict) for key in ("files", "metadata")):
@@ -354,7 +357,7 @@ def _open_tars(path: Path, layout: str | None, rate: int) -> WebDatasetRirs:
     there = [name for name in LAYOUTS if (path / name).is_dir()]
     folder = path / _choose(path, layout, there) if there else path
     tars = [folder] if folder.is_file() else list(find_below(folder, ".tar"))
-    members = [member for tar in tars for member in index_tar(tar, (".npy",))]
+    members = [member for tar in tars for member in find_members(tar, (NPY,))]
     if not members:
         raise SceneError(f"{folder} holds no scenes: its tars have no .npy members.")
     shape = parse_npy(members[0].read(), str(members[0])).shape
@@ -445,7 +448,7 @@ class SoundSpacesRirs(RirSet):
     def _arrays(self) -> dict[str, list[Path]]:
         """The arrays in the set by their bare names."""
         found: dict[str, list[Path]] = {}
-        for path in find_below(self.path, ".npy"):
+        for path in find_below(self.path, NPY):
             found.setdefault(path.name, []).append(path)
         return found
 
