@@ -10,6 +10,7 @@ from rich.markup import escape
 from gram_hear.console import AsJson, print_table, say
 from gram_hear.errors import OptionError
 from gram_hear.evaluation import significance
+from gram_hear.evaluation.command_parts import split_names
 from gram_hear.evaluation.comparison import compare, read_runs, warn_of_gaps
 from gram_hear.evaluation.comparison_report import Report, json_of, tables_of, write_report
 from gram_hear.evaluation.published import Published, choose_published, read_published
@@ -50,7 +51,7 @@ def report(
             "leaves the test out."
         )
     others = _published(published, published_file)
-    comparison = compare(read_runs(folders, _split(task)))
+    comparison = compare(read_runs(folders, split_names(task) or []))
     warn_of_gaps(comparison)
     tests = significance.compare_models(comparison, resamples) if resamples else []
     made = Report(comparison, tests, others)
@@ -65,13 +66,9 @@ def report(
         say(f"Written: {plot}")
 
 
-def _split(given: list[str] | None) -> list[str]:
-    return [name.strip() for each in given or () for name in each.split(",") if name.strip()]
-
-
 def _published(names: list[str] | None, path: Path | None) -> list[Published]:
     """Return the published models that are asked for; all of a file that is named alone."""
-    wanted = _split(names)
+    wanted = split_names(names)
     if not wanted and path is None:
         return []
     return choose_published(read_published(path), wanted or ["all"])
