@@ -153,13 +153,15 @@ def _writer_of_sound(kind: str, seed: tuple[int, ...]) -> Callable[[Path], objec
     return lambda path: write_wav(path, make_sound(kind, seed)[None], RATE)
 
 
-def make_sound(kind: str, seed: Sequence[int]) -> np.ndarray:
+def make_sound(
+    kind: str, seed: Sequence[int], rate: int = RATE, seconds: tuple[float, float] = SECONDS
+) -> np.ndarray:
     """Return a sound of a kind in noise, (samples,) float32: length, level and SNR are drawn."""
     generator = np.random.default_rng([*seed, 3])
-    samples = round(generator.uniform(*SECONDS) * RATE)
+    samples = round(generator.uniform(*seconds) * rate)
     make = synthesise_sound if kind in SOUNDS else synthesise_noise
-    sound = make(seed, samples, RATE, kind).audio.astype(np.float64)
-    tilt = np.maximum(np.fft.rfftfreq(samples, 1 / RATE), 50.0) ** (-generator.uniform(0, 2) / 2)
+    sound = make(seed, samples, rate, kind).audio.astype(np.float64)
+    tilt = np.maximum(np.fft.rfftfreq(samples, 1 / rate), 50.0) ** (-generator.uniform(0, 2) / 2)
     noise = np.fft.irfft(np.fft.rfft(generator.standard_normal(samples)) * tilt, samples)
     powers = [max(float(np.mean(each**2)), 1e-20) for each in (sound, noise)]
     snr = generator.uniform(*SOUND_SNR)

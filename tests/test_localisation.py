@@ -342,14 +342,14 @@ def test_errors_fold_front_and_back(recipe):
 def test_clips_and_rooms_of_the_splits_are_different(recipe, checkpoint):
     model = from_checkpoint(checkpoint, Options(layer=1))
     paths = [Path(f"{i}.flac") for i in range(23)]
-    maker = recipe.SceneMaker(model, None, paths, 0)
+    maker = recipe.SceneMaker(model, [], paths, 0)
     assert sorted(path for clips in maker.clips.values() for path in clips) == sorted(paths)
     assert {split: len(clips) for split, clips in maker.clips.items()} == {
         "train": 18,
         "valid": 3,
         "test": 2,
     }
-    again = recipe.SceneMaker(model, None, paths, 0)
+    again = recipe.SceneMaker(model, [], paths, 0)
     assert again.clips == maker.clips
 
 

@@ -3,13 +3,15 @@
     python weights/recipe/locator.py MODEL CLIPS RIRS gram-tiny-locator.safetensors
 
 MODEL is a name or a file of a binaural model; CLIPS a folder of sound files, as
-``weights/recipe/clips.py`` makes them; RIRS an indexed set with train, valid and test rooms, as
-``gram-hear rirs`` makes it. Scenes are made of excerpts of 4 s with synthetic noise, embedded, and
-held in memory as float16. Clips and rooms of the three splits are different ones: the head learns
-on the first, stops by the second, and its errors on the second and third are printed as JSON.
+``weights/recipe/clips.py`` makes them; RIRS one or more indexed sets with train, valid and test
+rooms, as ``gram-hear rirs`` makes them. Scenes are made of excerpts of 4 s with synthetic noise,
+embedded, and held in memory as float16. Clips and rooms of the three splits are different ones: the
+head learns on the first, the second chooses the epoch, and its errors on the second and third are
+printed as JSON.
 
-Training scenes are also heard mirrored, with the ears exchanged: the head KEMAR, as most heads, is
-nearly symmetric, and there are twice as many directions. The same command gives the same head.
+In training rooms each noise source has its turn as the source. Training scenes are also heard
+mirrored, with the ears exchanged: the head KEMAR, as most heads, is nearly symmetric, and there are
+twice as many directions. The same command gives the same head.
 """
 
 import argparse
@@ -49,9 +51,8 @@ NOISES = 32  # of each split: long ones, of which excerpts are taken
 NOISE_SECONDS = 12.0
 ACTIVE = 20.0  # dB below the loudest row of the dry sound, up to which a row counts as sounding
 SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}  # of the clips
-BATCH = 512  # rows
-PATIENCE = 5  # epochs without a better validation
-EPOCHS = 60
+BATCH = 1024  # rows
+EPOCHS = 6  # of one cycle of the learning rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,9 @@ class Scenes:
 class SceneMaker:
     """Makes the scenes of a split: each depends on the seed and its own numbers alone."""
 
-    def __init__(self, model: HearModel, rirs: RirSet, clips: Sequence[Path], seed: int) -> None:
+    def __init__(
+        self, model: HearModel, rirs: Sequence[RirSet], clips: Sequence[Path], seed: int
+    ) -> None:
         self.model = model
         self.rirs = rirs
         self.seed = seed
@@ -104,20 +107,21 @@ class SceneMaker:
             pool.draw([self.seed, number, i], round(NOISE_SECONDS * self.rate)).audio
             for i in range(NOISES)
         ]
-        for i in self.rirs.indices(split):
-            rirs, metadata = self.rirs.read(i)
+        places = [(k, i) for k, each in enumerate(self.rirs) for i in each.indices(split)]
+        for k, i in places:
+            rirs, metadata = self.rirs[k].read(i)
             directions = _directions(metadata, len(rirs))
             # Every source of a training room has its turn: rooms take long to simulate.
             turns = len(directions) if split == "train" else 1
             for again in range(per_room_scene):
                 source = again % turns
-                generator = np.random.default_rng([self.seed, number, i, again])
+                generator = np.random.default_rng([self.seed, number, k, i, again])
                 clip = self._draw_clip(split, generator)
                 noise = noises[int(generator.integers(NOISES))]
                 place = int(generator.integers(len(noise) - self.samples))
                 excerpt = torch.from_numpy(noise[place : place + self.samples])[None]
                 snr = [float(generator.uniform(*SNR))]
-                order = [source, *(k for k in range(len(rirs)) if k != source)]
+                order = [source, *(other for other in range(len(rirs)) if other != source)]
                 room = torch.from_numpy(rirs[order])[None]
                 has_noise = len(rirs) > 1
                 mixed = mix(clip, room, excerpt, snr=snr) if has_noise else mix(clip, room)
@@ -168,7 +172,14 @@ def train_head(train: Scenes, valid: Scenes, given: argparse.Namespace) -> Head:
         optimizer = torch.optim.AdamW(
             head.parameters(), given.learning_rate, weight_decay=given.decay
         )
-        best, state, waited = math.inf, head.state_dict(), 0
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            given.learning_rate,
+            epochs=EPOCHS,
+            steps_per_epoch=-(-len(inputs) // BATCH),
+            pct_start=0.1,
+        )
+        best, state = math.inf, head.state_dict()
         for epoch in range(EPOCHS):
             head.train()
             for chosen in torch.randperm(len(inputs)).split(BATCH):
@@ -176,14 +187,12 @@ def train_head(train: Scenes, valid: Scenes, given: argparse.Namespace) -> Head:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                schedule.step()
             validation = _validate(head.eval(), valid)
             _say(f"epoch {epoch}: validation {validation:.4f}")
-            waited += 1
             if validation < best:
-                best, waited = validation, 0
+                best = validation
                 state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-            if waited == PATIENCE:
-                break
     head.load_state_dict(state)
     return head
 
@@ -260,23 +269,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model")
     parser.add_argument("clips", type=Path)
-    parser.add_argument("rirs", type=Path)
+    parser.add_argument("rirs", type=Path, nargs="+")
     parser.add_argument("output", type=Path)
     parser.add_argument("--strategy", choices=("raw", "mean"), default="raw")
-    parser.add_argument("--layer", type=int, default=4, help="0 is the last")
-    parser.add_argument("--hidden", type=int, default=128, help="0 is a linear head")
+    parser.add_argument("--layer", type=int, default=0, help="0 is the last")
+    parser.add_argument("--hidden", type=int, default=64, help="0 is a linear head")
     parser.add_argument("--directions", type=int, default=256, help="on the sphere")
     parser.add_argument("--dropout", type=float, default=0.3)
-    parser.add_argument("--decay", type=float, default=0.1)
+    parser.add_argument("--decay", type=float, default=0.5)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--sounds", type=int, default=6, help="in each scene of the RIRs")
+    parser.add_argument("--sounds", type=int, default=4, help="in each scene of the RIRs")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     start = time.monotonic()
     checkpoint = load_checkpoint(given.model)
     layer = given.layer or None
     model = from_checkpoint(checkpoint, Options(strategy=given.strategy, layer=layer))
-    rirs = open_rirs(given.rirs, "binaural", model.sample_rate)
+    rirs = [open_rirs(path, "binaural", model.sample_rate) for path in given.rirs]
     maker = SceneMaker(model, rirs, list(find_audio(given.clips)), given.seed)
     made = {}
     with torch.inference_mode():

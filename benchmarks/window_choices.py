@@ -1,0 +1,124 @@
+"""What stands in a clip's last window, past its end: three choices, by what a linear probe makes.
+
+    python benchmarks/window_choices.py RECORDINGS MODEL [--clips 50]
+
+RECORDINGS is a folder of {digit}_{speaker}_{index}.wav (the Free Spoken Digit Dataset). Clips of
+2.2 to 5.8 s, so that none fills its last window of 2 s: kinds of synthetic sound
+(evidence_tasks.make_sound), and digits spoken one after the other, to be told apart by speaker.
+
+- silence: the log-mel of silence stands past the end, as in training.
+- zero: the value 0 does, as in the authors' code.
+- shifted: the last window is moved back until it is full; of its rows those are kept that no
+  window before it has.
+
+Printed are accuracies of a logistic regression on scene embeddings: the mean over five divisions of
+the clips in training, validation (which chooses the weight decay) and test, and its deviation. No
+clip of a test shares a recording with one that is trained on.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from evidence_tasks import SEED, list_recordings, make_sound
+from held_out_speakers import DECAYS, accuracy
+from torch import Tensor
+
+from gram_hear.audio.files import read_audio
+from gram_hear.audio.synthesis import NOISES, SOUNDS
+from gram_hear.hear import HearModel, load_model
+
+SECONDS = (2.2, 5.8)
+DIVISIONS = 5
+SHARES = (0.6, 0.8)  # where training ends, and validation
+CHOICES = ("silence", "zero", "shifted")
+
+
+def scene_embedding(model: HearModel, audio: np.ndarray, choice: str) -> Tensor:
+    """Return the mean row (d,) of a clip (samples,), longer than a window."""
+    gram, plan = model.gram, model.plan(len(audio))
+    clip = model.lay_out(torch.from_numpy(audio)[None])[None]
+    fill = "silence" if choice == "shifted" else choice
+    with torch.inference_mode():
+        windows = gram.cut_windows(clip, plan.windows, fill)
+        if choice == "shifted":
+            features = gram.front_end(clip)[0]
+            windows[-1] = features[:, -windows.shape[2] :]
+        rows = model.encode(windows)
+    whole, left = rows[:-1].flatten(0, 1), plan.rows - (len(rows) - 1) * rows.shape[1]
+    last = rows[-1, -left:] if choice == "shifted" else rows[-1, :left]
+    return torch.cat([whole, last]).mean(dim=0)
+
+
+def sounds(rate: int, count: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield synthetic sounds and their kinds."""
+    for number, kind in enumerate((*SOUNDS, *NOISES)):
+        for i in range(count):
+            yield make_sound(kind, (SEED, number, i, 7), rate, SECONDS), number
+
+
+def speakers(rate: int, count: int, folder: Path) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield digits spoken one after the other, and who speaks; no recording is in two clips."""
+    generator = np.random.default_rng(SEED)
+    files = list_recordings(folder, 50)
+    for number, name in enumerate(sorted({speaker for _, speaker, _, _ in files})):
+        paths = iter(generator.permutation([str(f[3]) for f in files if f[1] == name]))
+        for _ in range(count):
+            samples = round(rate * generator.uniform(*SECONDS))
+            parts = [np.zeros(0, np.float32)]
+            while sum(map(len, parts)) < samples:
+                path = next(paths, None)
+                if path is None:
+                    break
+                parts.append(read_audio(path, rate).audio[0])
+            if path is None:
+                break
+            yield np.concatenate(parts)[:samples], number
+
+
+def probe(rows: Tensor, labels: Tensor) -> list[float]:
+    """Return the accuracy of each division."""
+    found = []
+    for division in range(DIVISIONS):
+        order = torch.from_numpy(np.random.default_rng([SEED, division]).permutation(len(rows)))
+        ends = [round(share * len(rows)) for share in SHARES]
+        train, valid, test = (
+            (rows[part], labels[part]) for part in order.tensor_split(torch.tensor(ends))
+        )
+        best = max(DECAYS, key=lambda decay: accuracy(train, valid, decay))
+        found.append(accuracy(train, test, best))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("recordings", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("--clips", type=int, default=50, help="of each kind, and speaker")
+    given = parser.parse_args()
+    model = load_model(given.model)
+    tasks: dict[str, Callable[[], Iterator[tuple[np.ndarray, int]]]] = {
+        "kinds of sound": lambda: sounds(model.sample_rate, given.clips),
+        "speakers": lambda: speakers(model.sample_rate, given.clips, given.recordings),
+    }
+    for name, clips in tasks.items():
+        rows: dict[str, list[Tensor]] = {choice: [] for choice in CHOICES}
+        labels = []
+        for audio, label in clips():
+            labels.append(label)
+            for choice in CHOICES:
+                rows[choice].append(scene_embedding(model, audio, choice))
+        for choice in CHOICES:
+            found = probe(torch.stack(rows[choice]), torch.tensor(labels))
+            print(
+                f"{name}, {choice}: {statistics.mean(found):.3f} ± {statistics.stdev(found):.3f} "
+                f"({len(labels)} clips)",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
