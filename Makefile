@@ -1,4 +1,4 @@
-# make demo   embeds the bundled sounds, offline
+# make demo   embeds the bundled sounds, draws one and tells where it comes from, offline
 # make test   runs the tests
 # make lint   runs ruff and mypy
 # Each makes .venv first, unless PYTHON=/path/to/bin/python names an environment that has all.
@@ -17,6 +17,8 @@ endif
 
 demo: $(READY)
 	$(BIN)gram-hear embed tests/data/sounds --output .demo --model gram-tiny --force
+	$(BIN)gram-hear plot tests/data/sounds/binaural_room.flac --output .demo/sound.png --model gram-tiny --force
+	$(BIN)gram-hear locate tests/data/sounds/binaural_room.flac --output .demo/directions.png --force
 
 # The pytest command, not python -m pytest: that would put this folder before the installed package.
 test: $(READY)

@@ -16,6 +16,7 @@ from gram_hear.errors import AudioError
 # What a folder is searched for; a file that is named is read whatever its suffix.
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".w64", ".caf")
 BLOCK_SECONDS = 10.0
+LEAST = 4096  # samples that are asked for, where a header says that fewer are left
 UNKNOWN = 2**40  # frames from which a header says that it does not know, or what cannot be
 
 
@@ -149,7 +150,10 @@ class SoundReader:
         read = written = 0
         last = False
         while not last:
-            samples = self._read(round(seconds * self.file_rate))
+            count = round(seconds * self.file_rate)
+            if self._promised:  # a buffer would be filled for what is not there, too
+                count = min(count, max(self._promised - read, LEAST))
+            samples = self._read(count)
             last = len(samples) == 0
             read += len(samples)
             if not same_rate:

@@ -4,6 +4,8 @@
 
 - mono_vowels.mp3 (22.05 kHz): three voiced syllables with gliding pitch.
 - binaural_passing.flac (44.1 kHz): a buzz that passes from the left ear to the right.
+- binaural_room.flac (32 kHz): the three syllables in three rooms, on the left, on the right and in
+  front, as the KEMAR head hears them; azimuths 70, -50 and 0 degrees, 2 s each.
 - ambix_circling.wav (48 kHz, ACN/SN3D): noise pulses that circle the listener counter-clockwise.
 - mono_impacts.ogg (16 kHz): decaying knocks.
 """
@@ -12,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 from numpy.typing import NDArray
+
+from gram_hear.scenes.single import make_scene
 
 FOLDER = Path(__file__).parent / "sounds"
 Signal = NDArray[np.float64]
@@ -55,6 +60,15 @@ def binaural_passing(rate: int = 44100, seconds: float = 4.0) -> Signal:
     return np.stack(ears, axis=1)
 
 
+def binaural_room(rate: int = 32000) -> Signal:
+    vowels = soxr.resample(mono_vowels(), 22050, rate).astype(np.float32)
+    heard = [
+        make_scene(vowels, rate, seed=seed, azimuth=azimuth, elevation=0, distance=1.5, rt60=0.3)
+        for seed, azimuth in enumerate((70.0, -50.0, 0.0))
+    ]
+    return np.concatenate([each.audio[:, : 2 * rate].T for each in heard]).astype(np.float64)
+
+
 def ambix_circling(rate: int = 48000, seconds: float = 2.0) -> Signal:
     time = np.arange(int(seconds * rate)) / rate
     noise = np.random.default_rng(0).standard_normal(len(time))
@@ -81,5 +95,6 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     write("mono_vowels.mp3", mono_vowels(), 22050)
     write("binaural_passing.flac", binaural_passing(), 44100)
+    write("binaural_room.flac", binaural_room(), 32000)
     write("ambix_circling.wav", ambix_circling(), 48000)
     write("mono_impacts.ogg", mono_impacts(), 16000)
