@@ -99,37 +99,60 @@ def test_examples_run(tmp_path, hub, document, commands, result):
     assert (tmp_path / result).exists()
 
 
-def test_examples_of_the_evaluation_run(tmp_path):
-    text = (TESTS.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    for name, block in re.findall(r"^```python\n# file: (\S+)\n(.*?)^```", text, re.M | re.S):
-        (tmp_path / name).write_text(block, encoding="utf-8")
-    (tmp_path / "recordings").mkdir()
+def write_digits(folder, speakers, indices):
+    """Three tones in the place of three spoken digits."""
+    folder.mkdir()
     generator = np.random.default_rng(0)
-    for digit, index in itertools.product(range(3), range(16)):
+    for digit, speaker, index in itertools.product(range(3), speakers, indices):
         time = np.arange(3200) / 8000
         tone = 0.3 * np.sin(2 * np.pi * 400 * (digit + 1) * time)
         sound = tone + 0.01 * generator.standard_normal(len(time))
-        soundfile.write(tmp_path / "recordings" / f"{digit}_anna_{index}.wav", sound, 8000)
-    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
-    lines = [line for block in blocks for line in block.splitlines()]
-    assert lines.count("python make_digits.py") == 1
-    lines.sort(key=lambda line: line != "python make_digits.py")  # the tasks come first
+        soundfile.write(folder / f"{digit}_{speaker}_{index}.wav", sound, 8000)
+
+
+def run_line(line, folder):
+    """Run a line of a shell block in a folder."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
+    done = subprocess.run(
+        shlex.split(line), cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{line}: {done.stderr}"
+
+
+def test_examples_of_the_evaluation_run(tmp_path):
+    text = (TESTS.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for name, block in re.findall(r"^```python\n# file: (\S+)\n(.*?)^```", text, re.M | re.S):
+        (tmp_path / name).write_text(block, encoding="utf-8")
+    write_digits(tmp_path / "recordings", ["anna"], range(16))
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert lines.count("python make_digits.py") == 1
+    lines.sort(key=lambda line: line != "python make_digits.py")  # the tasks come first
     for line in lines:
-        done = subprocess.run(
-            shlex.split(line),
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{line}: {done.stderr}"
+        run_line(line, tmp_path)
     results = json.loads((tmp_path / "embeddings" / "logmel" / "results.json").read_text())
     assert results["results"][0]["score"] > 0.5  # three tones: far above chance, below training
+
+
+def test_recordings_become_a_table_of_three_models(tmp_path):
+    text = (TESTS.parent / "docs" / "your-data.md").read_text(encoding="utf-8")
+    commands = re.search(r"^## From recordings.*?^```sh\n(.*?)^```", text, re.M | re.S)[
+        1
+    ].splitlines()
+    assert len(commands) == 5
+    write_digits(tmp_path / "recordings", ("anna", "ben", "cleo", "dan", "eve", "finn"), range(2))
+    modules = TESTS / "data" / "hear_modules"
+    for name in ("logmel.py", "hearbaseline.py"):  # the latter is not ours to install
+        shutil.copy(modules / "logmel.py", tmp_path / name)
+    for line in commands:
+        run_line(line, tmp_path)
+    table = (tmp_path / "comparison.md").read_text()
+    for model in ("gram_hear-model=gram-tiny", "hearbaseline", "logmel"):
+        assert re.search(rf"^\| {model} \| \**[01]\.\d+ ±", table, re.M), table
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
 def pretraining_commands():
