@@ -10,7 +10,6 @@ import itertools
 import json
 import math
 import re
-import shutil
 import tarfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -119,8 +118,10 @@ def prepare(
     files = _find(inputs)
     options = {"inputs": [str(path.absolute()) for path in inputs], **asdict(preparation)}
     try:
-        _open_output(output, options, force)
+        is_other = _open_output(output, options, force)
         with _locked(output):
+            if is_other:
+                _clear(output)
             groups = _plan(output, options, files, preparation)
             _run(output, groups, preparation, jobs, progress or (lambda done, total: None))
             return _summarise(output, groups, preparation)
@@ -146,8 +147,12 @@ def _find(inputs: Sequence[Path]) -> list[str]:
 # --- what is to be done ---------------------------------------------------------------------
 
 
-def _open_output(output: Path, options: dict[str, Any], force: bool) -> None:
-    """Make the output folder, or see that it is one that these options go on with."""
+def _open_output(output: Path, options: dict[str, Any], force: bool) -> bool:
+    """Make the output folder, or see that it is one that these options go on with.
+
+    Returns:
+        Whether what is there was made with other options, and has to be cleared.
+    """
     plan = output / STATE / "plan.json"
     found = (_read_json(plan) or {}).get("options")
     if found is not None and found != options:
@@ -158,19 +163,20 @@ def _open_output(output: Path, options: dict[str, Any], force: bool) -> None:
                 f"{output} was begun with other options ({differences}). Use --force (force=True) "
                 "to make it anew, or another output."
             )
-        _clear(output)
-    elif found is None and output.exists() and any(p.name != STATE for p in output.iterdir()):
+        return True
+    if found is None and output.exists() and any(p.name != STATE for p in output.iterdir()):
         raise OptionError(
             f"{output} holds other files; give a folder that is new or empty, or was prepared."
         )
     plan.parent.mkdir(parents=True, exist_ok=True)
+    return False
 
 
 def _clear(output: Path) -> None:
-    for path in (*output.glob("clips-*.tar"), *output.glob(".clips-*.tar.*")):
+    """Remove what was made; the lock stays, as this process holds it."""
+    made = (*output.glob("clips-*.tar"), *output.glob(".clips-*.tar.*"), *output.glob(SUMMARY))
+    for path in (*made, *(output / STATE).glob("*.json")):
         path.unlink()
-    (output / SUMMARY).unlink(missing_ok=True)
-    shutil.rmtree(output / STATE)
 
 
 @contextmanager

@@ -344,8 +344,11 @@ def test_two_runs_at_once(tmp_path, sounds):
     def second(done, total):
         with pytest.raises(OptionError, match="Another run is writing"):
             run(sounds, tmp_path / "out")
+        with pytest.raises(OptionError, match="Another run is writing"):
+            run(sounds, tmp_path / "out", seconds=2.0, force=True)
 
     run(sounds, tmp_path / "out", progress=second)
+    assert len(open_clips(tmp_path / "out")) == 7  # clips of 1 s, as the first run has them
 
 
 # --- the command ----------------------------------------------------------------------------

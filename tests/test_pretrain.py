@@ -23,7 +23,7 @@ from gram_hear.cli import app
 from gram_hear.errors import AudioError
 from gram_hear.pretrain import cli, datamodule
 from gram_hear.pretrain.__main__ import main
-from gram_hear.pretrain.callbacks import Curves
+from gram_hear.pretrain.callbacks import Curves, Pictures
 from gram_hear.pretrain.data import SampleSet
 from gram_hear.pretrain.module import Pretraining
 
@@ -387,12 +387,37 @@ def test_the_end_of_a_run_says_what_to_do_with_it(fit, capsys):
     assert "gram-hear convert run/checkpoints/last.ckpt model.safetensors" in said
 
 
-def test_best_of_another_run_does_not_count(fit, tmp_path):
+def test_best_alone_is_not_overwritten_by_a_run_that_begins_anew(fit, capsys, tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
-    (folder / "best.json").write_text('{"step": 9, "validation/loss": 0.0}')
-    assert fit(trainer__max_steps=2, data__validate_every=2) == 0
-    assert json.loads((folder / "best.json").read_text())["step"] == 2
+    (folder / "best.ckpt").write_bytes(b"three weeks of work")
+    assert fit("--ckpt_path", "last") == fit() == 1
+    assert capsys.readouterr().err.count("Go on with it: --ckpt_path best") == 2
+    assert (folder / "best.ckpt").read_bytes() == b"three weeks of work"
+
+
+@pytest.mark.parametrize(
+    "option", [{"trainer__max_epochs": 0}, {"trainer__max_time": "00:00:00:00"}]
+)
+def test_a_run_without_a_step_says_so(fit, capsys, tmp_path, option):
+    assert fit(**option) == 1
+    assert "No step was made: trainer.max_time" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_ended_in_the_midst_of_a_step_and_resumed(fit, whole, tmp_path, monkeypatch):
+    options = {"data__batch_per_device": 1, "data__validate_every": 3}
+
+    def stop(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = batch_idx == 5  # of the 24: as trainer.max_time does
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pictures, "on_train_batch_end", stop)
+        assert fit(**options) == 0
+    assert load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 1
+    assert fit("--ckpt_path", "last", **options) == 0
+    found, expected = (list(curve(f, "train/loss").values()) for f in (tmp_path / "run", whole))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_curves_of_the_last_step_alone(fit, tmp_path):
@@ -566,6 +591,7 @@ def wrong(fit, capsys, *more, **options):
         ({"model__layout": "ambisonic"}, "has binaural RIRs; ambisonic was asked for"),
         ({"model__layout": "mono"}, "Mono models learn from dry clips"),
         ({"model__betas": "[0.9,2]"}, "betas is [0.9, 2.0]"),
+        ({"trainer__limit_train_batches": 0}, "limit_train_batches is 0"),
         ({"trainer__limit_train_batches": 2}, "limit_train_batches is 2; it would begin"),
         ({"trainer__overfit_batches": 1}, "overfit_batches is 1"),
         ({"data__batch_per_device": 0}, "data.batch_per_device is 0"),
@@ -596,7 +622,7 @@ def test_without_a_config_nothing_is_left_behind(fit, capsys, tmp_path, monkeypa
         ({"SLURM_NTASKS": "2"}, "Use `--ntasks-per-node=2` instead"),
         (
             {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"},
-            "has 2 tasks, and the trainer uses 1",
+            "2 processes were started, and the trainer uses 1",
         ),
     ],
 )
@@ -605,6 +631,15 @@ def test_slurm_that_does_not_fit_is_said(fit, capsys, monkeypatch, tasks, messag
     for name, value in {f"SLURM_{k}": v for k, v in slurm.items()}.items() | tasks.items():
         monkeypatch.setenv(name, value)
     assert message in wrong(fit, capsys, trainer__devices=1, trainer__num_nodes=1)
+
+
+def test_torchrun_that_does_not_fit_is_said(fit, capsys, monkeypatch):
+    started = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "gramt"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    said = wrong(fit, capsys, trainer__devices=1)
+    assert "2 processes were started" in said
+    assert "--nproc_per_node as trainer.devices" in said
 
 
 @pytest.mark.parametrize(

@@ -135,9 +135,7 @@ class Checkpoints(StepCounter, Checkpoint):
         """Take over the signals to stop, which Lightning would act on in the midst of a step."""
         super().on_train_start(trainer, pl_module)
         # From the folder, not the checkpoint: best.ckpt may be newer than what is resumed from.
-        # One that a new run finds is another run's.
-        best = read_best(self.folder(trainer)) if trainer.global_step else None
-        self.best = trainer.strategy.broadcast(best)
+        self.best = trainer.strategy.broadcast(read_best(self.folder(trainer)))
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
@@ -259,12 +257,13 @@ def find_checkpoint(asked: str | None, root: Path) -> Path | None:
         CheckpointError: where the file is not there, or a run would begin in the place of another.
     """
     own = {"last": root / FOLDER / LAST, "best": root / FOLDER / BEST}
+    there = next((name for name, path in own.items() if path.exists()), None)
+    if there and (asked is None or (asked == "last" and there == "best")):
+        raise CheckpointError(
+            f"There is a run in {root} already. Go on with it: --ckpt_path {there}; or begin "
+            "another elsewhere: --trainer.default_root_dir FOLDER."
+        )
     if asked is None:
-        if own["last"].exists():
-            raise CheckpointError(
-                f"There is a run in {root} already. Go on with it: --ckpt_path last; or begin "
-                "another elsewhere: --trainer.default_root_dir FOLDER."
-            )
         return None
     path = own.get(asked, Path(asked))
     if asked == "last" and not path.exists():

@@ -135,17 +135,22 @@ class PretrainingCLI(LightningCLI):
         trainer, data = self.trainer, self.datamodule
         if _rank() or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        steps = trainer.max_steps
-        if data.position >= steps * data.batch:
+        steps = trainer.global_step
+        if steps >= trainer.max_steps and data.position == steps * data.batch:
             say(
                 f"The checkpoint has all {steps} steps of this run already; nothing was done. To "
                 "train longer, raise trainer.max_steps: the learning rate goes on at that "
                 "schedule's place."
             )
             return
+        if data.position == steps * data.batch:
+            raise OptionError(
+                "No step was made: trainer.max_time (which counts over all restarts), max_epochs "
+                "or the like had ended the run before."
+            )
         last = Path(trainer.default_root_dir) / FOLDER / LAST
         say(
-            f"Trained {trainer.global_step} steps; {last} is saved. To embed with it: gram-hear "
+            f"Trained {steps} steps; {last} is saved. To embed with it: gram-hear "
             f"convert {last} model.safetensors"
         )
 
@@ -156,8 +161,9 @@ def _check_share(given: Any) -> None:
     Raises:
         OptionError: for Lightning's options that cut an epoch short.
     """
-    for name in ("limit_train_batches", "overfit_batches"):
-        if given.get(name) and not given.fast_dev_run:
+    whole = {"limit_train_batches": (None, 1.0), "overfit_batches": (None, 0.0)}
+    for name, allowed in whole.items():
+        if given.get(name) not in allowed and not given.fast_dev_run:
             raise OptionError(
                 f"trainer.{name} is {given.get(name):g}; it would begin the stream of samples anew "
                 "after so many. Train on fewer clips with data.clips, for fewer steps with "
@@ -182,18 +188,22 @@ def _cluster() -> list[SLURMEnvironment]:
 
 
 def _check_processes(trainer: Trainer) -> None:
-    """Refuse a job whose processes are not one for each device.
+    """Refuse processes of srun or torchrun that are not one for each device.
 
     Raises:
         OptionError: where they would train the same model side by side, or wait for others.
     """
-    tasks = int(os.environ["SLURM_NTASKS"]) if _uses_srun() else trainer.world_size
-    if tasks != trainer.num_devices * trainer.num_nodes:
+    if TorchElasticEnvironment.detect():
+        count, options = "WORLD_SIZE", "--nproc_per_node as trainer.devices, --nnodes"
+    elif _uses_srun():
+        count, options = "SLURM_NTASKS", "--ntasks-per-node as trainer.devices, --nodes"
+    else:
+        return
+    if int(os.environ[count]) != trainer.num_devices * trainer.num_nodes:
         raise OptionError(
-            f"The SLURM job has {tasks} tasks, and the trainer uses {trainer.num_devices} devices "
-            f"on each of {trainer.num_nodes} nodes. Ask for one task for each device: "
-            "--ntasks-per-node as trainer.devices, --nodes as trainer.num_nodes, and start with "
-            "srun."
+            f"{os.environ[count]} processes were started, and the trainer uses "
+            f"{trainer.num_devices} devices on each of {trainer.num_nodes} nodes. Start one for "
+            f"each device: {options} as trainer.num_nodes."
         )
 
 
@@ -260,7 +270,7 @@ def run() -> int:
     except (GramError, MisconfigurationException) as error:
         return _leave(f"error: {error}", 1)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker (pid" not in str(error):  # as of one that was killed
             raise
         return _leave(
             f"error: a process that loads data ended by itself ({error}). It may have run out of "

@@ -24,7 +24,6 @@ from gram_hear.nn.mae import MaskedAutoencoder, Reconstruction
 from gram_hear.pretrain.data import Sample
 from gram_hear.scenes.mixing import mix
 
-ACCUMULATION = "batches_per_step"  # of a process, in a checkpoint
 CONVENTION = "ambix"  # of Ambisonic RIRs, and so of the mixtures
 
 
@@ -213,7 +212,6 @@ class Pretraining(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the model's configuration into a checkpoint."""
         checkpoint[CONFIG_KEY] = self.config.to_json()
-        checkpoint[ACCUMULATION] = self.trainer.accumulate_grad_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model.
@@ -221,7 +219,7 @@ class Pretraining(LightningModule):
         Raises:
             CheckpointError: where it differs, saying in what.
         """
-        if not {CONFIG_KEY, ACCUMULATION} <= checkpoint.keys():
+        if CONFIG_KEY not in checkpoint:
             raise CheckpointError(
                 "The checkpoint to resume from is not one of gram_hear.pretrain. To start from "
                 "another's weights, give it as --model.init."
@@ -328,15 +326,16 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _recount(checkpoint: dict[str, Any], accumulation: int) -> None:
-    """Count a checkpoint's batches anew where steps are made of more or fewer of them now.
+    """Count a checkpoint's batches as those of whole steps, of as many batches as steps have now.
 
-    So a run may go on with another number of devices.
+    So a run may go on with another number of devices; and one that trainer.max_time ended in the
+    midst of a step makes that step anew.
     """
-    before = checkpoint[ACCUMULATION]
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     for counts in (progress["total"], progress["current"]):
+        missing = checkpoint["global_step"] * accumulation - counts["processed"]
         for name in counts:
-            counts[name] += checkpoint["global_step"] * (accumulation - before)
+            counts[name] += missing
 
 
 def schedule_factor(step: int, warmup: int, steps: int) -> float:

@@ -90,7 +90,10 @@ def find_members(path: Path, suffixes: tuple[str, ...]) -> list[Member]:
     That is kept beside the tar, where the folder can be written to, and is good for as long as the
     tar has the same size and time.
     """
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:
+        return index_tar(path, suffixes)  # which says what is wrong
     stamp = np.array([status.st_size, status.st_mtime_ns])
     kept = path.with_name(f".{path.name}.index.npz")
     found = _read_index(kept, stamp)
