@@ -69,6 +69,12 @@ def save_figure(figure: Any, path: Path) -> None:
     write_whole(path, lambda temporary: figure.savefig(temporary, **options))
 
 
+def _title(figure: Any, text: str) -> None:
+    """Write a title that may hold a file's name, with dollars and what is no Unicode."""
+    printable = text.encode("utf-8", "replace").decode("utf-8")
+    figure.suptitle(printable, fontsize=11, parse_math=False)
+
+
 # --- scenes ---------------------------------------------------------------------------------
 
 
@@ -316,7 +322,7 @@ class SoundPicture(Shown):
             Ambisonics, intensities.
         hop: seconds from one frame to the next; frame k is centred at ``start + k * hop``.
         mel_frequencies: (mels,) Hz, the centres of the bands.
-        rows: (rows, d), the embedding over time.
+        rows: (rows, d), the embedding over time, less that of silence.
     """
 
     features: np.ndarray
@@ -340,7 +346,7 @@ def sound_figure(sound: SoundPicture) -> Any:
     heights = [0.4 + 0.45 * channels, *([1.15] * features), 1.6, 5.2]
     with matplotlib.rc_context(STYLE):
         figure = figures.Figure(figsize=(11, 1.2 + 1.15 * sum(heights)), layout="constrained")
-        figure.suptitle(sound.title, fontsize=11)
+        _title(figure, sound.title)
         # The right column holds keys and colour bars, so that all time axes are equally long.
         grid = figure.subplots(
             len(heights), 2, height_ratios=heights, width_ratios=(1, 0.018), squeeze=False
@@ -397,7 +403,8 @@ def _draw_features(figure: Any, grid: np.ndarray, sound: SoundPicture) -> None:
     """Draw a log-mel for each channel, all on one scale, and below them intensities."""
     levels = len(sound.audio)
     decibels = 10 / math.log(10) * sound.features[:levels]
-    decibels = decibels - decibels.max()
+    # Silence has one value everywhere, which is not the loudest but the quietest there is.
+    decibels -= decibels.max() + (0 if np.ptp(decibels) > 1e-3 else SPAN)
     frames = sound.features.shape[1]
     extent = (
         sound.start - sound.hop / 2, sound.start + (frames - 0.5) * sound.hop,
@@ -478,7 +485,7 @@ def _draw_components(axes: Any, sound: SoundPicture) -> None:
         label = f"{100 * part:.0f} % of the variance"
         marker = "o" if len(sound.times) == 1 else ""
         axes.plot(sound.times, score, color=colour, ls=style, lw=1.2, marker=marker, label=label)
-    axes.set_title("Embedding: principal components")
+    axes.set_title("Embedding, less that of silence: principal components")
     axes.set_ylabel("score")
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1), ncols=COMPONENTS, borderaxespad=0.1, fontsize=8
@@ -493,7 +500,9 @@ def _draw_similarity(figure: Any, axes: Any, bar: Any, sound: SoundPicture) -> N
         similarity(rows), origin="lower", aspect="auto", extent=(first, last, first, last),
         interpolation="nearest", cmap="RdBu_r", vmin=-1, vmax=1,
     )  # fmt: skip
-    axes.set(ylabel="time (s)", title="Embedding: cosine similarity of rows, less their mean")
+    axes.set(
+        ylabel="time (s)", title="Embedding, less silence and its mean: cosine similarity"
+    )
     axes.set_ylim(sound.start, sound.end)
     figure.colorbar(mesh, cax=bar)
 
@@ -557,7 +566,7 @@ def reconstruction_figure(
     extent = (start, start + target.shape[1] * hop, 0, target.shape[2])
     with matplotlib.rc_context(STYLE):
         figure = figures.Figure(figsize=(11, 1 + 1.7 * len(names)), layout="constrained")
-        figure.suptitle(title, fontsize=10)
+        _title(figure, title)
         grid = figure.subplots(len(names), 3, sharex=True, sharey=True, squeeze=False)
         for channel, name in enumerate(names):
             low, high = np.quantile(target[channel], (0.001, 0.999))
@@ -608,7 +617,7 @@ def direction_figure(found: DirectionPicture) -> Any:
     figures, matplotlib = need("matplotlib.figure", "plot"), need("matplotlib", "plot")
     with matplotlib.rc_context(STYLE):
         figure = figures.Figure(figsize=(13, 7), layout="constrained")
-        figure.suptitle(found.title, fontsize=11)
+        _title(figure, found.title)
         left, right = figure.subfigures(1, 2, width_ratios=(1.45, 1))
         waveform, azimuth, elevation = left.subplots(3, 1, sharex=True, height_ratios=(0.7, 1.6, 1))
         _draw_waveform(waveform, found)

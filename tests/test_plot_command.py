@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -15,7 +16,8 @@ from matplotlib.image import imread
 
 from gram_hear import cli
 from gram_hear.checkpoints.store import encoder_only, load_checkpoint, save_checkpoint
-from gram_hear.hear import Options, from_checkpoint
+from gram_hear.commands.plot import _sound_picture
+from gram_hear.hear import Options, from_checkpoint, load_model
 from gram_hear.localisation import Head, Locator, describe_head
 
 SOUNDS = Path(__file__).parent / "data" / "sounds"
@@ -105,6 +107,8 @@ def test_of_a_long_file_a_part_is_shown_and_that_is_said(command, tmp_path, monk
         (("--duration", 0), "--duration is 0 s; it must be more than 0"),
         (("--duration", 601), "at most 600 s"),
         (("--strategy", "cls"), "takes raw or mean"),
+        (("--reconstruction", "--layer", 1), "--layer and --reconstruction were both given"),
+        (("--reconstruction", "--seed", 2**64), "--seed is 18446744073709551616"),
         (("-o", "a.jpg"), "must end in .png"),
         (("-o", "none/a.png"), "no folder none"),
         (("--convention", "ambx"), "Did you mean 'ambix'?"),
@@ -118,6 +122,44 @@ def test_what_cannot_be_drawn_is_an_error_and_writes_nothing(
     assert (code, out) == (1, "")
     assert message in err
     assert [path.name for path in tmp_path.iterdir()] == ["sound.wav"]
+
+
+def plane_wave(convention, azimuth=60.0):
+    """A second of noise from the left front at 32 kHz, (4, samples), W Y Z X or as it is asked."""
+    w = 0.1 * np.random.default_rng(0).standard_normal(32000)
+    y, x = (f(math.radians(azimuth)) * w for f in (math.sin, math.cos))
+    channels = {"ambix": (w, y, 0 * w, x), "fuma": (w / math.sqrt(2), x, y, 0 * w)}
+    return np.stack(channels[convention]).astype(np.float32)
+
+
+@pytest.mark.parametrize("convention", ["ambix", "fuma"])
+def test_ambisonics_are_drawn_in_ambix_with_the_cosines_of_their_direction(tmp_path, convention):
+    soundfile.write(tmp_path / "wave.wav", plane_wave(convention).T, 32000, subtype="FLOAT")
+    model = load_model(MODEL, layer=1, convention=convention)
+    picture = _sound_picture(tmp_path / "wave.wav", model, 0.0, None)
+    np.testing.assert_allclose(picture.audio, plane_wave("ambix"), atol=1e-6)
+    left, up, front = picture.features[4:].mean(axis=1)  # over time, (mels,)
+    np.testing.assert_allclose(left, math.sin(math.radians(60)), atol=0.01)
+    np.testing.assert_allclose(up, 0, atol=0.01)
+    np.testing.assert_allclose(front, 0.5, atol=0.01)
+
+
+def test_rows_are_drawn_less_those_of_silence(tmp_path):
+    soundfile.write(tmp_path / "silence.wav", np.zeros((32000 * 3, 1)), 32000)
+    picture = _sound_picture(tmp_path / "silence.wav", load_model(MODEL), 0.0, None)
+    assert picture.rows.shape == (38, 1536)
+    np.testing.assert_allclose(picture.rows, 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mono$_$.wav", os.fsdecode(b"bad\xff.wav")])
+def test_names_are_not_read_as_formulas(command, tmp_path, head, name):
+    try:
+        with open(tmp_path / name, "wb") as file:
+            soundfile.write(file, 0.1 * np.ones((8000, 2)), 16000, format="WAV")
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    assert command("plot", name, "--layer", 1, "-o", "a.png")[0] == 0
+    assert command("locate", name, "--head", head, "-o", "b.png")[0] == 0
 
 
 def test_files_that_are_no_sound_are_errors(command, tmp_path):
@@ -213,6 +255,7 @@ def test_locate_takes_two_ears_alone(command, head):
     [
         (("--json", "--csv"), "choose one"),
         (("--step", 0), "--step is 0 s"),
+        (("--step", "inf"), "--step is inf s"),
         (("--duration", -1), "--duration is -1 s"),
         (("--head", "none.safetensors"), "no such file"),
         (("--model", "gramm-tiny-untrained"), "another model"),

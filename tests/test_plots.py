@@ -253,6 +253,12 @@ def test_log_mels_share_one_scale_in_decibels():
     np.testing.assert_allclose(images[0].get_extent()[:2], (9.995, 13.005))
 
 
+def test_silence_has_the_colour_of_silence():
+    sound = dataclasses.replace(sound_picture(2, 2), features=np.full((2, 50, 32), -11.5))
+    [image] = axes_of(sound_figure(sound), "Log-mel, left").get_images()
+    np.testing.assert_allclose(image.get_array(), -70)
+
+
 def test_rows_are_drawn_around_their_centres():
     axes = axes_of(sound_figure(sound_picture()), "cosine similarity")
     np.testing.assert_allclose(axes.images[0].get_extent()[:2], (9.995, 9.995 + 38 * 0.08))

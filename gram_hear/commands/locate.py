@@ -21,6 +21,7 @@ from gram_hear.localisation import (
 )
 from gram_hear.plots import DirectionPicture, direction_figure, save_figure
 
+SHORTEST_STEP = 0.01  # seconds
 COLUMNS = ("time_s", "azimuth_deg", "elevation_deg", "confidence", "level_dbfs", "silent")
 
 
@@ -59,8 +60,8 @@ def locate(
     """
     if as_json and as_csv:
         raise OptionError("--json and --csv were both given; choose one.")
-    if not step > 0:
-        raise OptionError(f"--step is {step:g} s; it must be more than 0.")
+    if not SHORTEST_STEP <= step < float("inf"):
+        raise OptionError(f"--step is {step:g} s; it must be {SHORTEST_STEP:g} or more.")
     check_part(start, duration)
     if output is not None:
         check_picture(audio, output, force)
@@ -70,10 +71,10 @@ def locate(
     found = locator.locate(part.audio)
     if found.silent.all():
         say(f"{audio}: all of it is silent; there is no direction.")
+    _print(audio, part, found, locator, step, as_json, as_csv)
     if output is not None:
         save_figure(direction_figure(_picture(audio, part, found)), output)
         say(f"drawn: {output}")
-    _print(audio, part, found, locator, step, as_json, as_csv)
 
 
 def _picture(path: Path, part: Part, found: Located) -> DirectionPicture:

@@ -16,7 +16,7 @@ from gram_hear.checkpoints.store import (
     build_encoder,
     load_checkpoint,
 )
-from gram_hear.commands.parts import Part, check_part, check_picture, read_part
+from gram_hear.commands.parts import check_part, check_picture, read_part
 from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.console import say
 from gram_hear.errors import OptionError
@@ -64,7 +64,7 @@ def plot(
         bool,
         typer.Option(
             "--reconstruction",
-            help="Draw instead the first window, 2 s: heard, masked, and reconstructed.",
+            help="Draw instead the window of 2 s at --start: heard, masked, and reconstructed.",
         ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the mask.")] = 0,
@@ -86,6 +86,10 @@ def plot(
     """
     suffix = ".reconstruction.png" if reconstruction else ".png"
     output = output or Path(audio.stem + suffix)
+    if reconstruction:
+        _refuse_with_reconstruction(duration, strategy, layer, device)
+    if not 0 <= seed < 2**63:
+        raise OptionError(f"--seed is {seed}; it must be 0 or more, and below 2^63.")
     check_picture(audio, output, force)
     check_convention(convention)
     name = model or offline_name()
@@ -106,6 +110,23 @@ def plot(
     typer.echo(output)
 
 
+def _refuse_with_reconstruction(
+    duration: float | None, strategy: str, layer: int | None, device: str
+) -> None:
+    given = {
+        "--duration": duration is not None,
+        "--strategy": strategy != "raw",
+        "--layer": layer is not None,
+        "--device": device not in ("auto", "cpu"),
+    }
+    if any(given.values()):
+        raise OptionError(
+            f"{', '.join(name for name, is_given in given.items() if is_given)} and "
+            "--reconstruction were both given; a window is always 2 s, goes through the whole "
+            "model, and is drawn on the CPU."
+        )
+
+
 def _sound_picture(
     path: Path, model: HearModel, start: float, duration: float | None
 ) -> SoundPicture:
@@ -117,36 +138,56 @@ def _sound_picture(
     part = read_part(path, model.sample_rate, start, duration or SHOWN)
     if part.goes_on and duration is None:
         say(f"{path} goes on: {part.start:g} to {part.end:g} s are shown; see --duration.")
+    heard = _in_ambix(torch.from_numpy(part.audio), model.options.convention)
     embeddings, timestamps = get_timestamp_embeddings([part.audio], model)
     source = model.source.name or "model"
     return SoundPicture(
         title=f"{path.name}, {part.file_rate} Hz; embedding of {Path(source).name}",
-        audio=part.audio,
+        audio=heard.numpy(),
         rate=part.rate,
         start=part.start,
-        features=_features(part, model),
+        features=_features(heard, model),
         hop=model.config.front_end.hop / model.sample_rate,
         mel_frequencies=_band_centres(model),
-        rows=embeddings[0].cpu().numpy(),
+        rows=_less_silence(embeddings[0], model).cpu().numpy(),
         times=part.start + timestamps[0].double().cpu().numpy() / 1000,
         row=model.hop_ms / 1000,
     )
 
 
-def _features(part: Part, model: HearModel) -> np.ndarray:
-    """Return the features of the file's own channels, whatever the model's, Ambisonics in AmbiX.
+def _in_ambix(audio: torch.Tensor, convention: str) -> torch.Tensor:
+    """Return sound of a file in AmbiX, where it is Ambisonic; else as it is."""
+    if LAYOUT_OF_AUDIO[len(audio)] != "ambisonic":
+        return audio
+    return from_soundspaces(to_soundspaces(audio, convention))
 
-    In AmbiX the intensities of a plane wave are the cosines of its direction.
+
+def _features(audio: torch.Tensor, model: HearModel) -> np.ndarray:
+    """Return the features of a file's own channels, whatever the model's.
+
+    Intensities are weighted means over a mel band: of a plane wave the cosines of its direction.
+    The models' own are sums, and so the larger the wider the band.
     """
-    layout = LAYOUT_OF_AUDIO[len(part.audio)]
+    layout = LAYOUT_OF_AUDIO[len(audio)]
     front_end = FrontEnd(replace(model.config.front_end, layout=layout))
-    audio = torch.from_numpy(part.audio)
-    if layout == "ambisonic":
-        audio = from_soundspaces(to_soundspaces(audio, model.options.convention))
-    missing = front_end.config.n_fft - audio.shape[1]
-    audio = torch.nn.functional.pad(audio, (0, max(0, missing)))
-    frames = 1 + part.audio.shape[1] // front_end.config.hop
-    return front_end(audio[None])[0, :, :frames].numpy()
+    samples, levels = audio.shape[1], front_end.config.audio_channels
+    padded = torch.nn.functional.pad(audio, (0, max(0, front_end.config.n_fft - samples)))
+    frames = 1 + samples // front_end.config.hop
+    features = front_end(padded[None])[0, :, :frames]
+    features[levels:] /= front_end.filterbank.sum(dim=0)
+    return features.numpy()
+
+
+def _less_silence(rows: torch.Tensor, model: HearModel) -> torch.Tensor:
+    """Return rows (n, d), less those that silence has at the same place in its window.
+
+    A row says where in its window it stands, too: of steady noise that is most of what changes.
+    """
+    front_end, frames = model.config.front_end, model.config.window_frames
+    window = torch.zeros(1, front_end.audio_channels, frames * front_end.hop)
+    [silent], _ = get_timestamp_embeddings(window, model)
+    places = torch.arange(len(rows), device=rows.device) % len(silent)
+    return rows - silent.to(rows.device)[places]
 
 
 def _band_centres(model: HearModel) -> np.ndarray:

@@ -7,7 +7,9 @@ MODEL is a name or a file of a binaural model; CLIPS a folder of sound files, as
 rooms, as ``gram-hear rirs`` makes them. Scenes are made of excerpts of 4 s with synthetic noise,
 embedded, and held in memory as float16. Clips and rooms of the three splits are different ones: the
 head learns on the first, the second chooses the epoch, and its errors on the second and third are
-printed as JSON.
+printed as JSON; the third alone had no part in it. Errors of rows are of those in which the source
+sounds; errors of scenes are of all rows that are not silent, as ``gram-hear locate`` has them. Take
+other clips than those that MODEL was trained on, or they say too little.
 
 In training rooms each noise source has its turn as the source. Training scenes are also heard
 mirrored, with the ears exchanged: the head KEMAR, as most heads, is nearly symmetric, and there are
@@ -30,6 +32,7 @@ from torch import Tensor
 
 from gram_hear.audio.files import find_audio, read_audio
 from gram_hear.checkpoints.store import load_checkpoint
+from gram_hear.errors import GramError, OptionError
 from gram_hear.hear import HearModel, Options, from_checkpoint
 from gram_hear.localisation import (
     SHARPNESS,
@@ -37,6 +40,7 @@ from gram_hear.localisation import (
     Locator,
     answers,
     describe_head,
+    is_silent,
     registered_name,
     row_levels,
 )
@@ -63,11 +67,13 @@ class Scenes:
         rows: (scenes, rows, d) float16.
         directions: (scenes, 3) float32 unit vectors to the source.
         active: (scenes, rows) bool, where the source sounds.
+        heard: (scenes, rows) bool, where anything does.
     """
 
     rows: Tensor
     directions: Tensor
     active: Tensor
+    heard: Tensor
 
 
 class SceneMaker:
@@ -90,14 +96,15 @@ class SceneMaker:
 
     def make(self, split: str, per_room_scene: int, mirrored: bool) -> Scenes:
         """Embed ``per_room_scene`` sounds in each scene of the split's rooms."""
-        rows, directions, active = [], [], []
+        rows, directions, active, heard = [], [], [], []
         for audio, direction, sounds in self._mixtures(split, per_room_scene):
+            heard_in = torch.from_numpy(~is_silent(self._levels(audio).numpy()))
             for flip in (False, True) if mirrored else (False,):
-                heard = audio.flip(0) if flip else audio
-                rows.append(self.model.embed([heard])[0].half())
+                rows.append(self.model.embed([audio.flip(0) if flip else audio])[0].half())
                 directions.append(direction * torch.tensor([1.0, -1.0 if flip else 1.0, 1.0]))
                 active.append(sounds[: len(rows[-1])])
-        return Scenes(torch.stack(rows), torch.stack(directions), torch.stack(active))
+                heard.append(heard_in[: len(rows[-1])])
+        return Scenes(*(torch.stack(each) for each in (rows, directions, active, heard)))
 
     def _mixtures(self, split: str, per_room_scene: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield the audio (2, samples), the direction (3,), and in which rows the source sounds."""
@@ -140,13 +147,15 @@ class SceneMaker:
                 return to_level(torch.from_numpy(padded)[None])
 
     def _sounding(self, clip: Tensor) -> Tensor:
-        """Return in which rows a dry clip sounds, (rows,) bool."""
-        config = self.model.config
-        count = self.model.plan(self.samples).windows
-        both = clip[:, None].expand(-1, 2, -1)
-        windows = self.model.gram.cut_windows(both, count, self.model.window_fill)
-        levels = row_levels(windows, config.front_end, config.patch.frames)
+        """Return in which rows a dry clip (1, samples) sounds, (rows,) bool."""
+        levels = self._levels(clip.expand(2, -1))
         return levels > levels.max() - ACTIVE
+
+    def _levels(self, audio: Tensor) -> Tensor:
+        """Return the level (rows,) of each row of a sound (2, samples), in dBFS."""
+        config, count = self.model.config, self.model.plan(self.samples).windows
+        windows = self.model.gram.cut_windows(audio[None], count, self.model.window_fill)
+        return row_levels(windows, config.front_end, config.patch.frames)
 
 
 def _directions(metadata: dict[str, Any], sources: int) -> np.ndarray:
@@ -216,13 +225,16 @@ def _validate(head: Head, scenes: Scenes) -> float:
 
 @torch.no_grad()
 def evaluate(head: Head, scenes: Scenes) -> dict[str, dict[str, float | None]]:
-    """Return the errors of single rows in which the source sounds, and of whole scenes."""
+    """Return the errors of single rows in which the source sounds, and of whole scenes.
+
+    Those of scenes are of all rows in which anything is heard, as ``gram-hear locate`` has them.
+    """
     _, true = _sounding_rows(scenes)
     rows, whole = [], []
-    for values, active in zip(scenes.rows, scenes.active, strict=True):
-        probabilities = head(values[active].float()).exp().double().numpy()
-        rows.append(answers(probabilities))
-        whole.append(answers(probabilities.mean(axis=0, keepdims=True)))
+    for values, active, heard in zip(scenes.rows, scenes.active, scenes.heard, strict=True):
+        probabilities = head(values.float()).exp().double().numpy()
+        rows.append(answers(probabilities[active]))
+        whole.append(answers(probabilities[heard].mean(axis=0, keepdims=True)))
     return {
         "rows": direction_errors(np.concatenate(rows), true.double().numpy()),
         "scenes": direction_errors(np.concatenate(whole), scenes.directions.double().numpy()),
@@ -265,7 +277,7 @@ def _say(message: str) -> None:
 
 
 def main() -> None:
-    """Make the scenes, train, write the head, and print its errors."""
+    """Read the command line, and train a head."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model")
     parser.add_argument("clips", type=Path)
@@ -281,12 +293,38 @@ def main() -> None:
     parser.add_argument("--sounds", type=int, default=4, help="in each scene of the RIRs")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    try:
+        train_and_write(given)
+    except GramError as error:
+        _say(f"error: {error}")
+        sys.exit(1)
+
+
+def check(given: argparse.Namespace, maker: SceneMaker) -> None:
+    """Find what would be in the way after an hour, before the first minute.
+
+    Raises:
+        OptionError: for an output that cannot be, and for too few clips.
+    """
+    if given.output.suffix != ".safetensors" or not given.output.parent.is_dir():
+        raise OptionError(f"{given.output} must end in .safetensors, in a folder that is there.")
+    if not all(maker.clips.values()):
+        counts = ", ".join(f"{split} {len(clips)}" for split, clips in maker.clips.items())
+        raise OptionError(f"{given.clips} has too few sound files: {counts}. Give at least 10.")
+    for rirs in maker.rirs:
+        for split in SHARES:
+            rirs.indices(split)
+
+
+def train_and_write(given: argparse.Namespace) -> None:
+    """Make the scenes, train, write the head, and print its errors."""
     start = time.monotonic()
     checkpoint = load_checkpoint(given.model)
     layer = given.layer or None
     model = from_checkpoint(checkpoint, Options(strategy=given.strategy, layer=layer))
     rirs = [open_rirs(path, "binaural", model.sample_rate) for path in given.rirs]
     maker = SceneMaker(model, rirs, list(find_audio(given.clips)), given.seed)
+    check(given, maker)
     made = {}
     with torch.inference_mode():
         for split in SHARES:
