@@ -138,10 +138,10 @@ def make_tasks(given: argparse.Namespace) -> Path:
     sizes = sizes_of(given)
     make_dry_tasks(tasks, given.recordings, sizes)
     say("The dry tasks are made.")
-    make_natural_tasks(tasks, tasks, given.rirs, given.jobs)
-    say("Their versions in scenes are made.")
     make_directions(tasks / DIRECTIONS, given.recordings, given.rirs, sizes, given.jobs)
     say("The directions are made.")
+    make_natural_tasks(tasks, tasks, given.rirs, given.jobs)
+    say("Their versions in scenes are made.")
     return tasks
 
 

@@ -3,6 +3,7 @@
 Everything follows from names and fixed seeds; a task that is there is left as it is.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -267,7 +268,8 @@ def make_directions(folder: Path, recordings: Path, rirs: Path, sizes: Sizes, jo
     Raises:
         OptionError: for a set without training, validation and test rooms.
     """
-    digests = {"recordings": recordings.resolve().name, "rirs": rirs.resolve().name}
+    files = [path.name for _, _, _, path in list_recordings(recordings, sizes.takes)]
+    digests = {"recordings": _digest(files), "rirs": _digest(describe_rirs(rirs))}
     made_of = {**digests, "takes": sizes.takes, "placements": sizes.placements, "seed": SEED}
     if _is_made(folder, made_of):
         return
@@ -294,6 +296,15 @@ def make_directions(folder: Path, recordings: Path, rirs: Path, sizes: Sizes, jo
         MADE_OF: made_of,
     }
     _write_json(folder / METADATA, metadata)
+
+
+def describe_rirs(rirs: Path) -> list[str]:
+    """Return the lines of a set's indices: a set that is simulated anew is another one."""
+    return [line for path in sorted(rirs.glob("*.jsonl")) for line in path.read_text().splitlines()]
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _list_heard(folder: Path, recordings: Path, rirs: Path, sizes: Sizes) -> list[Heard]:

@@ -1,9 +1,11 @@
 """Models side by side: what is found, its spread, ranks, tests, tables, files and picture."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -272,6 +274,46 @@ def test_metrics_of_whole_splits_are_computed_anew(tmp_path, metric, monkeypatch
     assert f"{metric} would have to be computed" in test.why
 
 
+def test_exchanges_without_a_difference_count_against_one(tmp_path, monkeypatch):
+    """Infinite scores leave inf - inf: alike models must not be told apart by it."""
+    for name, right in (("a", 75), ("b", 70)):
+        write_run(tmp_path / name / "tags-v1", outputs(right), score=1.0, metric="d_prime")
+    values = itertools.chain([2.0, 1.0], itertools.repeat(np.inf))
+    compute = dataclasses.replace(METRICS["d_prime"], compute=lambda *_: next(values))
+    monkeypatch.setitem(METRICS, "d_prime", compute)
+    (test,) = made(tmp_path, resamples=199).tests
+    assert (test.difference, test.p, test.told_apart) == (1.0, 1.0, False)
+    (test,) = made(tmp_path, resamples=199).tests  # now even what is seen is inf - inf
+    assert (test.p, test.why) == (None, "d_prime of the predictions on disk is undefined")
+    json_of(made(tmp_path, resamples=199))
+
+
+@pytest.mark.parametrize("shape", [(CLIPS,), (), (CLIPS, CLASSES, 1), (CLIPS, CLASSES + 1)])
+@pytest.mark.parametrize("both", [True, False])
+def test_predictions_of_another_shape_are_not_tested(tmp_path, shape, both):
+    for name in "ab":
+        write_run(tmp_path / name / "digits-v1", outputs(40))
+    path = tmp_path / "a" / "digits-v1" / "test.predictions.npz"
+    wrong = np.zeros(shape, np.float32)
+    right = np.eye(CLASSES, dtype=np.float32)[TRUTH]
+    if both and shape == (CLIPS, CLASSES + 1):
+        np.savez(path, target=np.zeros((CLIPS, CLASSES), np.float32), prediction=wrong)
+    else:
+        np.savez(path, target=wrong if both else right, prediction=wrong)
+    (test,) = made(tmp_path).tests
+    assert test.p is None
+    assert re.search(r"the predictions of a .*holds a target of the shape \(.*--force", test.why)
+
+
+def test_progress_counts_the_pairs(tmp_path):
+    for name, right in (("a", 60), ("b", 52), ("c", 40)):
+        write_run(tmp_path / name / "digits-v1", outputs(right))
+    write_run(tmp_path / "a" / "alone-v1", outputs(60))
+    told = []
+    made(tmp_path, progress=lambda done, total: told.append((done, total)))
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
 def test_p_values_are_adjusted_to_one_another(tmp_path):
     for name, right in (("a", 60), ("b", 52), ("c", 40)):
         write_run(tmp_path / name / "digits-v1", outputs(right))
@@ -508,6 +550,7 @@ def test_the_command(place, tmp_path):
     assert done.exit_code == 0, done.output
     assert "0.8500 ±0.0354 *" in done.stdout
     assert "Against the best" in done.stdout
+    assert "pairs of models" in done.stderr
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "out.json").read_text())["models"] == ["good", "poor"]
     as_json = run("report", place, "--json", "--task", "digits", "--resamples", 0)

@@ -1,5 +1,6 @@
 """hear-eval fetch, against a server of this machine that does what goes wrong on the way."""
 
+import errno
 import gzip
 import hashlib
 import io
@@ -606,6 +607,31 @@ def test_a_full_disk_keeps_the_archive(zenodo, tmp_path, monkeypatch):
     assert not (tmp_path / ESC).exists()
     assert run("esc50", "-o", tmp_path)[0] == 0
     assert len(zenodo.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "kept", "words"),
+    [
+        (errno.EDQUOT, True, "kept: make room"),
+        (errno.EACCES, True, "kept: see that its folder can be written"),
+        (errno.ENAMETOOLONG, False, "Nothing of it was kept"),
+        (errno.ENOTDIR, False, "Nothing of it was kept"),
+    ],
+)
+def test_only_what_is_the_disks_fault_keeps_the_archive(
+    zenodo, tmp_path, monkeypatch, number, kept, words
+):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetching.tarfile.TarFile, "extract", fail)
+        code, _, messages = run("esc50", "-o", tmp_path)
+    assert code == 1
+    assert words in messages
+    assert ("make room" in messages) == (number == errno.EDQUOT)
+    run("esc50", "-o", tmp_path)
+    assert len(zenodo.asked) == (1 if kept else 2)
 
 
 @given(st.integers(0, 10**16))

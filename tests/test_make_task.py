@@ -273,6 +273,7 @@ GOOD = [f"{label}/{label}{i}.wav,{label}" for label in ("cat", "dog") for i in r
         (["file,label", *GOOD, "cat/cat0.wav"], {}, "2 columns, but line 22 has 1 cells"),
         (["file,label"], {}, "has 1 lines"),
         (["file,label", *GOOD, "cat/cat10.wav,cat"], {}, "names 1 files .* Did you mean 'cat/cat1"),
+        (["file,label", *GOOD, f"{'x' * 5000}.wav,cat"], {}, "names 1 files that are not in"),
         (["file,label", *GOOD, "../sounds/cat/cat1.wav,cat"], {}, "names 1 files that are not in"),
         (["file,label", *GOOD[:-2]], {}, "2 files in .* have no row.*--skip-unlisted"),
         (["file,label", *GOOD[:-1], "dog/dog9.wav,"], {}, "dog9.wav has an empty label"),
@@ -342,6 +343,44 @@ def test_what_is_wrong_in_folders(classes, tmp_path):
     assert any("in one split only: cow" in note for note in made.notes)
 
 
+def test_links_to_classes_are_not_called_empty(classes, tmp_path):
+    (classes / "cow").symlink_to(classes / "cat", target_is_directory=True)
+    with pytest.raises(TaskError, match="1 classes that are symbolic links"):
+        make(classes, tmp_path / "tasks")
+
+
+def test_formats_that_are_not_read_are_counted(classes, tmp_path):
+    for name in ("cat/a.m4a", "cat/b.WEBM", "dog/c.mp4", "d.amr", ".hidden/e.aac", "cat/.f.aac"):
+        (classes / name).parent.mkdir(exist_ok=True)
+        (classes / name).write_bytes(b"sound")
+    (note,) = make(classes, tmp_path / "tasks").notes
+    assert note.startswith("4 files are left out")
+    assert "cat/a.m4a, cat/b.WEBM, d.amr and 1 more. Convert them" in note
+    listed = table(tmp_path / "l.csv", ["file,label", *GOOD])
+    assert make(classes, tmp_path / "other", csv=listed).notes == (note,)
+    listed = table(tmp_path / "l.csv", ["file,label", *GOOD, "cat/a.m4a,cat"])
+    with pytest.raises(TaskError, match=r"1 of 21 files cannot be used.*a\.m4a"):
+        make(classes, tmp_path / "third", csv=listed)
+    (classes / "cow").mkdir()
+    (classes / "cow" / "moo.m4a").write_bytes(b"sound")
+    with pytest.raises(TaskError, match=r"without a sound file: cow.*5 files are left out"):
+        make(classes, tmp_path / "fourth")
+    with pytest.raises(TaskError, match=r"No sound file.*1 files are left out.*Convert"):
+        make(classes / "cow", tmp_path / "fifth")
+
+
+def test_cutting_must_leave_two_classes(tmp_path):
+    rows = ["file,onset,offset,label"]
+    for i in range(6):
+        sound(tmp_path / "s" / f"{i}.wav", i, samples=RATE)
+        rows += [f"{i}.wav,0.1,0.2,hum", f"{i}.wav,0.7,0.8,bell"]
+    listed = table(tmp_path / "l.csv", rows)
+    for duration, left in ((0.5, "hum"), (0.05, "there is none")):
+        with pytest.raises(TaskError, match=rf"used of the files are the same \({left}\).*two cl"):
+            make(tmp_path / "s", tmp_path / "tasks", form=Form((), duration), csv=listed)
+    assert not (tmp_path / "tasks").exists()
+
+
 def test_what_is_no_sound_is_told_before_anything_is_written(classes, tmp_path):
     (classes / "cat" / "cat3.wav").write_bytes(b"no sound")
     (classes / "dog" / "dog4.wav").write_bytes(b"")
@@ -382,6 +421,29 @@ def test_folds_that_are_given_are_kept(classes, tmp_path):
     }
     with pytest.raises(OptionError, match="fold is given"):
         make(classes, tmp_path / "other", csv=listed, division=Division(folds=4))
+
+
+@pytest.mark.parametrize(
+    ("folds", "unlearnt"),
+    [((1, 2), "fold01"), ((3, 4), "fold03"), ((4, 1), "fold04"), ((1, 3), None)],
+)
+def test_classes_that_some_fold_leaves_unlearnt(classes, tmp_path, folds, unlearnt):
+    """The fold after the tested one validates: a class of these two is in no training."""
+    rows = [f"{row},{i % 4 + 1}" for i, row in enumerate(GOOD)]
+    for fold in folds:
+        sound(classes / "cow" / f"cow{fold}.wav", 50 + fold)
+        rows.append(f"cow/cow{fold}.wav,cow,{fold}")
+    listed = table(tmp_path / "l.csv", ["file,label,fold", *rows])
+    if unlearnt:
+        message = rf"1 of 3 classes are not in train: cow \(.*\) where {unlearnt} is tested\."
+        with pytest.raises(TaskError, match=rf"{message}.*--allow-rare"):
+            make(classes, tmp_path / "tasks", csv=listed)
+        division = Division(allow_rare=True)
+        notes = make(classes, tmp_path / "tasks", csv=listed, division=division).notes
+        assert any(f"where {unlearnt} is tested" in note for note in notes)
+    else:
+        notes = make(classes, tmp_path / "tasks", csv=listed).notes
+        assert notes == ("1 of 3 classes are not in every split: cow (not in fold02, fold04).",)
 
 
 def test_splits_that_are_given_are_kept(classes, tmp_path):
@@ -601,6 +663,7 @@ def test_twins_on_given_sides_and_of_other_labels_are_named(classes, tmp_path):
     notes = make(classes, tmp_path / "tasks", csv=listed).notes
     assert any("trained on: train/cat/cat0.wav = test/dog/dog1.wav" in note for note in notes)
     assert any("labelled differently: cat/cat0.wav (cat) = dog/dog1.wav (dog)" in n for n in notes)
+    assert make(classes, tmp_path / "tasks", csv=listed).notes == notes  # of what is there already
 
 
 # --- resumed, replaced ----------------------------------------------------------------------
@@ -727,6 +790,34 @@ def test_command_makes_what_hear_eval_takes(flat, tmp_path, monkeypatch):
     facts = json.loads(run(*options, "--json").stdout)
     assert facts["splits"] == {"train": 4, "valid": 4, "test": 4}
     assert facts["classes"]["no"] == {"train": 2, "valid": 2, "test": 2}
+
+
+@pytest.mark.parametrize("place", [".", "tasks", "cat/tasks", "../sounds"])
+def test_command_refuses_tasks_among_the_recordings(classes, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(classes)
+    before = contents(classes)
+    for _ in range(2):
+        done = run(".", "--name", "mine", "--tasks-dir", place)
+        assert isinstance(done.exception, OptionError)
+        assert f"Give --tasks-dir another folder, such as {tmp_path / 'tasks'}" in str(
+            done.exception
+        )
+    assert contents(classes) == before
+    assert run(".", "--name", "mine", "--tasks-dir", "../tasks").exit_code == 0
+    assert run(".", "--name", "mine", "--tasks-dir", "../tasks").exit_code == 0
+
+
+def test_command_shows_labels_as_they_are(tmp_path):
+    labels = ("[laughter]", "[b]", ":dog:")
+    for seed, label in enumerate(labels):
+        for i in range(3):
+            sound(tmp_path / "s" / label / f"{label}{i}.wav", 3 * seed + i)
+    rows = [f"{label}/{label}{i}.wav,{label}" for label in labels for i in range(3)]
+    rows += [f"[b]/[b]{i}.wav,[/b]" for i in range(3)]
+    listed = table(tmp_path / "l.csv", ["file,label", *rows])
+    done = run(tmp_path / "s", "--csv", listed, "--name", "s", "--tasks-dir", tmp_path / "tasks")
+    assert done.exit_code == 0, done.output
+    assert all(f" {label} " in done.stdout for label in (*labels, "[/b]"))
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,21 @@ def test_broken_files_are_named(tmp_path, scores, done):
         read_result(folder)
 
 
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
+def test_what_strict_json_cannot_hold_is_missing(tmp_path, score):
+    """The kit writes NaN and Infinity."""
+    write_scores(tmp_path / "tags", {"test": {"test_score": score, "test_d_prime": score}})
+    aggregated = {"test_score_mean": score, "test_score_std": score}
+    folds = {"fold00": TEST, "fold01": TEST | {"test_score": score}}
+    write_scores(tmp_path / "esc50", folds | {"aggregated_scores": aggregated})
+    esc50, tags = write_table(tmp_path)
+    assert (tags.score, tags.scores) == (None, {"test_score": None, "test_d_prime": None})
+    assert (esc50.score, esc50.deviation, esc50.folds) == (None, None, (0.75, None))
+    assert [row[2:4] for row in rows_of([esc50, tags])] == [("undefined", "")] * 2
+    text = (tmp_path / RESULTS_FILE).read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["results"][1]["score"] is None
+
+
 def test_broken_tasks_are_left_out_with_a_warning(module_folder):
     (module_folder / "beeps" / "test.predicted-scores.json").write_text("{")
     with pytest.warns(UserWarning, match=r"beeps.*Its scores are left out"):

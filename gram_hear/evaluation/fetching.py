@@ -8,7 +8,7 @@ Sources: Zenodo's records API (developers.zenodo.org); the names and the inner f
 archives from hearpreprocess, which made them (``hear-<version>/tasks/<task>/<rate>/...``).
 """
 
-import gzip
+import errno
 import hashlib
 import json
 import os
@@ -50,6 +50,14 @@ TIMEOUT = 60.0  # seconds without a byte until a connection counts as cut
 ATTEMPTS = 5  # at an archive, in a row, that bring nothing, with pauses that double
 QUESTIONS = 3  # at a record: who is offline hears so soon
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 120.0  # seconds
+REMEDIES = {  # what a disk's own faults, which are not the archive's, need
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EACCES: "see that its folder can be written",
+    errno.EPERM: "see that its folder can be written",
+    errno.EROFS: "see that its folder can be written",
+    errno.EIO: "see to the disk",
+}
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # refusals that time may heal
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -511,7 +519,8 @@ def unpack(
 
     Raises:
         TaskError: where the archive is damaged, would leave its folder or holds no task (it is
-            deleted), or the disk is full (it is kept); nothing of the task is left then.
+            deleted), or the disk is full or cannot be written (it is kept); nothing of the task
+            is left then.
     """
     stored, target = archive.stored(tasks_dir), tasks_dir / archive.task
     temporary = stored.with_name(f"{stored.name}.unpacking")
@@ -520,16 +529,16 @@ def unpack(
     try:
         _extract(stored, temporary, progress)
         os.replace(_task_folder(archive, temporary), target)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno in REMEDIES:
+            raise TaskError(
+                f"{archive.file} could not be unpacked: {error.strerror or error}. The archive is "
+                f"kept: {REMEDIES[error.errno]}, and run the same command again."
+            ) from error
         stored.unlink()
         raise TaskError(
             f"{archive.file} cannot be unpacked, though its checksum is right: {error}. Nothing "
             "of it was kept; tell those who publish the record."
-        ) from error
-    except OSError as error:
-        raise TaskError(
-            f"{archive.file} could not be unpacked: {error.strerror or error}. The archive is "
-            "kept: make room, and run the same command again."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

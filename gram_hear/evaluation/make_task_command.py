@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from gram_hear.console import AsJson, print_table, progress_bar, say
 from gram_hear.errors import OptionError
-from gram_hear.evaluation.making.build import Plan, Recipe, plan_task
+from gram_hear.evaluation.making.build import Plan, Recipe, check_place, plan_task
 from gram_hear.evaluation.making.build import make_task as make
 from gram_hear.evaluation.making.labelled import Labels, labels_of
 from gram_hear.evaluation.making.sounds import Form
@@ -60,7 +61,7 @@ def make_task(
     folds: Annotated[int | None, typer.Option(help="Make so many folds instead.")] = None,
     seed: Annotated[int, typer.Option(help="Of the splits or folds.")] = 0,
     allow_rare: Annotated[
-        bool, typer.Option("--allow-rare", help="Take classes that are in one split only.")
+        bool, typer.Option("--allow-rare", help="Take classes that cannot be learned or tested.")
     ] = False,
     rates: Annotated[
         str, typer.Option(help="Hz: 16000,32000. Default: the recordings' own, the highest.")
@@ -105,6 +106,7 @@ def make_task(
     form = Form(tuple(dict.fromkeys(_whole(rates))), duration)
     name = name or source.resolve().name
     recipe = Recipe(name, task_version, labels, division, form, tuple(_words(metric)))
+    check_place(source, tasks_dir)
     plan = plan_task(source, recipe)
     folder = tasks_dir / recipe.folder_name
     if dry_run:
@@ -152,7 +154,7 @@ def _show(plan: Plan, sides: Mapping[str, Sequence[list]], folder: Path, as_json
         return
     table = Table("class", *counts)
     for label, row in of_class.items() if len(of_class) <= LARGEST_TABLE else ():
-        table.add_row(label, *map(str, row.values()))
+        table.add_row(Text(label), *map(str, row.values()))
     table.add_section()
     table.add_row("all clips", *map(str, counts.values()))
     print_table(table)

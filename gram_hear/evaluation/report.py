@@ -1,6 +1,7 @@
 """The scores of a module over its tasks, as one table: ``results.json``, ``results.md``, rows."""
 
 import json
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -88,7 +89,7 @@ def read_result(folder: Path, probe: str = "shallow") -> Result | None:
             found = scores["aggregated_scores"]
             score, deviation = found["test_score_mean"], found["test_score_std"]
             folds = tuple(
-                None if each["test_score"] is None else float(each["test_score"])
+                _finite(each["test_score"])
                 for each in scores.values()
                 if isinstance(each, dict) and "test_score" in each
             )
@@ -98,14 +99,14 @@ def read_result(folder: Path, probe: str = "shallow") -> Result | None:
         return Result(
             task=folder.name,
             metric=metric,
-            score=None if score is None else float(score),
-            deviation=None if deviation is None else float(deviation),
+            score=_finite(score),
+            deviation=_finite(deviation),
             minutes=done["time"] / 60,
             grid=done["grid"] if probe == "shallow" else None,
             grid_points=done["grid_points"] if probe == "shallow" else None,
             seed=done.get("seed"),
             shuffle=done.get("shuffle", False),
-            scores={key: value for key, value in found.items() if key.startswith("test_")},
+            scores={key: _finite(each) for key, each in found.items() if key.startswith("test_")},
             source=str(metadata[NATURAL]["source"]) if NATURAL in metadata else None,
             probe=probe,
             folds=folds,
@@ -115,6 +116,11 @@ def read_result(folder: Path, probe: str = "shallow") -> Result | None:
             f"{file} or {marker.name} is not whole ({error!r}). Predict the task again, "
             "with --force."
         ) from error
+
+
+def _finite(value: float | None) -> float | None:
+    """Return a score; None for the NaN and infinity that the original kit writes."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def read_results(folder: Path) -> list[Result]:

@@ -7,7 +7,7 @@ import typer
 from rich import table as rich_table
 from rich.markup import escape
 
-from gram_hear.console import AsJson, print_table, say
+from gram_hear.console import AsJson, print_table, progress_bar, say
 from gram_hear.errors import OptionError
 from gram_hear.evaluation import significance
 from gram_hear.evaluation.command_parts import split_names
@@ -53,7 +53,10 @@ def report(
     others = _published(published, published_file)
     comparison = compare(read_runs(folders, split_names(task) or []))
     warn_of_gaps(comparison)
-    tests = significance.compare_models(comparison, resamples) if resamples else []
+    tests: list[significance.PairTest] = []
+    if resamples and len(comparison.models) > 1:
+        with progress_bar("test", "pairs of models") as progress:
+            tests = significance.compare_models(comparison, resamples, progress)
     made = Report(comparison, tests, others)
     if as_json:
         typer.echo(json_of(made), nl=False)

@@ -6,6 +6,7 @@ half of the clips at a time, and the p-value is the share of the exchanges whose
 scores is at least as large as the one that was seen.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -29,6 +30,8 @@ SEED = 0
 GROUPS = 64  # up to how many sizes of differences are drawn as binomial counts
 CHUNK = 512  # exchanges that are drawn at once otherwise
 PREDICTIONS = {"shallow": "{fold}.predictions.npz", "knn": knn.PREDICTIONS}
+
+Progress = Callable[[int, int], None]  # pairs tested, of how many
 
 
 @dataclass(frozen=True)
@@ -103,27 +106,40 @@ class Evidence:
     values: np.ndarray
 
 
-def compare_models(comparison: Comparison, resamples: int = RESAMPLES) -> list[PairTest]:
+def compare_models(
+    comparison: Comparison, resamples: int = RESAMPLES, progress: Progress | None = None
+) -> list[PairTest]:
     """Test every pair of models on every task that both have a score of.
 
     Args:
         comparison: the models.
         resamples: exchanges; fewer where a metric must be computed anew for each and is costly.
+        progress: called with the number of pairs tested and that of all.
 
     Returns:
         By task, in the order of the models. Which scores are only read where there are two.
     """
-    tests = []
-    for task in comparison.tasks:
-        scores = [
+    of_task = [
+        [
             score
             for model in comparison.models
             if (score := comparison.scores.get((model, task))) and score.value is not None
         ]
-        if len(scores) > 1:
-            evidence = [_gather(score) for score in scores]
-            pairs = combinations(zip(scores, evidence, strict=True), 2)
-            tests += _adjust([_test(*first, *second, resamples) for first, second in pairs])
+        for task in comparison.tasks
+    ]
+    total = sum(math.comb(len(scores), 2) for scores in of_task)
+    progress = progress or (lambda done, total: None)
+    progress(0, total)
+    tests: list[PairTest] = []
+    for scores in of_task:
+        if len(scores) < 2:
+            continue
+        evidence = [_gather(score) for score in scores]
+        found = []
+        for first, second in combinations(zip(scores, evidence, strict=True), 2):
+            found.append(_test(*first, *second, resamples))
+            progress(len(tests) + len(found), total)
+        tests += _adjust(found)
     return tests
 
 
@@ -165,9 +181,16 @@ def _read_outputs(run: Run, fold: str) -> tuple[np.ndarray, np.ndarray]:
     path: Path = run.folder / PREDICTIONS[run.result.probe].format(fold=fold)
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return arrays["target"], arrays["prediction"]
+            target, prediction = arrays["target"], arrays["prediction"]
     except (ValueError, KeyError, EOFError, BadZipFile) as error:
         raise TaskError(f"{path} is broken; predict the task again, with --force") from error
+    if target.ndim != 2 or prediction.shape != target.shape:
+        raise TaskError(
+            f"{path} holds a target of the shape {target.shape} and a prediction of "
+            f"{prediction.shape}; both must be the same (clips, outputs): predict the task again, "
+            "with --force"
+        )
+    return target, prediction
 
 
 def _test(
@@ -199,8 +222,11 @@ def _test(
         if isinstance(found, str):
             return replace(empty, why=found)
         seen, drawn = found
+    if not math.isfinite(seen):
+        return replace(empty, why=f"{first.metric} of the predictions on disk is undefined")
     # A hair of tolerance: sums in another order must not lose an exchange that equals what is seen.
-    extreme = np.count_nonzero(np.abs(drawn) >= abs(seen) * (1 - 1e-9) - 1e-12)
+    # An exchange without a finite difference (of two infinite scores) counts against a difference.
+    extreme = np.count_nonzero(~(np.abs(drawn) < abs(seen) * (1 - 1e-9) - 1e-12))
     p = (extreme + 1) / (len(drawn) + 1)
     return replace(empty, difference=float(seen), resamples=len(drawn), p=float(p))
 
@@ -251,7 +277,7 @@ def _exchange_outputs(
             for x, y in zip(a.predictions, b.predictions, strict=True):
                 one, two = np.where(swapped, y, x), np.where(swapped, x, y)
                 found.append(compute(one, target) - compute(two, target))
-        return float(np.mean(found))
+        return sum(found) / len(found)  # NaN where an infinite score meets another
 
     seen = difference(False)
     return seen, np.array([difference(True) for _ in range(resamples)])

@@ -26,6 +26,7 @@ from gram_hear.evaluation.making.labelled import (
     AXES,
     Collection,
     Labels,
+    check_vocabulary,
     read_labels,
     some,
     vocabulary_of,
@@ -129,6 +130,16 @@ class Made:
     found: int
 
 
+def check_place(source: Path, tasks_dir: Path) -> None:
+    """Raise an OptionError for a folder of tasks among the recordings, which would be taken in."""
+    if tasks_dir.resolve().is_relative_to(source.resolve()):
+        raise OptionError(
+            f"The tasks would go to {tasks_dir}, inside the folder of the recordings, {source}, "
+            "and be taken for recordings by the next run. Give --tasks-dir another folder, such as "
+            f"{source.resolve().parent / 'tasks'}."
+        )
+
+
 # --- the plan -------------------------------------------------------------------------------
 
 
@@ -227,6 +238,7 @@ def _bound_events(
     if cut:
         notes.append(f"{cut} events end after what is used of the file; they end with it.")
     labels = vocabulary_of({label for clip in clips for label in clip.labels})
+    check_vocabulary(labels, " of events in what is used of the files")
     return replace(collection, clips=tuple(clips), labels=labels)
 
 
@@ -261,15 +273,16 @@ def make_task(
     work = tasks_dir / f".{folder.name}.making"
     total = len(plan.collection.clips)
     progress = progress or (lambda done, total: None)
-    if _is_made(folder, plan, force):
+    if before := _made_before(folder, plan, force):
         progress(total, total)
-        return Made(folder, plan.notes, total)
+        return Made(folder, (*plan.notes, *before.get("notes", plan.sides.notes)), total)
     try:
         with _opened(work, plan):
             facts, found = _make_sounds(work, plan, jobs, progress)
             twins = _twins(facts)
             sides = divide(plan.collection, plan.recipe.division, twins) if twins else plan.sides
-            notes = (*plan.notes, *sides.notes, *_describe_twins(plan.collection, sides, twins))
+            said = (*sides.notes, *_describe_twins(plan.collection, sides, twins))
+            sides = replace(sides, notes=said)
             _assemble(work / "task", plan, sides, facts, work / "sounds")
             _move_in(work, folder)
         shutil.rmtree(work)
@@ -278,25 +291,25 @@ def make_task(
             f"{folder} cannot be written: {error.strerror or error} ({error.filename}). What is "
             "finished is kept; run again to go on."
         ) from error
-    return Made(folder, notes, found)
+    return Made(folder, (*plan.notes, *sides.notes), found)
 
 
-def _is_made(folder: Path, plan: Plan, force: bool) -> bool:
-    """Whether the task is there as planned; an OptionError where something else is."""
+def _made_before(folder: Path, plan: Plan, force: bool) -> Facts | None:
+    """Return how the task was made that is there as planned; an OptionError for something else."""
     if not folder.exists():
-        return False
+        return None
     if not (folder / METADATA).is_file():
         raise OptionError(f"{folder} is there and is no task; give the task another --name.")
     metadata = read_json(folder / METADATA)
     made = metadata.get(MADE) if isinstance(metadata, dict) else None
     if isinstance(made, dict) and made.get("fingerprint") == plan.fingerprint:
-        return True
+        return made
     if not force:
         raise OptionError(
             f"{folder} is there and was made of other files or labels, or otherwise. Give the "
             "task another --name, or replace it with --force."
         )
-    return False
+    return None
 
 
 @contextmanager
@@ -447,7 +460,7 @@ def _assemble(
                 _link(sounds / str(rate) / made, place / names[clip.file])
         _write_json(folder / f"{side}.json", {names[c.file]: c.annotation for c in clips})
     table = io.StringIO()
-    labels = plan.collection.labels or AXES
+    labels = AXES if plan.collection.kind == "localisation" else plan.collection.labels
     csv.writer(table, lineterminator="\n").writerows([("idx", "label"), *enumerate(labels)])
     (folder / VOCABULARY).write_text(table.getvalue(), encoding="utf-8")
     _write_json(folder / METADATA, _metadata(plan, sides, facts))
@@ -509,6 +522,7 @@ def _metadata(plan: Plan, sides: Sides, facts: Mapping[str, Facts]) -> dict[str,
         "by": f"gram-hear {version('gram-hear')}",
         "source": collection.source.resolve().name,
         **division,
+        "notes": list(sides.notes),  # those that a later run, which decodes nothing, cannot find
         "fingerprint": plan.fingerprint,
     }
     return metadata

@@ -6,6 +6,7 @@ Nothing here opens a sound file, and nothing is written.
 import csv
 import io
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ AXES = ("x", "y", "z")
 SIDES = ("split", "fold")
 COLUMNS = ("file", "label", *SIDES, *TIMES, *ANGLES, *AXES)
 EVERY = "all"  # of --ignore-columns
+UNREAD = (".m4a", ".aac", ".wma", ".webm", ".mp4", ".amr", ".au", ".mka", ".3gp")  # not looked for
 SHOWN = 3  # of what is wrong in many places
 
 Row = dict[str, str]
@@ -106,19 +108,37 @@ def read_labels(source: Path, labels: Labels) -> Collection:
     if not source.is_dir():
         raise TaskError(f"There is no folder {source}; give the one that the recordings lie in.")
     found = [path.relative_to(source).as_posix() for path in find_audio(source)]
-    if not found:
-        raise TaskError(f"No sound file was found in {source}.")
-    if labels.csv is None:
-        notes: list[str] = []
-        rows = [{"file": file} for file in found]
-    else:
+    rows = [{"file": file} for file in found] if labels.csv is None else []
+    notes: list[str] = []
+    if labels.csv is not None and found:
         rows = read_table(labels.csv, labels)
         notes = _match_files(source, found, rows, labels)
+    notes = [*_describe_unread(source, {row["file"] for row in rows}), *notes]
+    if not found:
+        raise TaskError(" ".join([f"No sound file was found in {source}.", *notes]))
     _add_names(rows, labels)
     if labels.csv is None and "label" not in rows[0]:
-        _add_folders(source, rows)
+        _add_folders(source, rows, notes)
     _check_columns(rows[0], labels)
     return _collect(source, rows, notes, labels)
+
+
+def _describe_unread(source: Path, named: set[str]) -> list[str]:
+    """Return a sentence on the sound files of formats that are not looked for, if there are any."""
+    places = (
+        Path(parent, name).relative_to(source)
+        for parent, _, names in os.walk(source)
+        for name in names
+        if name.lower().endswith(UNREAD)
+    )
+    visible = (place for place in places if not any(part[0] == "." for part in place.parts))
+    unread = sorted(file for place in visible if (file := place.as_posix()) not in named)
+    if not unread:
+        return []
+    return [
+        f"{len(unread)} files are left out, as sound of their format is not read: "
+        f"{some(unread)}. Convert them, to WAV or FLAC, if they belong to the task."
+    ]
 
 
 # --- tables ---------------------------------------------------------------------------------
@@ -212,7 +232,7 @@ def _match_files(
         if file not in here and (
             (path := Path(file)).is_absolute()
             or ".." in path.parts
-            or not (source / path).is_file()
+            or not os.path.isfile(source / path)  # False too for a name that is too long
         ):
             absent.append(file)
     if absent := list(dict.fromkeys(absent)):
@@ -297,7 +317,7 @@ def _add_names(rows: Sequence[Row], labels: Labels) -> None:
         )
 
 
-def _add_folders(source: Path, rows: Sequence[Row]) -> None:
+def _add_folders(source: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
     """Label each file with the folder, directly in the source, that it lies in."""
     if outside := [row["file"] for row in rows if "/" not in row["file"]]:
         raise TaskError(
@@ -309,10 +329,16 @@ def _add_folders(source: Path, rows: Sequence[Row]) -> None:
         row["label"] = row["file"].partition("/")[0]
     classes = {row["label"] for row in rows}
     folders = sorted(path.name for path in source.iterdir() if path.is_dir())
-    if empty := [name for name in folders if name not in classes and not name.startswith(".")]:
+    empty = [name for name in folders if name not in classes and not name.startswith(".")]
+    if links := [name for name in empty if (source / name).is_symlink()]:
+        raise TaskError(
+            f"{source} has {len(links)} classes that are symbolic links, which are not followed: "
+            f"{some(links)}. Put the folders themselves there, or remove the links."
+        )
+    if empty:
         raise TaskError(
             f"{source} has {len(empty)} classes without a sound file: {some(empty)}. Fill their "
-            "folders or remove them."
+            f"folders or remove them.{''.join(f' {note}' for note in notes)}"
         )
 
 
@@ -388,11 +414,8 @@ def _collect(source: Path, rows: Sequence[Row], notes: Sequence[str], labels: La
     said = [*notes, *([f"{repeated} rows say the same as others."] if repeated else [])]
     types = _prediction_type(kind, clips, labels, said)
     vocabulary = vocabulary_of({label for clip in clips for label in clip.labels})
-    if kind != "localisation" and len(vocabulary) < 2:
-        raise TaskError(
-            f"All labels are the same ({', '.join(vocabulary) or 'there is none'}); a task needs "
-            "at least two classes."
-        )
+    if kind != "localisation":
+        check_vocabulary(vocabulary)
     return Collection(source, kind, types, tuple(clips), vocabulary, columns, tuple(said))
 
 
@@ -500,6 +523,15 @@ def vocabulary_of(labels: Iterable[str]) -> tuple[str, ...]:
     if all(re.fullmatch(r"-?[0-9]+", label) for label in known):
         known.sort(key=lambda label: (int(label), label))
     return tuple(known)
+
+
+def check_vocabulary(labels: Sequence[str], where: str = "") -> None:
+    """Raise a TaskError for fewer than two classes; ``where`` says of what they are all."""
+    if len(labels) < 2:
+        raise TaskError(
+            f"All labels{where} are the same ({', '.join(labels) or 'there is none'}); a task "
+            "needs at least two classes."
+        )
 
 
 def some(items: Sequence[str], separator: str = ", ", shown: int = SHOWN) -> str:

@@ -24,7 +24,7 @@ class Division:
         folds: how many folds there are instead; None for none.
         seed: of the order in which groups of equal size are dealt out.
         group_by: the field whose values stay on one side; "" where every clip stands for itself.
-        allow_rare: warn of classes that are in one split only, or not in train.
+        allow_rare: warn of classes that are in one split only, or not in what is trained on.
     """
 
     shares: tuple[float, ...] | None = None
@@ -86,7 +86,7 @@ def divide(
 
     Raises:
         TaskError: for names of splits that are none, a side without clips, a group on two sides,
-            a class in one split only or not in train.
+            a class in one split only or not in what is trained on.
         OptionError: for shares or folds where the sides are given.
     """
     given = next((side for side in SIDES if side in collection.columns), None)
@@ -219,6 +219,8 @@ def _check_classes(
             single.append(f"{label} ({on[0]})")
         elif has_train and "train" not in on:
             unlearnt.append(f"{label} ({', '.join(on)})")
+        elif not has_train and (tested := _untrained_fold(sides, on)):
+            unlearnt.append(f"{label} ({', '.join(on)}) where {tested} is tested")
         elif len(on) < len(sides):
             missing.append(
                 f"{label} (not in {', '.join(side for side in sides if side not in on)})"
@@ -238,6 +240,17 @@ def _check_classes(
             f"{len(missing)} of {len(labels)} classes are not in every split: {some(missing)}."
         )
     return faults
+
+
+def _untrained_fold(folds: Iterable[str], on: Iterable[str]) -> str:
+    """Return the fold whose test leaves none of the folds ``on`` to train; "" where none does.
+
+    The fold after the tested one validates, the others train (``prediction.folds_of``).
+    """
+    names = sorted(folds)
+    following = [*names[1:], names[0]]
+    pairs = zip(names, following, strict=True)
+    return next((test for test, valid in pairs if set(on) <= {test, valid}), "")
 
 
 # --- sides that are made --------------------------------------------------------------------
