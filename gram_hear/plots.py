@@ -500,9 +500,7 @@ def _draw_similarity(figure: Any, axes: Any, bar: Any, sound: SoundPicture) -> N
         similarity(rows), origin="lower", aspect="auto", extent=(first, last, first, last),
         interpolation="nearest", cmap="RdBu_r", vmin=-1, vmax=1,
     )  # fmt: skip
-    axes.set(
-        ylabel="time (s)", title="Embedding, less silence and its mean: cosine similarity"
-    )
+    axes.set(ylabel="time (s)", title="Embedding, less silence and its mean: cosine similarity")
     axes.set_ylim(sound.start, sound.end)
     figure.colorbar(mesh, cax=bar)
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from gram_hear import localisation
+from gram_hear.audio.files import read_audio
 from gram_hear.checkpoints.store import encoder_only, load_checkpoint, save_checkpoint
 from gram_hear.errors import AudioError, CheckpointError, OptionError
 from gram_hear.hear import Options, from_checkpoint, get_timestamp_embeddings
@@ -37,6 +38,7 @@ MODEL = "gram-tiny-untrained"
 RATE = 32000
 SIZE = 8 * 192
 COUNT = 256
+SOUND = Path(__file__).parent / "data" / "sounds" / "binaural_room.flac"
 RECIPE = Path(__file__).parent.parent / "weights" / "recipe" / "locator.py"
 pytestmark = pytest.mark.filterwarnings("ignore:.*is untrained")
 
@@ -270,6 +272,19 @@ def test_without_the_bundled_head_the_error_says_what_to_do(monkeypatch):
         load_locator()
 
 
+def test_the_bundled_head_hears_left_right_and_middle():
+    """As the demo has it: three syllables, at azimuths 70, -50 and 0, 2 s each."""
+    heard = read_audio(SOUND, RATE)
+    locator = load_locator()
+    assert locator.config.model == "gram-tiny"
+    found = locator.locate(heard.audio)
+    parts = [found.direction(found.timestamps // 2000 == part) for part in range(3)]
+    left, right, middle = (sin(radians(azimuth)) for azimuth, _, _ in parts)
+    assert left > 0.5
+    assert right < -0.3
+    assert abs(middle) < 0.5
+
+
 # --- the recipe -----------------------------------------------------------------------------
 
 
@@ -313,6 +328,34 @@ def test_the_recipe_trains_a_head_that_hears_left_and_right(recipe, tmp_path, mo
     azimuth, _, confidence = load_locator(heads[0]).locate(noise(1.0) * [[1.0], [0.0]]).overall
     assert abs(azimuth - 90) < 20
     assert confidence > 0.3
+
+
+@pytest.mark.parametrize(
+    ("clips", "output", "message"),
+    [
+        (10, "head.pt", "must end in .safetensors"),
+        (10, "none/head.safetensors", "in a folder that is there"),
+        (3, "head.safetensors", "too few sound files: train 2, valid 1, test 0"),
+        (0, "head.safetensors", "too few sound files"),
+    ],
+)
+def test_the_recipe_finds_what_is_wrong_first(
+    recipe, tmp_path, monkeypatch, capsys, clips, output, message
+):
+    plan = RirPlan(
+        rooms=4, scenes_per_room=1, layouts=("binaural",), valid=0.25, test=0.25, rate=RATE
+    )
+    build_rirs(tmp_path / "rirs", plan, jobs=1, simulator=one_sided)
+    (tmp_path / "clips").mkdir()
+    for i in range(clips):
+        soundfile.write(tmp_path / "clips" / f"{i}.flac", noise(0.1, 16000, i)[0], 16000)
+    places = [tmp_path / name for name in ("clips", "rirs", output)]
+    monkeypatch.setattr(sys, "argv", [str(each) for each in (RECIPE, MODEL, *places)])
+    with pytest.raises(SystemExit):
+        recipe.main()
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
 
 
 def test_errors_fold_front_and_back(recipe):
