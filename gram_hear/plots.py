@@ -485,7 +485,7 @@ def _draw_components(axes: Any, sound: SoundPicture) -> None:
         label = f"{100 * part:.0f} % of the variance"
         marker = "o" if len(sound.times) == 1 else ""
         axes.plot(sound.times, score, color=colour, ls=style, lw=1.2, marker=marker, label=label)
-    axes.set_title("Embedding, less that of silence: principal components")
+    axes.set_title("Embedding, less silence: principal components")
     axes.set_ylabel("score")
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1), ncols=COMPONENTS, borderaxespad=0.1, fontsize=8

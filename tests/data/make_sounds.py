@@ -5,7 +5,7 @@
 - mono_vowels.mp3 (22.05 kHz): three voiced syllables with gliding pitch.
 - binaural_passing.flac (44.1 kHz): a buzz that passes from the left ear to the right.
 - binaural_room.flac (32 kHz): the three syllables in three rooms, on the left, on the right and in
-  front, as the KEMAR head hears them; azimuths 70, -50 and 0 degrees, 2 s each.
+  front, as the KEMAR head hears them; azimuths 70, -50 and 0 degrees, 2.3 s each.
 - ambix_circling.wav (48 kHz, ACN/SN3D): noise pulses that circle the listener counter-clockwise.
 - mono_impacts.ogg (16 kHz): decaying knocks.
 """
@@ -66,7 +66,11 @@ def binaural_room(rate: int = 32000) -> Signal:
         make_scene(vowels, rate, seed=seed, azimuth=azimuth, elevation=0, distance=1.5, rt60=0.3)
         for seed, azimuth in enumerate((70.0, -50.0, 0.0))
     ]
-    return np.concatenate([each.audio[:, : 2 * rate].T for each in heard]).astype(np.float64)
+    parts = [np.zeros((round(2.3 * rate), 2)) for _ in heard]  # not those of the models' windows
+    for part, each in zip(parts, heard, strict=True):
+        sound = each.audio[:, : len(part)].T
+        part[: len(sound)] = sound
+    return np.concatenate(parts)
 
 
 def ambix_circling(rate: int = 48000, seconds: float = 2.0) -> Signal:
