@@ -35,7 +35,7 @@ def test_embed_writes_files_says_so_and_warns_that_the_model_is_untrained(tmp_pa
     outputs = sorted(done.stdout.split())
     assert outputs == sorted(str(tmp_path / "out" / f"{s.name}.npz") for s in SOUNDS.iterdir())
     assert "untrained" in done.stderr
-    assert "4 of 4 files are embedded" in done.stderr
+    assert "5 of 5 files are embedded" in done.stderr
     assert "s of sound" in done.stderr
     vectors = np.load(tmp_path / "out" / "mono_vowels.mp3.npz", allow_pickle=False)["vectors"]
     assert vectors.shape == (24, 8 * 192)
@@ -140,21 +140,21 @@ def test_embed_skips_what_is_done_and_says_how_much(tmp_path, published_file, co
     arguments = ("embed", folder, "-o", output, "-m", published_file(1), "--jobs", 2)
     parts = tmp_path / ("out.parquet.parts" if suffix else "out")
     code, out, err = command(*arguments)
-    assert (code, len(out.splitlines())) == (0, 4)
-    assert f"4 of 4 files are embedded in {output}." in err
+    assert (code, len(out.splitlines())) == (0, 5)
+    assert f"5 of 5 files are embedded in {output}." in err
     assert "done already" not in err
     (folder / "bad.wav").write_text("no sound")
     code, out, err = command(*arguments)
     assert (code, out) == (1, "")
-    assert "4 of 5 files are done already." in err
-    assert f"4 of 5 files are embedded in {output}." in err
+    assert "5 of 6 files are done already." in err
+    assert f"5 of 6 files are embedded in {output}." in err
     assert "1 failed:\n" in err
-    assert len(list(parts.iterdir())) == 4
+    assert len(list(parts.iterdir())) == 5
     (folder / "bad.wav").unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     code, out, err = command(*arguments)
     assert (code, out) == (0, "")
-    assert "4 of 4 files are done already." in err
+    assert "5 of 5 files are done already." in err
     unchanged = {path: path.stat().st_mtime_ns for path in before if path.suffix != ".parquet"}
     assert unchanged.items() <= before.items()
     code, out, err = command(*arguments, "--strategy", "mean")
@@ -162,7 +162,7 @@ def test_embed_skips_what_is_done_and_says_how_much(tmp_path, published_file, co
     assert err.startswith("error: ")
     assert "--force" in err
     code, out, err = command(*arguments, "--strategy", "mean", "--force")
-    assert (code, len(out.splitlines())) == (0, 4)
+    assert (code, len(out.splitlines())) == (0, 5)
 
 
 def test_embed_into_parquet_leaves_out_what_failed(tmp_path, published_file, command):

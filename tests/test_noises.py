@@ -190,11 +190,13 @@ def test_other_members_and_compressed_tars_are_refused(tmp_path):
         open_noise(tmp_path, RATE)
 
 
-def test_missing_and_empty_sets_are_errors(tmp_path):
-    (tmp_path / "links").mkdir()
-    (tmp_path / "links" / "a.tar").symlink_to(tmp_path / "nowhere.tar")
+def test_link_to_no_tar_is_an_error(tmp_path):
+    (tmp_path / "a.tar").symlink_to(tmp_path / "nowhere.tar")
     with pytest.raises(SceneError, match="cannot be read as a tar"):
-        open_noise(tmp_path / "links", RATE)
+        open_noise(tmp_path, RATE)
+
+
+def test_missing_and_empty_sets_are_errors(tmp_path):
     with pytest.raises(SceneError, match="There is no folder"):
         open_noise(tmp_path / "nowhere", RATE)
     with pytest.raises(SceneError, match="holds no noise"):
