@@ -181,7 +181,7 @@ def _features(audio: torch.Tensor, model: HearModel) -> np.ndarray:
 def _less_silence(rows: torch.Tensor, model: HearModel) -> torch.Tensor:
     """Return rows (n, d), less those that silence has at the same place in its window.
 
-    A row says where in its window it stands, too: of steady noise that is most of what changes.
+    A row says where in its window it stands, too, which no sound has made.
     """
     front_end, frames = model.config.front_end, model.config.window_frames
     window = torch.zeros(1, front_end.audio_channels, frames * front_end.hop)
