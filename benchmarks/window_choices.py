@@ -6,10 +6,10 @@ RECORDINGS is a folder of {digit}_{speaker}_{index}.wav (the Free Spoken Digit D
 2.2 to 5.8 s, so that none fills its last window of 2 s: kinds of synthetic sound
 (evidence_tasks.make_sound), and digits spoken one after the other, to be told apart by speaker.
 
-- silence: the log-mel of silence stands past the end, as in training.
+- silence: the windows follow each other; the log-mel of silence stands past the end, as in training.
 - zero: the value 0 does, as in the authors' code.
-- shifted: the last window is moved back until it is full; of its rows those are kept that no
-  window before it has.
+- moved: the last window is moved back until it ends with the clip, and of its rows those are kept
+  that no window before it has, as the model does it.
 
 Printed are accuracies of a logistic regression on scene embeddings: the mean over five divisions of
 the clips in training, validation (which chooses the weight decay) and test, and its deviation. No
@@ -29,28 +29,24 @@ from torch import Tensor
 
 from gram_hear.audio.files import read_audio
 from gram_hear.audio.synthesis import NOISES, SOUNDS
-from gram_hear.hear import HearModel, load_model
+from gram_hear.hear import HearModel, get_scene_embeddings, load_model
 
 SECONDS = (2.2, 5.8)
 DIVISIONS = 5
 SHARES = (0.6, 0.8)  # where training ends, and validation
-CHOICES = ("silence", "zero", "shifted")
+CHOICES = ("silence", "zero", "moved")
 
 
 def scene_embedding(model: HearModel, audio: np.ndarray, choice: str) -> Tensor:
     """Return the mean row (d,) of a clip (samples,), longer than a window."""
-    gram, plan = model.gram, model.plan(len(audio))
+    if choice == "moved":
+        return get_scene_embeddings(audio[None], model)[0]
+    plan, frames = model.plan(len(audio)), model.config.window_frames
     clip = model.lay_out(torch.from_numpy(audio)[None])[None]
-    fill = "silence" if choice == "shifted" else choice
     with torch.inference_mode():
-        windows = gram.cut_windows(clip, plan.windows, fill)
-        if choice == "shifted":
-            features = gram.front_end(clip)[0]
-            windows[-1] = features[:, -windows.shape[2] :]
-        rows = model.encode(windows)
-    whole, left = rows[:-1].flatten(0, 1), plan.rows - (len(rows) - 1) * rows.shape[1]
-    last = rows[-1, -left:] if choice == "shifted" else rows[-1, :left]
-    return torch.cat([whole, last]).mean(dim=0)
+        starts = range(0, plan.windows * frames, frames)
+        rows = model.encode(model.gram.cut_windows(clip, starts, choice))
+    return rows.flatten(0, 1)[: plan.rows].mean(dim=0)
 
 
 def sounds(rate: int, count: int) -> Iterator[tuple[np.ndarray, int]]:

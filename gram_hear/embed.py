@@ -148,6 +148,7 @@ class _Clip:
         self.model = model
         self.stream = model.stream()
         self.samples: int | None = None  # all of them, once known
+        self.windows = 0
         self.rows = 0
         self.scene = np.zeros(model.scene_embedding_size)
         self._pool = pool
@@ -187,7 +188,8 @@ class _Clip:
     def take(self, encoded: Tensor) -> Block | None:
         """Make encoded windows, the next ones of this clip, a block of its kept rows."""
         plan = self.model.plan(self.samples or self.stream.samples)
-        vectors = encoded.flatten(0, 1)[: plan.rows - self.rows].cpu().numpy()
+        vectors = plan.keep(encoded, self.windows).cpu().numpy()
+        self.windows += len(encoded)
         timestamps = plan.timestamps(self.rows, self.rows + len(vectors))
         self.rows += len(vectors)
         self.scene += vectors.sum(axis=0, dtype=np.float64)

@@ -317,15 +317,15 @@ class HearModel(nn.Module):
         laid_out = [self._pad_short(self.lay_out(clip)) for clip in clips]
         windows: list[Tensor] = [torch.empty(0)] * len(clips)
         for members in _by_length(laid_out):
-            count = plans[members[0]].windows
+            starts = plans[members[0]].window_starts
             group = torch.stack([laid_out[i] for i in members])
-            cut = self.gram.cut_windows(group, count, self.window_fill)
-            for i, part in zip(members, cut.split(count), strict=True):
+            cut = self.gram.cut_windows(group, starts, self.window_fill)
+            for i, part in zip(members, cut.split(len(starts)), strict=True):
                 windows[i] = part
         batches = torch.cat(windows).split(self.options.window_batch)
         pooled = torch.cat([self.encode(batch) for batch in batches])
         parts = pooled.split([plan.windows for plan in plans])
-        return [part.flatten(0, 1)[: plan.rows] for part, plan in zip(parts, plans, strict=True)]
+        return [plan.keep(part) for part, plan in zip(parts, plans, strict=True)]
 
     def lay_out(self, clip: Tensor) -> Tensor:
         """Bring a clip, or a block of one, to the model's device and layout."""

@@ -221,7 +221,7 @@ class Locator:
             parts = [self._locate_windows(windows) for windows in self._windows(clip)]
         plan = self.model.plan(clip.shape[1])
         probabilities, levels = (
-            torch.cat(each)[: plan.rows].cpu().numpy() for each in zip(*parts, strict=True)
+            plan.keep(torch.cat(each)).cpu().numpy() for each in zip(*parts, strict=True)
         )
         return _located(plan.timestamps(), probabilities, levels, self.model.hop_ms)
 
@@ -237,8 +237,12 @@ class Locator:
             yield from windows.split(self.model.options.window_batch)
 
     def _locate_windows(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the probabilities (rows, directions) and levels (rows,) of feature windows."""
-        probabilities = self.head(self.model.encode(windows)).exp().flatten(0, 1)
+        """Return what each row of feature windows holds.
+
+        Returns:
+            Probabilities (windows, rows, directions) and levels (windows, rows).
+        """
+        probabilities = self.head(self.model.encode(windows)).exp()
         frames = self.model.config.patch.frames
         return probabilities, row_levels(windows, self.model.config.front_end, frames)
 
@@ -427,10 +431,10 @@ def row_levels(windows: Tensor, config: FrontEndConfig, frames: int) -> Tensor:
         frames: of a row.
 
     Returns:
-        (windows * rows,).
+        (windows, rows).
     """
     power = (windows.exp() - config.log_floor).clamp(min=0).sum(dim=3).mean(dim=1)
-    rows = power.unflatten(1, (-1, frames)).mean(dim=2).flatten()
+    rows = power.unflatten(1, (-1, frames)).mean(dim=2)
     window_power = 0.375 * config.n_fft  # the sum of the squared Hann window
     return 10 * torch.log10(2 * rows / (config.n_fft * window_power) + 1e-20)
 

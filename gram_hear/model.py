@@ -1,5 +1,7 @@
 """What embeds: front-end, patches and encoder."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +10,7 @@ from gram_hear.errors import AudioError
 from gram_hear.frontend import FrontEnd
 from gram_hear.nn.encoder import make_encoder
 from gram_hear.nn.patches import PatchEmbedding, normalise_windows, patchify
+from gram_hear.windows import cut_windows
 
 
 class GramModel(nn.Module):
@@ -24,40 +27,20 @@ class GramModel(nn.Module):
         self.patches = PatchEmbedding(config)
         self.encoder = make_encoder(config.encoder)
 
-    def cut_windows(self, waveform: Tensor, count: int, fill: str) -> Tensor:
-        """Return the first ``count`` windows of each clip's features.
+    def cut_windows(self, waveform: Tensor, starts: Sequence[int], fill: str) -> Tensor:
+        """Return windows of each clip's features.
 
         Args:
             waveform: (clips, channels, samples), as the front-end takes it.
-            count: windows of each clip, contiguous from frame 0.
+            starts: the frames at which windows begin, the same in each clip.
             fill: what stands past the clip's last frame: ``"zero"`` or ``"silence"``.
 
         Returns:
-            (clips * count, feature channels, window frames, mels) float32, clip by clip.
+            (clips * windows, feature channels, window frames, mels) float32, clip by clip.
         """
-        return self.split_windows(self.front_end(waveform), count, fill)
-
-    def split_windows(self, features: Tensor, count: int, fill: str) -> Tensor:
-        """Return the first ``count`` windows of features that begin with a window.
-
-        Args:
-            features: (clips, feature channels, frames, mels).
-            count: windows of each clip.
-            fill: what stands past the last frame: ``"zero"`` or ``"silence"``.
-
-        Returns:
-            (clips * count, feature channels, window frames, mels), clip by clip.
-        """
-        features = features[:, :, : count * self.config.window_frames]
-        missing = count * self.config.window_frames - features.shape[2]
-        if missing:
-            filling = torch.zeros_like(features[:, :, :1])
-            if fill == "silence":  # the log-mels hold the log of the floor; intensities stay 0
-                channels = self.config.front_end.audio_channels
-                filling[:, :channels] = torch.tensor(self.config.front_end.log_floor).log()
-            features = torch.cat([features, filling.expand(-1, -1, missing, -1)], dim=2)
-        windows = features.unflatten(2, (count, self.config.window_frames))
-        return windows.transpose(1, 2).flatten(0, 1)
+        features = self.front_end(waveform)
+        places = torch.tensor(starts, device=features.device).expand(len(features), -1)
+        return cut_windows(features, places, self.config, fill)
 
     def forward(self, windows: Tensor, layer: int | None = None) -> Tensor:
         """Encode feature windows.

@@ -4,14 +4,14 @@ The windows are those of the whole clip: a frame at the start or end of the clip
 reflected end, one at the end of a block sees the sound that follows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gram_hear.model import GramModel
-from gram_hear.windows import WindowPlan
+from gram_hear.windows import WindowPlan, cut_windows
 
 
 class WindowStream:
@@ -66,26 +66,32 @@ class WindowStream:
         count = (end - self._reach) // self._window + 1 - self._emitted
         if count < 1:
             return self._no_windows(block)
-        first = self._emitted * self._window - self._origin
-        stretch = self._held[..., first : first + (count - 1) * self._window + self._reach]
-        features = self.model.front_end.transform(stretch[None])
+        last = self._emitted + count - 1
+        known = self._held[..., : last * self._window + self._reach - self._origin]
+        frames = self.model.config.window_frames
+        windows = self._cut(known, range(self._emitted * frames, (last + 1) * frames, frames))
         self._emitted += count
         self._forget()
-        return self.model.split_windows(features, count, self.fill)
+        return windows
 
     def finish(self) -> Tensor:
         """Return the windows that remain at the clip's end, possibly none."""
         assert self._held is not None, "finish() before any push()"
-        remaining = self.plan(self.samples).windows - self._emitted
-        if remaining < 1:
+        starts = self.plan(self.samples).window_starts[self._emitted :]
+        if not starts:
             return self._no_windows(self._held)
         if not self._reflected or self.samples < self.shortest:
             self._pad_short()
         end = self._held[..., -self._half - 1 : -1].flip(-1)
-        first = self._emitted * self._window - self._origin
-        stretch = torch.cat([self._held[..., first:], end], dim=-1)
+        return self._cut(torch.cat([self._held, end], dim=-1), starts)
+
+    def _cut(self, held: Tensor, starts: Sequence[int]) -> Tensor:
+        """Return the windows that begin at these frames, of what is held."""
+        config, first = self.model.config, min(starts)
+        stretch = held[..., first * config.front_end.hop - self._origin :]
         features = self.model.front_end.transform(stretch[None])
-        return self.model.split_windows(features, remaining, self.fill)
+        places = torch.tensor([[start - first for start in starts]], device=features.device)
+        return cut_windows(features, places, config, self.fill)
 
     def _pad_short(self) -> None:
         """Bring a clip shorter than ``shortest`` to one frame, and reflect its start."""
@@ -102,9 +108,9 @@ class WindowStream:
         self._reflected = True
 
     def _forget(self) -> None:
-        """Keep what the next window needs, and one sample before it for the reflected end."""
+        """Keep what the next window needs, and one before it: the last one may be moved back."""
         assert self._held is not None
-        place = self._emitted * self._window - 1
+        place = (self._emitted - 1) * self._window
         self._held = self._held[..., place - self._origin :].clone()
         self._origin = place
 

@@ -1,13 +1,15 @@
-"""Pure arithmetic of windows, rows and time: no tensors of sound, no model.
+"""Windows of a clip: where they begin, which rows of theirs are kept, and when these are.
 
 A clip's frames are cut into windows, and each window gives a fixed number of embedding rows.
-Two rules say how many windows there are, which rows are kept and when they are:
+Two rules say which windows there are, which rows are kept and when they are:
 :func:`corrected_plan`, the default, and :func:`reference_plan`, the authors' (``parity=True``).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from gram_hear.config import ModelConfig
 
@@ -17,15 +19,22 @@ class WindowPlan:
     """How one clip is windowed.
 
     Attributes:
-        windows: how many are computed, each ``window_frames`` long, contiguous from frame 0.
+        window_starts: the frame at which each window begins, ``window_frames`` long.
         rows: embedding rows that are kept, from the first on.
         start, step: milliseconds of the first row, and from one row to the next.
+        overlap: rows by which the last window is moved back, over those of the one before.
     """
 
-    windows: int
+    window_starts: tuple[int, ...]
     rows: int
     start: float
     step: float
+    overlap: int = 0
+
+    @property
+    def windows(self) -> int:
+        """How many windows are computed."""
+        return len(self.window_starts)
 
     def timestamps(self, first: int = 0, last: int | None = None) -> np.ndarray:
         """Return the milliseconds of the kept rows, or of rows ``first`` to ``last - 1``, float64.
@@ -34,12 +43,32 @@ class WindowPlan:
         """
         return self.start + self.step * np.arange(first, self.rows if last is None else last)
 
+    def keep(self, rows: Tensor, first: int = 0) -> Tensor:
+        """Return the kept rows of some windows, one after the other.
+
+        Of the last window those that the one before has already are left out.
+
+        Args:
+            rows: (n, rows of a window, ...) of windows ``first`` to ``first + n - 1``.
+            first: number of the first of them.
+
+        Returns:
+            (kept rows, ...).
+        """
+        if self.overlap and first + len(rows) == self.windows:
+            return torch.cat([rows[:-1].flatten(0, 1), rows[-1, self.overlap :]])
+        return rows.flatten(0, 1)[: self.rows - first * rows.shape[1]]
+
 
 def corrected_plan(samples: int, config: ModelConfig) -> WindowPlan:
     """Keep each row whose centre is not past the clip's end, and compute no other window.
 
     Frame k is centred at sample k * hop, so row i, of p frames, at (i p + (p - 1) / 2) * hop
     samples. A clip too short for any centre keeps one row, stamped at half its duration.
+
+    Windows follow each other, but the last of several is moved back until its last row is the
+    clip's: it hears sound where silence would stand. It moves by whole rows, which keeps all of
+    them on one grid of time.
 
     Args:
         samples: the clip's true length, before any padding.
@@ -51,9 +80,13 @@ def corrected_plan(samples: int, config: ModelConfig) -> WindowPlan:
     rows = (half_hops - (frames - 1)) // (2 * frames) + 1
     milliseconds = 1000 / front_end.sample_rate
     if rows < 1:
-        return WindowPlan(windows=1, rows=1, start=samples * milliseconds / 2, step=config.hop_ms)
+        return WindowPlan((0,), 1, samples * milliseconds / 2, config.hop_ms)
     start = (frames - 1) / 2 * front_end.hop * milliseconds
-    return WindowPlan(-(-rows // config.time_patches), rows, start, config.hop_ms)
+    windows = -(-rows // config.time_patches)
+    overlap = windows * config.time_patches - rows if windows > 1 else 0
+    starts = list(_contiguous(windows, config))
+    starts[-1] -= overlap * frames
+    return WindowPlan(tuple(starts), rows, start, config.hop_ms, overlap)
 
 
 def reference_plan(samples: int, config: ModelConfig, per_window: bool) -> WindowPlan:
@@ -78,4 +111,34 @@ def reference_plan(samples: int, config: ModelConfig, per_window: bool) -> Windo
         cut = config.time_patches * appended // config.window_frames
         rows = windows * config.time_patches - cut
     duration = 1000 * samples / front_end.sample_rate
-    return WindowPlan(windows, rows, 0.0, duration / rows)
+    return WindowPlan(_contiguous(windows, config), rows, 0.0, duration / rows)
+
+
+def _contiguous(windows: int, config: ModelConfig) -> tuple[int, ...]:
+    return tuple(range(0, windows * config.window_frames, config.window_frames))
+
+
+def cut_windows(features: Tensor, starts: Tensor, config: ModelConfig, fill: str) -> Tensor:
+    """Cut windows out of clips.
+
+    Args:
+        features: (clips, feature channels, frames, mels) of the front-end.
+        starts: (clips, windows) int64, the first frame of each.
+        config: of the model.
+        fill: what stands past a clip's last frame: ``"zero"`` or ``"silence"``.
+
+    Returns:
+        (clips * windows, feature channels, window frames, mels), clip by clip.
+    """
+    frames = starts[:, :, None] + torch.arange(config.window_frames, device=starts.device)
+    inside = frames < features.shape[2]
+    clips = torch.arange(len(features), device=features.device)[:, None, None]
+    # (clips, windows, window frames, channels, mels), as the indices stand apart
+    cut = features[clips, :, frames.clamp(max=features.shape[2] - 1)]
+    if not bool(inside.all()):
+        filling = features.new_zeros(features.shape[1], 1)
+        if fill == "silence":  # the log-mels hold the log of the floor; intensities stay 0
+            floor = torch.tensor(config.front_end.log_floor, device=features.device)
+            filling[: config.front_end.audio_channels] = floor.log()
+        cut = torch.where(inside[..., None, None], cut, filling)
+    return cut.flatten(0, 1).transpose(1, 2)

@@ -16,7 +16,7 @@ from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder, random_mask
 from gram_hear.nn.patches import patchify
 from gram_hear.pretrain.datamodule import PretrainingData, accumulation
-from gram_hear.pretrain.module import Pretraining, cut_windows, schedule_factor
+from gram_hear.pretrain.module import Pretraining, schedule_factor
 from gram_hear.pretrain.pictures import unpatchify
 
 SMALL = {"size": "tiny", "depth": 1, "decoder_depth": 1}
@@ -147,19 +147,6 @@ def test_the_mask_token_and_the_cls_token_learn():
     assert without == []
     names = dict(module.named_parameters())
     assert {"autoencoder.decoder.mask_token", "autoencoder.patches.cls_token"} <= names.keys()
-
-
-def test_windows_past_the_end_are_filled():
-    config = named_config("tiny", 7)
-    features = torch.arange(2 * 7 * 250 * 128, dtype=torch.float32).view(2, 7, 250, 128)
-    cut = cut_windows(features, torch.tensor([[0, 50, 51], [249, 250, 400]]), config)
-    assert torch.equal(cut[1], features[0, :, 50:250])
-    assert torch.equal(cut[2][:, :199], features[0, :, 51:])
-    assert torch.equal(cut[3][:, 0], features[1, :, 249])
-    silence = torch.tensor(1e-6).log()
-    for window in (cut[2][:, 199:], cut[3][:, 1:], cut[4], cut[5]):
-        assert (window[:4] == silence).all()
-        assert (window[4:] == 0).all()
 
 
 def test_schedule():

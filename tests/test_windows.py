@@ -1,27 +1,33 @@
 """Windows, rows and timestamps: both rules, against plain references and by hand."""
 
 from fractions import Fraction
-from itertools import count, takewhile
+from itertools import count, pairwise, takewhile
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gram_hear.windows import corrected_plan, reference_plan
+from gram_hear.windows import corrected_plan, cut_windows, reference_plan
 
 PATCHINGS = pytest.mark.parametrize("patching", ["frame", "time"])
 TEN_MINUTES = 600 * 32000
 
 
 def plain_plan(samples, patch_frames, rows_per_window):
-    """Rule by rule: frame k at 10 k ms, row i at (i p + (p - 1) / 2) * 10 ms, kept to the end."""
+    """Rule by rule: frame k at 10 k ms, row i at (i p + (p - 1) / 2) * 10 ms, kept to the end.
+
+    Also the first row of each window: one after the other, the last of several where it ends with
+    the clip's rows.
+    """
     duration = Fraction(1000 * samples, 32000)
     first = Fraction(patch_frames - 1, 2) * 10
     centres = takewhile(lambda t: t <= duration, (first + 10 * patch_frames * i for i in count()))
     timestamps = list(centres) or [duration / 2]
-    windows = 1 + (len(timestamps) - 1) // rows_per_window
-    return windows, np.array([float(t) for t in timestamps], dtype=np.float32)
+    last = max(0, len(timestamps) - rows_per_window)
+    first_rows = [*range(0, last, rows_per_window), last]
+    return first_rows, np.array([float(t) for t in timestamps], dtype=np.float32)
 
 
 # --- the corrected rule ---------------------------------------------------------------------
@@ -37,8 +43,9 @@ def plain_plan(samples, patch_frames, rows_per_window):
 def test_corrected_plan_follows_the_words(make_config, patching, samples):
     config = make_config(2, patching)
     plan = corrected_plan(samples, config)
-    windows, timestamps = plain_plan(samples, config.patch.frames, config.time_patches)
-    assert plan.windows == windows
+    frames = config.patch.frames
+    first_rows, timestamps = plain_plan(samples, frames, config.time_patches)
+    assert plan.window_starts == tuple(row * frames for row in first_rows)
     assert plan.rows == len(timestamps)
     np.testing.assert_array_equal(plan.timestamps(), timestamps)
 
@@ -92,6 +99,55 @@ def test_clip_too_short_for_a_centre_keeps_one_row_at_half_its_duration(
     plan = corrected_plan(samples, make_config(2, patching))
     np.testing.assert_allclose(plan.timestamps(), [samples / 64], rtol=1e-6)
     assert plan.windows == 1
+
+
+@PATCHINGS
+@settings(max_examples=60, deadline=None)
+@given(samples=st.one_of(st.integers(1, 400_000), st.integers(1, TEN_MINUTES)), data=st.data())
+def test_every_row_is_kept_once_however_the_windows_come(make_config, patching, samples, data):
+    """Windows of numbers that tell each row's place in the clip."""
+    config = make_config(2, patching)
+    plan = corrected_plan(samples, config)
+    starts = torch.tensor(plan.window_starts) // config.patch.frames
+    places = starts[:, None] + torch.arange(config.time_patches)
+    cuts = sorted(data.draw(st.lists(st.integers(0, plan.windows), max_size=3)))
+    edges = [0, *cuts, plan.windows]
+    parts = [plan.keep(places[a:b], a) for a, b in pairwise(edges) if a < b]
+    assert torch.cat(parts).tolist() == list(range(plan.rows))
+
+
+@PATCHINGS
+@given(samples=st.integers(64001, TEN_MINUTES))
+def test_windows_of_longer_clips_are_full(make_config, patching, samples):
+    """But for half a row, whose centre is inside the clip."""
+    config = make_config(2, patching)
+    plan = corrected_plan(samples, config)
+    if plan.windows > 1:
+        end = plan.window_starts[-1] + config.window_frames
+        assert end - config.patch.frames // 2 <= 1 + samples // 320
+    assert plan.overlap < config.time_patches
+
+
+def test_five_seconds_by_hand(make_config):
+    plan = corrected_plan(160000, make_config(2, "frame"))
+    assert plan.window_starts == (0, 200, 304)  # the third would begin at 400
+    assert plan.overlap == 12
+
+
+@pytest.mark.parametrize("fill", ["silence", "zero"])
+def test_windows_are_cut_where_they_begin_and_filled_past_the_end(make_config, fill):
+    config = make_config(7)
+    features = torch.arange(2 * 7 * 250 * 128, dtype=torch.float32).view(2, 7, 250, 128)
+    starts = torch.tensor([[0, 50, 51], [249, 250, 400]])
+    cut = cut_windows(features, starts, config, fill)
+    assert cut.shape == (6, 7, 200, 128)
+    assert torch.equal(cut[1], features[0, :, 50:250])
+    assert torch.equal(cut[2][:, :199], features[0, :, 51:])
+    assert torch.equal(cut[3][:, 0], features[1, :, 249])
+    level = torch.tensor(config.front_end.log_floor).log() if fill == "silence" else 0
+    for window in (cut[2][:, 199:], cut[3][:, 1:], cut[4], cut[5]):
+        assert (window[:4] == level).all()
+        assert (window[4:] == 0).all()
 
 
 def test_a_row_whose_centre_is_the_end_is_kept(make_config):

@@ -30,6 +30,7 @@ from gram_hear.plots import (
     sound_figure,
     unpatchify,
 )
+from gram_hear.windows import WindowPlan
 
 SHOWN = 30.0  # seconds of a longer file that are drawn, where nobody says how many
 LONGEST = 600.0  # seconds that are drawn at all
@@ -140,6 +141,7 @@ def _sound_picture(
         say(f"{path} goes on: {part.start:g} to {part.end:g} s are shown; see --duration.")
     heard = _in_ambix(torch.from_numpy(part.audio), model.options.convention)
     embeddings, timestamps = get_timestamp_embeddings([part.audio], model)
+    plan = model.plan(part.audio.shape[1])
     source = model.source.name or "model"
     return SoundPicture(
         title=f"{path.name}, {part.file_rate} Hz; embedding of {Path(source).name}",
@@ -149,7 +151,7 @@ def _sound_picture(
         features=_features(heard, model),
         hop=model.config.front_end.hop / model.sample_rate,
         mel_frequencies=_band_centres(model),
-        rows=_less_silence(embeddings[0], model).cpu().numpy(),
+        rows=_less_silence(embeddings[0], plan, model).cpu().numpy(),
         times=part.start + timestamps[0].double().cpu().numpy() / 1000,
         row=model.hop_ms / 1000,
     )
@@ -178,16 +180,15 @@ def _features(audio: torch.Tensor, model: HearModel) -> np.ndarray:
     return features.numpy()
 
 
-def _less_silence(rows: torch.Tensor, model: HearModel) -> torch.Tensor:
-    """Return rows (n, d), less those that silence has at the same place in its window.
+def _less_silence(rows: torch.Tensor, plan: WindowPlan, model: HearModel) -> torch.Tensor:
+    """Return a plan's rows (n, d), less those that silence has at the same place in its window.
 
     A row says where in its window it stands, too, which no sound has made.
     """
     front_end, frames = model.config.front_end, model.config.window_frames
     window = torch.zeros(1, front_end.audio_channels, frames * front_end.hop)
-    [silent], _ = get_timestamp_embeddings(window, model)
-    places = torch.arange(len(rows), device=rows.device) % len(silent)
-    return rows - silent.to(rows.device)[places]
+    silent, _ = get_timestamp_embeddings(window, model)
+    return rows - plan.keep(silent.expand(plan.windows, -1, -1))
 
 
 def _band_centres(model: HearModel) -> np.ndarray:
@@ -213,7 +214,7 @@ def _reconstruction(path: Path, name: str, start: float, convention: str, seed: 
     generator = torch.Generator().manual_seed(seed)
     mask = random_mask(1, config.tokens, round(MASKED * config.tokens), generator)
     with torch.inference_mode():
-        window = encoder.cut_windows(sound[None], 1, config.window_fill)
+        window = encoder.cut_windows(sound[None], [0], config.window_fill)
         made = autoencoder(window, mask)
         hidden = mask[..., None].expand_as(made.target)
         target, prediction, hidden = (

@@ -23,6 +23,7 @@ from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder, Reconstruction
 from gram_hear.pretrain.data import Sample
 from gram_hear.scenes.mixing import mix
+from gram_hear.windows import cut_windows
 
 CONVENTION = "ambix"  # of Ambisonic RIRs, and so of the mixtures
 
@@ -105,7 +106,7 @@ class Pretraining(LightningModule):
             (clips * windows, feature channels, window frames, mels) float32, not normalised.
         """
         features = self.front_end(self._mixtures(batch))
-        return cut_windows(features, batch["windows"], self.config)
+        return cut_windows(features, batch["windows"], self.config, self.config.window_fill)
 
     def _mixtures(self, batch: Sample) -> Tensor:
         """Return what is heard, (clips, channels, samples), Ambisonics in the model's axes."""
@@ -348,33 +349,3 @@ def schedule_factor(step: int, warmup: int, steps: int) -> float:
         return (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, steps - warmup))
     return 0.5 * (1 + math.cos(math.pi * done))
-
-
-def cut_windows(features: Tensor, starts: Tensor, config: ModelConfig) -> Tensor:
-    """Cut windows out of clips; what lies past a clip's end is filled as the config says.
-
-    Args:
-        features: (clips, channels, frames, mels) of the front-end.
-        starts: (clips, windows) int64, the first frame of each.
-        config: of the model, for the window's frames and what fills it.
-
-    Returns:
-        (clips * windows, channels, window frames, mels).
-    """
-    frames = starts[:, :, None] + torch.arange(config.window_frames, device=starts.device)
-    inside = frames < features.shape[2]
-    clips = torch.arange(len(features), device=features.device)[:, None, None]
-    # (clips, windows, window frames, channels, mels), as the indices stand apart
-    cut = features[clips, :, frames.clamp(max=features.shape[2] - 1)]
-    if not bool(inside.all()):
-        cut = torch.where(inside[..., None, None], cut, _filling(features, config)[:, None])
-    return cut.flatten(0, 1).transpose(1, 2)
-
-
-def _filling(features: Tensor, config: ModelConfig) -> Tensor:
-    """Return the value of each feature channel past a clip's end, (channels,)."""
-    filling = features.new_zeros(features.shape[1])
-    if config.window_fill == "silence":  # the log-mels hold the log of the floor; intensities 0
-        floor = torch.tensor(config.front_end.log_floor, device=features.device)
-        filling[: config.front_end.audio_channels] = floor.log()
-    return filling

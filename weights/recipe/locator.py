@@ -153,9 +153,10 @@ class SceneMaker:
 
     def _levels(self, audio: Tensor) -> Tensor:
         """Return the level (rows,) of each row of a sound (2, samples), in dBFS."""
-        config, count = self.model.config, self.model.plan(self.samples).windows
-        windows = self.model.gram.cut_windows(audio[None], count, self.model.window_fill)
-        return row_levels(windows, config.front_end, config.patch.frames)
+        config, plan = self.model.config, self.model.plan(self.samples)
+        cut = self.model.gram.cut_windows
+        windows = cut(audio[None], plan.window_starts, self.model.window_fill)
+        return plan.keep(row_levels(windows, config.front_end, config.patch.frames))
 
 
 def _directions(metadata: dict[str, Any], sources: int) -> np.ndarray:
