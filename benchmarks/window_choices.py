@@ -6,7 +6,7 @@ RECORDINGS is a folder of {digit}_{speaker}_{index}.wav (the Free Spoken Digit D
 2.2 to 5.8 s, so that none fills its last window of 2 s: kinds of synthetic sound
 (evidence_tasks.make_sound), and digits spoken one after the other, to be told apart by speaker.
 
-- silence: the windows follow each other; the log-mel of silence stands past the end, as in training.
+- silence: windows follow each other; past the end stands the log-mel of silence, as in training.
 - zero: the value 0 does, as in the authors' code.
 - moved: the last window is moved back until it ends with the clip, and of its rows those are kept
   that no window before it has, as the model does it.
