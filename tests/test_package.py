@@ -41,8 +41,7 @@ ARROWS = {
     "evaluation": BASE | {"audio", "tasks", "console", "extras"},
     "collection": MODEL | {"model", "checkpoints", "hear", "embed"},
     "preparation": BASE | {"audio", "scenes"},
-    "pretrain": BASE
-    | {"audio", "frontend", "nn", "scenes", "checkpoints", "extras", "console", "plots"},
+    "pretrain": MODEL | {"scenes", "checkpoints", "extras", "console", "plots"},
     "commands": MODEL
     | {"model", "checkpoints", "hear", "localisation"}
     | {"tasks", "scenes", "plots", "preparation", "extras", "console"},
