@@ -1,13 +1,13 @@
-"""Where a sound comes from: a small predictor on the rows of a frozen binaural model.
+"""Where a sound comes from: a small predictor on the rows of a frozen model.
 
-    locator = load_locator()
+    locator = load_locator()                 # of two ears; layout="ambisonic" for four channels
     found = locator.locate(audio, rate)      # (2, samples): azimuth and elevation every 80 ms
 
 The predictor, or head, is trained by ``weights/recipe/locator.py``. It gives each row a probability
-for each of many directions, spread evenly over the sphere (x front, y left, z up, in the head's
-frame). The answer is the mean of those around the likeliest one, and its confidence is their part
-of the probability. One vector by regression would not do: where front and back sound alike, the
-mean of both points to the side.
+for each of many directions, spread evenly over the sphere (x front, y left, z up, of the listener).
+The answer is the mean of those around the likeliest one, and its confidence is their part of the
+probability. One vector by regression would not do: where front and back sound alike, the mean of
+both points to the side.
 
 A head belongs to one model, one strategy and one layer, which its file names; with another it is
 an error.
@@ -32,13 +32,16 @@ from torch import Tensor, nn
 from gram_hear.audio.clips import as_clips
 from gram_hear.checkpoints.registry import find_entry
 from gram_hear.checkpoints.store import Checkpoint, encoder_only, load_checkpoint, read_tensors
-from gram_hear.config import FrontEndConfig
-from gram_hear.errors import AudioError, CheckpointError, OptionError
+from gram_hear.config import LAYOUT_OF_AUDIO, FrontEndConfig
+from gram_hear.errors import AudioError, CheckpointError, OptionError, nearest
 from gram_hear.hear import HearModel, Options, find_device, from_checkpoint
 from gram_hear.scenes.geometry import angles
 from gram_hear.writing import write_whole
 
-BUNDLED = "gram-tiny-locator.safetensors"  # in gram_hear.weights
+BUNDLED = {  # in gram_hear.weights, by the layout that they hear
+    "binaural": "gram-tiny-locator.safetensors",
+    "ambisonic": "gram-tiny-ambisonics-locator.safetensors",
+}
 HEAD_KEY = "gram_hear_locator"  # in the metadata of a head's file
 QUIETEST = -70.0  # dBFS of a row, below which it is silent,
 BELOW_LOUDEST = 40.0  # and dB below the clip's loudest row from which it is
@@ -143,7 +146,7 @@ class Located:
         azimuth: degrees, (-180, 180]: 0 in front, 90 left, counter-clockwise. NaN where silent.
         elevation: degrees above the horizon, [-90, 90]. NaN where silent.
         confidence: the probability of the directions around that one, 0 to 1. 0 where silent.
-        level: dBFS, of the mean square over both ears.
+        level: dBFS, of the mean square over both ears, or of W.
         silent: bool: below :data:`QUIETEST`, or :data:`BELOW_LOUDEST` below the loudest row.
         probabilities: (rows, directions) float32, of :func:`sphere`.
         hop_ms: milliseconds from one row to the next.
@@ -184,7 +187,7 @@ class Located:
 
 
 class Locator:
-    """A frozen binaural model and the head on it.
+    """A frozen binaural or Ambisonic model and the head on it.
 
     Attributes:
         model: what embeds.
@@ -202,20 +205,26 @@ class Locator:
         """Samples per second that audio is resampled to."""
         return self.model.sample_rate
 
+    @property
+    def layout(self) -> str:
+        """What it hears: ``"binaural"`` or ``"ambisonic"``."""
+        return self.model.config.front_end.layout
+
     def locate(self, audio: Tensor | np.ndarray, rate: int | None = None) -> Located:
         """Find where a sound comes from.
 
         Args:
-            audio: (2, samples), left ear first, float32 or float64 in [-1, 1].
+            audio: (2, samples), left ear first; or (4, samples) for an Ambisonic model, in the
+                convention that it was loaded with; float32 or float64 in [-1, 1].
             rate: Hz; None is the model's. Audio of another rate is resampled.
 
         Raises:
-            AudioError: for audio of other than 2 channels, without samples, or with values that are
-                not finite.
+            AudioError: for audio of another layout, without samples, or with values that are not
+                finite.
             OptionError: for a rate below 1.
         """
         [clip] = as_clips(audio[None])
-        check_binaural("The audio", clip.shape[0])
+        check_layout("The audio", clip.shape[0], self.layout)
         clip = _resample(clip.detach(), rate or self.sample_rate, self.sample_rate)
         with torch.inference_mode():
             parts = [self._locate_windows(windows) for windows in self._windows(clip)]
@@ -272,22 +281,27 @@ class Locator:
 def load_locator(
     name_or_path: str | PathLike = "",
     *,
+    layout: str = "binaural",
     model: str | PathLike = "",
+    convention: str = "ambix",
     device: str = "cpu",
 ) -> Locator:
     """Load a head and the model that it belongs to.
 
     Args:
-        name_or_path: a head's file; "" is the one that ships with the package, for ``gram-tiny``.
+        name_or_path: a head's file; "" is the one that ships with the package for ``layout``.
+        layout: ``"binaural"`` (the head of ``gram-tiny``) or ``"ambisonic"`` (that of
+            ``gram-tiny-ambisonics``), where no file is named.
         model: name or path of the embedding model; "" is the one that the head names.
+        convention: of four-channel audio, as of ``load_model``.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
 
     Raises:
         CheckpointError: for a file that is missing or no head, and for a model whose weights or
             configuration are others than those that the head was trained on.
-        OptionError: for an unknown model or device.
+        OptionError: for an unknown layout, model, convention or device.
     """
-    path = Path(fspath(name_or_path)) if fspath(name_or_path) else bundled_head()
+    path = Path(fspath(name_or_path)) if fspath(name_or_path) else bundled_head(layout)
     head, config = read_head(path)
     place = find_device(device)
     checkpoint = load_checkpoint(model or config.model)
@@ -298,20 +312,26 @@ def load_locator(
             f"({fingerprint(checkpoint)[:12]}), on which it would answer at random. Use the model "
             "that it belongs to, or train a head on this one: weights/recipe/locator.py."
         )
-    options = Options(strategy=config.strategy, layer=config.layer)
+    options = Options(strategy=config.strategy, layer=config.layer, convention=convention)
     return Locator(from_checkpoint(checkpoint, options).to(place), head, config)
 
 
-def bundled_head() -> Path:
-    """Return the head that ships with the package.
+def bundled_head(layout: str) -> Path:
+    """Return the head that ships with the package for a layout.
 
     Raises:
+        OptionError: for a layout that has none.
         CheckpointError: where it is not there.
     """
-    path = Path(str(files("gram_hear.weights") / BUNDLED))
+    if layout not in BUNDLED:
+        raise OptionError(
+            f"There is no head of localisation for the layout {layout!r}; there are those for "
+            f"{' and '.join(BUNDLED)}." + nearest(layout, BUNDLED)
+        )
+    path = Path(str(files("gram_hear.weights") / BUNDLED[layout]))
     if not path.is_file():
         raise CheckpointError(
-            f"This gram-hear comes without {BUNDLED}, the head of localisation. Give a head's "
+            f"This gram-hear comes without {path.name}, the head of localisation. Give a head's "
             "file, or train one: weights/recipe/locator.py."
         )
     return path
@@ -408,32 +428,40 @@ def registered_name(model: str) -> str:
     return model if find_entry(model) else Path(model).stem
 
 
-def check_binaural(what: str, channels: int) -> None:
-    """Raise an AudioError that says why, where ``channels`` are not those of two ears."""
-    if channels == 2:
+def check_layout(what: str, channels: int, layout: str) -> None:
+    """Raise an AudioError that says why, where ``channels`` are not those of a locator's layout."""
+    given = LAYOUT_OF_AUDIO.get(channels)
+    if given == layout:
         return
     reason = {
-        1: "is mono: with one channel nothing tells where it comes from",
-        4: "has 4 channels (Ambisonics): there is no head of localisation for these yet",
-    }.get(channels, f"has {channels} channels")
-    raise AudioError(f"{what} {reason}. Give a binaural sound: 2 channels, the left ear first.")
+        "mono": "is mono: with one channel nothing tells where it comes from",
+        "binaural": "has 2 channels (binaural), and this head hears Ambisonics",
+        "ambisonic": "has 4 channels (Ambisonics), and this head hears two ears",
+    }.get(str(given), f"has {channels} channels")
+    remedy = {
+        "binaural": "Give a binaural sound: 2 channels, the left ear first",
+        "ambisonic": "Give first-order Ambisonics: 4 channels",
+    }[layout]
+    other = "" if given not in BUNDLED else f"; or load the head for the layout {given!r}"
+    raise AudioError(f"{what} {reason}. {remedy}{other}.")
 
 
 def row_levels(windows: Tensor, config: FrontEndConfig, frames: int) -> Tensor:
     """Return the level of each row in dBFS (a sine of amplitude 1 has -3), from its log-mel.
 
     The mel filters add up to 1 between the centres of the first and the last, so that their sum is
-    the power of that band (here 50 to 16,000 Hz).
+    the power of that band (here 50 to 16,000 Hz). It is the mean of both ears, or that of W.
 
     Args:
-        windows: (windows, channels, window frames, mels) log-mels, not normalised.
+        windows: (windows, feature channels, window frames, mels), not normalised.
         config: of the front-end that made them.
         frames: of a row.
 
     Returns:
         (windows, rows).
     """
-    power = (windows.exp() - config.log_floor).clamp(min=0).sum(dim=3).mean(dim=1)
+    heard = windows[:, : 1 if config.layout == "ambisonic" else config.audio_channels]
+    power = (heard.exp() - config.log_floor).clamp(min=0).sum(dim=3).mean(dim=1)
     rows = power.unflatten(1, (-1, frames)).mean(dim=2)
     window_power = 0.375 * config.n_fft  # the sum of the squared Hann window
     return 10 * torch.log10(2 * rows / (config.n_fft * window_power) + 1e-20)

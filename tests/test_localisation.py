@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from gram_hear import localisation
 from gram_hear.audio.files import read_audio
+from gram_hear.audio.layouts import encode_ambix
 from gram_hear.checkpoints.store import encoder_only, load_checkpoint, save_checkpoint
 from gram_hear.errors import AudioError, CheckpointError, OptionError
 from gram_hear.hear import Options, from_checkpoint, get_timestamp_embeddings
@@ -48,22 +49,29 @@ def checkpoint():
     return load_checkpoint(MODEL)
 
 
+@pytest.fixture(scope="session")
+def ambisonic(published_file):
+    """A small Ambisonic model of random weights."""
+    return load_checkpoint(published_file(7))
+
+
 def locator_of(checkpoint, direction=None, hidden=8):
     """A locator on the first block; its head is random, or hears all from azimuth, elevation."""
     torch.manual_seed(0)
-    head = Head(SIZE, hidden, COUNT)
+    size = checkpoint.config.frequency_patches * checkpoint.config.encoder.width
+    head = Head(size, hidden, COUNT)
     if direction is not None:
         head.output.weight.data.zero_()
         head.output.bias.data.copy_(
             40 * head.grid @ torch.from_numpy(unit_vector(*direction)).float()
         )
     options = Options(layer=1)
-    config = describe_head(checkpoint, MODEL, options, SIZE, hidden, COUNT)
+    config = describe_head(checkpoint, MODEL, options, size, hidden, COUNT)
     return Locator(from_checkpoint(checkpoint, options), head, config)
 
 
-def noise(seconds, rate=RATE, seed=0):
-    samples = np.random.default_rng(seed).standard_normal((2, round(seconds * rate)))
+def noise(seconds, rate=RATE, seed=0, channels=2):
+    samples = np.random.default_rng(seed).standard_normal((channels, round(seconds * rate)))
     return (0.1 * samples).astype(np.float32)
 
 
@@ -145,6 +153,38 @@ def test_levels_are_dbfs(checkpoint, amplitude, frequency):
     # One ear of two: half the mean square.
     expected = 20 * np.log10(amplitude) - 10 * np.log10(4)
     np.testing.assert_allclose(found.level[1:-1], expected, atol=0.1)
+
+
+def test_ambisonics_are_located_at_the_level_of_w(ambisonic):
+    locator = locator_of(ambisonic, (30, 45))
+    assert locator.layout == "ambisonic"
+    sine = 0.1 * np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE)
+    found = locator.locate(np.stack([sine, 0.5 * sine, sine, 0 * sine]))
+    np.testing.assert_allclose(found.overall[:2], (30, 45), atol=3)
+    np.testing.assert_allclose(found.level[1:-1], -20 - 10 * np.log10(2), atol=0.1)
+
+
+def test_ambisonics_of_any_convention_are_heard_alike(ambisonic, tmp_path):
+    head = locator_of(ambisonic).save(tmp_path / "head.safetensors")
+    w, y, z, x = noise(0.5, channels=4)
+    conventions = {"ambix": (w, y, z, x), "fuma": (w / 2**0.5, x, y, z)}
+    model = save_checkpoint(ambisonic, tmp_path / "model.safetensors")
+    ambix, fuma = (
+        load_locator(head, model=model, convention=name).locate(np.stack(channels))
+        for name, channels in conventions.items()
+    )
+    np.testing.assert_allclose(ambix.probabilities, fuma.probabilities, atol=1e-5)
+    with pytest.raises(OptionError, match="convention 'b-format'"):
+        load_locator(head, model=model, convention="b-format")
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [(1, "is mono.*Give first-order"), (2, "has 2 channels.*layout 'binaural'"), (3, "3 channels")],
+)
+def test_other_audio_for_an_ambisonic_head_is_an_error(ambisonic, channels, message):
+    with pytest.raises(AudioError, match=message):
+        locator_of(ambisonic).locate(noise(0.1, channels=channels))
 
 
 def test_silence_is_absolute_and_relative():
@@ -265,11 +305,18 @@ def test_what_is_no_head_is_an_error(checkpoint, tmp_path):
 
 
 def test_without_the_bundled_head_the_error_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(localisation, "BUNDLED", "none.safetensors")
+    monkeypatch.setitem(localisation.BUNDLED, "binaural", "none.safetensors")
     with pytest.raises(
         CheckpointError, match=r"comes without none\.safetensors.*recipe/locator\.py"
     ):
         load_locator()
+
+
+def test_a_layout_without_a_head_is_an_error():
+    messages = {"mono": "binaural and ambisonic", "binaral": "Did you mean 'binaural'"}
+    for layout, message in messages.items():
+        with pytest.raises(OptionError, match=message):
+            load_locator(layout=layout)
 
 
 def test_the_bundled_head_hears_left_right_and_middle():
@@ -299,33 +346,45 @@ def recipe(monkeypatch):
 
 
 def one_sided(plan, place):
-    """RIRs by which the source is heard at one ear alone: 90 degrees left or right."""
+    """RIRs by which the source is heard at one ear alone, or from there: 90 degrees left or right.
+
+    With them the four channels of AmbiX, in which it is a plane wave.
+    """
     left = (place.room + place.scene) % 2 == 0
-    rirs = np.zeros((1, 2, 8), dtype=np.float32)
-    rirs[0, 0 if left else 1, 0] = 1
-    metadata = {"direction": [0.0, 1.0 if left else -1.0, 0.0]}
-    return [Rendered(rirs, plan.rate, "binaural", metadata | {"layout": "binaural"})]
+    direction = np.array([0.0, 1.0 if left else -1.0, 0.0])
+    [layout] = plan.layouts
+    gains = [left, not left] if layout == "binaural" else encode_ambix(direction)
+    rirs = np.zeros((1, len(gains), 8), dtype=np.float32)
+    rirs[0, :, 0] = gains
+    metadata = {"direction": direction.tolist(), "layout": layout}
+    return [Rendered(rirs, plan.rate, layout, metadata)]
 
 
-def test_the_recipe_trains_a_head_that_hears_left_and_right(recipe, tmp_path, monkeypatch, capsys):
-    plan = RirPlan(
-        rooms=4, scenes_per_room=2, layouts=("binaural",), valid=0.25, test=0.25, rate=RATE
-    )
+@pytest.mark.parametrize("layout", ["binaural", "ambisonic"])
+def test_the_recipe_trains_a_head_that_hears_left_and_right(
+    recipe, ambisonic, layout, tmp_path, monkeypatch, capsys
+):
+    plan = RirPlan(rooms=4, scenes_per_room=2, layouts=(layout,), valid=0.25, test=0.25, rate=RATE)
+    if layout == "binaural":
+        model, heard = MODEL, noise(1.0) * [[1.0], [0.0]]
+    else:
+        model = save_checkpoint(ambisonic, tmp_path / "model.safetensors")
+        heard = noise(1.0)[:1] * [[1.0], [1.0], [0.0], [0.0]]
     build_rirs(tmp_path / "rirs", plan, jobs=1, simulator=one_sided)
     (tmp_path / "clips").mkdir()
     for i in range(10):
         soundfile.write(tmp_path / "clips" / f"{i}.flac", noise(1.0, 16000, i)[0], 16000)
     heads = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     for head in heads:
-        options = ["--layer", 1, "--hidden", 0, "--sounds", 2, "--learning-rate", 3e-3]
-        arguments = [RECIPE, MODEL, tmp_path / "clips", tmp_path / "rirs", head, *options]
+        options = ["--layer", 1, "--hidden", 0, "--sounds", 2, "--learning-rate", 1e-2]
+        arguments = [RECIPE, model, tmp_path / "clips", tmp_path / "rirs", head, *options]
         monkeypatch.setattr(sys, "argv", [*map(str, arguments)])
         recipe.main()
         errors = json.loads(capsys.readouterr().out)
     assert heads[0].read_bytes() == heads[1].read_bytes()
     assert errors["test"]["scenes"]["count"] == 4
     assert errors["test"]["scenes"]["median_azimuth_error"] < 20
-    azimuth, _, confidence = load_locator(heads[0]).locate(noise(1.0) * [[1.0], [0.0]]).overall
+    azimuth, _, confidence = load_locator(heads[0], model=model).locate(heard, 16000).overall
     assert abs(azimuth - 90) < 20
     assert confidence > 0.3
 
@@ -356,6 +415,25 @@ def test_the_recipe_finds_what_is_wrong_first(
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert message in said
+
+
+def test_the_recipe_takes_no_model_without_directions(
+    recipe, published_file, tmp_path, monkeypatch, capsys
+):
+    places = [published_file(1), *(tmp_path / name for name in ("clips", "rirs", "a.safetensors"))]
+    monkeypatch.setattr(sys, "argv", [str(each) for each in (RECIPE, *places)])
+    with pytest.raises(SystemExit):
+        recipe.main()
+    assert "is a mono model" in capsys.readouterr().err
+
+
+def test_a_mirrored_scene_has_left_and_right_exchanged(recipe):
+    ears = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert recipe.mirror(ears).tolist() == [[3, 4], [1, 2]]
+    left, right = (
+        torch.from_numpy(encode_ambix(unit_vector(azimuth, 20.0))) for azimuth in (30.0, -30.0)
+    )
+    torch.testing.assert_close(recipe.mirror(left[:, None]), right[:, None])
 
 
 def test_errors_fold_front_and_back(recipe):

@@ -14,8 +14,9 @@ import pytest
 import soundfile
 from matplotlib.image import imread
 
-from gram_hear import cli
+from gram_hear import cli, localisation
 from gram_hear.checkpoints.store import encoder_only, load_checkpoint, save_checkpoint
+from gram_hear.commands import locate
 from gram_hear.commands.plot import _sound_picture
 from gram_hear.hear import Options, from_checkpoint, load_model
 from gram_hear.localisation import Head, Locator, describe_head
@@ -52,14 +53,16 @@ def binaural(tmp_path):
 @pytest.fixture
 def head(tmp_path):
     """A head that hears everything at azimuth 90."""
-    checkpoint, options = load_checkpoint(MODEL), Options(layer=1)
-    head = Head(1536, 0, 256)
+    return write_head(tmp_path / "head.safetensors", load_checkpoint(MODEL), MODEL)
+
+
+def write_head(path, checkpoint, name):
+    size = checkpoint.config.frequency_patches * checkpoint.config.encoder.width
+    options, head = Options(layer=1), Head(size, 0, 256)
     head.output.weight.data.zero_()
     head.output.bias.data.copy_(40 * head.grid[:, 1])
-    config = describe_head(checkpoint, MODEL, options, 1536, 0, 256)
-    return Locator(from_checkpoint(checkpoint, options), head, config).save(
-        tmp_path / "head.safetensors"
-    )
+    config = describe_head(checkpoint, name, options, size, 0, 256)
+    return Locator(from_checkpoint(checkpoint, options), head, config).save(path)
 
 
 # --- plot -----------------------------------------------------------------------------------
@@ -239,7 +242,32 @@ def test_silence_has_no_direction(command, tmp_path, head):
     assert "all of it is silent" in err
 
 
-def test_locate_takes_two_ears_alone(command, head):
+@pytest.mark.parametrize("convention", ["ambix", "fuma"])
+def test_ambisonics_are_located_and_drawn_in_ambix(
+    command, tmp_path, published_file, monkeypatch, convention
+):
+    """With four channels the other head answers, and nobody has to name it."""
+    model = published_file(7)
+    head = write_head(tmp_path / "head.safetensors", load_checkpoint(model), str(model))
+    monkeypatch.setitem(localisation.BUNDLED, "ambisonic", str(head))
+    drawn = []
+    monkeypatch.setattr(locate, "direction_figure", lambda found: drawn.append(found))
+    monkeypatch.setattr(locate, "save_figure", lambda *_: None)
+    soundfile.write(tmp_path / "wave.wav", plane_wave(convention).T, 32000, subtype="FLOAT")
+    options = ("--model", model, "--convention", convention, "-o", "a.png", "--json")
+    code, out, err = command("locate", "wave.wav", *options)
+    assert code == 0, err
+    assert abs(json.loads(out)["overall"]["azimuth_deg"] - 90) < 4
+    np.testing.assert_allclose(drawn[0].audio, plane_wave("ambix"), atol=1e-6)
+
+
+def test_locate_says_of_mono_that_it_has_no_direction(command):
+    code, out, err = command("locate", SOUNDS / "mono_impacts.ogg")
+    assert (code, out) == (1, "")
+    assert "mono_impacts.ogg is mono" in err
+
+
+def test_a_binaural_head_takes_two_ears_alone(command, head):
     for name, message in {
         "mono_impacts.ogg": "is mono",
         "ambix_circling.wav": "Ambisonics",
@@ -256,6 +284,7 @@ def test_locate_takes_two_ears_alone(command, head):
         (("--json", "--csv"), "choose one"),
         (("--step", 0), "--step is 0 s"),
         (("--step", "inf"), "--step is inf s"),
+        (("--convention", "fumma"), "Did you mean 'fuma'"),
         (("--duration", -1), "--duration is -1 s"),
         (("--head", "none.safetensors"), "no such file"),
         (("--model", "gramm-tiny-untrained"), "another model"),

@@ -1,4 +1,4 @@
-"""``gram-hear locate``: where the sound of a binaural file comes from."""
+"""``gram-hear locate``: where the sound of a binaural or Ambisonic file comes from."""
 
 import csv
 import io
@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 from rich.table import Table
 
-from gram_hear.commands.parts import Part, check_part, check_picture, read_part
+from gram_hear.audio.files import SoundReader
+from gram_hear.audio.layouts import check_convention
+from gram_hear.commands.parts import Part, check_part, check_picture, in_ambix, read_part
+from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.console import print_table, say
 from gram_hear.errors import OptionError
-from gram_hear.localisation import (
-    Located,
-    Locator,
-    check_binaural,
-    load_locator,
-)
+from gram_hear.localisation import Located, Locator, bundled_head, check_layout, load_locator
 from gram_hear.plots import DirectionPicture, direction_figure, save_figure
 
 SHORTEST_STEP = 0.01  # seconds
@@ -26,12 +25,17 @@ COLUMNS = ("time_s", "azimuth_deg", "elevation_deg", "confidence", "level_dbfs",
 
 
 def locate(
-    audio: Annotated[Path, typer.Argument(help="A binaural sound file, of any sample rate.")],
+    audio: Annotated[
+        Path, typer.Argument(help="A binaural or Ambisonic sound file, of any sample rate.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Draw what is found into this PNG.")
     ] = None,
     head: Annotated[
-        str, typer.Option(help="File of a head. Default: the one that comes with gram-hear.")
+        str,
+        typer.Option(
+            help="File of a head. Default: the one that comes with gram-hear for 2 channels, or 4."
+        ),
     ] = "",
     model: Annotated[
         str, typer.Option("--model", "-m", help="Default: the model that the head names.")
@@ -40,6 +44,9 @@ def locate(
     duration: Annotated[
         float | None, typer.Option(help="Seconds that are used. Default: all that follow.")
     ] = None,
+    convention: Annotated[
+        str, typer.Option(help="Of four-channel files: ambix, fuma or soundspaces.")
+    ] = "ambix",
     step: Annotated[float, typer.Option(help="Seconds of a line of the table.")] = 0.5,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, with every row, instead of a table.")
@@ -50,7 +57,7 @@ def locate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace a picture.")] = False,
 ) -> None:
-    """Print the direction that the sound of a binaural file comes from, over time.
+    """Print the direction that the sound of a binaural or Ambisonic file comes from, over time.
 
     Azimuth in degrees: 0 in front, 90 left, -90 right, 180 behind; elevation above the horizon.
     Confidence is 0 to 1. Silent rows are marked, and get no direction. One direction is found at a
@@ -63,24 +70,40 @@ def locate(
     if not SHORTEST_STEP <= step < float("inf"):
         raise OptionError(f"--step is {step:g} s; it must be {SHORTEST_STEP:g} or more.")
     check_part(start, duration)
+    check_convention(convention)
     if output is not None:
         check_picture(audio, output, force)
-    locator = load_locator(head, model=model, device=device)
+    locator = load_locator(
+        head or bundled_head(_layout_of(audio)), model=model, convention=convention, device=device
+    )
     part = read_part(audio, locator.sample_rate, start, duration)
-    check_binaural(str(audio), len(part.audio))
+    check_layout(str(audio), len(part.audio), locator.layout)
     found = locator.locate(part.audio)
     if found.silent.all():
         say(f"{audio}: all of it is silent; there is no direction.")
     _print(audio, part, found, locator, step, as_json, as_csv)
     if output is not None:
-        save_figure(direction_figure(_picture(audio, part, found)), output)
+        save_figure(direction_figure(_picture(audio, part, found, convention)), output)
         say(f"drawn: {output}")
 
 
-def _picture(path: Path, part: Part, found: Located) -> DirectionPicture:
+def _layout_of(path: Path) -> str:
+    """Return the layout of a file that has a direction.
+
+    Raises:
+        AudioError: for a file that cannot be read, and for mono.
+    """
+    with SoundReader(path, 1) as reader:
+        layout = LAYOUT_OF_AUDIO[reader.channels]
+    if layout == "mono":
+        check_layout(str(path), 1, "binaural")
+    return layout
+
+
+def _picture(path: Path, part: Part, found: Located, convention: str) -> DirectionPicture:
     return DirectionPicture(
         title=f"{path.name}: where the sound comes from",
-        audio=part.audio,
+        audio=in_ambix(torch.from_numpy(part.audio), convention).numpy(),
         rate=part.rate,
         start=part.start,
         times=part.start + found.timestamps / 1000,

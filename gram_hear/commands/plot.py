@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import typer
 
-from gram_hear.audio.layouts import check_convention, from_soundspaces, to_layout, to_soundspaces
+from gram_hear.audio.layouts import check_convention, to_layout
 from gram_hear.checkpoints.registry import offline_name
 from gram_hear.checkpoints.store import (
     Checkpoint,
@@ -16,7 +16,7 @@ from gram_hear.checkpoints.store import (
     build_encoder,
     load_checkpoint,
 )
-from gram_hear.commands.parts import check_part, check_picture, read_part
+from gram_hear.commands.parts import check_part, check_picture, in_ambix, read_part
 from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.console import say
 from gram_hear.errors import OptionError
@@ -139,7 +139,7 @@ def _sound_picture(
     part = read_part(path, model.sample_rate, start, duration or SHOWN)
     if part.goes_on and duration is None:
         say(f"{path} goes on: {part.start:g} to {part.end:g} s are shown; see --duration.")
-    heard = _in_ambix(torch.from_numpy(part.audio), model.options.convention)
+    heard = in_ambix(torch.from_numpy(part.audio), model.options.convention)
     embeddings, timestamps = get_timestamp_embeddings([part.audio], model)
     plan = model.plan(part.audio.shape[1])
     source = model.source.name or "model"
@@ -155,13 +155,6 @@ def _sound_picture(
         times=part.start + timestamps[0].double().cpu().numpy() / 1000,
         row=model.hop_ms / 1000,
     )
-
-
-def _in_ambix(audio: torch.Tensor, convention: str) -> torch.Tensor:
-    """Return sound of a file in AmbiX, where it is Ambisonic; else as it is."""
-    if LAYOUT_OF_AUDIO[len(audio)] != "ambisonic":
-        return audio
-    return from_soundspaces(to_soundspaces(audio, convention))
 
 
 def _features(audio: torch.Tensor, model: HearModel) -> np.ndarray:

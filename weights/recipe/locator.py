@@ -1,8 +1,8 @@
-"""Train the head that tells where a sound comes from, on the frozen rows of a binaural model.
+"""Train the head that tells where a sound comes from, on the frozen rows of a model.
 
     python weights/recipe/locator.py MODEL CLIPS RIRS gram-tiny-locator.safetensors
 
-MODEL is a name or a file of a binaural model; CLIPS a folder of sound files, as
+MODEL is a name or a file of a binaural or Ambisonic model; CLIPS a folder of sound files, as
 ``weights/recipe/clips.py`` makes them; RIRS one or more indexed sets with train, valid and test
 rooms, as ``gram-hear rirs`` makes them. Scenes are made of excerpts of 4 s with synthetic noise,
 embedded, and held in memory as float16. Clips and rooms of the three splits are different ones: the
@@ -12,8 +12,8 @@ sounds; errors of scenes are of all rows that are not silent, as ``gram-hear loc
 other clips than those that MODEL was trained on, or they say too little.
 
 In training rooms each noise source has its turn as the source. Training scenes are also heard
-mirrored, with the ears exchanged: the head KEMAR, as most heads, is nearly symmetric, and there are
-twice as many directions. The same command gives the same head.
+mirrored, left and right exchanged: the head KEMAR, as most heads, is nearly symmetric, and there
+are twice as many directions. The same command gives the same head.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from gram_hear.checkpoints.store import load_checkpoint
 from gram_hear.errors import GramError, OptionError
 from gram_hear.hear import HearModel, Options, from_checkpoint
 from gram_hear.localisation import (
+    BUNDLED,
     SHARPNESS,
     Head,
     Locator,
@@ -100,14 +101,17 @@ class SceneMaker:
         for audio, direction, sounds in self._mixtures(split, per_room_scene):
             heard_in = torch.from_numpy(~is_silent(self._levels(audio).numpy()))
             for flip in (False, True) if mirrored else (False,):
-                rows.append(self.model.embed([audio.flip(0) if flip else audio])[0].half())
+                rows.append(self.model.embed([mirror(audio) if flip else audio])[0].half())
                 directions.append(direction * torch.tensor([1.0, -1.0 if flip else 1.0, 1.0]))
                 active.append(sounds[: len(rows[-1])])
                 heard.append(heard_in[: len(rows[-1])])
         return Scenes(*(torch.stack(each) for each in (rows, directions, active, heard)))
 
     def _mixtures(self, split: str, per_room_scene: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield the audio (2, samples), the direction (3,), and in which rows the source sounds."""
+        """Yield the audio, the direction (3,), and in which rows the source sounds.
+
+        The audio is (channels, samples): two ears, or AmbiX.
+        """
         number = list(SHARES).index(split)
         pool = open_noise(None, self.rate)
         noises = [
@@ -148,15 +152,22 @@ class SceneMaker:
 
     def _sounding(self, clip: Tensor) -> Tensor:
         """Return in which rows a dry clip (1, samples) sounds, (rows,) bool."""
-        levels = self._levels(clip.expand(2, -1))
+        levels = self._levels(clip)
         return levels > levels.max() - ACTIVE
 
     def _levels(self, audio: Tensor) -> Tensor:
-        """Return the level (rows,) of each row of a sound (2, samples), in dBFS."""
+        """Return the level (rows,) of each row of a sound (channels, samples), in dBFS."""
         config, plan = self.model.config, self.model.plan(self.samples)
-        cut = self.model.gram.cut_windows
-        windows = cut(audio[None], plan.window_starts, self.model.window_fill)
+        cut, heard = self.model.gram.cut_windows, self.model.lay_out(audio)
+        windows = cut(heard[None], plan.window_starts, self.model.window_fill)
         return plan.keep(row_levels(windows, config.front_end, config.patch.frames))
+
+
+def mirror(audio: Tensor) -> Tensor:
+    """Return what is heard, (channels, samples), with left and right exchanged."""
+    if len(audio) == 2:
+        return audio.flip(0)
+    return audio * torch.tensor([[1.0], [-1.0], [1.0], [1.0]])  # Y of AmbiX points left
 
 
 def _directions(metadata: dict[str, Any], sources: int) -> np.ndarray:
@@ -323,7 +334,13 @@ def train_and_write(given: argparse.Namespace) -> None:
     checkpoint = load_checkpoint(given.model)
     layer = given.layer or None
     model = from_checkpoint(checkpoint, Options(strategy=given.strategy, layer=layer))
-    rirs = [open_rirs(path, "binaural", model.sample_rate) for path in given.rirs]
+    layout = model.config.front_end.layout
+    if layout not in BUNDLED:
+        raise OptionError(
+            f"{given.model} is a {layout} model, and only one that is {' or '.join(BUNDLED)} hears "
+            "directions."
+        )
+    rirs = [open_rirs(path, layout, model.sample_rate) for path in given.rirs]
     maker = SceneMaker(model, rirs, list(find_audio(given.clips)), given.seed)
     check(given, maker)
     made = {}
