@@ -90,7 +90,7 @@ def measure_cpu(config: ModelConfig, windows: int, repeats: int) -> None:
     channels = config.front_end.audio_channels
     samples = config.window_frames * config.front_end.hop
     waveform = torch.rand(windows, channels, samples) * 2 - 1
-    features = model.cut_windows(waveform, [0], "zero")
+    features = model.windows_of(waveform, [0], "zero")
     linear, attention, softmax = matrix_calls(config, windows)
     model(features)
     rows = []
@@ -98,7 +98,7 @@ def measure_cpu(config: ModelConfig, windows: int, repeats: int) -> None:
         mm, bmm, soft = cpu_seconds(linear), cpu_seconds(attention), cpu_seconds(softmax)
         with OperationTimer() as timer:
             encoder = cpu_seconds(lambda: model(features))
-        front_end = cpu_seconds(lambda: model.cut_windows(waveform, [0], "zero"))
+        front_end = cpu_seconds(lambda: model.windows_of(waveform, [0], "zero"))
         ours = timer.seconds
         rows.append(
             {
@@ -138,7 +138,7 @@ def measure_gpu(config: ModelConfig, windows: int, repeats: int, device: str) ->
         square = torch.randn(8192, 8192, device=device, dtype=dtype)
 
         def embed(model=model, waveform=waveform):
-            model(model.cut_windows(waveform, [0], "zero"))
+            model(model.windows_of(waveform, [0], "zero"))
 
         def multiply(square=square):
             torch.mm(square, square)

@@ -59,8 +59,8 @@ def measure(gram: GramModel, arguments: argparse.Namespace, size: str, engine: s
     level = 10 ** (-3 * torch.rand(CLIPS, 1, seconds, generator=generator))
     level = level.repeat_interleave(config.front_end.sample_rate, dim=-1)[..., :samples]
     audio = (torch.rand(shape, generator=generator) * 2 - 1) * level
-    starts = exact.plan(samples).window_starts
-    windows = exact.gram.cut_windows(audio, starts, exact.window_fill)
+    starts = exact.plan(samples).window_starts()
+    windows = exact.gram.windows_of(audio, starts, exact.window_fill)
 
     calls = {"float32": lambda: exact.encode(windows), "int8": lambda: fast.encode(windows)}
     for call in calls.values():

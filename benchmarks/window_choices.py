@@ -45,7 +45,7 @@ def scene_embedding(model: HearModel, audio: np.ndarray, choice: str) -> Tensor:
     clip = model.lay_out(torch.from_numpy(audio)[None])[None]
     with torch.inference_mode():
         starts = range(0, plan.windows * frames, frames)
-        rows = model.encode(model.gram.cut_windows(clip, starts, choice))
+        rows = model.encode(model.gram.windows_of(clip, starts, choice))
     return rows.flatten(0, 1)[: plan.rows].mean(dim=0)
 
 

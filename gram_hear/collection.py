@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from gram_hear.audio.files import find_audio
+from gram_hear.config import EMBEDDINGS
 from gram_hear.embed import Block, FileDone, FileFailed, Group, embed_groups, group_files
 from gram_hear.errors import GramError, OptionError
 from gram_hear.hear import HearModel
@@ -118,6 +119,7 @@ def describe_model(model: HearModel) -> dict[str, Any]:
     source = model.source
     return {
         "gram_hear": version("gram-hear"),
+        "embeddings": EMBEDDINGS,
         "model": {
             "name": source.name,
             "layout": source.layout,
@@ -141,7 +143,12 @@ def identity(metadata: dict[str, Any]) -> dict[str, Any]:
     came from.
     """
     options = {key: value for key, value in metadata["options"].items() if key != "window_batch"}
-    return {"model": metadata["model"].get("weights"), **options, "holds": metadata["holds"]}
+    return {
+        "embeddings": metadata.get("embeddings"),
+        "model": metadata["model"].get("weights"),
+        **options,
+        "holds": metadata["holds"],
+    }
 
 
 def hash_weights(model: HearModel) -> str:

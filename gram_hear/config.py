@@ -23,6 +23,9 @@ AMBISONIC_LOG_FLOOR = 1e-6
 LARGEST = 1_000_000  # any size of a model; above all real ones, and below what breaks a machine
 DEEPEST = 1_000  # layers
 
+# Raised when default embeddings change, so that old and new ones are not taken for the same.
+EMBEDDINGS = 2  # 2: the last window of longer clips is moved back
+
 # Layout -> channels of the audio, channels of the features (Ambisonic: 4 log-mels, 3 intensities).
 LAYOUTS = {"mono": (1, 1), "binaural": (2, 2), "ambisonic": (4, 7)}
 LAYOUT_OF_CHANNELS = {features: layout for layout, (_, features) in LAYOUTS.items()}

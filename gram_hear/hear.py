@@ -317,9 +317,9 @@ class HearModel(nn.Module):
         laid_out = [self._pad_short(self.lay_out(clip)) for clip in clips]
         windows: list[Tensor] = [torch.empty(0)] * len(clips)
         for members in _by_length(laid_out):
-            starts = plans[members[0]].window_starts
+            starts = plans[members[0]].window_starts()
             group = torch.stack([laid_out[i] for i in members])
-            cut = self.gram.cut_windows(group, starts, self.window_fill)
+            cut = self.gram.windows_of(group, starts, self.window_fill)
             for i, part in zip(members, cut.split(len(starts)), strict=True):
                 windows[i] = part
         batches = torch.cat(windows).split(self.options.window_batch)

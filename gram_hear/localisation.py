@@ -16,7 +16,7 @@ an error.
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from os import PathLike, fspath
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from gram_hear.audio.clips import as_clips
 from gram_hear.checkpoints.registry import find_entry
 from gram_hear.checkpoints.store import Checkpoint, encoder_only, load_checkpoint, read_tensors
-from gram_hear.config import LAYOUT_OF_AUDIO, FrontEndConfig
+from gram_hear.config import LAYOUT_OF_AUDIO, ModelConfig
 from gram_hear.errors import AudioError, CheckpointError, OptionError, nearest
 from gram_hear.hear import HearModel, Options, find_device, from_checkpoint
 from gram_hear.scenes.geometry import angles
@@ -196,6 +196,12 @@ class Locator:
     """
 
     def __init__(self, model: HearModel, head: Head, config: HeadConfig) -> None:
+        layout = model.config.front_end.layout
+        if layout not in BUNDLED:
+            raise CheckpointError(
+                f"The model {config.model} is {layout}, and a sound has directions only where it "
+                f"is {' or '.join(BUNDLED)}. Take another model."
+            )
         self.model = model
         self.head = head.to(model.device).eval()
         self.config = config
@@ -224,15 +230,19 @@ class Locator:
             OptionError: for a rate below 1.
         """
         [clip] = as_clips(audio[None])
-        check_layout("The audio", clip.shape[0], self.layout)
+        check_layout("The audio", clip.shape[0], [self.layout])
         clip = _resample(clip.detach(), rate or self.sample_rate, self.sample_rate)
         with torch.inference_mode():
             parts = [self._locate_windows(windows) for windows in self._windows(clip)]
         plan = self.model.plan(clip.shape[1])
-        probabilities, levels = (
-            plan.keep(torch.cat(each)).cpu().numpy() for each in zip(*parts, strict=True)
+        probabilities, powers = (plan.keep(torch.cat(each)) for each in zip(*parts, strict=True))
+        levels = row_levels(powers, 1 + clip.shape[1] // self.model.config.front_end.hop)
+        return _located(
+            plan.timestamps(),
+            probabilities.cpu().numpy(),
+            levels.cpu().numpy(),
+            self.model.hop_ms,
         )
-        return _located(plan.timestamps(), probabilities, levels, self.model.hop_ms)
 
     def _windows(self, clip: Tensor) -> Iterator[Tensor]:
         """Yield the feature windows of a clip, at most ``window_batch`` at a time."""
@@ -249,11 +259,11 @@ class Locator:
         """Return what each row of feature windows holds.
 
         Returns:
-            Probabilities (windows, rows, directions) and levels (windows, rows).
+            Probabilities (windows, rows, directions), and the power of each frame (windows, rows,
+            frames of a row).
         """
         probabilities = self.head(self.model.encode(windows)).exp()
-        frames = self.model.config.patch.frames
-        return probabilities, row_levels(windows, self.model.config.front_end, frames)
+        return probabilities, row_powers(windows, self.model.config)
 
     def save(self, path: str | PathLike) -> Path:
         """Write the head, with what it belongs to, as safetensors, whole or not at all.
@@ -281,7 +291,7 @@ class Locator:
 def load_locator(
     name_or_path: str | PathLike = "",
     *,
-    layout: str = "binaural",
+    layout: str = "",
     model: str | PathLike = "",
     convention: str = "ambix",
     device: str = "cpu",
@@ -290,8 +300,9 @@ def load_locator(
 
     Args:
         name_or_path: a head's file; "" is the one that ships with the package for ``layout``.
-        layout: ``"binaural"`` (the head of ``gram-tiny``) or ``"ambisonic"`` (that of
-            ``gram-tiny-ambisonics``), where no file is named.
+        layout: what it hears: ``"binaural"`` (the bundled one is that of ``gram-tiny``) or
+            ``"ambisonic"`` (that of ``gram-tiny-ambisonics``). "" is binaural, or what the file
+            says.
         model: name or path of the embedding model; "" is the one that the head names.
         convention: of four-channel audio, as of ``load_model``.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
@@ -299,9 +310,12 @@ def load_locator(
     Raises:
         CheckpointError: for a file that is missing or no head, and for a model whose weights or
             configuration are others than those that the head was trained on.
-        OptionError: for an unknown layout, model, convention or device.
+        OptionError: for an unknown layout, or another than that of the file; for an unknown model,
+            convention or device.
     """
-    path = Path(fspath(name_or_path)) if fspath(name_or_path) else bundled_head(layout)
+    if layout:
+        _check_known(layout)
+    path = Path(fspath(name_or_path) or bundled_head(layout or "binaural"))
     head, config = read_head(path)
     place = find_device(device)
     checkpoint = load_checkpoint(model or config.model)
@@ -313,21 +327,29 @@ def load_locator(
             "that it belongs to, or train a head on this one: weights/recipe/locator.py."
         )
     options = Options(strategy=config.strategy, layer=config.layer, convention=convention)
-    return Locator(from_checkpoint(checkpoint, options).to(place), head, config)
+    locator = Locator(from_checkpoint(checkpoint, options).to(place), head, config)
+    if layout and locator.layout != layout:
+        raise OptionError(
+            f"The head {path.name} hears {locator.layout} sound, and the layout {layout!r} was "
+            "asked for. Leave one of the two out."
+        )
+    return locator
+
+
+def _check_known(layout: str) -> None:
+    if layout not in BUNDLED:
+        raise OptionError(
+            f"Nothing is located in the layout {layout!r}; allowed are {' and '.join(BUNDLED)}."
+            + nearest(layout, BUNDLED)
+        )
 
 
 def bundled_head(layout: str) -> Path:
     """Return the head that ships with the package for a layout.
 
     Raises:
-        OptionError: for a layout that has none.
         CheckpointError: where it is not there.
     """
-    if layout not in BUNDLED:
-        raise OptionError(
-            f"There is no head of localisation for the layout {layout!r}; there are those for "
-            f"{' and '.join(BUNDLED)}." + nearest(layout, BUNDLED)
-        )
     path = Path(str(files("gram_hear.weights") / BUNDLED[layout]))
     if not path.is_file():
         raise CheckpointError(
@@ -428,43 +450,60 @@ def registered_name(model: str) -> str:
     return model if find_entry(model) else Path(model).stem
 
 
-def check_layout(what: str, channels: int, layout: str) -> None:
-    """Raise an AudioError that says why, where ``channels`` are not those of a locator's layout."""
+def check_layout(what: str, channels: int, layouts: Collection[str]) -> None:
+    """Raise an AudioError that says why, where ``channels`` are those of none of the layouts."""
     given = LAYOUT_OF_AUDIO.get(channels)
-    if given == layout:
+    if given in layouts:
         return
     reason = {
         "mono": "is mono: with one channel nothing tells where it comes from",
         "binaural": "has 2 channels (binaural), and this head hears Ambisonics",
         "ambisonic": "has 4 channels (Ambisonics), and this head hears two ears",
     }.get(str(given), f"has {channels} channels")
-    remedy = {
-        "binaural": "Give a binaural sound: 2 channels, the left ear first",
-        "ambisonic": "Give first-order Ambisonics: 4 channels",
-    }[layout]
-    other = "" if given not in BUNDLED else f"; or load the head for the layout {given!r}"
-    raise AudioError(f"{what} {reason}. {remedy}{other}.")
+    wanted = {
+        "binaural": "a binaural sound (2 channels, the left ear first)",
+        "ambisonic": "first-order Ambisonics (4 channels)",
+    }
+    remedy = f"Give {' or '.join(wanted[layout] for layout in layouts)}"
+    if given in BUNDLED:
+        remedy += f"; or take a head for the layout {given!r}, as the one that is bundled"
+    raise AudioError(f"{what} {reason}. {remedy}.")
 
 
-def row_levels(windows: Tensor, config: FrontEndConfig, frames: int) -> Tensor:
-    """Return the level of each row in dBFS (a sine of amplitude 1 has -3), from its log-mel.
+def row_powers(windows: Tensor, config: ModelConfig) -> Tensor:
+    """Return the mean square of each frame, as its log-mel has it: of both ears, or of W.
 
     The mel filters add up to 1 between the centres of the first and the last, so that their sum is
-    the power of that band (here 50 to 16,000 Hz). It is the mean of both ears, or that of W.
+    the power of that band (here 50 to 16,000 Hz).
 
     Args:
         windows: (windows, feature channels, window frames, mels), not normalised.
-        config: of the front-end that made them.
-        frames: of a row.
+        config: of the model.
 
     Returns:
-        (windows, rows).
+        (windows, rows, frames of a row).
     """
-    heard = windows[:, : 1 if config.layout == "ambisonic" else config.audio_channels]
-    power = (heard.exp() - config.log_floor).clamp(min=0).sum(dim=3).mean(dim=1)
-    rows = power.unflatten(1, (-1, frames)).mean(dim=2)
-    window_power = 0.375 * config.n_fft  # the sum of the squared Hann window
-    return 10 * torch.log10(2 * rows / (config.n_fft * window_power) + 1e-20)
+    front_end = config.front_end
+    heard = windows[:, : 1 if front_end.layout == "ambisonic" else front_end.audio_channels]
+    power = (heard.exp() - front_end.log_floor).clamp(min=0).sum(dim=3).mean(dim=1)
+    window_power = 0.375 * front_end.n_fft  # the sum of the squared Hann window
+    mean_square = 2 * power / (front_end.n_fft * window_power)
+    return mean_square.unflatten(1, (-1, config.patch.frames))
+
+
+def row_levels(powers: Tensor, frames: int) -> Tensor:
+    """Return the level of each row in dBFS: a sine of amplitude 1 has -3.
+
+    Args:
+        powers: (rows, frames of a row) of a whole clip, from its first row on.
+        frames: of the clip; what is past them does not count.
+
+    Returns:
+        (rows,).
+    """
+    inside = torch.arange(powers.numel(), device=powers.device).view(powers.shape) < frames
+    mean = (powers * inside).sum(dim=1) / inside.sum(dim=1)
+    return 10 * torch.log10(mean + 1e-20)
 
 
 def is_silent(levels: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ class GramModel(nn.Module):
         self.patches = PatchEmbedding(config)
         self.encoder = make_encoder(config.encoder)
 
-    def cut_windows(self, waveform: Tensor, starts: Sequence[int], fill: str) -> Tensor:
+    def windows_of(self, waveform: Tensor, starts: Sequence[int], fill: str) -> Tensor:
         """Return windows of each clip's features.
 
         Args:
@@ -58,7 +58,7 @@ class GramModel(nn.Module):
         if tuple(windows.shape[1:]) != shape:
             raise AudioError(
                 f"The encoder was given windows of shape {tuple(windows.shape)}; this model takes "
-                f"(windows, {', '.join(map(str, shape))}), as cut_windows makes them."
+                f"(windows, {', '.join(map(str, shape))}), as windows_of makes them."
             )
         patches = patchify(normalise_windows(windows.float()), self.config.patch)
         return self.encoder(self.patches(patches), layer)

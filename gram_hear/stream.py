@@ -77,7 +77,7 @@ class WindowStream:
     def finish(self) -> Tensor:
         """Return the windows that remain at the clip's end, possibly none."""
         assert self._held is not None, "finish() before any push()"
-        starts = self.plan(self.samples).window_starts[self._emitted :]
+        starts = self.plan(self.samples).window_starts(self._emitted)
         if not starts:
             return self._no_windows(self._held)
         if not self._reflected or self.samples < self.shortest:
@@ -108,7 +108,7 @@ class WindowStream:
         self._reflected = True
 
     def _forget(self) -> None:
-        """Keep what the next window needs, and one before it: the last one may be moved back."""
+        """Keep what the next window needs, and one window before: the last may be moved back."""
         assert self._held is not None
         place = (self._emitted - 1) * self._window
         self._held = self._held[..., place - self._origin :].clone()

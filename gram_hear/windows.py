@@ -19,22 +19,28 @@ class WindowPlan:
     """How one clip is windowed.
 
     Attributes:
-        window_starts: the frame at which each window begins, ``window_frames`` long.
-        rows: embedding rows that are kept, from the first on.
+        windows: how many are computed, of ``window_frames`` each.
+        rows: embedding rows that are kept of the whole clip.
         start, step: milliseconds of the first row, and from one row to the next.
-        overlap: rows by which the last window is moved back, over those of the one before.
+        window_frames: of a window.
+        overlap, overlap_frames: rows and frames by which the last window is moved back, over
+            those of the one before.
     """
 
-    window_starts: tuple[int, ...]
+    windows: int
     rows: int
     start: float
     step: float
+    window_frames: int
     overlap: int = 0
+    overlap_frames: int = 0
 
-    @property
-    def windows(self) -> int:
-        """How many windows are computed."""
-        return len(self.window_starts)
+    def window_starts(self, first: int = 0) -> list[int]:
+        """Return the frames at which windows ``first`` and on begin."""
+        starts = [i * self.window_frames for i in range(first, self.windows)]
+        if starts:
+            starts[-1] -= self.overlap_frames
+        return starts
 
     def timestamps(self, first: int = 0, last: int | None = None) -> np.ndarray:
         """Return the milliseconds of the kept rows, or of rows ``first`` to ``last - 1``, float64.
@@ -55,7 +61,7 @@ class WindowPlan:
         Returns:
             (kept rows, ...).
         """
-        if self.overlap and first + len(rows) == self.windows:
+        if self.overlap and len(rows) and first + len(rows) == self.windows:
             return torch.cat([rows[:-1].flatten(0, 1), rows[-1, self.overlap :]])
         return rows.flatten(0, 1)[: self.rows - first * rows.shape[1]]
 
@@ -67,8 +73,8 @@ def corrected_plan(samples: int, config: ModelConfig) -> WindowPlan:
     samples. A clip too short for any centre keeps one row, stamped at half its duration.
 
     Windows follow each other, but the last of several is moved back until its last row is the
-    clip's: it hears sound where silence would stand. It moves by whole rows, which keeps all of
-    them on one grid of time.
+    clip's: it hears sound where silence would stand (but for half a row at most, whose centre is
+    inside). It moves by whole rows, which keeps all of them on one grid of time.
 
     Args:
         samples: the clip's true length, before any padding.
@@ -80,13 +86,13 @@ def corrected_plan(samples: int, config: ModelConfig) -> WindowPlan:
     rows = (half_hops - (frames - 1)) // (2 * frames) + 1
     milliseconds = 1000 / front_end.sample_rate
     if rows < 1:
-        return WindowPlan((0,), 1, samples * milliseconds / 2, config.hop_ms)
+        return WindowPlan(1, 1, samples * milliseconds / 2, config.hop_ms, config.window_frames)
     start = (frames - 1) / 2 * front_end.hop * milliseconds
     windows = -(-rows // config.time_patches)
     overlap = windows * config.time_patches - rows if windows > 1 else 0
-    starts = list(_contiguous(windows, config))
-    starts[-1] -= overlap * frames
-    return WindowPlan(tuple(starts), rows, start, config.hop_ms, overlap)
+    return WindowPlan(
+        windows, rows, start, config.hop_ms, config.window_frames, overlap, overlap * frames
+    )
 
 
 def reference_plan(samples: int, config: ModelConfig, per_window: bool) -> WindowPlan:
@@ -111,11 +117,7 @@ def reference_plan(samples: int, config: ModelConfig, per_window: bool) -> Windo
         cut = config.time_patches * appended // config.window_frames
         rows = windows * config.time_patches - cut
     duration = 1000 * samples / front_end.sample_rate
-    return WindowPlan(_contiguous(windows, config), rows, 0.0, duration / rows)
-
-
-def _contiguous(windows: int, config: ModelConfig) -> tuple[int, ...]:
-    return tuple(range(0, windows * config.window_frames, config.window_frames))
+    return WindowPlan(windows, rows, 0.0, duration / rows, config.window_frames)
 
 
 def cut_windows(features: Tensor, starts: Tensor, config: ModelConfig, fill: str) -> Tensor:

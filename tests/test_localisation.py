@@ -29,6 +29,7 @@ from gram_hear.localisation import (
     is_silent,
     load_locator,
     row_levels,
+    row_powers,
     sphere,
 )
 from gram_hear.scenes.geometry import angles, unit_vector
@@ -193,12 +194,27 @@ def test_silence_is_absolute_and_relative():
     assert is_silent(np.array([-200.0])).tolist() == [True]
 
 
-def test_the_fill_past_a_clip_is_silence(checkpoint):
-    model = locator_of(checkpoint).model
-    windows = model.gram.cut_windows(torch.from_numpy(noise(0.5))[None], [0], "silence")
-    [levels] = row_levels(windows, model.config.front_end, 8)
-    assert (levels[8:] < -120).all()
-    assert (levels[:6] > -25).all()
+@pytest.mark.parametrize("fill", ["silence", "zero"])
+def test_what_fills_a_window_past_the_clip_has_no_part_in_levels(checkpoint, fill):
+    """The last row of 0.52 s is centred at 515 ms: half of it lies past the end."""
+    changed = replace(checkpoint, config=replace(checkpoint.config, window_fill=fill))
+    sine = 0.1 * np.sin(2 * np.pi * 1000 * np.arange(16640) / RATE)
+    found = locator_of(changed).locate(np.stack([sine, sine]))
+    assert len(found.level) == 7
+    np.testing.assert_allclose(found.level[1:-1], -20 - 10 * np.log10(2), atol=0.1)
+    assert abs(found.level[-1] - found.level[1]) < 1
+    for clip in (np.zeros((2, 300)), 0 * np.stack([sine, sine])):
+        assert (locator_of(changed).locate(clip).level < -120).all()
+
+
+def test_levels_of_rows_are_means_over_the_clips_frames(checkpoint):
+    config = checkpoint.config
+    windows = torch.full((2, 2, 200, 128), config.front_end.log_floor).log()
+    powers = row_powers(windows, config)
+    assert powers.shape == (2, 25, 8)
+    powers[:] = 0.01
+    powers[0, 1, 4:] = 1.0
+    np.testing.assert_allclose(row_levels(powers[0, :2], 12), [-20, -20], atol=1e-4)
 
 
 def test_other_rates_are_resampled(checkpoint):
@@ -304,6 +320,18 @@ def test_what_is_no_head_is_an_error(checkpoint, tmp_path):
         locator_of(checkpoint).save(tmp_path / "head.pt")
 
 
+def test_a_head_of_another_layout_than_asked_for_is_an_error(checkpoint, tmp_path):
+    path = locator_of(checkpoint).save(tmp_path / "head.safetensors")
+    assert load_locator(path, layout="binaural").layout == "binaural"
+    with pytest.raises(OptionError, match="hears binaural sound, and the layout 'ambisonic'"):
+        load_locator(path, layout="ambisonic")
+
+
+def test_a_mono_model_has_no_directions(published_file):
+    with pytest.raises(CheckpointError, match="is mono"):
+        locator_of(load_checkpoint(published_file(1)))
+
+
 def test_without_the_bundled_head_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setitem(localisation.BUNDLED, "binaural", "none.safetensors")
     with pytest.raises(
@@ -313,7 +341,7 @@ def test_without_the_bundled_head_the_error_says_what_to_do(monkeypatch):
 
 
 def test_a_layout_without_a_head_is_an_error():
-    messages = {"mono": "binaural and ambisonic", "binaral": "Did you mean 'binaural'"}
+    messages = {"mono": "allowed are binaural", "binaral": "Did you mean 'binaural'"}
     for layout, message in messages.items():
         with pytest.raises(OptionError, match=message):
             load_locator(layout=layout)

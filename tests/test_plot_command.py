@@ -242,6 +242,18 @@ def test_silence_has_no_direction(command, tmp_path, head):
     assert "all of it is silent" in err
 
 
+def spy(monkeypatch, module, name):
+    """Return what a module's function will have returned."""
+    returned, call = [], getattr(module, name)
+
+    def wrapper(*arguments, **options):
+        returned.append(call(*arguments, **options))
+        return returned[-1]
+
+    monkeypatch.setattr(module, name, wrapper)
+    return returned
+
+
 @pytest.mark.parametrize("convention", ["ambix", "fuma"])
 def test_ambisonics_are_located_and_drawn_in_ambix(
     command, tmp_path, published_file, monkeypatch, convention
@@ -253,11 +265,13 @@ def test_ambisonics_are_located_and_drawn_in_ambix(
     drawn = []
     monkeypatch.setattr(locate, "direction_figure", lambda found: drawn.append(found))
     monkeypatch.setattr(locate, "save_figure", lambda *_: None)
+    loaded = spy(monkeypatch, locate, "load_locator")
     soundfile.write(tmp_path / "wave.wav", plane_wave(convention).T, 32000, subtype="FLOAT")
     options = ("--model", model, "--convention", convention, "-o", "a.png", "--json")
     code, out, err = command("locate", "wave.wav", *options)
     assert code == 0, err
     assert abs(json.loads(out)["overall"]["azimuth_deg"] - 90) < 4
+    assert loaded[0].model.options.convention == convention
     np.testing.assert_allclose(drawn[0].audio, plane_wave("ambix"), atol=1e-6)
 
 
@@ -265,6 +279,7 @@ def test_locate_says_of_mono_that_it_has_no_direction(command):
     code, out, err = command("locate", SOUNDS / "mono_impacts.ogg")
     assert (code, out) == (1, "")
     assert "mono_impacts.ogg is mono" in err
+    assert "a binaural sound (2 channels, the left ear first) or first-order Ambisonics" in err
 
 
 def test_a_binaural_head_takes_two_ears_alone(command, head):

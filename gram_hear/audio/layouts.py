@@ -84,6 +84,13 @@ def from_soundspaces(audio: Signal) -> Signal:
     return _stack([w, -gain * right, gain * up, -gain * back])
 
 
+def in_ambix(audio: Signal, convention: str) -> Signal:
+    """Return sound (channels, samples) in AmbiX, where it is Ambisonic; else as it is."""
+    if LAYOUT_OF_AUDIO[len(audio)] != "ambisonic":
+        return audio
+    return from_soundspaces(to_soundspaces(audio, convention))
+
+
 def _components(audio: Signal) -> list[Signal]:
     """Return the four channels of (..., 4, samples)."""
     if audio.shape[-2] != 4:

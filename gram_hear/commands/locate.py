@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from rich.table import Table
 
 from gram_hear.audio.files import SoundReader
-from gram_hear.audio.layouts import check_convention
-from gram_hear.commands.parts import Part, check_part, check_picture, in_ambix, read_part
+from gram_hear.audio.layouts import check_convention, in_ambix
+from gram_hear.commands.parts import Part, check_part, check_picture, read_part
 from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.console import print_table, say
 from gram_hear.errors import OptionError
-from gram_hear.localisation import Located, Locator, bundled_head, check_layout, load_locator
+from gram_hear.localisation import BUNDLED, Located, Locator, check_layout, load_locator
 from gram_hear.plots import DirectionPicture, direction_figure, save_figure
 
 SHORTEST_STEP = 0.01  # seconds
@@ -73,11 +72,12 @@ def locate(
     check_convention(convention)
     if output is not None:
         check_picture(audio, output, force)
-    locator = load_locator(
-        head or bundled_head(_layout_of(audio)), model=model, convention=convention, device=device
-    )
+    channels = _channels_of(audio)
+    check_layout(str(audio), channels, BUNDLED)
+    layout = "" if head else LAYOUT_OF_AUDIO[channels]
+    locator = load_locator(head, layout=layout, model=model, convention=convention, device=device)
+    check_layout(str(audio), channels, [locator.layout])
     part = read_part(audio, locator.sample_rate, start, duration)
-    check_layout(str(audio), len(part.audio), locator.layout)
     found = locator.locate(part.audio)
     if found.silent.all():
         say(f"{audio}: all of it is silent; there is no direction.")
@@ -87,23 +87,15 @@ def locate(
         say(f"drawn: {output}")
 
 
-def _layout_of(path: Path) -> str:
-    """Return the layout of a file that has a direction.
-
-    Raises:
-        AudioError: for a file that cannot be read, and for mono.
-    """
-    with SoundReader(path, 1) as reader:
-        layout = LAYOUT_OF_AUDIO[reader.channels]
-    if layout == "mono":
-        check_layout(str(path), 1, "binaural")
-    return layout
+def _channels_of(path: Path) -> int:
+    with SoundReader(path, 1) as reader:  # at whatever rate: nothing is read
+        return reader.channels
 
 
 def _picture(path: Path, part: Part, found: Located, convention: str) -> DirectionPicture:
     return DirectionPicture(
         title=f"{path.name}: where the sound comes from",
-        audio=in_ambix(torch.from_numpy(part.audio), convention).numpy(),
+        audio=in_ambix(part.audio, convention),
         rate=part.rate,
         start=part.start,
         times=part.start + found.timestamps / 1000,

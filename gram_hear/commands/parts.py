@@ -4,11 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from gram_hear.audio.files import SoundReader
-from gram_hear.audio.layouts import from_soundspaces, to_soundspaces
-from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.extras import need
 
@@ -93,10 +90,3 @@ def check_picture(audio: Path, picture: Path, force: bool) -> None:
     if picture.exists() and not force:
         raise OptionError(f"{picture} is there already. Use --force to replace it.")
     need("matplotlib", "plot")
-
-
-def in_ambix(audio: Tensor, convention: str) -> Tensor:
-    """Return sound (channels, samples) in AmbiX, where it is Ambisonic; else as it is."""
-    if LAYOUT_OF_AUDIO[len(audio)] != "ambisonic":
-        return audio
-    return from_soundspaces(to_soundspaces(audio, convention))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import typer
 
-from gram_hear.audio.layouts import check_convention, to_layout
+from gram_hear.audio.layouts import check_convention, in_ambix, to_layout
 from gram_hear.checkpoints.registry import offline_name
 from gram_hear.checkpoints.store import (
     Checkpoint,
@@ -16,7 +16,7 @@ from gram_hear.checkpoints.store import (
     build_encoder,
     load_checkpoint,
 )
-from gram_hear.commands.parts import check_part, check_picture, in_ambix, read_part
+from gram_hear.commands.parts import check_part, check_picture, read_part
 from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.console import say
 from gram_hear.errors import OptionError
@@ -207,7 +207,7 @@ def _reconstruction(path: Path, name: str, start: float, convention: str, seed: 
     generator = torch.Generator().manual_seed(seed)
     mask = random_mask(1, config.tokens, round(MASKED * config.tokens), generator)
     with torch.inference_mode():
-        window = encoder.cut_windows(sound[None], [0], config.window_fill)
+        window = encoder.windows_of(sound[None], [0], config.window_fill)
         made = autoencoder(window, mask)
         hidden = mask[..., None].expand_as(made.target)
         target, prediction, hidden = (

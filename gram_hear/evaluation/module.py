@@ -31,6 +31,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from gram_hear.config import EMBEDDINGS
 from gram_hear.errors import ModuleError, OptionError
 
 FUNCTIONS = ("load_model", "get_scene_embeddings", "get_timestamp_embeddings")
@@ -438,7 +439,7 @@ def _code_of(name: str) -> str:
     """Return what :attr:`HearModule.code` is, of an imported module."""
     parts = name.split(".")
     if parts[0] == OURS:
-        return f"gram-hear {version('gram-hear')}"
+        return f"gram-hear {version('gram-hear')}, embeddings {EMBEDDINGS}"
     # From the outermost package on: its modules import each other. Some are mere folders.
     names = [".".join(parts[: i + 1]) for i in range(len(parts))]
     found = (getattr(sys.modules.get(each), "__file__", None) for each in names)

@@ -44,6 +44,7 @@ from gram_hear.localisation import (
     is_silent,
     registered_name,
     row_levels,
+    row_powers,
 )
 from gram_hear.scenes.geometry import angles, turn
 from gram_hear.scenes.mixing import mix, to_level
@@ -88,6 +89,7 @@ class SceneMaker:
         self.seed = seed
         self.rate = model.sample_rate
         self.samples = round(SECONDS * self.rate)
+        self.frames = 1 + self.samples // model.config.front_end.hop
         order = np.random.default_rng(seed).permutation(len(clips))
         edges = np.round(len(clips) * np.cumsum([0, *SHARES.values()])).astype(int)
         self.clips = {
@@ -157,10 +159,9 @@ class SceneMaker:
 
     def _levels(self, audio: Tensor) -> Tensor:
         """Return the level (rows,) of each row of a sound (channels, samples), in dBFS."""
-        config, plan = self.model.config, self.model.plan(self.samples)
-        cut, heard = self.model.gram.cut_windows, self.model.lay_out(audio)
-        windows = cut(heard[None], plan.window_starts, self.model.window_fill)
-        return plan.keep(row_levels(windows, config.front_end, config.patch.frames))
+        plan, heard = self.model.plan(self.samples), self.model.lay_out(audio)[None]
+        windows = self.model.gram.windows_of(heard, plan.window_starts(), self.model.window_fill)
+        return row_levels(plan.keep(row_powers(windows, self.model.config)), self.frames)
 
 
 def mirror(audio: Tensor) -> Tensor:
