@@ -190,9 +190,9 @@ def find_done(jobs: Sequence[Job], provenance: dict[str, Any], force: bool = Fal
             done.add(job)
     if foreign and not force:
         raise OptionError(
-            f"{len(foreign)} outputs are there already that another model, other options or "
-            f"another program made, such as {foreign[0]}. Use --force (force=True) to replace "
-            "them, or another output."
+            f"{len(foreign)} outputs are there already that another model, other options, "
+            f"another version or another program made, such as {foreign[0]}. Use --force "
+            "(force=True) to replace them, or another output."
         )
     return done
 
@@ -420,8 +420,8 @@ def check_dataset(output: Path, provenance: dict[str, Any]) -> None:
     stored = json.loads(_stored(output).get(b"gram_hear", b"null"))
     if stored is None or identity(stored) != identity(provenance):
         raise OptionError(
-            f"{output} is there already, and another model, other options or another program made "
-            "it. Use --force (force=True) to replace it, or another output."
+            f"{output} is there already, and another model, other options, another version or "
+            "another program made it. Use --force (force=True) to replace it, or another output."
         )
 
 

@@ -688,6 +688,18 @@ def test_a_damaged_part_is_named_when_the_dataset_is_assembled(tmp_path, tree, m
     assert output.read_bytes() == before
 
 
+def test_embeddings_of_before_they_changed_are_another_collection(
+    tmp_path, tree, model, monkeypatch
+):
+    """A folder would hold both side by side, and nobody could tell."""
+    monkeypatch.setattr(module, "EMBEDDINGS", 1)
+    embed_collection([tree], tmp_path / "out", model)
+    monkeypatch.undo()
+    with pytest.raises(OptionError, match=r"another program made.*Use --force"):
+        embed_collection([tree], tmp_path / "out", model)
+    assert len(embed_collection([tree], tmp_path / "out", model, force=True)) == 10
+
+
 def test_a_model_that_was_trained_since_is_another_model(tmp_path, tree, load):
     model = load()
     embed_collection([tree], tmp_path / "out", model)

@@ -25,6 +25,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gram_hear.config import EMBEDDINGS
 from gram_hear.errors import AudioError, ModuleError, OptionError, TaskError
 from gram_hear.evaluation import embeddings as embeddings_module
 from gram_hear.evaluation import module as module_module
@@ -452,7 +453,9 @@ def test_the_code_of_a_module(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:gram-tiny-untrained is untrained")
 def test_gram_hear_is_told_by_its_version_and_weights(tmp_path):
     named = load_model("gram_hear", "gram-tiny-untrained", device="cpu")
-    assert (named.code, named.weights) == (f"gram-hear {version('gram-hear')}", "")
+    # Versions between which default embeddings change are others, whatever they are called.
+    code = f"gram-hear {version('gram-hear')}, embeddings {EMBEDDINGS}"
+    assert (named.code, named.weights) == (code, "")
     path = tmp_path / "model.safetensors"
     named.module.save_model(named.model, path)
     loaded = load_model("gram_hear", str(path), device="cpu")
