@@ -6,6 +6,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from gram_hear.config import LAYOUTS
 from gram_hear.errors import OptionError, nearest
 
 
@@ -64,9 +65,15 @@ def default_name() -> str:
     return _registry()["default"]
 
 
-def offline_name() -> str:
-    """Return the name of the bundled model, which needs no network."""
-    return _registry()["offline"]
+def offline_name(layout: str = "binaural") -> str:
+    """Return the name of a bundled model, which needs no network.
+
+    Args:
+        layout: of what it is to hear; where no bundled model has it, it is the binaural one.
+    """
+    bundled = (entry for entry in list_models() if entry.layout == "bundled")
+    fitting = (entry.name for entry in bundled if entry.channels == LAYOUTS[layout][1])
+    return next(fitting, _registry()["offline"])
 
 
 def unknown_model(name: str) -> OptionError:

@@ -10,9 +10,8 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from gram_hear.audio.files import SoundReader
 from gram_hear.audio.layouts import check_convention, in_ambix
-from gram_hear.commands.parts import Part, check_part, check_picture, read_part
+from gram_hear.commands.parts import Part, channels_of, check_part, check_picture, read_part
 from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.console import print_table, say
 from gram_hear.errors import OptionError
@@ -72,7 +71,7 @@ def locate(
     check_convention(convention)
     if output is not None:
         check_picture(audio, output, force)
-    channels = _channels_of(audio)
+    channels = channels_of(audio)
     check_layout(str(audio), channels, BUNDLED)
     layout = "" if head else LAYOUT_OF_AUDIO[channels]
     locator = load_locator(head, layout=layout, model=model, convention=convention, device=device)
@@ -85,11 +84,6 @@ def locate(
     if output is not None:
         save_figure(direction_figure(_picture(audio, part, found, convention)), output)
         say(f"drawn: {output}")
-
-
-def _channels_of(path: Path) -> int:
-    with SoundReader(path, 1) as reader:  # at whatever rate: nothing is read
-        return reader.channels
 
 
 def _picture(path: Path, part: Part, found: Located, convention: str) -> DirectionPicture:

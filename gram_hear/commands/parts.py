@@ -71,6 +71,12 @@ def read_part(path: Path, rate: int, start: float, duration: float | None) -> Pa
     return Part(audio, rate, first / rate, file_rate, goes_on)
 
 
+def channels_of(path: Path) -> int:
+    """Return how many channels a sound file has."""
+    with SoundReader(path, 1) as reader:  # at whatever rate: nothing is read
+        return reader.channels
+
+
 def check_part(start: float, duration: float | None) -> None:
     """Find a part that cannot be before any work is done."""
     if not 0 <= start < float("inf"):

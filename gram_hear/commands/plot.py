@@ -16,7 +16,7 @@ from gram_hear.checkpoints.store import (
     build_encoder,
     load_checkpoint,
 )
-from gram_hear.commands.parts import check_part, check_picture, read_part
+from gram_hear.commands.parts import channels_of, check_part, check_picture, read_part
 from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.console import say
 from gram_hear.errors import OptionError
@@ -53,7 +53,7 @@ def plot(
             "--model",
             "-m",
             help="Registered name, file, folder or Hub repository. "
-            "Default: the model that comes with gram-hear.",
+            "Default: the bundled model, of two ears or, for four channels, of Ambisonics.",
         ),
     ] = "",
     start: Annotated[float, typer.Option(help="Seconds from which the sound is shown.")] = 0.0,
@@ -93,7 +93,7 @@ def plot(
         raise OptionError(f"--seed is {seed}; it must be 0 or more, and below 2^63.")
     check_picture(audio, output, force)
     check_convention(convention)
-    name = model or offline_name()
+    name = model or offline_name(LAYOUT_OF_AUDIO[channels_of(audio)])
     if reconstruction:
         check_part(start, None)
         figure = _reconstruction(audio, name, start, convention, seed)
