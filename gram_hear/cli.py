@@ -83,6 +83,13 @@ def embed(
     parity: Annotated[
         bool, typer.Option("--parity", help="The authors' windows and rows, faults included.")
     ] = False,
+    window_fill: Annotated[
+        str | None,
+        typer.Option(
+            help="What stands past the end of a file shorter than 2 s: repeat, silence or zero. "
+            "Default: repeat; zero with --parity."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, or int8 (GRAM-T on the CPU).")
@@ -117,6 +124,7 @@ def embed(
         layer=layer,
         convention=convention,
         parity=parity,
+        window_fill=window_fill,
         device=device,
         dtype=dtype,
         window_batch=window_batch,

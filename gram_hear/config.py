@@ -24,7 +24,7 @@ LARGEST = 1_000_000  # any size of a model; above all real ones, and below what 
 DEEPEST = 1_000  # layers
 
 # Raised when default embeddings change, so that old and new ones are not taken for the same.
-EMBEDDINGS = 2  # 2: the last window of longer clips is moved back
+EMBEDDINGS = 2  # 2: last windows are moved back, or filled with the clip again
 
 # Layout -> channels of the audio, channels of the features (Ambisonic: 4 log-mels, 3 intensities).
 LAYOUTS = {"mono": (1, 1), "binaural": (2, 2), "ambisonic": (4, 7)}
@@ -242,7 +242,7 @@ class ModelConfig:
     encoder: EncoderConfig = field(default_factory=TransformerConfig)
     decoder: DecoderConfig | None = None
     window_frames: int = 200  # what the encoder sees at once
-    window_fill: str = "zero"  # the part of a window past the clip: the value 0, or silence
+    window_fill: str = "zero"  # past a clip's end in training: the value 0, or silence
 
     def __post_init__(self) -> None:
         _require_choice(self, "window_fill", ("zero", "silence"))

@@ -29,7 +29,7 @@ from gram_hear.errors import OptionError, nearest
 from gram_hear.model import GramModel
 from gram_hear.nn.encoder import Encoder
 from gram_hear.stream import WindowStream
-from gram_hear.windows import WindowPlan, corrected_plan, reference_plan
+from gram_hear.windows import FILLS, WindowPlan, corrected_plan, reference_plan
 
 STRATEGIES = ("raw", "mean", "cls")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,6 +46,7 @@ class Options:
     layer: int | None = None
     convention: str = "ambix"
     parity: bool = False
+    window_fill: str | None = None
     window_batch: int = 16
     dtype: str = "float32"
 
@@ -56,6 +57,16 @@ class Options:
             raise OptionError(
                 f"Unknown strategy {self.strategy!r}; allowed are {', '.join(allowed)}.{only}"
                 + nearest(self.strategy, allowed)
+            )
+        if self.window_fill is not None and self.window_fill not in FILLS:
+            raise OptionError(
+                f"Unknown window_fill {self.window_fill!r}; allowed are {', '.join(FILLS)}."
+                + nearest(self.window_fill, FILLS)
+            )
+        if self.parity and self.window_fill not in (None, "zero"):
+            raise OptionError(
+                f"parity=True fills windows as the authors do, with 'zero', and window_fill is "
+                f"{self.window_fill!r}. Leave one of the two out."
             )
         if self.window_batch < 1:
             raise OptionError(f"window_batch is {self.window_batch}; it must be at least 1.")
@@ -119,6 +130,7 @@ def load_model(
     layer: int | str | None = None,
     convention: str = "ambix",
     parity: bool | str = False,
+    window_fill: str | None = None,
     window_batch: int | str = 16,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "float32",
@@ -141,6 +153,9 @@ def load_model(
         layer: embed after this many blocks and the final norm, 1 to depth; None is all blocks.
         convention: of four-channel input: ``"ambix"``, ``"fuma"`` or ``"soundspaces"``.
         parity: reproduce the authors' windows, rows and timestamps, faults included.
+        window_fill: what stands past the end of a clip that is shorter than a window: ``"repeat"``
+            (None), the clip again and again; ``"silence"``; or ``"zero"``, the value 0 in the
+            log-mel, which is the authors' (with parity the only one).
         window_batch: windows of 2 s that go through the encoder at once.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
         dtype: of the encoder: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"`` (its
@@ -170,6 +185,7 @@ def load_model(
         layer=None if _absent(layer) else _whole_number("layer", layer),
         convention=convention,
         parity=_truth("parity", parity),
+        window_fill=None if _absent(window_fill) else window_fill,
         window_batch=_whole_number("window_batch", window_batch),
         dtype=str(dtype).removeprefix("torch."),
     )
@@ -347,7 +363,7 @@ class HearModel(nn.Module):
     @property
     def window_fill(self) -> str:
         """What stands past the end of a clip in its last window."""
-        return "zero" if self.options.parity else self.config.window_fill
+        return self.options.window_fill or ("zero" if self.options.parity else "repeat")
 
     def stream(self) -> WindowStream:
         """Return the windows of one clip that arrives in blocks, laid out already."""

@@ -33,7 +33,7 @@ class GramModel(nn.Module):
         Args:
             waveform: (clips, channels, samples), as the front-end takes it.
             starts: the frames at which windows begin, the same in each clip.
-            fill: what stands past the clip's last frame: ``"zero"`` or ``"silence"``.
+            fill: what stands past the clip's last frame, of :data:`gram_hear.windows.FILLS`.
 
         Returns:
             (clips * windows, feature channels, window frames, mels) float32, clip by clip.

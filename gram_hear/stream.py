@@ -20,7 +20,7 @@ class WindowStream:
     Args:
         model: whose front-end and window length are used.
         plan: the rule that says, for a number of samples, which windows there are.
-        fill: what stands past the clip's last frame: ``"zero"`` or ``"silence"``.
+        fill: what stands past the clip's last frame, of :data:`gram_hear.windows.FILLS`.
         shortest: samples below which a clip is padded with zeros to one frame.
 
     Attributes:

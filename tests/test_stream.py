@@ -20,13 +20,15 @@ EDGES = [
 
 @pytest.fixture(scope="module")
 def models(small_model):
-    """Return a function: the kept model of (channels, patching, parity, strategy)."""
+    """Return a function: the kept model of (channels, patching, parity, strategy, fill)."""
     kept = {}
 
-    def model(channels, patching="frame", parity=False, strategy="raw"):
-        key = (channels, patching, parity, strategy)
+    def model(channels, patching="frame", parity=False, strategy="raw", fill=None):
+        key = (channels, patching, parity, strategy, fill)
         if key not in kept:
-            kept[key] = small_model(channels, patching, parity=parity, strategy=strategy)
+            kept[key] = small_model(
+                channels, patching, parity=parity, strategy=strategy, window_fill=fill
+            )
         return kept[key]
 
     return model
@@ -71,6 +73,13 @@ def test_edges_in_blocks_of_any_length_are_as_in_the_whole_clip(models, samples,
     clip = sound(2, samples)
     for length in {max(1, samples // 3), 10000, 320000}:
         assert_same(models(2, patching, parity), clip, length)
+
+
+@pytest.mark.parametrize("fill", ["silence", "zero"])
+@pytest.mark.parametrize("samples", [700, 50000, 150001])
+def test_every_fill_is_that_of_the_whole_clip(models, samples, fill):
+    """The default, repeat, has all the other tests."""
+    assert_same(models(2, fill=fill), sound(2, samples), 10000)
 
 
 @pytest.mark.parametrize("length", [1, 7, 513])

@@ -152,6 +152,16 @@ def test_windows_are_cut_where_they_begin_and_filled_past_the_end(make_config, f
         assert (window[4:] == 0).all()
 
 
+def test_a_repeated_window_begins_again_where_its_clip_ends(make_config):
+    features = torch.arange(2 * 250.0).view(2, 1, 250, 1)
+    starts = torch.tensor([[0, 200], [50, 249]])
+    cut = cut_windows(features, starts, make_config(1), "repeat").squeeze()
+    assert cut[0].tolist() == list(range(200))
+    assert cut[1].tolist() == 4 * list(range(200, 250))
+    assert cut[2].tolist() == list(range(300, 500))
+    assert cut[3].tolist() == 200 * [499]
+
+
 def test_a_row_whose_centre_is_the_end_is_kept(make_config):
     config = make_config(2, "frame")
     end = 1120  # 35 ms, the centre of row 0

@@ -60,8 +60,8 @@ class Pretraining(LightningModule):
             decoder_depth: layers of the decoder; null is that of the size.
             log_floor: added to the mel power before the logarithm; null is that of the published
                 training, 1e-5, or 1e-6 for ambisonic.
-            window_fill: what stands past a clip's end, in training and in embedding: silence or
-                zero (the value 0 in the log-mel).
+            window_fill: what stands past a clip's end in training: silence or zero (the value 0 in
+                the log-mel).
             seed: of the first weights.
             init: a checkpoint of the same model to start from instead, the authors' or ours: a
                 file, a folder or a repository of the Hub.
