@@ -1,6 +1,7 @@
 """How well spoken digits are told apart by a linear probe, for speakers that it did not hear.
 
     python benchmarks/held_out_speakers.py RECORDINGS MODEL [MODEL ...] [--untrained]
+        [--model-options JSON]
 
 RECORDINGS is a folder of {digit}_{speaker}_{index}.wav (the Free Spoken Digit Dataset). Each model
 embeds all files; then, for each speaker in turn, a multinomial logistic regression on standardised
@@ -10,8 +11,10 @@ begins with it, of seed 0.
 """
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +31,12 @@ DECAYS = (1e-4, 1e-3, 1e-2)
 ITERATIONS = 60
 
 
-def untrained(name: str) -> HearModel:
+def untrained(name: str, **options: Any) -> HearModel:
     """Return a model of the same configuration with first weights."""
     with tempfile.TemporaryDirectory() as folder:
         network = first_weights(load_checkpoint(name).config, 0, None)
-        return gram_hear.load_model(str(save_model(network, Path(folder) / "first.safetensors")))
+        file = save_model(network, Path(folder) / "first.safetensors")
+        return gram_hear.load_model(str(file), **options)
 
 
 def embed(model: HearModel, files: list[Path]) -> Tensor:
@@ -71,6 +75,7 @@ def main() -> None:
     parser.add_argument("recordings", type=Path)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--untrained", action="store_true")
+    parser.add_argument("--model-options", type=json.loads, default={}, help="of load_model")
     given = parser.parse_args()
     files = sorted(given.recordings.glob("*_*_*.wav"))
     if not files:
@@ -81,7 +86,7 @@ def main() -> None:
     if given.untrained:
         models += [(f"{name}, untrained", untrained, name) for name in given.models]
     for title, load, name in models:
-        embeddings = embed(load(name), files)
+        embeddings = embed(load(name, **given.model_options), files)
         for decay in DECAYS:
             found = []
             for speaker in np.unique(speakers):
