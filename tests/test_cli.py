@@ -45,7 +45,7 @@ def test_embed_passes_its_options_on(tmp_path, published_file):
     done = run(
         *("embed", SOUNDS / "ambix_circling.wav", "-o", tmp_path, "--model", published_file(7)),
         *("--strategy", "mean", "--layer", 1, "--convention", "fuma", "--device", "cpu"),
-        *("--dtype", "bfloat16", "--window-batch", 4, "--parity"),
+        *("--dtype", "bfloat16", "--window-batch", 4, "--parity", "--window-fill", "zero"),
     )
     assert done.returncode == 0, done.stderr
     arrays = np.load(tmp_path / "ambix_circling.wav.npz", allow_pickle=False)
@@ -54,6 +54,7 @@ def test_embed_passes_its_options_on(tmp_path, published_file):
         "layer": 1,
         "convention": "fuma",
         "parity": True,
+        "window_fill": "zero",
         "window_batch": 4,
         "dtype": "bfloat16",
     }
