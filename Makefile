@@ -19,6 +19,7 @@ demo: $(READY)
 	$(BIN)gram-hear embed tests/data/sounds --output .demo --model gram-tiny --force
 	$(BIN)gram-hear plot tests/data/sounds/binaural_room.flac --output .demo/sound.png --model gram-tiny --force
 	$(BIN)gram-hear locate tests/data/sounds/binaural_room.flac --output .demo/directions.png --force
+	$(BIN)gram-hear locate tests/data/sounds/ambix_circling.wav --output .demo/circling.png --force
 
 # The pytest command, not python -m pytest: that would put this folder before the installed package.
 test: $(READY)

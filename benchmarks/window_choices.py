@@ -8,8 +8,8 @@ so that none fills its last one; and digits spoken one after the other for as lo
 by speaker.
 
 - ours: a clip shorter than a window is repeated until that is full. Of a longer one the last window
-  is moved back until it ends with the clip, and of its rows those are kept that no window before it
-  has.
+  is moved back by whole rows until it ends with the clip's last row, and of its rows those are kept
+  that no window before it has.
 - silence: windows follow each other; past the end stands the log-mel of silence, as in training.
 - zero: the value 0 does, as in the authors' code.
 

@@ -86,8 +86,8 @@ def embed(
     window_fill: Annotated[
         str | None,
         typer.Option(
-            help="What stands past the end of a file shorter than 2 s: repeat, silence or zero. "
-            "Default: repeat; zero with --parity."
+            help="What fills the window of a file shorter than 2 s: repeat, mirror, silence or "
+            "zero. Default: repeat; zero with --parity."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",

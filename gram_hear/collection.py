@@ -129,7 +129,7 @@ def describe_model(model: HearModel) -> dict[str, Any]:
             "sha256": source.sha256(),
             "weights": hash_weights(model),
         },
-        "options": dataclasses.asdict(model.options),
+        "options": dataclasses.asdict(model.options) | {"window_fill": model.window_fill},
         "device": str(model.device),
         "hop_ms": model.hop_ms,
         "size": model.timestamp_embedding_size,

@@ -23,7 +23,7 @@ AMBISONIC_LOG_FLOOR = 1e-6
 LARGEST = 1_000_000  # any size of a model; above all real ones, and below what breaks a machine
 DEEPEST = 1_000  # layers
 
-# Raised when default embeddings change, so that old and new ones are not taken for the same.
+# Raised when embeddings change, if only the default ones: old and new are not taken for the same.
 EMBEDDINGS = 2  # 2: last windows are moved back, or filled with the clip again
 
 # Layout -> channels of the audio, channels of the features (Ambisonic: 4 log-mels, 3 intensities).
@@ -423,8 +423,8 @@ def named_config(
         patching: ``"frame"`` (16 mel x 8 frames) or ``"time"`` (128 mel x 2 frames).
         backbone: ``"transformer"`` (GRAM-T), ``"mamba2"`` (GRAM-M) or ``"mamba1"``.
 
-    The multi-window decoder is the published one of that patching. New models fill the part of
-    a window past the clip with silence and take the floor of the published training.
+    The multi-window decoder is the published one of that patching. New models take the floor of the
+    published training; past a clip's end they hear silence in training.
     """
     encoder = named_encoder(size, backbone)
     _require(

@@ -29,7 +29,7 @@ from gram_hear.errors import OptionError, nearest
 from gram_hear.model import GramModel
 from gram_hear.nn.encoder import Encoder
 from gram_hear.stream import WindowStream
-from gram_hear.windows import FILLS, WindowPlan, corrected_plan, reference_plan
+from gram_hear.windows import FILLS, WindowPlan, corrected_plan, fill_of, reference_plan
 
 STRATEGIES = ("raw", "mean", "cls")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -153,9 +153,10 @@ def load_model(
         layer: embed after this many blocks and the final norm, 1 to depth; None is all blocks.
         convention: of four-channel input: ``"ambix"``, ``"fuma"`` or ``"soundspaces"``.
         parity: reproduce the authors' windows, rows and timestamps, faults included.
-        window_fill: what stands past the end of a clip that is shorter than a window: ``"repeat"``
-            (None), the clip again and again; ``"silence"``; or ``"zero"``, the value 0 in the
-            log-mel, which is the authors' (with parity the only one).
+        window_fill: what fills a window past the end of its clip: ``"repeat"`` (None), a clip
+            shorter than a window again and again (and half a row, at most, of a longer one
+            mirrored); ``"mirror"``, the clip back and forth; ``"silence"``; or ``"zero"``, the
+            value 0 in the log-mel, which is the authors' (with parity the only one).
         window_batch: windows of 2 s that go through the encoder at once.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
         dtype: of the encoder: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"`` (its
@@ -335,7 +336,7 @@ class HearModel(nn.Module):
         for members in _by_length(laid_out):
             starts = plans[members[0]].window_starts()
             group = torch.stack([laid_out[i] for i in members])
-            cut = self.gram.windows_of(group, starts, self.window_fill)
+            cut = self.gram.windows_of(group, starts, fill_of(len(starts), self.window_fill))
             for i, part in zip(members, cut.split(len(starts)), strict=True):
                 windows[i] = part
         batches = torch.cat(windows).split(self.options.window_batch)
@@ -362,7 +363,7 @@ class HearModel(nn.Module):
 
     @property
     def window_fill(self) -> str:
-        """What stands past the end of a clip in its last window."""
+        """What is asked to stand past the end of a clip; see :func:`fill_of`."""
         return self.options.window_fill or ("zero" if self.options.parity else "repeat")
 
     def stream(self) -> WindowStream:

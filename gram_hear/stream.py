@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gram_hear.model import GramModel
-from gram_hear.windows import WindowPlan, cut_windows
+from gram_hear.windows import WindowPlan, cut_windows, fill_of
 
 
 class WindowStream:
@@ -20,7 +20,7 @@ class WindowStream:
     Args:
         model: whose front-end and window length are used.
         plan: the rule that says, for a number of samples, which windows there are.
-        fill: what stands past the clip's last frame, of :data:`gram_hear.windows.FILLS`.
+        fill: what is asked to stand past the clip's end; see :func:`gram_hear.windows.fill_of`.
         shortest: samples below which a clip is padded with zeros to one frame.
 
     Attributes:
@@ -69,7 +69,8 @@ class WindowStream:
         last = self._emitted + count - 1
         known = self._held[..., : last * self._window + self._reach - self._origin]
         frames = self.model.config.window_frames
-        windows = self._cut(known, range(self._emitted * frames, (last + 1) * frames, frames))
+        starts = range(self._emitted * frames, (last + 1) * frames, frames)
+        windows = self._cut(known, starts, self.fill)  # they are full
         self._emitted += count
         self._forget()
         return windows
@@ -77,21 +78,23 @@ class WindowStream:
     def finish(self) -> Tensor:
         """Return the windows that remain at the clip's end, possibly none."""
         assert self._held is not None, "finish() before any push()"
-        starts = self.plan(self.samples).window_starts(self._emitted)
+        plan = self.plan(self.samples)
+        starts = plan.window_starts(self._emitted)
         if not starts:
             return self._no_windows(self._held)
         if not self._reflected or self.samples < self.shortest:
             self._pad_short()
         end = self._held[..., -self._half - 1 : -1].flip(-1)
-        return self._cut(torch.cat([self._held, end], dim=-1), starts)
+        held = torch.cat([self._held, end], dim=-1)
+        return self._cut(held, starts, fill_of(plan.windows, self.fill))
 
-    def _cut(self, held: Tensor, starts: Sequence[int]) -> Tensor:
+    def _cut(self, held: Tensor, starts: Sequence[int], fill: str) -> Tensor:
         """Return the windows that begin at these frames, of what is held."""
         config, first = self.model.config, min(starts)
         stretch = held[..., first * config.front_end.hop - self._origin :]
         features = self.model.front_end.transform(stretch[None])
         places = torch.tensor([[start - first for start in starts]], device=features.device)
-        return cut_windows(features, places, config, self.fill)
+        return cut_windows(features, places, config, fill)
 
     def _pad_short(self) -> None:
         """Bring a clip shorter than ``shortest`` to one frame, and reflect its start."""

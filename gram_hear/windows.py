@@ -13,8 +13,8 @@ from torch import Tensor
 
 from gram_hear.config import ModelConfig
 
-# What stands in a window past the end of its clip.
-FILLS = ("repeat", "silence", "zero")
+# What stands in a window past the end of its clip; see :func:`cut_windows`.
+FILLS = ("repeat", "mirror", "silence", "zero")
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,15 @@ def reference_plan(samples: int, config: ModelConfig, per_window: bool) -> Windo
     return WindowPlan(windows, rows, 0.0, duration / rows, config.window_frames)
 
 
+def fill_of(windows: int, fill: str) -> str:
+    """Return what stands past the end in the last of so many windows, where ``fill`` is asked for.
+
+    A clip shorter than a window is repeated. The last window of a longer one lacks half a row at
+    most, and its own start would be sound from elsewhere: what is just before the end is mirrored.
+    """
+    return "mirror" if fill == "repeat" and windows > 1 else fill
+
+
 def cut_windows(features: Tensor, starts: Tensor, config: ModelConfig, fill: str) -> Tensor:
     """Cut windows out of clips.
 
@@ -131,15 +140,20 @@ def cut_windows(features: Tensor, starts: Tensor, config: ModelConfig, fill: str
         starts: (clips, windows) int64, the first frame of each.
         config: of the model.
         fill: what stands past a clip's last frame: ``"repeat"``, the window's own frames from its
-            start, again and again (it must begin inside the clip); ``"silence"``, the log-mel of
-            silence; ``"zero"``, the value 0.
+            start, again and again; ``"mirror"``, the same frames back and forth (for both a window
+            must begin inside the clip); ``"silence"``, the log-mel of silence; ``"zero"``, the
+            value 0.
 
     Returns:
         (clips * windows, feature channels, window frames, mels), clip by clip.
     """
     places = torch.arange(config.window_frames, device=starts.device).expand(*starts.shape, -1)
+    own = features.shape[2] - starts[:, :, None]
     if fill == "repeat":
-        places = places % (features.shape[2] - starts[:, :, None])
+        places = places % own
+    elif fill == "mirror":
+        period = (2 * (own - 1)).clamp(min=1)
+        places = torch.minimum(places % period, period - places % period)
     frames = starts[:, :, None] + places
     inside = frames < features.shape[2]
     clips = torch.arange(len(features), device=features.device)[:, None, None]

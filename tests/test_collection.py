@@ -688,6 +688,13 @@ def test_a_damaged_part_is_named_when_the_dataset_is_assembled(tmp_path, tree, m
     assert output.read_bytes() == before
 
 
+def test_a_default_that_is_said_is_the_same_collection(tmp_path, tree, load, model):
+    embed_collection([tree], tmp_path / "out", model)
+    assert embed_collection([tree], tmp_path / "out", load(window_fill="repeat")) == []
+    with pytest.raises(OptionError, match="other options"):
+        embed_collection([tree], tmp_path / "out", load(window_fill="zero"))
+
+
 def test_embeddings_of_before_they_changed_are_another_collection(
     tmp_path, tree, model, monkeypatch
 ):

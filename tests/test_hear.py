@@ -19,7 +19,7 @@ from gram_hear.config import named_config
 from gram_hear.errors import AudioError, CheckpointError, OptionError
 from gram_hear.model import GramModel
 from gram_hear.nn.initialise import initialise
-from gram_hear.windows import FILLS
+from gram_hear.windows import FILLS, fill_of
 
 KINDS = [(channels, patching) for channels in (1, 2, 7) for patching in ("frame", "time")]
 AUDIO_CHANNELS = {1: 1, 2: 2, 7: 4}
@@ -232,8 +232,13 @@ def slow_rows(model, clip, fill):
             window[: clip.shape[0]] = math.log(config.front_end.log_floor)
         part = features[:, first : first + 200]
         window[:, : part.shape[1]] = part
-        for frame in range(part.shape[1], 200 if fill == "repeat" else 0):
-            window[:, frame] = window[:, frame - part.shape[1]]
+        own = part.shape[1]
+        for frame in range(own, 200):
+            if fill == "repeat" and first == 0:
+                window[:, frame] = window[:, frame - own]
+            elif fill in ("repeat", "mirror"):  # of a later window a few frames lack
+                turn = max(1, 2 * (own - 1))
+                window[:, frame] = window[:, min(frame % turn, turn - frame % turn)]
         tokens = gram(window[None], model.options.layer)[0]
         for t in range(len(rows) - first // p, per_window):  # rows that no window had yet
             patches = [tokens[1 + f * per_window + t] for f in range(config.frequency_patches)]
@@ -250,7 +255,7 @@ def slow_rows(model, clip, fill):
     ("backbone", "strategy", "fill"),
     [
         *((*embedder, "repeat") for embedder in EMBEDDERS),
-        *(("transformer", "raw", fill) for fill in ("silence", "zero")),
+        *(("transformer", "raw", fill) for fill in ("mirror", "silence", "zero")),
     ],
 )
 @pytest.mark.parametrize(("channels", "patching"), KINDS)
@@ -297,6 +302,24 @@ def test_a_short_clip_is_repeated_unless_something_else_is_asked_for(model_of, n
 def test_a_fill_that_cannot_be_is_an_error(model_of, options, message):
     with pytest.raises(OptionError, match=message):
         model_of(2, **options)
+
+
+@pytest.mark.parametrize("samples", [96000, 150000, 64700])
+def test_the_last_row_of_a_longer_clip_hears_what_is_near_it_alone(samples, model_of, noise):
+    """Were its half row filled with its window's start, a burst there would be heard again."""
+    model = model_of(2)
+    start = model.plan(samples).window_starts()[-1] * 320
+    quiet = 1e-3 * noise(1, 2, samples)
+    burst = quiet.clone()
+    burst[..., start : start + 1200] += noise(1, 2, 1200, seed=1)
+    of_quiet, of_burst = (
+        model.gram.windows_of(
+            clip, model.plan(samples).window_starts(), fill_of(2, model.window_fill)
+        )[-1]
+        for clip in (quiet, burst)
+    )
+    assert torch.equal(of_quiet[:, -20:], of_burst[:, -20:])
+    assert not torch.equal(of_quiet[:, :20], of_burst[:, :20])
 
 
 @pytest.mark.parametrize("channels", [1, 2, 7])

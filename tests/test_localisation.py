@@ -357,6 +357,19 @@ def test_the_bundled_head_hears_left_right_and_middle():
     assert abs(middle) < 0.5
 
 
+def test_the_bundled_ambisonic_head_follows_what_circles_the_listener():
+    """Pulses of noise from all around in 2 s, counter-clockwise from the front."""
+    heard = read_audio(SOUND.with_name("ambix_circling.wav"), RATE)
+    locator = load_locator(layout="ambisonic")
+    assert locator.config.model == "gram-tiny-ambisonics"
+    found = locator.locate(heard.audio)
+    heard_at = ~found.silent
+    errors = found.azimuth[heard_at] - 0.18 * found.timestamps[heard_at]
+    assert heard_at.sum() > 15
+    assert np.median(np.abs((errors + 180) % 360 - 180)) < 30
+    assert np.median(np.abs(found.elevation[heard_at])) < 30
+
+
 # --- the recipe -----------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ PUBLISHED = {
     "gramt-ambisonics": (7, "frame"),
 }
 OFFLINE = "gram-tiny-untrained"
-BUNDLED = "gram-tiny"
+BUNDLED = {"gram-tiny": 2, "gram-tiny-ambisonics": 7}  # by channels of their features
 UNTRAINED = {OFFLINE: "transformer", "gramm-tiny-untrained": "mamba2"}
 EACH_UNTRAINED = pytest.mark.parametrize("name", UNTRAINED)
 
@@ -44,7 +44,7 @@ def load_offline(name=OFFLINE, **options):
 
 def test_the_published_models_are_registered():
     entries = {entry.name: entry for entry in gram_hear.list_models()}
-    assert list(entries) == [*PUBLISHED, BUNDLED, *UNTRAINED]
+    assert list(entries) == [*PUBLISHED, *BUNDLED, *UNTRAINED]
     for name, backbone in UNTRAINED.items():
         entry = entries[name]
         assert (entry.layout, entry.trained, entry.backbone) == ("seed", False, backbone)
@@ -61,21 +61,25 @@ def test_the_published_models_are_registered():
         assert entry.seed is None
 
 
-def test_the_bundled_model_is_the_registered_file(two_tones, monkeypatch, tmp_path):
-    entry = registry.find_entry(BUNDLED)
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_model_is_the_registered_file(name, two_tones, monkeypatch, tmp_path):
+    entry = registry.find_entry(name)
     assert (entry.layout, entry.trained, entry.repository) == ("bundled", True, None)
-    checkpoint = load_checkpoint(BUNDLED)
+    checkpoint = load_checkpoint(name)
     assert checkpoint.source.sha256() == entry.sha256
     assert checkpoint.config.decoder is None
-    model = gram_hear.load_model(BUNDLED)
-    assert gram_hear.get_scene_embeddings(two_tones, model).shape == (1, 1536)
+    front_end = checkpoint.config.front_end
+    assert entry.channels == front_end.feature_channels == BUNDLED[name]
+    model = gram_hear.load_model(name)
+    audio = two_tones[:, :1].expand(-1, front_end.audio_channels, -1)
+    assert gram_hear.get_scene_embeddings(audio, model).shape == (1, 1536)
     changed = tmp_path / entry.file
     changed.write_bytes(registry.bundled_file(entry).read_bytes()[:-1] + b"x")
     monkeypatch.setattr(store, "bundled_file", lambda entry: changed)
     with pytest.raises(CheckpointError, match="missing or was changed"):
-        load_checkpoint(BUNDLED)
+        load_checkpoint(name)
     with pytest.raises(OptionError, match="comes with this package"):
-        load_checkpoint(BUNDLED, revision="main")
+        load_checkpoint(name, revision="main")
 
 
 def test_every_entry_says_what_it_is():
@@ -88,9 +92,21 @@ def test_every_entry_says_what_it_is():
 
 def test_the_registry_is_package_data():
     data = json.loads((files("gram_hear.weights") / "registry.json").read_text(encoding="utf-8"))
-    assert [fields["name"] for fields in data["models"]] == [*PUBLISHED, BUNDLED, *UNTRAINED]
-    assert data["offline"] == BUNDLED
+    assert [fields["name"] for fields in data["models"]] == [*PUBLISHED, *BUNDLED, *UNTRAINED]
+    assert data["offline"] == next(iter(BUNDLED))
     assert {data["default"], data["offline"]} <= {fields["name"] for fields in data["models"]}
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        ("binaural", "gram-tiny"),
+        ("ambisonic", "gram-tiny-ambisonics"),
+        ("mono", "gram-tiny"),  # heard at both ears
+    ],
+)
+def test_the_model_without_a_network_has_the_layout_where_one_is_bundled(layout, name):
+    assert registry.offline_name(layout) == name
 
 
 def test_the_default_is_the_published_binaural_model(monkeypatch):
@@ -113,7 +129,7 @@ def test_a_registered_name_comes_before_a_folder(monkeypatch, tmp_path):
     [
         ("gramt-binaral", "gramt-binaural"),
         ("gramt_mono", "gramt-mono"),
-        ("gram-tny", BUNDLED),
+        ("gram-tny", "gram-tiny"),
         ("gramm-tiny-untraind", "gramm-tiny-untrained"),
         ("gramt-ambisonic", "gramt-ambisonics"),
     ],

@@ -5,6 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gram_hear.windows import fill_of
+
 KINDS = [(channels, patching) for channels in (1, 2, 7) for patching in ("frame", "time")]
 AUDIO_CHANNELS = {1: 1, 2: 2, 7: 4}
 WINDOW, FRAME, HOP = 64000, 1024, 320
@@ -54,7 +56,7 @@ def of_blocks(model, clip, length):
 def of_the_whole(model, clip):
     padded = model._pad_short(model.lay_out(clip))
     starts = model.plan(clip.shape[-1]).window_starts()
-    return model.gram.windows_of(padded[None], starts, model.window_fill)
+    return model.gram.windows_of(padded[None], starts, fill_of(len(starts), model.window_fill))
 
 
 def assert_same(model, clip, length):
@@ -75,7 +77,7 @@ def test_edges_in_blocks_of_any_length_are_as_in_the_whole_clip(models, samples,
         assert_same(models(2, patching, parity), clip, length)
 
 
-@pytest.mark.parametrize("fill", ["silence", "zero"])
+@pytest.mark.parametrize("fill", ["mirror", "silence", "zero"])
 @pytest.mark.parametrize("samples", [700, 50000, 150001])
 def test_every_fill_is_that_of_the_whole_clip(models, samples, fill):
     """The default, repeat, has all the other tests."""

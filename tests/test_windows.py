@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gram_hear.windows import corrected_plan, cut_windows, reference_plan
+from gram_hear.windows import FILLS, corrected_plan, cut_windows, fill_of, reference_plan
 
 PATCHINGS = pytest.mark.parametrize("patching", ["frame", "time"])
 TEN_MINUTES = 600 * 32000
@@ -160,6 +160,26 @@ def test_a_repeated_window_begins_again_where_its_clip_ends(make_config):
     assert cut[1].tolist() == 4 * list(range(200, 250))
     assert cut[2].tolist() == list(range(300, 500))
     assert cut[3].tolist() == 200 * [499]
+
+
+def test_a_mirrored_window_goes_back_and_forth(make_config):
+    features = torch.arange(250.0).view(1, 1, 250, 1)
+    cut = cut_windows(features, torch.tensor([[200, 248, 249]]), make_config(1), "mirror").squeeze()
+    assert cut[0, :150].tolist() == [
+        *range(200, 250),
+        *range(248, 199, -1),
+        *range(201, 250),
+        248,
+        247,
+    ]
+    assert cut[1].tolist() == 100 * [248, 249]
+    assert cut[2].tolist() == 200 * [249]
+
+
+def test_a_short_clip_is_repeated_and_the_end_of_a_longer_one_mirrored():
+    assert fill_of(1, "repeat") == "repeat"
+    assert fill_of(2, "repeat") == "mirror"
+    assert [fill_of(2, fill) for fill in FILLS[1:]] == list(FILLS[1:])
 
 
 def test_a_row_whose_centre_is_the_end_is_kept(make_config):

@@ -46,7 +46,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "embedding_size_mean": encoder.width,
         "embedding_size_cls": encoder.width if config.family == "GRAM-T" else None,
         "log_floor": front_end.log_floor,
-        "window_fill": config.window_fill,
+        "training_window_fill": config.window_fill,
     }
 
 

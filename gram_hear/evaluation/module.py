@@ -184,7 +184,8 @@ class HearModule:
         options: keywords that its ``load_model`` was given.
         model: what it returned.
         code: what tells versions of the module's code apart: the SHA-256 of its source, of all .py
-            files where it is a package or in one; for gram_hear its version.
+            files where it is a package or in one; for gram_hear its version, and the number of
+            its embeddings.
         sample_rate: of the audio that the model takes, in Hz.
         scene_embedding_size, timestamp_embedding_size: d of the embeddings.
         multichannel: whether the model takes (n, channels, samples).
