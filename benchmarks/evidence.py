@@ -50,14 +50,13 @@ from evidence_tasks import (
     make_dry_tasks,
     make_natural_tasks,
 )
+from held_out_speakers import untrained_network
 
-from gram_hear.checkpoints.store import load_checkpoint, save_model
+from gram_hear.checkpoints.store import save_model
 from gram_hear.console import progress_bar, say
 from gram_hear.errors import GramError, OptionError
 from gram_hear.evaluation.module import load_model
 from gram_hear.evaluation.prediction import Plan
-from gram_hear.model import GramModel
-from gram_hear.nn.initialise import initialise
 from gram_hear.scenes.workers import cores, work
 from gram_hear.writing import write_whole
 
@@ -119,12 +118,10 @@ def save_untrained(model: str, folder: Path) -> Path:
     It is named by its configuration and kept: the order of the words in a safetensors file's
     header, and so the file's hash, is not the same every time.
     """
-    config = dataclasses.replace(load_checkpoint(model).config, decoder=None)
-    digest = hashlib.sha256(config.to_json().encode()).hexdigest()[:8]
+    network = untrained_network(model)
+    digest = hashlib.sha256(network.config.to_json().encode()).hexdigest()[:8]
     path = folder / f"untrained-{digest}.safetensors"
     if not path.exists():
-        network = GramModel(config)
-        initialise(network, 0)
         save_model(network, path)
     return path
 

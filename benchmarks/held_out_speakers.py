@@ -11,6 +11,7 @@ begins with it, of seed 0.
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -25,17 +26,24 @@ import gram_hear
 from gram_hear.audio.files import read_audio
 from gram_hear.checkpoints.store import load_checkpoint, save_model
 from gram_hear.hear import HearModel
-from gram_hear.pretrain.module import first_weights
+from gram_hear.model import GramModel
+from gram_hear.nn.initialise import initialise
 
 DECAYS = (1e-4, 1e-3, 1e-2)
 ITERATIONS = 60
 
 
+def untrained_network(name: str) -> GramModel:
+    """Return the encoder of a model as training begins with it, of seed 0."""
+    network = GramModel(dataclasses.replace(load_checkpoint(name).config, decoder=None))
+    initialise(network, 0)
+    return network
+
+
 def untrained(name: str, **options: Any) -> HearModel:
     """Return a model of the same configuration with first weights."""
     with tempfile.TemporaryDirectory() as folder:
-        network = first_weights(load_checkpoint(name).config, 0, None)
-        file = save_model(network, Path(folder) / "first.safetensors")
+        file = save_model(untrained_network(name), Path(folder) / "first.safetensors")
         return gram_hear.load_model(str(file), **options)
 
 
