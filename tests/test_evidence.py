@@ -131,7 +131,8 @@ def test_everything_in_one_command(done, capsys, modules):
         assert all(len(each["values"]) == 2 for each in scores.values())
         dry = np.mean([scores[name]["mean"] for name in modules["evidence_tasks"].DRY])
         assert results["averages"][title]["dry"]["mean"] == pytest.approx(dry)
-        assert results["probe"][title]["digits-v1-full"] > 0.5
+        assert 0 <= results["probe"][title]["digits-v1-full"] <= 1  # the networks are random
+    assert results["probe"]["log-mel"]["digits-v1-full"] > 0.5  # chance, of two digits
     assert results["accuracy"]["log-mel"]["speakers-v1-full"]["mean"] > 0.5  # chance is 1 in 3
     page = (done / "docs" / "results.md").read_text()
     assert page.startswith("# Results\n\nWords before.\n")
