@@ -21,7 +21,8 @@ PUBLISHED = {
     "gramt-ambisonics": (7, "frame"),
 }
 OFFLINE = "gram-tiny-untrained"
-BUNDLED = {"gram-tiny": 2, "gram-tiny-ambisonics": 7}  # by channels of their features
+# With the channels of their features.
+BUNDLED = {"gram-tiny": 2, "gram-tiny-ambisonics": 7, "gramm-tiny": 2}
 UNTRAINED = {OFFLINE: "transformer", "gramm-tiny-untrained": "mamba2"}
 EACH_UNTRAINED = pytest.mark.parametrize("name", UNTRAINED)
 
