@@ -10,6 +10,7 @@ by speaker.
 - ours: a clip shorter than a window is repeated until that is full. Of a longer one the last window
   is moved back by whole rows until it ends with the clip's last row, and of its rows those are kept
   that no window before it has.
+- mirror: windows follow each other; the frames of the last are repeated back and forth.
 - silence: windows follow each other; past the end stands the log-mel of silence, as in training.
 - zero: the value 0 does, as in the authors' code.
 
@@ -37,7 +38,7 @@ from gram_hear.hear import HearModel, get_scene_embeddings, load_model
 SHORT, LONG = (1.0, 2.0), (2.2, 5.8)  # seconds
 DIVISIONS = 10
 SHARES = (0.6, 0.8)  # where training ends, and validation
-CHOICES = ("silence", "zero", "ours")
+CHOICES = ("silence", "zero", "mirror", "ours")
 
 
 def scene_embedding(model: HearModel, audio: np.ndarray, choice: str) -> Tensor:

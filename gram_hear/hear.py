@@ -29,7 +29,7 @@ from gram_hear.errors import OptionError, nearest
 from gram_hear.model import GramModel
 from gram_hear.nn.encoder import Encoder
 from gram_hear.stream import WindowStream
-from gram_hear.windows import FILLS, WindowPlan, corrected_plan, fill_of, reference_plan
+from gram_hear.windows import FILLS, WindowPlan, corrected_plan, reference_plan
 
 STRATEGIES = ("raw", "mean", "cls")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -336,7 +336,7 @@ class HearModel(nn.Module):
         for members in _by_length(laid_out):
             starts = plans[members[0]].window_starts()
             group = torch.stack([laid_out[i] for i in members])
-            cut = self.gram.windows_of(group, starts, fill_of(len(starts), self.window_fill))
+            cut = self.gram.windows_of(group, starts, self.window_fill)
             for i, part in zip(members, cut.split(len(starts)), strict=True):
                 windows[i] = part
         batches = torch.cat(windows).split(self.options.window_batch)
@@ -363,7 +363,7 @@ class HearModel(nn.Module):
 
     @property
     def window_fill(self) -> str:
-        """What is asked to stand past the end of a clip; see :func:`fill_of`."""
+        """What is asked to stand past the end of a clip; see :func:`gram_hear.windows.fill_of`."""
         return self.options.window_fill or ("zero" if self.options.parity else "repeat")
 
     def stream(self) -> WindowStream:

@@ -10,7 +10,7 @@ from gram_hear.errors import AudioError
 from gram_hear.frontend import FrontEnd
 from gram_hear.nn.encoder import make_encoder
 from gram_hear.nn.patches import PatchEmbedding, normalise_windows, patchify
-from gram_hear.windows import cut_windows
+from gram_hear.windows import cut_windows, fill_of
 
 
 class GramModel(nn.Module):
@@ -33,14 +33,14 @@ class GramModel(nn.Module):
         Args:
             waveform: (clips, channels, samples), as the front-end takes it.
             starts: the frames at which windows begin, the same in each clip.
-            fill: what stands past the clip's last frame, of :data:`gram_hear.windows.FILLS`.
+            fill: what is asked to stand past the clip's end; see :func:`gram_hear.windows.fill_of`.
 
         Returns:
             (clips * windows, feature channels, window frames, mels) float32, clip by clip.
         """
         features = self.front_end(waveform)
         places = torch.tensor(starts, device=features.device).expand(len(features), -1)
-        return cut_windows(features, places, self.config, fill)
+        return cut_windows(features, places, self.config, fill_of(len(starts), fill))
 
     def forward(self, windows: Tensor, layer: int | None = None) -> Tensor:
         """Encode feature windows.

@@ -26,8 +26,7 @@ class WindowPlan:
         rows: embedding rows that are kept of the whole clip.
         start, step: milliseconds of the first row, and from one row to the next.
         window_frames: of a window.
-        overlap, overlap_frames: rows and frames by which the last window is moved back, over
-            those of the one before.
+        overlap: frames by which the last window is moved back, over those of the one before.
     """
 
     windows: int
@@ -36,13 +35,12 @@ class WindowPlan:
     step: float
     window_frames: int
     overlap: int = 0
-    overlap_frames: int = 0
 
     def window_starts(self, first: int = 0) -> list[int]:
         """Return the frames at which windows ``first`` and on begin."""
         starts = [i * self.window_frames for i in range(first, self.windows)]
         if starts:
-            starts[-1] -= self.overlap_frames
+            starts[-1] -= self.overlap
         return starts
 
     def timestamps(self, first: int = 0, last: int | None = None) -> np.ndarray:
@@ -65,7 +63,8 @@ class WindowPlan:
             (kept rows, ...).
         """
         if self.overlap and len(rows) and first + len(rows) == self.windows:
-            return torch.cat([rows[:-1].flatten(0, 1), rows[-1, self.overlap :]])
+            again = self.overlap * rows.shape[1] // self.window_frames
+            return torch.cat([rows[:-1].flatten(0, 1), rows[-1, again:]])
         return rows.flatten(0, 1)[: self.rows - first * rows.shape[1]]
 
 
@@ -92,10 +91,8 @@ def corrected_plan(samples: int, config: ModelConfig) -> WindowPlan:
         return WindowPlan(1, 1, samples * milliseconds / 2, config.hop_ms, config.window_frames)
     start = (frames - 1) / 2 * front_end.hop * milliseconds
     windows = -(-rows // config.time_patches)
-    overlap = windows * config.time_patches - rows if windows > 1 else 0
-    return WindowPlan(
-        windows, rows, start, config.hop_ms, config.window_frames, overlap, overlap * frames
-    )
+    overlap = (windows * config.time_patches - rows) * frames if windows > 1 else 0
+    return WindowPlan(windows, rows, start, config.hop_ms, config.window_frames, overlap)
 
 
 def reference_plan(samples: int, config: ModelConfig, per_window: bool) -> WindowPlan:

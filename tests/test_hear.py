@@ -19,7 +19,7 @@ from gram_hear.config import named_config
 from gram_hear.errors import AudioError, CheckpointError, OptionError
 from gram_hear.model import GramModel
 from gram_hear.nn.initialise import initialise
-from gram_hear.windows import FILLS, fill_of
+from gram_hear.windows import FILLS
 
 KINDS = [(channels, patching) for channels in (1, 2, 7) for patching in ("frame", "time")]
 AUDIO_CHANNELS = {1: 1, 2: 2, 7: 4}
@@ -308,15 +308,13 @@ def test_a_fill_that_cannot_be_is_an_error(model_of, options, message):
 def test_the_last_row_of_a_longer_clip_hears_what_is_near_it_alone(samples, model_of, noise):
     """Were its half row filled with its window's start, a burst there would be heard again."""
     model = model_of(2)
-    start = model.plan(samples).window_starts()[-1] * 320
+    starts = model.plan(samples).window_starts()
+    first = starts[-1] * 320
     quiet = 1e-3 * noise(1, 2, samples)
     burst = quiet.clone()
-    burst[..., start : start + 1200] += noise(1, 2, 1200, seed=1)
+    burst[..., first : first + 1200] += noise(1, 2, 1200, seed=1)
     of_quiet, of_burst = (
-        model.gram.windows_of(
-            clip, model.plan(samples).window_starts(), fill_of(2, model.window_fill)
-        )[-1]
-        for clip in (quiet, burst)
+        model.gram.windows_of(clip, starts, model.window_fill)[-1] for clip in (quiet, burst)
     )
     assert torch.equal(of_quiet[:, -20:], of_burst[:, -20:])
     assert not torch.equal(of_quiet[:, :20], of_burst[:, :20])

@@ -5,8 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gram_hear.windows import fill_of
-
 KINDS = [(channels, patching) for channels in (1, 2, 7) for patching in ("frame", "time")]
 AUDIO_CHANNELS = {1: 1, 2: 2, 7: 4}
 WINDOW, FRAME, HOP = 64000, 1024, 320
@@ -56,7 +54,7 @@ def of_blocks(model, clip, length):
 def of_the_whole(model, clip):
     padded = model._pad_short(model.lay_out(clip))
     starts = model.plan(clip.shape[-1]).window_starts()
-    return model.gram.windows_of(padded[None], starts, fill_of(len(starts), model.window_fill))
+    return model.gram.windows_of(padded[None], starts, model.window_fill)
 
 
 def assert_same(model, clip, length):
