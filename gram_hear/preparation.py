@@ -13,7 +13,7 @@ import re
 import tarfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -234,9 +234,11 @@ def _run(
     total = sum(len(group.files) for group in groups)
     done = total - sum(len(group.files) for group in due)
     progress(done, total)
-    for files in work(partial(write_group, output, preparation), due, min(jobs, len(due) or 1)):
-        done += files
-        progress(done, total)
+    write = partial(write_group, output, preparation)
+    with closing(work(write, due, min(jobs, len(due) or 1))) as written:
+        for files in written:
+            done += files
+            progress(done, total)
 
 
 def _is_due(output: Path, group: Group) -> bool:

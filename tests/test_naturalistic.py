@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 import typer
 from typer.testing import CliRunner
 
@@ -30,7 +29,6 @@ from gram_hear.scenes.naturalistic import (
 )
 from gram_hear.scenes.recipes import clip_seed
 from gram_hear.scenes.rooms import Room, Scene
-from gram_hear.scenes.workers import WorkerError, work
 from gram_hear.tasks import read_task
 
 MODULES = Path(__file__).parent / "data" / "hear_modules"
@@ -622,16 +620,6 @@ def test_a_localisation_that_was_broken_off_is_finished(tmp_path, plain_rooms):
     (made.localisation / f"{RATE}/valid/valid1.wav").unlink()
     assert naturalise_task(task, tmp_path / "out").localisation == made.localisation
     assert files_of(made.localisation) == whole
-
-
-def test_work_is_done_here_or_in_processes_and_a_dead_one_is_told():
-    assert list(work(abs, [-1, -2, -3], 1)) == [1, 2, 3]
-    threads = torch.get_num_threads()
-    before = dict(os.environ)
-    with pytest.raises(WorkerError, match="ended from outside"):
-        list(work(os._exit, [1, 1, 1], 2))
-    assert dict(os.environ) == before
-    assert torch.get_num_threads() == threads
 
 
 # --- files ----------------------------------------------------------------------------------

@@ -391,15 +391,16 @@ def _make_clips(
     done = len(clips) - len(due)
     failed = []
     progress(done, len(clips))
-    for outcome in work(_make, due, min(jobs, max(1, len(due)))):
-        for message in outcome.warnings:
-            warnings.warn(message, stacklevel=2)
-        if outcome.entry is None:
-            failed.append(str(outcome.error))
-        else:
-            journal.add(outcome.entry)
-        done += 1
-        progress(done, len(clips))
+    with contextlib.closing(work(_make, due, min(jobs, max(1, len(due))))) as outcomes:
+        for outcome in outcomes:
+            for message in outcome.warnings:
+                warnings.warn(message, stacklevel=2)
+            if outcome.entry is None:
+                failed.append(str(outcome.error))
+            else:
+                journal.add(outcome.entry)
+            done += 1
+            progress(done, len(clips))
     return failed
 
 

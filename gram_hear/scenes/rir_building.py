@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -317,12 +318,14 @@ def _build(
             writer.finish_room(split, room, plan.scenes_per_room)
     done = len(places) - len(due)
     progress(done, len(places))
-    for place in work(partial(_make, writer, plan, simulator), due, min(jobs, max(1, len(due)))):
-        done += 1
-        left[place.split, place.room] -= 1
-        if not left[place.split, place.room]:
-            writer.finish_room(place.split, place.room, plan.scenes_per_room)
-        progress(done, len(places))
+    make = partial(_make, writer, plan, simulator)
+    with closing(work(make, due, min(jobs, max(1, len(due))))) as made:
+        for place in made:
+            done += 1
+            left[place.split, place.room] -= 1
+            if not left[place.split, place.room]:
+                writer.finish_room(place.split, place.room, plan.scenes_per_room)
+            progress(done, len(places))
     writer.finish(plan.rooms_of_splits, plan.scenes_per_room)
     _describe(output, plan)
     shutil.rmtree(output / BUILDING)

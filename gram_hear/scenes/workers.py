@@ -4,17 +4,19 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
+from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 
 from gram_hear.errors import GramError
+from gram_hear.interrupts import interrupts_held
 
 AHEAD = 4  # pieces of work handed out to each process before their results are taken
 # What reads them when it is loaded: OpenMP, and the libraries of matrix products.
@@ -37,12 +39,13 @@ def cores() -> int:
 
 def work(
     function: Callable[[Piece], Result], pieces: Iterable[Piece], jobs: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield what a function returns for each piece of work, in the order in which they are done.
 
     With one job the work is done here, one piece at a time; with more in new processes, which
     import the function: scripts that are run need ``if __name__ == "__main__":`` around this call.
-    When the caller stops, by Ctrl-C too, what was begun is finished and the rest is not.
+    When the generator is closed, or Ctrl-C comes, what was begun is finished and the rest is not;
+    a caller that may stop in between closes it (``contextlib.closing``).
 
     Raises:
         WorkerError: where a process is killed, as for want of memory.
@@ -70,26 +73,30 @@ def one_thread() -> Iterator[None]:
 
 def _work_in_processes(
     function: Callable[[Piece], Result], pieces: Iterator[Piece], jobs: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     context = multiprocessing.get_context("spawn")
+    under_way = 0
+    finished: SimpleQueue[Future[Result]] = SimpleQueue()  # waiting for it is safe to interrupt
     with _threads_of_children(), ProcessPoolExecutor(jobs, context, _start) as pool:
-        waiting: set[Future[Result]] = set()
         try:
             while True:
-                more = islice(pieces, jobs * AHEAD - len(waiting))
-                waiting |= {pool.submit(function, piece) for piece in more}
-                if not waiting:
+                for piece in islice(pieces, jobs * AHEAD - under_way):
+                    with interrupts_held():
+                        pool.submit(function, piece).add_done_callback(finished.put)
+                    under_way += 1
+                if not under_way:
                     return
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
+                future = finished.get()
+                under_way -= 1
+                yield future.result()
         except BrokenProcessPool as error:
             raise WorkerError(
                 "A process was ended from outside before its work was done, perhaps because memory "
                 "ran out; use fewer --jobs. What is finished is kept; run again to go on."
             ) from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            with interrupts_held():
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
@@ -109,7 +116,7 @@ def _threads_of_children() -> Iterator[None]:
 
 def _start() -> None:
     """Prepare a new process: Ctrl-C is the parent's affair, and its end is the end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems that could not block it
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -13,12 +13,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from gram_hear.errors import AudioError, OptionError, TaskError
@@ -35,6 +36,7 @@ from gram_hear.evaluation.making.sounds import Form, Header, make_sound, read_he
 from gram_hear.evaluation.making.splitting import Division, Sides, divide
 from gram_hear.evaluation.prediction import EVENT_POSTPROCESSING
 from gram_hear.evaluation.scores import named_metric
+from gram_hear.interrupts import interrupts_held
 from gram_hear.tasks import METADATA, VOCABULARY, read_json, read_task
 from gram_hear.writing import hold, write_whole
 
@@ -350,8 +352,14 @@ def _make_sounds(
     with open(work / JOURNAL, "a", encoding="utf-8") as journal:
         try:
             files = [clip.file for clip in plan.collection.clips if clip.file not in facts]
-            futures = {pool.submit(make, file): file for file in files}
-            for done, future in enumerate(as_completed(futures), found + 1):
+            finished: SimpleQueue[Future[Facts]] = SimpleQueue()  # safe to interrupt
+            futures: dict[Future[Facts], str] = {}
+            for file in files:
+                with interrupts_held():
+                    futures[future := pool.submit(make, file)] = file
+                    future.add_done_callback(finished.put)
+            for done in range(found + 1, found + len(futures) + 1):
+                future = finished.get()
                 file = futures[future]
                 try:
                     facts[file] = future.result()
