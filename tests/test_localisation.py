@@ -415,6 +415,7 @@ def test_the_recipe_trains_a_head_that_hears_left_and_right(
     heads = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     for head in heads:
         options = ["--layer", 1, "--hidden", 0, "--sounds", 2, "--learning-rate", 1e-2]
+        options += ["--turns", 2] * (layout == "ambisonic")
         arguments = [RECIPE, model, tmp_path / "clips", tmp_path / "rirs", head, *options]
         monkeypatch.setattr(sys, "argv", [*map(str, arguments)])
         recipe.main()
@@ -455,6 +456,18 @@ def test_the_recipe_finds_what_is_wrong_first(
     assert message in said
 
 
+def test_two_ears_cannot_be_turned(recipe, tmp_path, monkeypatch, capsys):
+    plan = RirPlan(
+        rooms=4, scenes_per_room=1, layouts=("binaural",), valid=0.25, test=0.25, rate=RATE
+    )
+    build_rirs(tmp_path / "rirs", plan, jobs=1, simulator=one_sided)
+    places = [MODEL, tmp_path, tmp_path / "rirs", tmp_path / "head.safetensors", "--turns", 2]
+    monkeypatch.setattr(sys, "argv", [str(each) for each in (RECIPE, *places)])
+    with pytest.raises(SystemExit):
+        recipe.main()
+    assert "--turns is 2; it must be 1 with two ears" in capsys.readouterr().err
+
+
 def test_the_recipe_takes_no_model_without_directions(
     recipe, published_file, tmp_path, monkeypatch, capsys
 ):
@@ -467,11 +480,23 @@ def test_the_recipe_takes_no_model_without_directions(
 
 def test_a_mirrored_scene_has_left_and_right_exchanged(recipe):
     ears = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    assert recipe.mirror(ears).tolist() == [[3, 4], [1, 2]]
-    left, right = (
-        torch.from_numpy(encode_ambix(unit_vector(azimuth, 20.0))) for azimuth in (30.0, -30.0)
+    audio, direction = recipe.mirrored(ears, torch.tensor([0.6, 0.8, 0.0]))
+    assert audio.tolist() == [[3, 4], [1, 2]]
+    torch.testing.assert_close(direction, torch.tensor([0.6, -0.8, 0.0]))
+    torch.testing.assert_close(recipe.mirrored(*plane_wave(30.0)), plane_wave(-30.0))
+
+
+def plane_wave(azimuth):
+    direction = unit_vector(azimuth, 20.0)
+    return tuple(
+        torch.from_numpy(each).float() for each in (encode_ambix(direction)[:, None], direction)
     )
-    torch.testing.assert_close(recipe.mirror(left[:, None]), right[:, None])
+
+
+def test_a_turned_scene_comes_from_elsewhere(recipe):
+    torch.testing.assert_close(recipe.turned(*plane_wave(30.0), 0.0), plane_wave(30.0))
+    torch.testing.assert_close(recipe.turned(*plane_wave(30.0), 50.0), plane_wave(80.0))
+    torch.testing.assert_close(recipe.turned(*plane_wave(-30.0), -170.0), plane_wave(160.0))
 
 
 def test_errors_fold_front_and_back(recipe):

@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from gram_hear.checkpoints.integrity import check_cached
-from gram_hear.checkpoints.registry import offline_name
+from gram_hear.checkpoints.registry import list_models
 from gram_hear.errors import CheckpointError, OptionError
 
 ANSWER_SECONDS = 3.0  # until the Hub counts as not reached; the client alone tries for 23
@@ -127,7 +127,7 @@ def _fetch(
             raise CheckpointError(
                 f"{file} of {repository} on the Hugging Face Hub could not be reached, and is not "
                 f"in the cache ({_reason(error)}). Connect to the network once to fetch it. "
-                f"{_offline_model()}"
+                f"{_offline_models()}"
             ) from error
         _warn_of_copy(f"{cached.name} of {repository}, commit {_commit(cached, repository)}", error)
         return cached, _etag(cached)
@@ -250,7 +250,7 @@ def _download_errors(repository: str, file: str, revision: str | None) -> Iterat
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{file} of {where} could not be fetched, and is not in the cache "
-            f"({_reason(error.__cause__ or error)}). {_offline_model()}"
+            f"({_reason(error.__cause__ or error)}). {_offline_models()}"
         ) from error
     except GatedRepoError as error:
         raise CheckpointError(
@@ -271,7 +271,7 @@ def _download_errors(repository: str, file: str, revision: str | None) -> Iterat
     except (HTTPError, OSError) as error:
         raise CheckpointError(
             f"{file} of {where} could not be fetched ({_reason(error)}). Try again. "
-            f"{_offline_model()}"
+            f"{_offline_models()}"
         ) from error
 
 
@@ -281,8 +281,9 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _offline_model() -> str:
-    return f"The model that needs no network is load_model({offline_name()!r})."
+def _offline_models() -> str:
+    bundled = ", ".join(entry.name for entry in list_models() if entry.layout == "bundled")
+    return f"Models that need no network: {bundled}."
 
 
 def _check_token(token: str | None) -> str | None:

@@ -13,7 +13,8 @@ other clips than those that MODEL was trained on, or they say too little.
 
 In training rooms each noise source has its turn as the source. Training scenes are also heard
 mirrored, left and right exchanged: the head KEMAR, as most heads, is nearly symmetric, and there
-are twice as many directions. The same command gives the same head.
+are twice as many directions. Ambisonic ones are heard ``--turns`` times each, every time but the
+first by a listener who faces somewhere else. The same command gives the same head.
 """
 
 import argparse
@@ -97,14 +98,23 @@ class SceneMaker:
             for split, first, last in zip(SHARES, edges[:-1], edges[1:], strict=True)
         }
 
-    def make(self, split: str, per_room_scene: int, mirrored: bool) -> Scenes:
-        """Embed ``per_room_scene`` sounds in each scene of the split's rooms."""
+    def make(self, split: str, per_room_scene: int, turns: int) -> Scenes:
+        """Embed ``per_room_scene`` sounds in each scene of the split's rooms.
+
+        Each is heard ``turns`` times and as often mirrored; with 0 once, as it is.
+        """
+        generator = np.random.default_rng(self.seed)
         rows, directions, active, heard = [], [], [], []
         for audio, direction, sounds in self._mixtures(split, per_room_scene):
             heard_in = torch.from_numpy(~is_silent(self._levels(audio).numpy()))
-            for flip in (False, True) if mirrored else (False,):
-                rows.append(self.model.embed([mirror(audio) if flip else audio])[0].half())
-                directions.append(direction * torch.tensor([1.0, -1.0 if flip else 1.0, 1.0]))
+            versions = [(audio, direction)]
+            if turns:
+                yaws = [0.0, *generator.uniform(-180, 180, turns - 1).tolist()]
+                versions = [turned(audio, direction, yaw) for yaw in yaws]
+                versions += [mirrored(*version) for version in versions]
+            for version, towards in versions:
+                rows.append(self.model.embed([version])[0].half())
+                directions.append(towards)
                 active.append(sounds[: len(rows[-1])])
                 heard.append(heard_in[: len(rows[-1])])
         return Scenes(*(torch.stack(each) for each in (rows, directions, active, heard)))
@@ -164,11 +174,21 @@ class SceneMaker:
         return row_levels(plan.keep(row_powers(windows, self.model.config)), self.frames)
 
 
-def mirror(audio: Tensor) -> Tensor:
-    """Return what is heard, (channels, samples), with left and right exchanged."""
+def mirrored(audio: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Return audio (channels, samples) and a direction (3,) with left and right exchanged."""
+    flipped = direction * torch.tensor([1.0, -1.0, 1.0])
     if len(audio) == 2:
-        return audio.flip(0)
-    return audio * torch.tensor([[1.0], [-1.0], [1.0], [1.0]])  # Y of AmbiX points left
+        return audio.flip(0), flipped
+    return audio * torch.tensor([[1.0], [-1.0], [1.0], [1.0]]), flipped  # Y of AmbiX points left
+
+
+def turned(audio: Tensor, direction: Tensor, yaw: float) -> tuple[Tensor, Tensor]:
+    """Return AmbiX (4, samples) and a direction (3,), all turned by ``yaw`` degrees to the left."""
+    if yaw == 0:
+        return audio, direction
+    w, y, z, x = audio
+    x, y, z = torch.from_numpy(turn(torch.stack([x, y, z], dim=-1).numpy(), yaw)).float().T
+    return torch.stack([w, y, z, x]), torch.from_numpy(turn(direction.numpy(), yaw)).float()
 
 
 def _directions(metadata: dict[str, Any], sources: int) -> np.ndarray:
@@ -304,6 +324,7 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=0.5)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--sounds", type=int, default=4, help="in each scene of the RIRs")
+    parser.add_argument("--turns", type=int, default=1, help="of each Ambisonic training scene")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     try:
@@ -317,8 +338,13 @@ def check(given: argparse.Namespace, maker: SceneMaker) -> None:
     """Find what would be in the way after an hour, before the first minute.
 
     Raises:
-        OptionError: for an output that cannot be, and for too few clips.
+        OptionError: for an output that cannot be, turns that cannot be, and for too few clips.
     """
+    if given.turns < 1 or (given.turns > 1 and maker.model.config.front_end.layout == "binaural"):
+        raise OptionError(
+            f"--turns is {given.turns}; it must be 1 with two ears, which cannot be turned, and at "
+            "least 1 with Ambisonics."
+        )
     if given.output.suffix != ".safetensors" or not given.output.parent.is_dir():
         raise OptionError(f"{given.output} must end in .safetensors, in a folder that is there.")
     if not all(maker.clips.values()):
@@ -347,7 +373,7 @@ def train_and_write(given: argparse.Namespace) -> None:
     made = {}
     with torch.inference_mode():
         for split in SHARES:
-            made[split] = maker.make(split, given.sounds, mirrored=split == "train")
+            made[split] = maker.make(split, given.sounds, given.turns if split == "train" else 0)
             _say(f"{len(made[split].rows)} scenes for {split}, {time.monotonic() - start:.0f} s")
     head = train_head(made["train"], made["valid"], given)
     size = model.timestamp_embedding_size
