@@ -137,6 +137,17 @@ def answers(probabilities: np.ndarray) -> np.ndarray:
     return near.sum(axis=1, keepdims=True) * mean / np.maximum(length, 1e-12)
 
 
+def pooled(probabilities: np.ndarray) -> np.ndarray:
+    """Return the probabilities (directions,) that rows (n, directions) give together.
+
+    Their mean, in which each row counts by one over the number of directions that it is spread
+    over, ``exp(entropy)``: onsets say where a sound is, reverberation says little.
+    """
+    exact = probabilities.astype(np.float64)
+    entropy = -(exact * np.log(np.maximum(exact, 1e-30))).sum(axis=1)
+    return np.average(exact, axis=0, weights=np.exp(-entropy))
+
+
 @dataclass(frozen=True, eq=False)
 class Located:
     """Where a sound comes from, row by row; arrays are (rows,) float64 unless they say otherwise.
@@ -169,8 +180,8 @@ class Located:
     def direction(self, rows: np.ndarray) -> tuple[float, float, float] | None:
         """Return azimuth, elevation and confidence of some rows together.
 
-        They are those of the rows' mean probabilities. Of several sources they are those of one,
-        with less confidence.
+        They are those of :func:`pooled`. Of several sources they are those of one, with less
+        confidence.
 
         Args:
             rows: (rows,) bool; silent ones among them do not count.
@@ -181,7 +192,7 @@ class Located:
         heard = self.probabilities[rows & ~self.silent]
         if len(heard) == 0:
             return None
-        [answer] = answers(heard.mean(axis=0, dtype=np.float64, keepdims=True))
+        [answer] = answers(pooled(heard)[None])
         azimuth, elevation = angles(answer)
         return float(azimuth), float(elevation), float(np.linalg.norm(answer))
 

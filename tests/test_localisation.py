@@ -28,6 +28,7 @@ from gram_hear.localisation import (
     fingerprint,
     is_silent,
     load_locator,
+    pooled,
     row_levels,
     row_powers,
     sphere,
@@ -99,6 +100,19 @@ def test_the_sphere_is_evenly_covered():
     anywhere = np.random.default_rng(0).standard_normal((1000, 3))
     anywhere /= np.linalg.norm(anywhere, axis=1, keepdims=True)
     assert np.degrees(np.arccos((anywhere @ grid.T).max(axis=1))).max() < 12
+
+
+def test_of_rows_together_the_surest_count_most():
+    sure, unsure = np.zeros(100, dtype=np.float32), np.full(100, 0.01, dtype=np.float32)
+    sure[7] = 1
+    rows = np.stack([sure, *[unsure] * 100])
+    together = pooled(rows)
+    assert together.dtype == np.float64
+    np.testing.assert_allclose(together.sum(), 1, rtol=1e-6)
+    np.testing.assert_allclose(together[7], 0.505, rtol=1e-6)  # each unsure row counts 1 / 100
+    np.testing.assert_allclose(pooled(rows[1:]), unsure, rtol=1e-6)
+    two = np.stack([np.roll(sure, 1), sure])  # as sure as one another
+    np.testing.assert_allclose(pooled(two)[[7, 8]], 0.5)
 
 
 def test_where_front_and_back_sound_alike_the_answer_is_one_of_them_and_unsure():

@@ -43,6 +43,7 @@ from gram_hear.localisation import (
     answers,
     describe_head,
     is_silent,
+    pooled,
     registered_name,
     row_levels,
     row_powers,
@@ -112,11 +113,11 @@ class SceneMaker:
                 yaws = [0.0, *generator.uniform(-180, 180, turns - 1).tolist()]
                 versions = [turned(audio, direction, yaw) for yaw in yaws]
                 versions += [mirrored(*version) for version in versions]
-            for version, towards in versions:
-                rows.append(self.model.embed([version])[0].half())
-                directions.append(towards)
-                active.append(sounds[: len(rows[-1])])
-                heard.append(heard_in[: len(rows[-1])])
+            for embedded in self.model.embed([version for version, _ in versions]):
+                rows.append(embedded.half())
+                active.append(sounds[: len(embedded)])
+                heard.append(heard_in[: len(embedded)])
+            directions += [towards for _, towards in versions]
         return Scenes(*(torch.stack(each) for each in (rows, directions, active, heard)))
 
     def _mixtures(self, split: str, per_room_scene: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -267,7 +268,7 @@ def evaluate(head: Head, scenes: Scenes) -> dict[str, dict[str, float | None]]:
     for values, active, heard in zip(scenes.rows, scenes.active, scenes.heard, strict=True):
         probabilities = head(values.float()).exp().double().numpy()
         rows.append(answers(probabilities[active]))
-        whole.append(answers(probabilities[heard].mean(axis=0, keepdims=True)))
+        whole.append(answers(pooled(probabilities[heard])[None]))
     return {
         "rows": direction_errors(np.concatenate(rows), true.double().numpy()),
         "scenes": direction_errors(np.concatenate(whole), scenes.directions.double().numpy()),
