@@ -21,6 +21,7 @@ from gram_hear.audio.clips import check_clip, warn_if_loud
 from gram_hear.audio.files import SoundReader, file_status
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.hear import HearModel
+from gram_hear.interrupts import result_of, submit
 
 _Item = TypeVar("_Item")
 
@@ -154,7 +155,7 @@ class _Clip:
         self._pool = pool
         self._peak = 0.0
         self._decoding = self._decode()
-        self._next: Future[np.ndarray | None] = pool.submit(next, self._decoding, None)
+        self._next: Future[np.ndarray | None] = submit(pool, next, self._decoding, None)
 
     def _decode(self) -> Iterator[np.ndarray]:
         """Yield the file's blocks; runs in a thread, one block ahead."""
@@ -175,9 +176,9 @@ class _Clip:
 
         Raises what decoding raised.
         """
-        block = self._next.result()
+        block = result_of(self._next)
         if block is not None:
-            self._next = self._pool.submit(next, self._decoding, None)
+            self._next = submit(self._pool, next, self._decoding, None)
             clip, peak = check_clip(torch.from_numpy(block), str(self.path))
             self._peak = max(self._peak, peak)
             return self.stream.push(self.model.lay_out(clip)), False

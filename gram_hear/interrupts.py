@@ -1,39 +1,70 @@
-"""Ctrl-C held back where it would do harm."""
+"""Ctrl-C held back where it would do harm, and work of other threads waited for without harm.
+
+Locks of threading and concurrent.futures stay taken for ever where KeyboardInterrupt is raised just
+when one was taken, and a thread that waits for it hangs. So futures are submitted and cancelled
+while Ctrl-C is held, and waited for in a queue that may be interrupted.
+"""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from queue import SimpleQueue
 from types import FrameType
+from typing import ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def submit(
+    pool: Executor,
+    function: Callable[Arguments, Result],
+    *arguments: Arguments.args,
+    **options: Arguments.kwargs,
+) -> Future[Result]:
+    """Hand a call to a pool; Ctrl-C may come at any time."""
+    with interrupts_held():
+        return pool.submit(function, *arguments, **options)
+
+
+def result_of(future: Future[Result]) -> Result:
+    """Wait for the result of a future; Ctrl-C may come at any time.
+
+    Raises what the call raised.
+    """
+    finished: SimpleQueue[Future[Result]] = SimpleQueue()
+    with interrupts_held():
+        future.add_done_callback(finished.put)
+    return finished.get().result()
 
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is left; processes that start in it never see one.
+    """Hold Ctrl-C back until the block is left, where this is the main thread: others get none.
 
-    For short work with locks of threading or concurrent.futures: where KeyboardInterrupt is raised
-    while one is taken it stays taken, and who waits for it waits for ever. Other threads than the
-    main one are never interrupted; nothing is held there.
+    Processes that start in the block never see one, where the system can block signals.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    received = False
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received = True
-
-    signal.signal(signal.SIGINT, receive)
-    try:
-        with _blocked_for_children():
+    with _blocked_for_children():
+        before = signal.getsignal(signal.SIGINT)
+        # None is a handler that Python did not set: it raises nothing, and could not be set again.
+        if threading.current_thread() is not threading.main_thread() or before is None:
             yield
-    finally:
-        # None is a handler that Python did not set and cannot set again.
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-        if received:
-            signal.raise_signal(signal.SIGINT)
+            return
+        received = False
+
+        def receive(number: int, frame: FrameType | None) -> None:
+            nonlocal received
+            received = True
+
+        signal.signal(signal.SIGINT, receive)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            if received:
+                signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
@@ -42,8 +73,9 @@ def _blocked_for_children() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])  # asks alone
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # may raise KeyboardInterrupt
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

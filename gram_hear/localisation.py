@@ -138,7 +138,7 @@ def answers(probabilities: np.ndarray) -> np.ndarray:
 
 
 def pooled(probabilities: np.ndarray) -> np.ndarray:
-    """Return the probabilities (directions,) that rows (n, directions) give together.
+    """Return the probabilities (directions,) that one or more rows (n, directions) give together.
 
     Their mean, in which each row counts by one over the number of directions that it is spread
     over, ``exp(entropy)``: onsets say where a sound is, reverberation says little.

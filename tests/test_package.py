@@ -32,7 +32,7 @@ ARROWS = {
     "stream": MODEL | {"model"},
     "checkpoints": MODEL | {"model"},
     "hear": MODEL | {"model", "stream", "checkpoints"},
-    "embed": MODEL | {"model", "checkpoints", "hear"},
+    "embed": MODEL | {"model", "checkpoints", "hear", "interrupts"},
     "console": {"errors"},
     "extras": {"errors"},
     "tasks": BASE | {"audio"},

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from functools import partial
 
 import pytest
 import torch
 
 from gram_hear.interrupts import interrupts_held
-from gram_hear.scenes.workers import WorkerError, work
+from gram_hear.scenes.workers import AHEAD, WorkerError, work
 
 
 def test_work_is_done_here_or_in_processes_and_a_dead_one_is_told():
@@ -24,33 +26,66 @@ def test_work_is_done_here_or_in_processes_and_a_dead_one_is_told():
 
 
 INTERRUPTED = """
-import signal, sys, threading
+import signal, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from gram_hear.interrupts import result_of, submit
 from gram_hear.scenes.workers import work
 
-def interrupt(frame, event, argument):
-    "Send Ctrl-C where a lock has just been taken, which has to be given back."
-    if event == "return" and frame.f_code is threading.Condition.__enter__.__code__:
-        sys.setprofile(None)
-        signal.raise_signal(signal.SIGINT)
+def interrupt_when(held):
+    "Send Ctrl-C where a lock has just been taken, while it is held or not."
+    def interrupt(frame, event, argument):
+        if event == "return" and frame.f_code is threading.Condition.__enter__.__code__:
+            if held == (signal.getsignal(signal.SIGINT) is not signal.default_int_handler):
+                sys.setprofile(None)
+                print("sent")
+                signal.raise_signal(signal.SIGINT)
+    sys.setprofile(interrupt)
 
-if __name__ == "__main__":
+def of_processes(held):
     results = work(abs, range(100), 2)
     next(results)
-    sys.setprofile(interrupt)
+    interrupt_when(held)
+    list(results)
+
+def of_threads(held):
+    with ThreadPoolExecutor(1) as pool:
+        interrupt_when(held)
+        for _ in range(10):
+            result_of(submit(pool, time.sleep, 0.05))
+
+if __name__ == "__main__":
     try:
-        list(results)
+        globals()[sys.argv[1]](sys.argv[2] == "held")
     except KeyboardInterrupt:
         print("interrupted")
 """
 
 
-def test_ctrl_c_while_a_lock_is_taken_does_not_hang(tmp_path):
+@pytest.mark.parametrize("held", ["held", "free"])
+@pytest.mark.parametrize("work", ["of_processes", "of_threads"])
+def test_ctrl_c_while_a_lock_is_taken_does_not_hang(tmp_path, work, held):
     script = tmp_path / "script.py"
     script.write_text(INTERRUPTED)
     done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, script, work, held], capture_output=True, text=True, timeout=120
     )
-    assert done.stdout == "interrupted\n"
+    assert (done.returncode, done.stdout) == (0, "sent\ninterrupted\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="commands of a POSIX shell")
+def test_who_stops_waits_for_what_was_begun_and_the_rest_is_not_done(tmp_path):
+    run = partial(subprocess.run, shell=True, cwd=tmp_path, check=True)
+    commands = (f"touch begun{i}; sleep 0.2; touch finished{i}" for i in range(100))
+    results = work(run, commands, 2)
+    next(results)
+    results.close()
+    at_once = sorted(path.name for path in tmp_path.iterdir())
+    begun, finished = (
+        [name for name in at_once if name.startswith(word)] for word in ("begun", "finished")
+    )
+    assert len(begun) == len(finished) < 2 * AHEAD
+    time.sleep(1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == at_once
 
 
 def test_ctrl_c_waits_for_the_end_of_the_block():
@@ -105,3 +140,13 @@ def test_processes_that_start_while_ctrl_c_is_held_never_see_it():
         held = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     after = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert (held, after) == ("True\n", "False\n")
+
+
+def test_a_handler_that_python_did_not_set_stays(monkeypatch):
+    def refuse(number, handler):
+        raise AssertionError
+
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", refuse)
+    with interrupts_held():
+        pass

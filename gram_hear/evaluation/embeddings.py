@@ -32,6 +32,7 @@ from gram_hear.errors import ModuleError, TaskError
 from gram_hear.evaluation.lock import locked
 from gram_hear.evaluation.module import HearModule, is_out_of_memory
 from gram_hear.evaluation.task_audio import Source, TaskAudio
+from gram_hear.interrupts import interrupts_held, result_of, submit
 from gram_hear.tasks import METADATA, VOCABULARY, Task, read_json, read_task
 from gram_hear.writing import write_whole
 
@@ -341,14 +342,16 @@ class _Run:
                 while loading and ahead + sources[index].samples > self.state["budget"]:
                     first, future = loading.popleft()
                     ahead -= sources[first].samples
-                    yield _Clip(first, future.result())
-                loading.append((index, pool.submit(self.audio.load, split, sources[index])))
+                    yield _Clip(first, result_of(future))
+                future = submit(pool, self.audio.load, split, sources[index])
+                loading.append((index, future))
                 ahead += sources[index].samples
             for index, future in loading:
-                yield _Clip(index, future.result())
+                yield _Clip(index, result_of(future))
         finally:
-            for _, future in loading:
-                future.cancel()
+            with interrupts_held():
+                for _, future in loading:
+                    future.cancel()
 
     def _fill(self, pending: deque[_Clip], clips: Iterator[_Clip]) -> int:
         """Load clips up to a batch, and return how many of the pending ones make it.

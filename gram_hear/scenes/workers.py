@@ -74,16 +74,16 @@ def one_thread() -> Iterator[None]:
 def _work_in_processes(
     function: Callable[[Piece], Result], pieces: Iterator[Piece], jobs: int
 ) -> Generator[Result, None, None]:
-    context = multiprocessing.get_context("spawn")
     under_way = 0
-    finished: SimpleQueue[Future[Result]] = SimpleQueue()  # waiting for it is safe to interrupt
-    with _threads_of_children(), ProcessPoolExecutor(jobs, context, _start) as pool:
+    finished: SimpleQueue[Future[Result]] = SimpleQueue()  # cancelled ones come too
+    with _threads_of_children():
+        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start)
         try:
             while True:
                 for piece in islice(pieces, jobs * AHEAD - under_way):
                     with interrupts_held():
                         pool.submit(function, piece).add_done_callback(finished.put)
-                    under_way += 1
+                        under_way += 1
                 if not under_way:
                     return
                 future = finished.get()
@@ -95,8 +95,11 @@ def _work_in_processes(
                 "ran out; use fewer --jobs. What is finished is kept; run again to go on."
             ) from error
         finally:
+            # Not by leaving a "with": its wait takes the cancelling back.
             with interrupts_held():
                 pool.shutdown(wait=False, cancel_futures=True)
+            for _ in range(under_way):
+                finished.get()
 
 
 @contextmanager

@@ -16,7 +16,6 @@ import argparse
 import math
 import subprocess
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +25,7 @@ import soxr
 from numpy.random import Generator
 
 from gram_hear.audio.synthesis import synthesise_clip
+from gram_hear.scenes.workers import cores, work
 from gram_hear.writing import write_whole
 
 SECONDS = 10.0
@@ -135,13 +135,12 @@ def main() -> None:
     parser.add_argument("--sounds", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    with ProcessPoolExecutor() as pool:
-        for kind, count in {"speech": given.speech, "sounds": given.sounds}.items():
-            (given.output / kind).mkdir(parents=True, exist_ok=True)
-            work = partial(make_file, given.output, kind, given.seed)
-            for _ in pool.map(work, range(count), chunksize=16):
-                pass
-            print(f"{count} clips in {given.output / kind}")
+    for kind, count in {"speech": given.speech, "sounds": given.sounds}.items():
+        (given.output / kind).mkdir(parents=True, exist_ok=True)
+        make = partial(make_file, given.output, kind, given.seed)
+        for _ in work(make, range(count), cores()):
+            pass
+        print(f"{count} clips in {given.output / kind}")
 
 
 if __name__ == "__main__":

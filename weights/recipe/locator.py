@@ -102,11 +102,11 @@ class SceneMaker:
     def make(self, split: str, per_room_scene: int, turns: int) -> Scenes:
         """Embed ``per_room_scene`` sounds in each scene of the split's rooms.
 
-        Each is heard ``turns`` times and as often mirrored; with 0 once, as it is.
+        With ``turns`` of 0 each is heard once, as it is; with more, that often and as often
+        mirrored.
         """
-        generator = np.random.default_rng(self.seed)
         rows, directions, active, heard = [], [], [], []
-        for audio, direction, sounds in self._mixtures(split, per_room_scene):
+        for audio, direction, sounds, generator in self._mixtures(split, per_room_scene):
             heard_in = torch.from_numpy(~is_silent(self._levels(audio).numpy()))
             versions = [(audio, direction)]
             if turns:
@@ -120,8 +120,10 @@ class SceneMaker:
             directions += [towards for _, towards in versions]
         return Scenes(*(torch.stack(each) for each in (rows, directions, active, heard)))
 
-    def _mixtures(self, split: str, per_room_scene: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield the audio, the direction (3,), and in which rows the source sounds.
+    def _mixtures(
+        self, split: str, per_room_scene: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, np.random.Generator]]:
+        """Yield the audio, the direction (3,), in which rows the source sounds, and its generator.
 
         The audio is (channels, samples): two ears, or AmbiX.
         """
@@ -150,7 +152,7 @@ class SceneMaker:
                 has_noise = len(rirs) > 1
                 mixed = mix(clip, room, excerpt, snr=snr) if has_noise else mix(clip, room)
                 direction = torch.from_numpy(directions[source]).float()
-                yield mixed.audio[0], direction, self._sounding(clip)
+                yield mixed.audio[0], direction, self._sounding(clip), generator
 
     def _draw_clip(self, split: str, generator: np.random.Generator) -> Tensor:
         """Return an excerpt (1, samples) at the usual level, of a clip that is not silent."""
@@ -264,14 +266,16 @@ def evaluate(head: Head, scenes: Scenes) -> dict[str, dict[str, float | None]]:
     Those of scenes are of all rows in which anything is heard, as ``gram-hear locate`` has them.
     """
     _, true = _sounding_rows(scenes)
+    true_of_scenes = scenes.directions[scenes.heard.any(dim=1)]
     rows, whole = [], []
     for values, active, heard in zip(scenes.rows, scenes.active, scenes.heard, strict=True):
         probabilities = head(values.float()).exp().double().numpy()
         rows.append(answers(probabilities[active]))
-        whole.append(answers(pooled(probabilities[heard])[None]))
+        if heard.any():
+            whole.append(answers(pooled(probabilities[heard])[None]))
     return {
         "rows": direction_errors(np.concatenate(rows), true.double().numpy()),
-        "scenes": direction_errors(np.concatenate(whole), scenes.directions.double().numpy()),
+        "scenes": direction_errors(np.concatenate(whole), true_of_scenes.double().numpy()),
     }
 
 

@@ -352,7 +352,7 @@ def _make_sounds(
     with open(work / JOURNAL, "a", encoding="utf-8") as journal:
         try:
             files = [clip.file for clip in plan.collection.clips if clip.file not in facts]
-            finished: SimpleQueue[Future[Facts]] = SimpleQueue()  # safe to interrupt
+            finished: SimpleQueue[Future[Facts]] = SimpleQueue()
             futures: dict[Future[Facts], str] = {}
             for file in files:
                 with interrupts_held():
@@ -369,7 +369,9 @@ def _make_sounds(
                     faults.append(str(error))
                 progress(done, total)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            with interrupts_held():
+                pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown()
     _refuse_sounds(sorted(faults), total, "No task was made; the same command goes on.")
     return facts, found
 
