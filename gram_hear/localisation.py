@@ -25,18 +25,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gram_hear.audio.clips import as_clips
 from gram_hear.checkpoints.registry import find_entry
-from gram_hear.checkpoints.store import Checkpoint, encoder_only, load_checkpoint, read_tensors
+from gram_hear.checkpoints.store import (
+    Checkpoint,
+    encoder_only,
+    load_checkpoint,
+    read_tensors,
+    write_tensors,
+)
 from gram_hear.config import LAYOUT_OF_AUDIO, ModelConfig
 from gram_hear.errors import AudioError, CheckpointError, OptionError, nearest
 from gram_hear.hear import HearModel, Options, find_device, from_checkpoint
 from gram_hear.scenes.geometry import angles
-from gram_hear.writing import write_whole
 
 BUNDLED = {  # in gram_hear.weights, by the layout that they hear
     "binaural": "gram-tiny-locator.safetensors",
@@ -291,11 +294,7 @@ class Locator:
             for name, tensor in self.head.state_dict().items()
         }
         # One entry alone: safetensors writes several in an order that changes from run to run.
-        metadata = {HEAD_KEY: json.dumps(asdict(self.config))}
-        try:
-            write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} could not be written: {error}") from error
+        write_tensors(path, tensors, {HEAD_KEY: json.dumps(asdict(self.config))})
         return path
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -789,6 +790,13 @@ def test_a_saved_autoencoder_keeps_its_decoder(decoder, backbone, published_file
     assert torch.equal(again(features, mask).loss, autoencoder(features, mask).loss)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions")
+def test_a_saved_model_is_as_readable_as_other_files(small_model, tmp_path):
+    path = gram_hear.save_model(small_model(2), tmp_path / "model.safetensors")
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_a_saved_folder_has_its_config_to_read(small_model, tmp_path):
     model = small_model(7)
     assert gram_hear.save_pretrained(model, tmp_path / "a" / "b") == tmp_path / "a" / "b"
@@ -811,13 +819,15 @@ def test_saving_is_whole_or_not_at_all(save, small_model, tmp_path, monkeypatch)
     save(small_model(1), place)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def fail_midway(tensors, path, metadata):
-        path.write_bytes(b"half of a file")
+    def fail_midway(path, data):
+        with open(path, "wb") as file:
+            file.write(data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "save_file", fail_midway)
-    with pytest.raises(OSError, match="No space left"):
-        save(small_model(2), place)
+    with monkeypatch.context() as context:
+        context.setattr(Path, "write_bytes", fail_midway)
+        with pytest.raises(CheckpointError, match=r"could not be written: .*No space left"):
+            save(small_model(2), place)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

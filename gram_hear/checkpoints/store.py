@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from gram_hear.checkpoints import published
@@ -503,12 +503,23 @@ def save_checkpoint(
     }
     if beyond := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise CheckpointError(f"{', '.join(beyond)}: NaN, or values beyond {dtype}.")
-    metadata = {"format": "pt", CONFIG_KEY: checkpoint.config.to_json()}
-    try:
-        write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} could not be written: {error}") from error
+    write_tensors(path, tensors, {"format": "pt", CONFIG_KEY: checkpoint.config.to_json()})
     return path
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write safetensors whole or not at all.
+
+    They have the usual permissions; only their owner could read what safetensors itself writes.
+
+    Raises:
+        CheckpointError: where it cannot be written.
+    """
+    data = save(tensors, metadata)
+    try:
+        write_whole(path, lambda temporary: temporary.write_bytes(data))
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be written: {error}") from error
 
 
 def save_folder(checkpoint: Checkpoint, folder: str | os.PathLike, dtype: str = "float32") -> Path:
