@@ -60,7 +60,6 @@ NOISE_SECONDS = 12.0
 ACTIVE = 20.0  # dB below the loudest row of the dry sound, up to which a row counts as sounding
 SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}  # of the clips
 BATCH = 1024  # rows
-EPOCHS = 6  # of one cycle of the learning rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,12 +219,12 @@ def train_head(train: Scenes, valid: Scenes, given: argparse.Namespace) -> Head:
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             given.learning_rate,
-            epochs=EPOCHS,
+            epochs=given.epochs,
             steps_per_epoch=-(-len(inputs) // BATCH),
             pct_start=0.1,
         )
         best, state = math.inf, head.state_dict()
-        for epoch in range(EPOCHS):
+        for epoch in range(given.epochs):
             head.train()
             for chosen in torch.randperm(len(inputs)).split(BATCH):
                 loss = _cross_entropy(head, inputs[chosen], directions[chosen])
@@ -328,6 +327,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.3)
     parser.add_argument("--decay", type=float, default=0.5)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--epochs", type=int, default=6, help="of one cycle of the learning rate")
     parser.add_argument("--sounds", type=int, default=4, help="in each scene of the RIRs")
     parser.add_argument("--turns", type=int, default=1, help="of each Ambisonic training scene")
     parser.add_argument("--seed", type=int, default=0)
@@ -343,8 +343,10 @@ def check(given: argparse.Namespace, maker: SceneMaker) -> None:
     """Find what would be in the way after an hour, before the first minute.
 
     Raises:
-        OptionError: for an output that cannot be, turns that cannot be, and for too few clips.
+        OptionError: for an output, turns or epochs that cannot be, and for too few clips.
     """
+    if given.epochs < 1:
+        raise OptionError(f"--epochs is {given.epochs}; it must be at least 1.")
     if given.turns < 1 or (given.turns > 1 and maker.model.config.front_end.layout == "binaural"):
         raise OptionError(
             f"--turns is {given.turns}; it must be 1 with two ears, which cannot be turned, and at "
