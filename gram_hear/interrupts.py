@@ -7,12 +7,12 @@ while Ctrl-C is held, and waited for in a queue that may be interrupted.
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from queue import SimpleQueue
 from types import FrameType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -34,10 +34,18 @@ def result_of(future: Future[Result]) -> Result:
 
     Raises what the call raised.
     """
-    finished: SimpleQueue[Future[Result]] = SimpleQueue()
+    wait_for([future])
+    return future.result()
+
+
+def wait_for(futures: Collection[Future[Any]]) -> None:
+    """Wait until futures are done or cancelled; Ctrl-C may come at any time."""
+    finished: SimpleQueue[Future[Any]] = SimpleQueue()
     with interrupts_held():
-        future.add_done_callback(finished.put)
-    return finished.get().result()
+        for future in futures:
+            future.add_done_callback(finished.put)
+    for _ in futures:
+        finished.get()
 
 
 @contextmanager

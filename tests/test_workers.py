@@ -31,43 +31,49 @@ from concurrent.futures import ThreadPoolExecutor
 from gram_hear.interrupts import result_of, submit
 from gram_hear.scenes.workers import work
 
-def interrupt_when(held):
-    "Send Ctrl-C where a lock has just been taken, while it is held or not."
+def send_ctrl_c_when(moment):
+    "Ctrl-C comes when a lock was just taken, held back or not, or a result from the queue."
     def interrupt(frame, event, argument):
+        held = signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         if event == "return" and frame.f_code is threading.Condition.__enter__.__code__:
-            if held == (signal.getsignal(signal.SIGINT) is not signal.default_int_handler):
-                sys.setprofile(None)
-                print("sent")
-                signal.raise_signal(signal.SIGINT)
+            now = "lock, held" if held else "lock, free"
+        elif event == "c_return" and getattr(argument, "__qualname__", "") == "SimpleQueue.get":
+            now = "result"
+        else:
+            return
+        if now == moment:
+            sys.setprofile(None)
+            print("sent")
+            signal.raise_signal(signal.SIGINT)
     sys.setprofile(interrupt)
 
-def of_processes(held):
+def of_processes(moment):
     results = work(abs, range(100), 2)
     next(results)
-    interrupt_when(held)
+    send_ctrl_c_when(moment)
     list(results)
 
-def of_threads(held):
+def of_threads(moment):
     with ThreadPoolExecutor(1) as pool:
-        interrupt_when(held)
+        send_ctrl_c_when(moment)
         for _ in range(10):
             result_of(submit(pool, time.sleep, 0.05))
 
 if __name__ == "__main__":
     try:
-        globals()[sys.argv[1]](sys.argv[2] == "held")
+        globals()[sys.argv[1]](sys.argv[2])
     except KeyboardInterrupt:
         print("interrupted")
 """
 
 
-@pytest.mark.parametrize("held", ["held", "free"])
+@pytest.mark.parametrize("moment", ["lock, held", "lock, free", "result"])
 @pytest.mark.parametrize("work", ["of_processes", "of_threads"])
-def test_ctrl_c_while_a_lock_is_taken_does_not_hang(tmp_path, work, held):
+def test_whenever_ctrl_c_comes_nothing_hangs(tmp_path, work, moment):
     script = tmp_path / "script.py"
     script.write_text(INTERRUPTED)
     done = subprocess.run(
-        [sys.executable, script, work, held], capture_output=True, text=True, timeout=120
+        [sys.executable, script, work, moment], capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout) == (0, "sent\ninterrupted\n")
 

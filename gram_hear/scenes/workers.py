@@ -16,7 +16,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from gram_hear.errors import GramError
-from gram_hear.interrupts import interrupts_held
+from gram_hear.interrupts import interrupts_held, wait_for
 
 AHEAD = 4  # pieces of work handed out to each process before their results are taken
 # What reads them when it is loaded: OpenMP, and the libraries of matrix products.
@@ -74,20 +74,20 @@ def one_thread() -> Iterator[None]:
 def _work_in_processes(
     function: Callable[[Piece], Result], pieces: Iterator[Piece], jobs: int
 ) -> Generator[Result, None, None]:
-    under_way = 0
-    finished: SimpleQueue[Future[Result]] = SimpleQueue()  # cancelled ones come too
+    under_way: set[Future[Result]] = set()
+    finished: SimpleQueue[Future[Result]] = SimpleQueue()
     with _threads_of_children():
         pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start)
         try:
             while True:
-                for piece in islice(pieces, jobs * AHEAD - under_way):
+                for piece in islice(pieces, jobs * AHEAD - len(under_way)):
                     with interrupts_held():
-                        pool.submit(function, piece).add_done_callback(finished.put)
-                        under_way += 1
+                        under_way.add(future := pool.submit(function, piece))
+                        future.add_done_callback(finished.put)
                 if not under_way:
                     return
-                future = finished.get()
-                under_way -= 1
+                future = finished.get()  # Ctrl-C may come when it is taken out and not yet here
+                under_way.remove(future)
                 yield future.result()
         except BrokenProcessPool as error:
             raise WorkerError(
@@ -98,8 +98,7 @@ def _work_in_processes(
             # Not by leaving a "with": its wait takes the cancelling back.
             with interrupts_held():
                 pool.shutdown(wait=False, cancel_futures=True)
-            for _ in range(under_way):
-                finished.get()
+            wait_for(under_way)
 
 
 @contextmanager
