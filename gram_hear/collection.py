@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import torch
 
 from gram_hear.audio.files import find_audio
 from gram_hear.config import EMBEDDINGS
@@ -127,7 +126,7 @@ def describe_model(model: HearModel) -> dict[str, Any]:
             "revision": source.revision,
             "commit": source.commit,
             "sha256": source.sha256(),
-            "weights": hash_weights(model),
+            "weights": model.hash_weights(),
         },
         "options": dataclasses.asdict(model.options) | {"window_fill": model.window_fill},
         "device": str(model.device),
@@ -149,22 +148,6 @@ def identity(metadata: dict[str, Any]) -> dict[str, Any]:
         **options,
         "holds": metadata["holds"],
     }
-
-
-def hash_weights(model: HearModel) -> str:
-    """Return the SHA-256 of a model's configuration and tensors as they are now.
-
-    A model that was trained since it was loaded is another one than its file's. One in int8, whose
-    weights are packed and cannot be trained, is told by its file.
-    """
-    digest = hashlib.sha256(model.config.to_json().encode())
-    if model.options.dtype == "int8":
-        digest.update((model.source.sha256() or model.source.name).encode())
-        return digest.hexdigest()
-    for name, tensor in sorted(model.gram.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 # --- run ------------------------------------------------------------------------------------
