@@ -136,7 +136,9 @@ def embed(
     if len(collection.due) < len(files):
         say(f"{len(files) - len(collection.due)} of {len(files)} files are done already.")
     failed = _show_run(collection, jobs)
-    collection.assemble()
+    for outcome in collection.finish():
+        failed.append(str(outcome.error))
+        say(f"failed: {outcome.error}")
     say(f"{len(files) - len(failed)} of {len(files)} files are embedded in {output}.")
     if failed:
         say(f"{len(failed)} failed:")
