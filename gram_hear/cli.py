@@ -136,9 +136,7 @@ def embed(
     if len(collection.due) < len(files):
         say(f"{len(files) - len(collection.due)} of {len(files)} files are done already.")
     failed = _show_run(collection, jobs)
-    for outcome in collection.finish():
-        failed.append(str(outcome.error))
-        say(f"failed: {outcome.error}")
+    failed += [str(outcome.error) for outcome in collection.finish()]
     say(f"{len(files) - len(failed)} of {len(files)} files are embedded in {output}.")
     if failed:
         say(f"{len(failed)} failed:")

@@ -360,7 +360,11 @@ class _Part:
                         shutil.copyfileobj(self._vectors, file, 2**20)
 
         self._make_folder()
-        write_whole(self.job.output, write)
+        try:
+            write_whole(self.job.output, write)
+        except FileNotFoundError:  # the folder was removed while the part was written
+            self._make_folder()
+            write_whole(self.job.output, write)
 
     def close(self) -> None:
         """Let go of the spooled vectors."""

@@ -424,6 +424,21 @@ def test_a_folder_that_is_removed_while_a_long_file_is_spooled_is_made_again(
     assert set(arrays_of(out)) == {"1.wav.npz"}
 
 
+def test_a_folder_that_is_removed_while_a_part_is_written_is_made_again(
+    tmp_path, tree, model, monkeypatch
+):
+    out, write_array, once = tmp_path / "out", module._write_array, [True]
+
+    def remove_and_write(archive, name, array):
+        if once and once.pop():
+            shutil.rmtree(out)
+        write_array(archive, name, array)
+
+    monkeypatch.setattr(module, "_write_array", remove_and_write)
+    assert errors(embed_collection([tree / "a" / "1.wav"], out, model)) == {}
+    assert set(arrays_of(out)) == {"1.wav.npz"}
+
+
 @pytest.mark.parametrize("what", ["part", "dataset"])
 def test_a_dataset_that_does_not_hold_what_is_reported_is_an_error(
     tmp_path, tree, model, monkeypatch, what
