@@ -43,13 +43,15 @@ class ByteView(io.RawIOBase):
         Args:
             path: the file.
             start: its byte at which the view begins.
-            hides_end: answer 0 where the end is sought, so that nobody knows the size.
+            hides_end: find the end but once. That is for libsndfile; mpg123 below it then does not
+                know the size.
             patch: the byte that holds the size of a WAV's samples, to be read as unknown; an RF64
                 file, whose size stands elsewhere, is then read as RIFF. 0 leaves the file as it is.
         """
         self.start = start
         self.error: OSError | None = None
         self._hides_end = hides_end
+        self._end_was_found = False
         self._patches = {patch: b"\xff" * 4, 0: b"RIFF"} if patch else {}
         self._file = open(path, "rb")  # noqa: SIM115
         self._file.seek(start)
@@ -69,7 +71,9 @@ class ByteView(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to another position of the view."""
         if whence == io.SEEK_END and self._hides_end:
-            return 0
+            if self._end_was_found:
+                return 0
+            self._end_was_found = True
         self._file.seek(offset + self.start if whence == io.SEEK_SET else offset, whence)
         return self.tell()
 
@@ -139,18 +143,19 @@ def unsized_data(path: Path) -> int:
 
 
 def after_tags(path: Path, position: int) -> int:
-    """Return where what follows an MP3's sound begins, past tags (ID3v1, APE); the end if none."""
+    """Return where what follows an MP3's sound begins, past tags (ID3v1, APE) and zeros."""
     with open(path, "rb") as file:
         while True:
             file.seek(position)
-            head = file.read(32)
+            head = file.read(4096)
             if head.startswith(b"TAG"):
                 position += 128
             elif head.startswith(b"APETAGEX"):
                 position += 32 + int.from_bytes(head[12:16], "little")
+            elif head.startswith(b"\0"):
+                position += len(head) - len(head.lstrip(b"\0"))
             else:
-                break
-        return position if any(head + file.read(4096)) else path.stat().st_size
+                return position
 
 
 # --- Ogg --------------------------------------------------------------------------------------
