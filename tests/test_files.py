@@ -253,89 +253,73 @@ def test_what_libsndfile_does_not_read_is_named_with_what_to_do(tmp_path):
 
 # --- Ambisonics -------------------------------------------------------------------------------
 
-PCM = bytes.fromhex("0100000000001000800000aa00389b71")
-B_FORMAT = bytes.fromhex("010000002107d3118644c8c1ca000000")
 
-
-def write_wavex(path, audio, subformat=PCM, mask=0):
-    """Write WAVEX of 16 bits at 32 kHz from (samples, channels) in [-1, 1]."""
-    channels = audio.shape[1]
-    sizes = (channels, RATE, RATE * channels * 2, channels * 2, 16, 22, 16, mask)
-    chunk = struct.pack("<HHIIHHHHI", 0xFFFE, *sizes) + subformat
-    samples = np.rint(audio * 32767).astype("<i2").tobytes()
-    body = b"WAVEfmt " + struct.pack("<I", 40) + chunk
-    body += b"data" + struct.pack("<I", len(samples)) + samples
-    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
-
-
-@pytest.fixture
-def fuma():
-    """Half a second of noise from the left, W X Y Z of 16 bits, and the same in AmbiX, float32."""
-    w = np.rint(np.random.default_rng(0).uniform(-0.3, 0.3, RATE // 2) * 32767) / 32767
-    sound = np.stack([w, 0 * w, np.rint(w * 2**0.5 * 32767) / 32767, 0 * w], axis=1)
-    w, x, y, z = (np.rint(sound * 32767) / 32768).astype(np.float32).T
-    return sound, np.stack([w * np.float32(2**0.5), y, z, x])
-
-
-def test_b_format_is_fuma_by_the_files_own_word(tmp_path, fuma):
-    sound, ambix = fuma
-    write_wavex(tmp_path / "b.amb", sound, B_FORMAT)
+def test_b_format_is_fuma_by_the_files_own_word(b_format):
+    path, ambix = b_format
     for convention in (None, "fuma"):
-        recording = read_audio(tmp_path / "b.amb", RATE, convention=convention)
+        recording = read_audio(path, RATE, convention=convention)
         assert recording.convention == "fuma"
-        assert np.array_equal(recording.audio, ambix)
+        assert np.array_equal(recording.audio, read_audio(ambix, RATE).audio)
     for convention in ("ambix", "soundspaces"):
         with pytest.raises(AudioError, match=rf"b\.amb says .* 'fuma', and '{convention}'"):
-            read_audio(tmp_path / "b.amb", RATE, convention=convention)
+            read_audio(path, RATE, convention=convention)
 
 
-def test_b_format_and_its_ambix_copy_are_resampled_alike(tmp_path, fuma):
-    sound, ambix = fuma
-    write_wavex(tmp_path / "b.amb", sound, B_FORMAT)
-    soundfile.write(tmp_path / "ambix.wav", ambix.T, RATE, subtype="FLOAT")
-    first, second = (read_audio(tmp_path / name, 44100) for name in ("b.amb", "ambix.wav"))
+def test_b_format_and_its_ambix_copy_are_resampled_alike(b_format):
+    first, second = (read_audio(path, 44100) for path in b_format)
     assert np.array_equal(first.audio, second.audio)
     assert (first.convention, second.convention) == ("fuma", "ambix")
 
 
-def test_a_caf_or_w64_file_that_says_b_format_is_fuma(tmp_path, fuma):
-    sound, ambix = fuma
-    soundfile.write(tmp_path / "b.caf", sound, RATE)
+def test_b_format_of_less_than_four_channels_is_an_error(tmp_path, write_wavex):
+    write_wavex(tmp_path / "b.amb", tone(RATE, channels=2), b_format=True)
+    with pytest.raises(AudioError, match="says that it is Ambisonic B-format and has 2 channels"):
+        read_audio(tmp_path / "b.amb", RATE)
+
+
+def test_a_caf_or_w64_file_that_says_b_format_is_fuma(tmp_path, b_format):
+    path, ambix = b_format
+    soundfile.write(tmp_path / "b.caf", *soundfile.read(path))
     content = (tmp_path / "b.caf").read_bytes()
     place = content.index(b"data")
     layout = b"chan" + struct.pack(">qIII", 12, 107 << 16 | 4, 0, 0)
     (tmp_path / "b.caf").write_bytes(content[:place] + layout + content[place:])
-    assert read_audio(tmp_path / "b.caf", RATE).convention == "fuma"
-    write_wavex(tmp_path / "b.amb", sound, B_FORMAT)
-    content = (tmp_path / "b.amb").read_bytes()
+    content = path.read_bytes()
     rest = bytes.fromhex("f3acd3118cd100c04f8edb8a")
     samples = content[68:]
     body = b"wave" + rest + b"fmt " + rest + struct.pack("<q", 64) + content[20:60]
     body += b"data" + rest + struct.pack("<q", 24 + len(samples)) + samples
     riff = bytes.fromhex("726966662e91cf11a5d628db04c10000") + struct.pack("<q", 24 + len(body))
     (tmp_path / "b.w64").write_bytes(riff + body)
-    assert np.array_equal(read_audio(tmp_path / "b.w64", RATE).audio, ambix)
+    for name in ("b.caf", "b.w64"):
+        recording = read_audio(tmp_path / name, RATE)
+        assert recording.convention == "fuma"
+        assert np.array_equal(recording.audio, read_audio(ambix, RATE).audio)
 
 
 @pytest.mark.parametrize("convention", ["fuma", "soundspaces"])
-def test_a_convention_that_is_given_holds_where_the_file_says_none(tmp_path, fuma, convention):
-    sound, ambix = fuma
+def test_a_convention_that_is_given_holds_where_the_file_says_none(
+    tmp_path, write_wavex, b_format, convention
+):
+    ambix = read_audio(b_format[1], RATE).audio
     w, y, z, x = ambix
-    forms = {"fuma": sound.T, "soundspaces": [w, 3**0.5 * z, -(3**0.5) * x, -(3**0.5) * y]}
+    forms = {
+        "fuma": [w / 2**0.5, x, y, z],
+        "soundspaces": [w, 3**0.5 * z, -(3**0.5) * x, -(3**0.5) * y],
+    }
+    form = np.stack(forms[convention], axis=1)
+    soundfile.write(tmp_path / "plain.wav", form, RATE, subtype="FLOAT")
+    write_wavex(tmp_path / "no_mask.wav", form)
     for name in ("plain.wav", "no_mask.wav"):
-        soundfile.write(
-            tmp_path / "plain.wav", np.stack(forms[convention], 1), RATE, subtype="FLOAT"
-        )
-        write_wavex(tmp_path / "no_mask.wav", np.stack(forms[convention], 1))
         recording = read_audio(tmp_path / name, RATE, convention=convention)
         assert recording.convention == convention
         np.testing.assert_allclose(recording.audio, ambix, atol=1e-4)
-    assert read_audio(tmp_path / "no_mask.wav", RATE).convention == "ambix"
+        assert read_audio(tmp_path / name, RATE).convention == "ambix"
 
 
 @pytest.mark.parametrize("mask", [0x33, 0x107, 0x3, 0xF])
-def test_four_loudspeakers_are_no_ambisonics(tmp_path, fuma, mask):
-    write_wavex(tmp_path / "quad.wav", fuma[0], mask=mask)
+def test_four_loudspeakers_are_no_ambisonics(tmp_path, write_wavex, mask):
+    write_wavex(tmp_path / "quad.wav", tone(RATE, channels=4), mask)
     for convention in (None, "ambix"):
         with pytest.raises(AudioError, match=r"quad\.wav .*loudspeakers .*write the file anew"):
             read_audio(tmp_path / "quad.wav", RATE, convention=convention)
@@ -344,9 +328,9 @@ def test_four_loudspeakers_are_no_ambisonics(tmp_path, fuma, mask):
         assert np.concatenate(list(reader.blocks()), axis=1).shape == (4, RATE // 2)
 
 
-def test_the_speakers_of_mono_and_stereo_are_no_fault(tmp_path):
+def test_the_speakers_of_mono_and_stereo_are_no_fault(tmp_path, write_wavex):
     for channels, mask in ((1, 4), (2, 3)):
-        write_wavex(tmp_path / "a.wav", tone(RATE, channels=channels), mask=mask)
+        write_wavex(tmp_path / "a.wav", tone(RATE, channels=channels), mask)
         recording = read_silently(tmp_path / "a.wav")
         assert (len(recording.audio), recording.convention) == (channels, None)
 
