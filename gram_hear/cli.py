@@ -78,8 +78,12 @@ def embed(
     ),
     layer: Annotated[int | None, typer.Option(help="Embed after this many blocks.")] = None,
     convention: Annotated[
-        str, typer.Option(help="Of four-channel files: ambix, fuma or soundspaces.")
-    ] = "ambix",
+        str | None,
+        typer.Option(
+            help="Of four-channel files: ambix, fuma or soundspaces. Default: what the file says, "
+            "else ambix."
+        ),
+    ] = None,
     parity: Annotated[
         bool, typer.Option("--parity", help="The authors' windows and rows, faults included.")
     ] = False,

@@ -339,6 +339,7 @@ class _Part:
             "file": self.job.name,
             "file_sample_rate": done.file_rate,
             "channels": done.channels,
+            "convention": done.convention,
             "duration_seconds": done.duration,
             "size_bytes": done.size,
             "modified_ns": done.modified,

@@ -45,7 +45,7 @@ class Options:
 
     strategy: str = "raw"
     layer: int | None = None
-    convention: str = "ambix"
+    convention: str | None = None
     parity: bool = False
     window_fill: str | None = None
     window_batch: int = 16
@@ -76,7 +76,8 @@ class Options:
                 f"Unknown dtype {self.dtype!r}; allowed are {', '.join(DTYPES)} and int8."
                 + nearest(self.dtype, (*DTYPES, "int8"))
             )
-        check_convention(self.convention)
+        if self.convention is not None:
+            check_convention(self.convention)
 
 
 def _whole_number(name: str, value: Any) -> int:
@@ -129,7 +130,7 @@ def load_model(
     *,
     strategy: str = "raw",
     layer: int | str | None = None,
-    convention: str = "ambix",
+    convention: str | None = None,
     parity: bool | str = False,
     window_fill: str | None = None,
     window_batch: int | str = 16,
@@ -152,7 +153,8 @@ def load_model(
             their mean; ``"cls"``, its window's CLS token (GRAM-T alone); with parity also
             ``"sum"``.
         layer: embed after this many blocks and the final norm, 1 to depth; None is all blocks.
-        convention: of four-channel input: ``"ambix"``, ``"fuma"`` or ``"soundspaces"``.
+        convention: of four-channel input: ``"ambix"``, ``"fuma"`` or ``"soundspaces"``. None is
+            ``"ambix"`` for arrays, and for files what they say themselves, else ``"ambix"``.
         parity: reproduce the authors' windows, rows and timestamps, faults included.
         window_fill: what fills a window past the end of its clip: ``"repeat"`` (None), a clip
             shorter than a window again and again (and half a row, at most, of a longer one
@@ -185,7 +187,7 @@ def load_model(
     options = Options(
         strategy=strategy,
         layer=None if _absent(layer) else _whole_number("layer", layer),
-        convention=convention,
+        convention=None if _absent(convention) else convention,
         parity=_truth("parity", parity),
         window_fill=None if _absent(window_fill) else window_fill,
         window_batch=_whole_number("window_batch", window_batch),
@@ -351,11 +353,14 @@ class HearModel(nn.Module):
             check_finite(each, f"Clip {i}")
         return rows
 
-    def lay_out(self, clip: Tensor) -> Tensor:
-        """Bring a clip, or a block of one, to the model's device and layout."""
-        options = self.options
+    def lay_out(self, clip: Tensor, convention: str | None = None) -> Tensor:
+        """Bring a clip, or a block of one, to the model's device and layout.
+
+        ``convention`` is the clip's where it is another than that of the options.
+        """
+        convention = convention or self.options.convention or "ambix"
         layout = self.config.front_end.layout
-        return to_layout(clip.to(self.device), layout, options.convention, options.parity)
+        return to_layout(clip.to(self.device), layout, convention, self.options.parity)
 
     def _pad_short(self, clip: Tensor) -> Tensor:
         """Pad a clip shorter than :attr:`shortest` with zeros to one STFT frame."""

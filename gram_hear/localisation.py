@@ -306,7 +306,7 @@ def load_locator(
     *,
     layout: str = "",
     model: str | PathLike = "",
-    convention: str = "ambix",
+    convention: str | None = None,
     device: str = "cpu",
 ) -> Locator:
     """Load a head and the model that it belongs to.
@@ -317,7 +317,7 @@ def load_locator(
             ``"ambisonic"`` (that of ``gram-tiny-ambisonics``). "" is binaural, or what the file
             says.
         model: name or path of the embedding model; "" is the one that the head names.
-        convention: of four-channel audio, as of ``load_model``.
+        convention: of four-channel audio, as of ``load_model``; None is AmbiX.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
 
     Raises:

@@ -230,10 +230,16 @@ def test_metadata_says_what_made_the_embeddings(tmp_path, load):
     assert metadata["holds"] == ["scene", "timestamps"]
     assert metadata["file"] == "mono_impacts.ogg"
     assert metadata["file_sample_rate"] == 16000
-    assert metadata["channels"] == 1
+    assert (metadata["channels"], metadata["convention"]) == (1, None)
     assert metadata["duration_seconds"] == pytest.approx(1.8, abs=0.01)
     assert metadata["size_bytes"] == sound.stat().st_size
     assert metadata["modified_ns"] == sound.stat().st_mtime_ns
+
+
+def test_metadata_says_the_convention_of_the_file(tmp_path, model, b_format):
+    embed_collection(b_format, tmp_path / "out", model)
+    for path, convention in zip(b_format, ("fuma", "ambix"), strict=True):
+        assert metadata_of(tmp_path / "out" / f"{path.name}.npz")["convention"] == convention
 
 
 @pytest.mark.parametrize(

@@ -865,7 +865,7 @@ def file(model_of):
         ({"strategy": "sum"}, r"'sum' needs parity=True"),
         ({"strategy": "sum", "parity": "false"}, r"'sum' needs parity=True"),
         ({"convention": "ambx"}, r"'ambx'; allowed are .*Did you mean 'ambix'"),
-        ({"convention": None}, r"allowed are ambix, fuma, soundspaces"),
+        ({"convention": 3}, r"allowed are ambix, fuma, soundspaces"),
         ({"dtype": "float64"}, r"allowed are float32, bfloat16, float16"),
         ({"dtype": torch.int16}, r"allowed are float32, bfloat16, float16"),
         ({"dtype": "bfloat"}, r"Did you mean 'bfloat16'"),

@@ -69,6 +69,12 @@ def digests(output):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in output.glob("*.tar")}
 
 
+def test_b_format_gives_the_clips_of_its_ambix_copy(tmp_path, b_format):
+    clips = [run(path, tmp_path / path.stem) and members(tmp_path / path.stem) for path in b_format]
+    assert list(clips[0].values()) == list(clips[1].values())
+    assert len(clips[0]) == 1
+
+
 def test_files_are_cut_into_clips(tmp_path, sounds):
     summary = run(sounds, tmp_path / "out")
     found = {name: decode(data) for name, data in members(tmp_path / "out").items()}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gram_hear.audio.files import SUFFIXES, UNKNOWN, find_audio
+from gram_hear.audio.files import SUFFIXES, UNKNOWN, check_rate, find_audio
 from gram_hear.audio.synthesis import synthesise_clip
 from gram_hear.errors import AudioError, OptionError, SceneError
 from gram_hear.scenes.archives import NPY, Member, find_below, find_members, first_channel
@@ -238,6 +238,7 @@ def _decode(
 
     try:
         with io.BufferedReader(file, 2**16) as buffered, soundfile.SoundFile(buffered) as sound:  # type: ignore[type-var]
+            check_rate(sound.samplerate, "its header")
             if sound.frames >= UNKNOWN:  # a header that does not know: from the start, and as it is
                 sound.seekable = lambda: False
             else:
