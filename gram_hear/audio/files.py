@@ -193,7 +193,7 @@ def read_audio(
         return Recording(audio, reader.file_rate, reader.duration, reader.convention)
 
 
-def decode(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, int]:
     """Read a whole sound file as it is.
 
     Args:

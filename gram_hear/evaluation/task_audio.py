@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gram_hear.audio.files import SoundReader, decode, file_status
+from gram_hear.audio.files import SoundReader, file_status, read_samples
 from gram_hear.errors import AudioError, TaskError
 from gram_hear.tasks import RESAMPLED, Task, names_in
 from gram_hear.writing import write_whole
@@ -92,7 +92,7 @@ class TaskAudio:
 
     def load(self, split: str, source: Source) -> np.ndarray:
         """Return a clip, (samples,) or (samples, channels) float32 at the module's rate."""
-        audio, rate = decode(source.path)
+        audio, rate = read_samples(source.path)
         if len(audio) == 0:
             raise AudioError(f"{source.path} holds no samples.")
         if not np.isfinite(audio).all():
