@@ -35,6 +35,13 @@ def naturalistic(
         int | None, typer.Option(help="Hz of the new audio. Default: the task's highest rate.")
     ] = None,
     head: Annotated[str, typer.Option(help="kemar, sphere, or a SOFA file.")] = "kemar",
+    check_head: Annotated[
+        bool,
+        typer.Option(
+            help="Refuse a SOFA file whose nearer ear is the quieter or later one, that was "
+            "measured in a room, or whose directions lie in one plane."
+        ),
+    ] = True,
     jobs: Annotated[
         int | None, typer.Option(help="Processes side by side. Default: one for each processor.")
     ] = None,
@@ -58,7 +65,14 @@ def naturalistic(
                 say(f"{folder.name} is left out: it stands in scenes, or is one of localisation.")
                 continue
             with progress_bar(folder.name, "clips") as progress:
-                made = naturalise_task(found, output, settings, jobs=jobs, progress=progress)
+                made = naturalise_task(
+                    found,
+                    output,
+                    settings,
+                    jobs=jobs,
+                    check_head=check_head,
+                    progress=progress,
+                )
         except GramError as error:
             say(f"failed: {folder.name}: {error}")
             failed.append(folder.name)

@@ -47,6 +47,13 @@ def rirs(
         tuple[int, int], typer.Option(help="In each scene, fewest and most.")
     ] = DEFAULT.noise_sources,
     head: Annotated[str, typer.Option(help="kemar, sphere, or a SOFA file.")] = "kemar",
+    check_head: Annotated[
+        bool,
+        typer.Option(
+            help="Refuse a SOFA file whose nearer ear is the quieter or later one, that was "
+            "measured in a room, or whose directions lie in one plane."
+        ),
+    ] = True,
     rate: Annotated[int, typer.Option(help="Hz.")] = 32000,
     seconds: Annotated[
         float | None,
@@ -83,6 +90,8 @@ def rirs(
         container=container,
     )
     with progress_bar("simulate", "scenes") as progress:
-        counts = build_rirs(output, plan, jobs=jobs, force=force, progress=progress)
+        counts = build_rirs(
+            output, plan, jobs=jobs, force=force, check_head=check_head, progress=progress
+        )
     say(", ".join(f"{count} scenes for {split}" for split, count in counts.items()) + ".")
     typer.echo(output)

@@ -56,6 +56,13 @@ def scene(
         str | None,
         typer.Option(help="Whose ears hear: kemar (default), sphere, or a SOFA file."),
     ] = None,
+    check_head: Annotated[
+        bool,
+        typer.Option(
+            help="Refuse a SOFA file whose nearer ear is the quieter or later one, that was "
+            "measured in a room, or whose directions lie in one plane."
+        ),
+    ] = True,
     rate: Annotated[int, typer.Option(help="Sample rate of the output, Hz.")] = 32000,
     tail: Annotated[
         bool, typer.Option("--tail/--no-tail", help="Let the room ring on after the sound.")
@@ -92,6 +99,7 @@ def scene(
         snr=snr,
         noise=None if noise is None else open_noise(noise, rate),
         head=head,
+        check_head=check_head,
         tail=tail,
     )
     if made.metadata["silent"]:

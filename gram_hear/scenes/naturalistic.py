@@ -84,6 +84,7 @@ def naturalise_task(
     settings: Settings = DEFAULT,
     *,
     jobs: int = 1,
+    check_head: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Naturalised:
     """Put every clip of a task into a scene, and write the task and its localisation task.
@@ -101,6 +102,8 @@ def naturalise_task(
         output: the folder that both tasks are made in.
         settings: how.
         jobs: processes that work side by side; the clips do not depend on their number.
+        check_head: refuse a SOFA file whose ears contradict its directions, and the like, as
+            ``check`` of :func:`gram_hear.scenes.heads.load_head`.
         progress: called with the numbers of clips that are done, and of all.
 
     Raises:
@@ -119,7 +122,7 @@ def naturalise_task(
     with _writing(folder):
         _is_done(localisation_folder(folder), made_of)  # what is in the way shows before any work
         if not _is_done(folder, made_of):
-            _open_all(settings)
+            _open_all(settings, check_head)
             folder.mkdir(parents=True, exist_ok=True)
             _build(task, settings, folder, clips, made_of, jobs, progress)
         if progress is not None:
@@ -265,7 +268,7 @@ def _made_of(task: Task, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _open_all(settings: Settings) -> None:
+def _open_all(settings: Settings, check_head: bool) -> None:
     """Open the head and the sets, so that what is wrong with them shows before any work."""
     assert settings.rate is not None
     open_noise_set(settings.noise and str(settings.noise), settings.rate)
@@ -278,7 +281,7 @@ def _open_all(settings: Settings) -> None:
                 stacklevel=3,
             )
     elif settings.layout == "binaural":
-        load_head(settings.head, settings.rate)
+        load_head(settings.head, settings.rate, check=check_head)
 
 
 # --- making ---------------------------------------------------------------------------------

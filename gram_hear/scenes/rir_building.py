@@ -158,7 +158,8 @@ def simulate(plan: RirPlan, place: Place) -> list[Rendered]:
             scene,
             layout,
             plan.rate,
-            load_head(plan.head, plan.rate) if layout == "binaural" else None,
+            # Checked before the set is begun.
+            load_head(plan.head, plan.rate, check=False) if layout == "binaural" else None,
             plan.length,
         )
         for layout in plan.layouts
@@ -201,6 +202,7 @@ def build_rirs(
     *,
     jobs: int | None = None,
     force: bool = False,
+    check_head: bool = True,
     progress: Callable[[int, int], None] | None = None,
     simulator: Simulator = simulate,
 ) -> dict[str, int]:
@@ -214,6 +216,8 @@ def build_rirs(
         plan: what the set is made with.
         jobs: processes side by side; None is one for each processor.
         force: replace a set that is there.
+        check_head: refuse a SOFA file whose ears contradict its directions, and the like, as
+            ``check`` of :func:`gram_hear.scenes.heads.load_head`.
         progress: called with the number of scenes done and that of all.
         simulator: what renders a scene; it must be importable by other processes.
 
@@ -228,7 +232,7 @@ def build_rirs(
     if jobs < 1:
         raise OptionError(f"jobs is {jobs}; it must be at least 1.")
     if "binaural" in plan.layouts:
-        load_head(plan.head, plan.rate)
+        load_head(plan.head, plan.rate, check=check_head)
     counts = {split: n * plan.scenes_per_room for split, n in plan.rooms_of_splits.items()}
     progress = progress or _silent
     try:
