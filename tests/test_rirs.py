@@ -424,7 +424,7 @@ def test_altered_indexed_sets_are_errors(tmp_path):
     with pytest.raises(SceneError, match="outside the set"):
         open_rirs(tmp_path)
     index.write_text("{}\n" + lines.split("\n", 1)[1])
-    with pytest.raises(SceneError, match="broken at byte 0"):
+    with pytest.raises(SceneError, match="at byte 0, describes no scene"):
         open_rirs(tmp_path)
     index.write_text(lines.split("\n", 1)[1])
     with pytest.raises(SceneError, match="has 5 scenes"):

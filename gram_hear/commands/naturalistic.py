@@ -35,13 +35,14 @@ def naturalistic(
         int | None, typer.Option(help="Hz of the new audio. Default: the task's highest rate.")
     ] = None,
     head: Annotated[str, typer.Option(help="kemar, sphere, or a SOFA file.")] = "kemar",
-    check_head: Annotated[
+    no_check_head: Annotated[
         bool,
         typer.Option(
-            help="Refuse a SOFA file whose nearer ear is the quieter or later one, that was "
-            "measured in a room, or whose directions lie in one plane."
+            "--no-check-head",
+            help="Take a SOFA file though its nearer ear is the quieter or later one, it was "
+            "measured in a room, or its directions lie in one plane.",
         ),
-    ] = True,
+    ] = False,
     jobs: Annotated[
         int | None, typer.Option(help="Processes side by side. Default: one for each processor.")
     ] = None,
@@ -70,7 +71,7 @@ def naturalistic(
                     output,
                     settings,
                     jobs=jobs,
-                    check_head=check_head,
+                    check_head=not no_check_head,
                     progress=progress,
                 )
         except GramError as error:

@@ -42,7 +42,7 @@ SMOOTHING = 8000.0  # Hz at which a response is 3 dB down where its onset is loo
 SMOOTHING_OF_RATE = 0.2  # or this part of its rate
 UPSAMPLING = 8  # where an onset is looked for
 CHUNK = 64  # responses that are worked on at a time
-RATES = (8000, 192000)
+RATES = (8000, 192000)  # Hz of responses and RIRs, least and most
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ from typing import Any
 
 from gram_hear.audio.wav import write_wav
 from gram_hear.errors import GramError, OptionError, TaskError
+from gram_hear.foreign import parse_json
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.recipes import (
     Settings,
@@ -140,11 +141,23 @@ def read_manifest(folder: Path) -> Iterator[dict[str, Any]]:
     """
     path = folder / MANIFEST
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb") as file:
             for line in file:
-                yield json.loads(line)
-    except (OSError, ValueError) as error:
+                yield _entry(line, path)
+    except OSError as error:
         raise TaskError(f"{path} cannot be read ({error}); make the task anew.") from error
+
+
+def _entry(line: bytes, path: Path) -> dict[str, Any]:
+    """Return what a line says of a clip, as far as it is used here checked."""
+    entry = parse_json(line, str(path), TaskError)
+    kinds = {"split": str, "file": str, "channels": int, "samples": int, "silent": bool}
+    kinds["scene"] = dict
+    if not isinstance(entry, dict) or not all(
+        isinstance(entry.get(key), kind) for key, kind in kinds.items()
+    ):
+        raise TaskError(f"{path} holds a line that describes no clip; make the task anew.")
+    return entry
 
 
 @contextlib.contextmanager
@@ -436,9 +449,9 @@ class _Journal:
             if not line.endswith(b"\n"):
                 break
             if whole == 0:
-                _compare(folder, json.loads(line), made_of)
+                _compare(folder, parse_json(line, str(folder / JOURNAL), TaskError), made_of)
             else:
-                self._take(json.loads(line), line)
+                self._take(_entry(line, folder / JOURNAL), line)
             whole += len(line)
         self._file.truncate(whole)
         if whole == 0:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from gram_hear.errors import OptionError, SceneError, nearest
-from gram_hear.scenes.heads import load_head
-from gram_hear.scenes.rendering import LAYOUTS, Rendered, render, tune
+from gram_hear.foreign import parse_json
+from gram_hear.scenes.heads import RATES, load_head
+from gram_hear.scenes.rendering import LAYOUTS, LONGEST, Rendered, render, tune
 from gram_hear.scenes.rir_writers import WRITERS, Place, RirWriter, clear
 from gram_hear.scenes.rirs import (
     BUILDING,
@@ -35,6 +36,7 @@ from gram_hear.scenes.rooms import Ranges, Room, Scene, draw_room, draw_scene
 from gram_hear.scenes.workers import cores, work
 from gram_hear.writing import hold, write_whole
 
+MOST_SCENES = 1_000_000
 PUBLISHED_SECONDS = 3.0  # of RIRs in tars, which must all have the same length
 ROOMS = 50  # drawn until one can have its reverberation time, and a placement
 PLACEMENTS = 20  # drawn in such a room, until one fits
@@ -72,13 +74,20 @@ class RirPlan:
     container: str = "indexed"
 
     def __post_init__(self) -> None:
-        if self.rooms < 1 or self.scenes_per_room < 1 or self.seed < 0 or self.rate < 8000:
+        if self.rooms < 1 or self.scenes_per_room < 1 or self.seed < 0:
             raise OptionError(
-                f"rooms is {self.rooms}, scenes per room {self.scenes_per_room}, seed {self.seed}, "
-                f"rate {self.rate}; they must be at least 1, 1, 0 and 8000 Hz."
+                f"rooms is {self.rooms}, scenes per room {self.scenes_per_room}, seed {self.seed}; "
+                "they must be at least 1, 1 and 0."
             )
-        if self.seconds is not None and not 0.05 <= self.seconds <= 60:
-            raise OptionError(f"seconds is {self.seconds}; it must be 0.05 to 60.")
+        if self.rooms * self.scenes_per_room > MOST_SCENES:
+            raise OptionError(
+                f"{self.rooms} rooms with {self.scenes_per_room} scenes each are more than "
+                f"{MOST_SCENES:,} scenes; build several sets."
+            )
+        if not RATES[0] <= self.rate <= RATES[1]:
+            raise OptionError(f"The rate is {self.rate}; it must be {RATES[0]} to {RATES[1]} Hz.")
+        if self.seconds is not None and not 0.05 <= self.seconds <= LONGEST:
+            raise OptionError(f"seconds is {self.seconds}; it must be 0.05 to {LONGEST:g}.")
         _check_names("layout", self.layouts, tuple(LAYOUTS))
         _check_names("container", (self.container,), CONTAINERS)
         if not (0 <= self.valid < 1 and 0 <= self.test < 1 and self.valid + self.test <= 1):
@@ -291,12 +300,13 @@ def _is_empty(folder: Path) -> bool:
 
 def _read_options(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # as a power cut leaves it
+        return parse_json(path.read_bytes(), str(path), SceneError)
+    except SceneError:  # as a power cut leaves it
         return {}
 
 
-def _differences(found: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+def _differences(found: Any, options: Mapping[str, Any]) -> str:
+    found = found if isinstance(found, dict) else {}
     keys = [key for key in options if found.get(key) != options[key]]
     return "; ".join(f"{key} {found.get(key)}, not {options[key]}" for key in keys)
 
