@@ -249,7 +249,7 @@ WRONG = [
     (("--distance", 0.05), "from the head's centre"),
     (("--distance", 60), "no place was found for a source at distance 60 m"),
     (("--rt60", 0.001), "RT60"),
-    (("--rt60", 1000), "RT60"),
+    (("--rt60", 1000), "10 s at most"),
     (("--rt60", "nan"), "rt60 is nan"),
     (("--elevation", 91), "-90 (below) to 90 (above)"),
     (("--azimuth", "inf"), "azimuth is inf"),

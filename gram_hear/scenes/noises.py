@@ -174,6 +174,7 @@ def _read_member(member: Member, rate: int) -> np.ndarray:
     try:
         with soundfile.SoundFile(io.BytesIO(member.read())) as sound:
             file_rate = sound.samplerate
+            sound.seekable = lambda: False  # soundfile would seek after each read
             # In blocks, since a header may promise more than there is; it alone says the rate.
             while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
                 blocks.append(block[:, 0].copy())

@@ -449,9 +449,9 @@ class SoundSpacesRirs(RirSet):
             names = [str(place["rir"][KEYS[self.layout]]) for place in places]
             metadata = _describe_region(region, self.layout)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise SceneError(f"{where} is not as published: {error!r} is missing or wrong.") from (
-                error
-            )
+            raise SceneError(
+                f"{where} is not as published: {repr(error)[:100]} is missing or wrong."
+            ) from error
         found = [read_npy(self._find(file, name)) for name in names]
         for rir, name in zip(found, names, strict=True):
             if rir.ndim != 2 or len(rir) != LAYOUTS[self.layout] or not rir.shape[1]:

@@ -118,8 +118,8 @@ def read_sofa(path: Path, check: bool = True) -> Measured:
         doubt = _room(sofa, measured) or _plane(measured) or _sides(measured)
         if doubt:
             raise SceneError(
-                f"{path}: {doubt} Repair the file, or take it as it is: --no-check-head "
-                "(check_head=False)."
+                f"{path}: {doubt} Repair the file, or take it as it is with --no-check-head; in "
+                "Python with check_head=False, or check=False of load_head."
             )
     return measured
 
