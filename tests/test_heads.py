@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gram_hear.errors import OptionError, SceneError
-from gram_hear.scenes import heads
+from gram_hear.scenes import heads, sofa
 from gram_hear.scenes.acoustics import SPEED
 from gram_hear.scenes.geometry import angles, turn, unit_vector
 from gram_hear.scenes.heads import (
@@ -503,6 +503,43 @@ def test_receivers_in_spherical_coordinates(tmp_path, plain):
     same(load_head(path), plain)
 
 
+def describe(path, field, **attributes):
+    with h5py.File(path, "a") as file:
+        for name, value in attributes.items():
+            file[field].attrs[name] = np.bytes_(value)
+
+
+def test_units_are_the_files_own(tmp_path, plain):
+    azimuth, elevation = angles(DIRECTIONS)
+    positions = np.stack([np.radians(azimuth), np.radians(elevation), np.full(162, 1400)], axis=1)
+    path = write_sofa(
+        tmp_path / "a.sofa",
+        SourcePosition=positions,
+        ReceiverPosition=np.array([[0.0, 9.0, 0.0], [0.0, -9.0, 0.0]]),
+        ListenerPosition=np.zeros((1, 3)),
+        Data_SamplingRate=np.array([RATE / 1000]),
+        Data_Delay=np.array([[2.0, 2.0]]),
+    )
+    describe(path, "SourcePosition", Units="radian, radian, millimetre")
+    describe(path, "ReceiverPosition", Units="centimeters")
+    describe(path, "ListenerPosition", Units="metre, metre, metre")
+    describe(path, "Data.SamplingRate", Units="kHz")
+    describe(path, "Data.Delay", Units="milliseconds")
+    same(load_head(path), plain)
+
+
+@pytest.mark.parametrize("own", [{}, {"Type": "cartesian", "Units": "metre"}])
+def test_up_is_of_the_views_type_unless_it_says_another(tmp_path, plain, own):
+    path = write_sofa(
+        tmp_path / "a.sofa",
+        ListenerView=np.array([[0.0, 0.0, 1.0]]),
+        ListenerUp=np.array([[0.0, 0.0, 1.0]] if own else [[0.0, np.pi / 2, 1.0]]),
+    )
+    describe(path, "ListenerView", Type="spherical", Units="radian, radian, metre")
+    describe(path, "ListenerUp", **own)
+    same(load_head(path), plain)
+
+
 def test_delays_apart_from_the_responses(tmp_path, plain):
     """Every response is moved to set in early; Data.Delay says by how much."""
     moves = np.random.default_rng(2).integers(0, 100, (len(RESPONSES), 2))
@@ -519,7 +556,8 @@ def test_delays_apart_from_the_responses(tmp_path, plain):
 def test_fractional_delays(tmp_path):
     delays = np.array([[0.0, 6.4]])
     responses = np.repeat(RESPONSES[:, :1], 2, axis=1)
-    head = load_head(write_sofa(tmp_path / "a.sofa", responses=responses, Data_Delay=delays))
+    path = write_sofa(tmp_path / "a.sofa", responses=responses, Data_Delay=delays)
+    head = load_head(path, check=False)  # the right ear is the later one wherever a sound is
     assert np.diff(head.onsets, axis=1) == pytest.approx(np.full((len(RESPONSES), 1), 6.4), abs=0.1)
 
 
@@ -554,7 +592,9 @@ def test_farthest_of_several_distances(tmp_path, plain):
 def test_horizontal_measurements_are_enough(tmp_path):
     directions = np.array([unit_vector(azimuth, 0) for azimuth in range(0, 360, 15)])
     path = write_sofa(tmp_path / "a.sofa", directions, sphere_responses(directions, RATE))
-    head = load_head(path)
+    with pytest.raises(SceneError, match=r"24 directions lie in one plane.*--no-check-head"):
+        load_head(path)
+    head = load_head(path, check=False)
     assert len(head.directions) == 26  # with both poles
     found = time_difference(head.response(unit_vector(52, 0)))
     exact = time_difference(sphere_responses(unit_vector(52, 0)[None], RATE)[0])
@@ -589,8 +629,11 @@ WRONG = {
     "silent": ({"responses": spoiled(0)}, "1 of 162 responses are silent.*measurement 7"),
     "one receiver": ({"responses": RESPONSES[:, :1]}, "of two receivers"),
     "no taps": ({"responses": RESPONSES[..., :0]}, "empty"),
-    "rates": ({"Data_SamplingRate": np.array([1.0, 2.0])}, "one positive number"),
-    "no rate at all": ({"Data_SamplingRate": np.array([0.0])}, "one positive number"),
+    "rates": ({"Data_SamplingRate": np.array([1.0, 2.0])}, "one number of 8000"),
+    "no rate at all": ({"Data_SamplingRate": np.array([0.0])}, "one number of 8000"),
+    "1 Hz": ({"Data_SamplingRate": np.array([1.0])}, "is 1 Hz"),
+    "kilohertz, not told": ({"Data_SamplingRate": np.array([44.1])}, "is 44.1 Hz"),
+    "far away": ({"SourcePosition": np.full((162, 3), 1e300)}, "has the value 1e"),
     "positions": ({"SourcePosition": np.ones((5, 3))}, r"shape \(5, 3\).*\(162, 3\)"),
     "delays": ({"Data_Delay": np.zeros((3, 2))}, r"Data.Delay has the shape \(3, 2\)"),
     "long delays": ({"Data_Delay": np.array([[0.0, 9000.0]])}, "in samples"),
@@ -610,6 +653,23 @@ def test_wrong_sofa_files(tmp_path, name):
     with pytest.raises(SceneError, match=message) as raised:
         load_head(path)
     assert "wrong.sofa" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "message"),
+    [
+        ("SourcePosition", "gon, gon, metre", "SourcePosition is in 'gon'.*degree.*radian"),
+        ("SourcePosition", "degree, degree", "units 'degree, degree'; three are needed"),
+        ("ReceiverPosition", "inch", "ReceiverPosition is in 'inch'.*metre"),
+        ("Data.SamplingRate", "samples", "Data.SamplingRate is in 'samples'.*hertz"),
+        ("Data.Delay", "metre", "Data.Delay is in 'metre'.*sample"),
+    ],
+)
+def test_unknown_units(tmp_path, name, units, message):
+    path = write_sofa(tmp_path / "wrong.sofa")
+    describe(path, name, Units=units)
+    with pytest.raises(SceneError, match=message):
+        load_head(path)
 
 
 def test_unknown_type_of_positions(tmp_path):
@@ -632,6 +692,129 @@ def test_truncated_file(tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(SceneError, match="cannot be read as a SOFA file"):
         load_head(path)
+
+
+@pytest.mark.parametrize("name", ["Data.IR", "SourcePosition"])
+def test_fields_larger_than_the_file_can_hold(tmp_path, name):
+    path = write_sofa(tmp_path / "head.sofa", drop=[name])
+    with h5py.File(path, "a") as file:
+        file.create_dataset(name, (10**6, 2, 10**4), "f4", chunks=(1, 2, 10**4), compression="gzip")
+    with pytest.raises(SceneError, match=f"{name} claims to be 160,000,000,000 bytes"):
+        load_head(path)
+
+
+def test_fields_of_other_files_are_not_followed(tmp_path):
+    write_sofa(tmp_path / "other.sofa")
+    path = write_sofa(tmp_path / "head.sofa", drop=["Data.IR"])
+    with h5py.File(path, "a") as file:
+        file["Data.IR"] = h5py.ExternalLink("other.sofa", "Data.IR")
+    with pytest.raises(SceneError, match=r"Data\.IR lies in another file"):
+        load_head(path)
+
+
+@pytest.mark.parametrize(
+    ("does", "message"),
+    [
+        ("while True: pass", "the HDF5 library did not come to an end in"),
+        ("import os; os.abort()", "the HDF5 library crashed"),
+        ("raise KeyError('object type')", "KeyError: 'object type'"),
+    ],
+)
+def test_a_file_that_hangs_or_crashes_the_library(tmp_path, monkeypatch, does, message):
+    (tmp_path / "fields.py").write_text(does)
+    monkeypatch.setattr(sofa.sofa_fields, "__file__", str(tmp_path / "fields.py"))
+    monkeypatch.setattr(sofa, "PATIENCE", 1.0)
+    with pytest.raises(SceneError, match=f"cannot be read as a SOFA file.*{message}"):
+        load_head(write_sofa(tmp_path / "head.sofa"))
+
+
+# --- what may be no head --------------------------------------------------------------------
+
+
+def mirrored(path, **fields):
+    return write_sofa(path, DIRECTIONS * [1, -1, 1], **fields)
+
+
+def test_ears_that_contradict_the_directions(tmp_path, plain):
+    path = mirrored(tmp_path / "a.sofa")
+    with pytest.raises(SceneError) as raised:
+        load_head(path)
+    message = str(raised.value)
+    assert "quieter one in 84 and the later one in 84" in message
+    assert "10.0 dB quieter and 0.69 ms later at azimuth 90, elevation 0" in message
+    assert "10.0 dB louder and 0.69 ms earlier at azimuth -90, elevation 0" in message
+    assert "--no-check-head" in message
+    assert "check=False" in message
+    found = load_head(path, check=False)
+    expected = plain.response((0, -1, 0))
+    assert np.abs(found.response((0, 1, 0)) - expected).max() < 1e-5
+
+
+def test_either_level_or_time_may_contradict(tmp_path):
+    nearer_left = DIRECTIONS[:, 1] > 0
+    late = np.where(np.stack([nearer_left, ~nearer_left], axis=1), 64.0, 0.0)  # 2 ms
+    with pytest.raises(SceneError, match="quieter one in 0 and the later one in 84"):
+        load_head(write_sofa(tmp_path / "a.sofa", Data_Delay=late))
+    quiet = np.where(np.stack([nearer_left, ~nearer_left], axis=1), 0.05, 1.0)[..., None]
+    with pytest.raises(SceneError, match="quieter one in 84 and the later one in 0"):
+        load_head(write_sofa(tmp_path / "b.sofa", responses=RESPONSES * quiet))
+
+
+def test_part_of_the_directions_may_contradict(tmp_path):
+    directions = DIRECTIONS.copy()
+    directions[directions[:, 0] > 0.1, 1] *= -1
+    with pytest.raises(SceneError, match="of 84 directions"):
+        load_head(write_sofa(tmp_path / "a.sofa", directions))
+
+
+NOISE = np.random.default_rng(3).standard_normal(RESPONSES.shape) * np.sqrt((RESPONSES**2).mean())
+SIX = np.concatenate([np.eye(3), -np.eye(3)])
+GOOD = {
+    "noise at 10 dB": {"responses": RESPONSES + 0.3 * NOISE},
+    "an ear 6 dB louder": {"responses": RESPONSES * [[[1.0], [2.0]]]},
+    "both ears alike": {"responses": np.repeat(RESPONSES[:, :1], 2, axis=1)},
+    "six directions": {"directions": SIX, "responses": sphere_responses(SIX, RATE)},
+    "the left alone": {
+        "directions": DIRECTIONS[DIRECTIONS[:, 1] > 0.3],
+        "responses": RESPONSES[DIRECTIONS[:, 1] > 0.3],
+    },
+    "the front alone": {
+        "directions": DIRECTIONS[DIRECTIONS[:, 0] > 0.8],
+        "responses": RESPONSES[DIRECTIONS[:, 0] > 0.8],
+    },
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_heads_are_never_refused(tmp_path, name):
+    assert len(sofa.read_sofa(write_sofa(tmp_path / "a.sofa", **GOOD[name])).directions) > 5
+
+
+def test_a_room_is_no_head(tmp_path):
+    decay = np.exp(-np.arange(6400) / 1600)
+    ringing = 0.1 * decay * np.random.default_rng(4).standard_normal((6, 2, 6400))
+    ringing[..., : RESPONSES.shape[-1]] += sphere_responses(SIX, RATE)
+    path = write_sofa(tmp_path / "a.sofa", SIX, ringing)
+    with pytest.raises(SceneError, match=r"energy comes later than 20 ms.*--no-check-head"):
+        sofa.read_sofa(path)
+    assert sofa.read_sofa(path, check=False).responses.shape == (6, 2, 6400)
+
+    path = write_sofa(tmp_path / "b.sofa")
+    describe(path, "/", RoomType="reverberant")
+    with pytest.raises(SceneError, match="RoomType is 'reverberant'"):
+        sofa.read_sofa(path)
+    for room in ("free field", "Free-Field"):
+        describe(path, "/", RoomType=room)
+        sofa.read_sofa(path)
+
+
+def test_directions_around_no_volume(tmp_path):
+    median = np.array([unit_vector(0, elevation) for elevation in range(-90, 271, 15)])
+    path = write_sofa(tmp_path / "a.sofa", median, sphere_responses(median, RATE), spherical=False)
+    with pytest.raises(SceneError, match="in one plane"):
+        load_head(path)
+    with pytest.raises(SceneError, match="do not surround a head"):
+        load_head(path, check=False)
 
 
 def test_no_such_head():
@@ -660,9 +843,9 @@ def test_heads_are_kept_and_the_same_every_time(head):
 
 def test_changed_file_is_read_anew(tmp_path):
     path = write_sofa(tmp_path / "head.sofa")
-    first = load_head(path)
+    first = load_head(path, check=False)
     write_sofa(path, responses=RESPONSES[:, ::-1])
-    second = load_head(path)
+    second = load_head(path, check=False)
     assert (
         time_difference(first.response((0, 1, 0))) > 0 > time_difference(second.response((0, 1, 0)))
     )

@@ -179,6 +179,26 @@ def test_faulty_members_are_named(tmp_path, data, name, message):
     assert f"n.tar: {name}" in str(caught.value)
 
 
+def test_a_rate_that_makes_hours_of_a_sound_is_refused(tmp_path):
+    file = io.BytesIO()
+    soundfile.write(file, np.full(4000, 0.5), RATE, format="WAV")
+    data = bytearray(file.getvalue())
+    data[24:28] = (1).to_bytes(4, "little")
+    write_tar(tmp_path / "n.tar", {"a.wav": bytes(data)})
+    with pytest.raises(SceneError, match=r"n\.tar: a\.wav could not be read as sound: .*1 Hz"):
+        open_noise(tmp_path, RATE).draw([0], 100)
+
+
+def test_frames_that_only_the_header_has_are_not_waited_for(tmp_path):
+    file = io.BytesIO()
+    soundfile.write(file, np.full(4000, 0.5), RATE, format="FLAC")
+    data = bytearray(file.getvalue())
+    data[21] |= 15
+    data[22:26] = b"\xff" * 4  # 2^36 - 1 samples: 256 GB
+    write_tar(tmp_path / "n.tar", {"a.flac": bytes(data)})
+    assert len(open_noise(tmp_path, RATE).draw([0], 10**4).audio) == 4000
+
+
 def test_nothing_is_unpickled(tmp_path):
     file = io.BytesIO()
     np.save(file, np.array([{}], dtype=object), allow_pickle=True)

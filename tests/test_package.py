@@ -16,14 +16,15 @@ PACKAGE = Path(gram_hear.__file__).parent
 CHECKOUT = Path(__file__).parent.parent
 
 # Each part may import the parts named with it, and itself.
-BASE = {"errors", "config", "writing"}
+BASE = {"errors", "foreign", "config", "writing"}
 MODEL = BASE | {"audio", "frontend", "windows", "nn"}
 ARROWS = {
     "weights": set(),
     "errors": set(),
+    "foreign": {"errors"},
     "writing": {"errors"},
     "interrupts": set(),
-    "config": {"errors"},
+    "config": {"errors", "foreign"},
     "audio": BASE,
     "frontend": BASE | {"audio"},
     "windows": BASE | {"audio"},

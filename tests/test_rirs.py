@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import zipfile
 from math import cos, radians, sin, sqrt
 
 import numpy as np
@@ -24,6 +25,7 @@ from typer.testing import CliRunner
 from gram_hear.audio.layouts import from_soundspaces, to_soundspaces
 from gram_hear.commands.rirs import rirs as rirs_command
 from gram_hear.errors import AudioError, OptionError, SceneError
+from gram_hear.scenes.archives import find_members, parse_npy
 from gram_hear.scenes.rendering import Rendered, tune
 from gram_hear.scenes.rir_building import RirPlan, build_rirs, draw_room_of, simulate
 from gram_hear.scenes.rir_writers import Place
@@ -424,7 +426,7 @@ def test_altered_indexed_sets_are_errors(tmp_path):
     with pytest.raises(SceneError, match="outside the set"):
         open_rirs(tmp_path)
     index.write_text("{}\n" + lines.split("\n", 1)[1])
-    with pytest.raises(SceneError, match="broken at byte 0"):
+    with pytest.raises(SceneError, match="at byte 0, describes no scene"):
         open_rirs(tmp_path)
     index.write_text(lines.split("\n", 1)[1])
     with pytest.raises(SceneError, match="has 5 scenes"):
@@ -443,6 +445,161 @@ def test_altered_indexed_sets_are_errors(tmp_path):
         described.write_text(wrong)
         with pytest.raises(SceneError, match=message):
             open_rirs(tmp_path)
+
+
+WRONG_DESCRIPTIONS = {
+    "rate": (10**9, r"broken \(rate\)"),
+    "counts": ({"../train": 6}, r"broken \(counts\)"),
+    "layouts": ([["binaural"]], r"broken \(layouts\)"),
+    "version": (int("9" * 4000), "a number of 4,000 digits"),
+    "seed": (json.loads("[" * 100 + "]" * 100), "nested deeper than 64"),
+}
+
+
+@pytest.mark.parametrize("key", WRONG_DESCRIPTIONS)
+def test_descriptions_out_of_bounds_are_errors(tmp_path, key):
+    build(tmp_path, layouts=("binaural",))
+    value, message = WRONG_DESCRIPTIONS[key]
+    described = json.loads((tmp_path / "set.json").read_text())
+    (tmp_path / "set.json").write_text(json.dumps(described | {key: value}))
+    with pytest.raises(SceneError, match=message):
+        open_rirs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"[" * 5000, r"train\.jsonl, at byte 0, is nested deeper"),
+        (b" " * 2**20, "a line of more than 1,048,576 bytes"),
+        (
+            b'{"name": "a", "files": {"binaural": "a\\u0000.npy"}, "metadata": {}}',
+            "There is no file",
+        ),
+        (b'{"name": "a", "files": {}, "metadata": []}', "describes no scene"),
+    ],
+)
+def test_lines_out_of_bounds_are_errors(tmp_path, line, message):
+    build(tmp_path, layouts=("binaural",))
+    index = tmp_path / "train.jsonl"
+    index.write_bytes(line + b"\n" + index.read_bytes().split(b"\n", 1)[1])
+    with pytest.raises(SceneError, match=message):
+        open_rirs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ({"direction": [1.0, 1.0, 1.0]}, "direction must be three numbers"),
+        ({"direction": "front"}, "direction must be three numbers"),
+        ({"direct_delay": [1e9]}, "direct_delay must be seconds"),
+        ({"direct_delay": 0.1}, "direct_delay must be seconds"),
+        ([], "metadata is no object"),
+    ],
+)
+def test_metadata_that_cannot_be_is_an_error(tmp_path, known, message):
+    build(tmp_path, layouts=("binaural",))
+    first, *others = (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
+    entry = json.loads(first)
+    entry["metadata"]["binaural"] = known
+    (tmp_path / "train.jsonl").write_text("".join([json.dumps(entry) + "\n", *others]))
+    with pytest.raises(SceneError, match=message):
+        open_rirs(tmp_path)
+
+
+def test_more_noises_than_a_scene_has_are_not_read(tmp_path):
+    build(tmp_path, layouts=("binaural",), container="soundspaces")
+    path = min(tmp_path.rglob("*/*.json"))
+    described = json.loads(path.read_text())
+    scene = described["sampled_regions"][0]["region"]["scene"]
+    scene["noise"] = scene["noise"][:1] * 1000
+    path.write_text(json.dumps(described))
+    with pytest.raises(SceneError, match="1000 noises, of 100 at most"):
+        open_rirs(tmp_path)
+
+
+def header(text):
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def of_shape(shape, kind="<f4"):
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}"
+    return header(text.encode()) + bytes(64)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (of_shape("99999999999, 2"), "lengths that a file of"),
+        (of_shape("-4, -4"), "lengths that a file of"),
+        (of_shape("0, 99999999999"), "lengths that a file of"),
+        (of_shape("1, " * 40), "40 axes"),
+        (of_shape("9" * 5000), "no .npy file"),
+        (of_shape("4, 2"), "needs 32"),
+        (of_shape("2,", "|O"), "holds object"),
+        (of_shape("4,", "<f16"), "allowed are float16"),
+        (header(b"(" * 9000), "no .npy file"),
+        (header(b"[" * 99 + b"]" * 99), "no .npy file"),
+        (header(b'""'), "no .npy file"),
+        (b"", "no .npy file"),
+    ],
+)
+def test_headers_of_arrays_are_held_against_the_file(data, message):
+    with pytest.raises(SceneError, match=message) as raised:
+        parse_npy(data, "a.npy")
+    assert "\n" not in str(raised.value)
+
+
+def array(values):
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("part", "content", "mode"),
+    [
+        ("names", header(b"") + bytes(10**7), zipfile.ZIP_DEFLATED),
+        ("places", of_shape("99999999999, 2", "<i8"), zipfile.ZIP_STORED),
+        ("places", array(np.array([[-512, 8], [0, 8]])), zipfile.ZIP_STORED),
+        ("places", array(np.array([[2**62, 2**62], [0, 8]])), zipfile.ZIP_STORED),
+        ("places", array(np.array([[0.0, 8.0], [0.0, 8.0]])), zipfile.ZIP_STORED),
+        ("places", array(np.zeros((1, 2), np.int64)), zipfile.ZIP_STORED),
+        ("stamp", array(np.zeros(2, np.int64)), zipfile.ZIP_STORED),
+        ("names", b"", zipfile.ZIP_STORED),
+    ],
+)
+def test_an_index_that_is_damaged_is_made_anew(tmp_path, part, content, mode):
+    tar = tmp_path / "a.tar"
+    with tarfile.open(tar, "w") as file:
+        for name in ("0.npy", "1.npy"):
+            member = tarfile.TarInfo(name)
+            member.size = 8
+            file.addfile(member, io.BytesIO(name.encode() + b"..."))
+    expected = find_members(tar, (".npy",))
+    kept = tmp_path / ".a.tar.index.npz"
+    with zipfile.ZipFile(kept) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(kept, "w", mode) as file:
+        for name, whole in parts.items():
+            file.writestr(name, content if name == f"{part}.npy" else whole)
+    damaged = kept.read_bytes()
+    assert find_members(tar, (".npy",)) == expected
+    assert kept.read_bytes() != damaged
+    assert [member.read() for member in expected] == [b"0.npy...", b"1.npy..."]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rooms": 10**12}, "more than 1,000,000 scenes"),
+        ({"scenes_per_room": 10**9}, "more than 1,000,000 scenes"),
+        ({"rate": 10**9}, "must be 8000 to 192000 Hz"),
+        ({"seconds": 1e9}, "must be 0.05 to 60"),
+    ],
+)
+def test_plans_out_of_bounds_are_refused(options, message):
+    with pytest.raises(OptionError, match=message):
+        plan_of(**options)
 
 
 # --- building -------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gram_hear.errors import SceneError
+from gram_hear.errors import OptionError, SceneError
 from gram_hear.scenes.acoustics import (
     AIR,
     BANDS,
@@ -20,6 +20,7 @@ from gram_hear.scenes.acoustics import (
     predicted_rt60,
 )
 from gram_hear.scenes.geometry import angles, turn, unit_vector
+from gram_hear.scenes.rendering import render
 from gram_hear.scenes.rooms import (
     Ranges,
     Room,
@@ -130,6 +131,41 @@ def test_what_no_placement_can_have_is_refused(asked):
         draw_scene(draw_room([1]), [1], **asked)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"room": {"size": [1e6, 5.0, 3.0]}}, r"three lengths of 0\.5 to 100 m"),
+        ({"room": {"size": [5.0, 5.0, 0.001]}}, r"three lengths of 0\.5 to 100 m"),
+        ({"room": {"rt60": 1e9}}, r"RT60 is 1e\+09 s"),
+        ({"room": {"rt60": math.nan}}, "RT60 is nan s"),
+        ({"room": {"absorption": [[10**400] * 7] * 6}}, "This is no scene"),
+        ({"noises": [[1.0, 1.0, 1.0]] * 101}, "101 noise sources"),
+        ({"seed": [-1]}, "seeds must be 0 or more"),
+        ({"yaw": math.inf}, "yaw inf"),
+    ],
+)
+def test_scenes_out_of_bounds_are_refused(change, message):
+    data = draw_room_and_scene([1]).to_dict()
+    for key, value in change.items():
+        data[key] = {**data[key], **value} if isinstance(value, dict) else value
+    with pytest.raises(SceneError, match=message):
+        Scene.from_dict(data)
+
+
+def test_rooms_with_millions_of_images_are_refused():
+    room = Room((90.0, 90.0, 0.6), ((0.5,) * len(BANDS),) * 6, 0.3)
+    flat = Scene((1,), room, (9.0, 9.0, 0.3), 0.0, (80.0, 80.0, 0.3))
+    with pytest.raises(SceneError, match="too flat or too narrow"):
+        image_sources(flat, flat.source, 400.0)
+
+
+def test_rirs_of_minutes_are_refused():
+    room = Room((5.0, 4.0, 3.0), ((1e-9,) * len(BANDS),) * 6, 1.0)
+    scene = Scene((1,), room, (1.0, 1.0, 1.0), 0.0, (3.0, 3.0, 2.0))
+    with pytest.raises(OptionError, match="60 s long"):
+        render(scene, "ambisonic")
+
+
 def test_a_distance_beyond_the_room_is_refused():
     with pytest.raises(SceneError, match=r"no place was found for a source at distance 40 m"):
         draw_room_and_scene([1], distance=40.0)
@@ -142,6 +178,8 @@ def test_an_rt60_that_the_room_cannot_have_is_refused():
         absorption_for((5, 4, 3), np.full(len(BANDS), 50.0), np.ones((6, len(BANDS))))
     with pytest.raises(SceneError, match="must be a time above 0"):
         draw_room([1], rt60=-1.0)
+    with pytest.raises(SceneError, match="of 10 s at most"):
+        draw_room([1], rt60=1e9)
 
 
 @pytest.mark.parametrize("name", ["width", "rt60", "distance"])
@@ -150,6 +188,9 @@ def test_ranges_that_cannot_be_are_refused(name):
         Ranges(**{name: (3.0, 1.0)})
     with pytest.raises(SceneError, match=r"at least 0\.2 m from the head"):
         Ranges(distance=(0.0, 1.0))
+    for out in ({"width": (2.5, 1e6)}, {"rt60": (0.2, 1e9)}, {"noise_sources": (1, 10**9)}):
+        with pytest.raises(SceneError, match="is the most"):
+            Ranges(**out)
     with pytest.raises(SceneError, match="two whole numbers"):
         Ranges(noise_sources=(1.0, 2.0))
     with pytest.raises(SceneError, match="leaves no room inside"):

@@ -8,6 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import soundfile
@@ -15,6 +16,7 @@ import soundfile
 from gram_hear import cli
 from gram_hear.audio.files import read_audio
 from gram_hear.errors import GramError
+from gram_hear.scenes.heads import icosphere, sphere_responses
 from gram_hear.scenes.noises import open_noise
 from gram_hear.scenes.rendering import render
 from gram_hear.scenes.rooms import Ranges, Scene
@@ -249,7 +251,7 @@ WRONG = [
     (("--distance", 0.05), "from the head's centre"),
     (("--distance", 60), "no place was found for a source at distance 60 m"),
     (("--rt60", 0.001), "RT60"),
-    (("--rt60", 1000), "RT60"),
+    (("--rt60", 1000), "10 s at most"),
     (("--rt60", "nan"), "rt60 is nan"),
     (("--elevation", 91), "-90 (below) to 90 (above)"),
     (("--azimuth", "inf"), "azimuth is inf"),
@@ -279,6 +281,24 @@ def test_what_is_wrong_is_said_and_nothing_is_written(command, sound, options, m
     assert message in err
     assert err.startswith("error: ")
     assert sorted(Path().rglob("*")) == before
+
+
+def test_a_head_that_contradicts_itself_is_taken_only_when_asked(command, sound):
+    directions = icosphere(1)
+    with h5py.File("head.sofa", "w") as file:
+        file.attrs["SOFAConventions"] = "SimpleFreeFieldHRIR"
+        file["Data.IR"] = sphere_responses(directions, 32000)[:, ::-1]
+        file["Data.SamplingRate"] = [32000.0]
+        file["SourcePosition"] = 1.4 * directions
+        file["ReceiverPosition"] = [[0.0, 0.09, 0.0], [0.0, -0.09, 0.0]]
+    head = ("--head", "head.sofa", "--azimuth", 90, "--elevation", 0, "--rt60", 0.2)
+    code, _, err = command("scene", sound, "-o", "s.wav", *head)
+    assert code == 1
+    assert "the nearer ear is the quieter one in 8 and the later one in 8" in " ".join(err.split())
+    code, _, _ = command("scene", sound, "-o", "s.wav", *head, "--no-check-head")
+    assert code == 0
+    left, right = (soundfile.read("s.wav")[0] ** 2).sum(axis=0)
+    assert left < right
 
 
 @pytest.mark.parametrize(

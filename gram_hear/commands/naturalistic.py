@@ -35,6 +35,14 @@ def naturalistic(
         int | None, typer.Option(help="Hz of the new audio. Default: the task's highest rate.")
     ] = None,
     head: Annotated[str, typer.Option(help="kemar, sphere, or a SOFA file.")] = "kemar",
+    no_check_head: Annotated[
+        bool,
+        typer.Option(
+            "--no-check-head",
+            help="Take a SOFA file though its nearer ear is the quieter or later one, it was "
+            "measured in a room, or its directions lie in one plane.",
+        ),
+    ] = False,
     jobs: Annotated[
         int | None, typer.Option(help="Processes side by side. Default: one for each processor.")
     ] = None,
@@ -58,7 +66,14 @@ def naturalistic(
                 say(f"{folder.name} is left out: it stands in scenes, or is one of localisation.")
                 continue
             with progress_bar(folder.name, "clips") as progress:
-                made = naturalise_task(found, output, settings, jobs=jobs, progress=progress)
+                made = naturalise_task(
+                    found,
+                    output,
+                    settings,
+                    jobs=jobs,
+                    check_head=not no_check_head,
+                    progress=progress,
+                )
         except GramError as error:
             say(f"failed: {folder.name}: {error}")
             failed.append(folder.name)

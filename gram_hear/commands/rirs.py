@@ -47,6 +47,14 @@ def rirs(
         tuple[int, int], typer.Option(help="In each scene, fewest and most.")
     ] = DEFAULT.noise_sources,
     head: Annotated[str, typer.Option(help="kemar, sphere, or a SOFA file.")] = "kemar",
+    no_check_head: Annotated[
+        bool,
+        typer.Option(
+            "--no-check-head",
+            help="Take a SOFA file though its nearer ear is the quieter or later one, it was "
+            "measured in a room, or its directions lie in one plane.",
+        ),
+    ] = False,
     rate: Annotated[int, typer.Option(help="Hz.")] = 32000,
     seconds: Annotated[
         float | None,
@@ -83,6 +91,8 @@ def rirs(
         container=container,
     )
     with progress_bar("simulate", "scenes") as progress:
-        counts = build_rirs(output, plan, jobs=jobs, force=force, progress=progress)
+        counts = build_rirs(
+            output, plan, jobs=jobs, force=force, check_head=not no_check_head, progress=progress
+        )
     say(", ".join(f"{count} scenes for {split}" for split, count in counts.items()) + ".")
     typer.echo(output)

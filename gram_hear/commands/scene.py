@@ -14,8 +14,9 @@ from gram_hear.console import say
 from gram_hear.errors import OptionError, nearest
 from gram_hear.extras import need
 from gram_hear.plots import plot_scene
+from gram_hear.scenes.heads import RATES
 from gram_hear.scenes.noises import open_noise
-from gram_hear.scenes.recipes import FORMATS, RATES
+from gram_hear.scenes.recipes import FORMATS
 from gram_hear.scenes.single import MadeScene, make_scene
 from gram_hear.writing import write_whole
 
@@ -56,6 +57,14 @@ def scene(
         str | None,
         typer.Option(help="Whose ears hear: kemar (default), sphere, or a SOFA file."),
     ] = None,
+    no_check_head: Annotated[
+        bool,
+        typer.Option(
+            "--no-check-head",
+            help="Take a SOFA file though its nearer ear is the quieter or later one, it was "
+            "measured in a room, or its directions lie in one plane.",
+        ),
+    ] = False,
     rate: Annotated[int, typer.Option(help="Sample rate of the output, Hz.")] = 32000,
     tail: Annotated[
         bool, typer.Option("--tail/--no-tail", help="Let the room ring on after the sound.")
@@ -92,6 +101,7 @@ def scene(
         snr=snr,
         noise=None if noise is None else open_noise(noise, rate),
         head=head,
+        check_head=not no_check_head,
         tail=tail,
     )
     if made.metadata["silent"]:

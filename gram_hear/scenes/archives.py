@@ -7,6 +7,7 @@ import io
 import math
 import os
 import tarfile
+import tokenize
 import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,6 +20,13 @@ from gram_hear.errors import SceneError
 from gram_hear.writing import write_whole
 
 NPY = ".npy"
+LARGEST = 1 << 30  # bytes of an array's file
+MOST_AXES = 4  # of an array
+# What numpy's reading of a header's Python literal may raise.
+HEADER_FAULTS = (
+    *(ValueError, TypeError, KeyError, EOFError, SyntaxError, tokenize.TokenError),
+    *(RecursionError, MemoryError, OverflowError),
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class Member:
         Raises:
             SceneError: where the tar cannot be read or is shorter than it was.
         """
+        if self.size > LARGEST:
+            raise SceneError(f"{self} has {self.size:,} bytes; {LARGEST:,} are read at most.")
         try:
             with open(self.tar, "rb") as file:
                 file.seek(self.offset)
@@ -96,9 +106,9 @@ def find_members(path: Path, suffixes: tuple[str, ...]) -> list[Member]:
         return index_tar(path, suffixes)  # which says what is wrong
     stamp = np.array([status.st_size, status.st_mtime_ns])
     kept = path.with_name(f".{path.name}.index.npz")
-    found = _read_index(kept, stamp)
-    if found is not None and all(name.lower().endswith(suffixes) for name, _ in found):
-        return [Member(path, name, *place) for name, place in found]
+    found = _read_index(kept, path, stamp)
+    if found is not None and all(each.name.lower().endswith(suffixes) for each in found):
+        return found
     members = index_tar(path, suffixes)
     places = np.array([(m.offset, m.size) for m in members], dtype=np.int64).reshape(-1, 2)
     names = np.frombuffer(b"\0".join(os.fsencode(m.name) for m in members), dtype=np.uint8)
@@ -112,17 +122,25 @@ def find_members(path: Path, suffixes: tuple[str, ...]) -> list[Member]:
     return members
 
 
-def _read_index(path: Path, stamp: np.ndarray) -> list[tuple[str, list[int]]] | None:
-    """Return names, and offsets and sizes; None where nothing is kept, or of another tar."""
+def _read_index(path: Path, tar: Path, stamp: np.ndarray) -> list[Member] | None:
+    """Return a tar's members as they are kept; None where nothing is, or what is wrong."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            if not np.array_equal(kept["stamp"], stamp):
+        with zipfile.ZipFile(path) as kept:
+            if any(each.compress_type != zipfile.ZIP_STORED for each in kept.infolist()):
                 return None
-            names = os.fsdecode(kept["names"].tobytes()).split("\0")
-            places = kept["places"].tolist()
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+            found, places, names = (
+                _parse_array(kept.read(f"{part}.npy"), part, kind)
+                for part, kind in (("stamp", np.int64), ("places", np.int64), ("names", np.uint8))
+            )
+    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, EOFError):
+        return None  # ValueError: SceneError too; RuntimeError: an encrypted one
+    split = os.fsdecode(names.tobytes()).split("\0")
+    if not np.array_equal(found, stamp) or places.shape != (len(split), 2):
         return None
-    return list(zip(names, places, strict=True)) if len(names) == len(places) else None
+    ends = places[:, 0].astype(np.float64) + places[:, 1]
+    if places.min() < 0 or ends.max() > stamp[0]:
+        return None
+    return [Member(tar, name, *place) for name, place in zip(split, places.tolist(), strict=True)]
 
 
 def _member(path: Path, found: tarfile.TarInfo, suffixes: tuple[str, ...]) -> Member:
@@ -138,13 +156,23 @@ def _member(path: Path, found: tarfile.TarInfo, suffixes: tuple[str, ...]) -> Me
 
 def read_npy(path: Path) -> np.ndarray:
     """Return the floating-point array of a ``.npy`` file, as :func:`parse_npy`."""
+    return parse_npy(read_whole(path, LARGEST), str(path))
+
+
+def read_whole(path: Path, largest: int) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        SceneError: for a file that is missing, is no plain file, cannot be read, or is larger.
+    """
+    if not os.path.isfile(path):
+        raise SceneError(f"There is no file {path}.")
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise SceneError(f"There is no file {path}.") from error
+        if (size := path.stat().st_size) > largest:
+            raise SceneError(f"{path} has {size:,} bytes; {largest:,} are read at most.")
+        return path.read_bytes()
     except OSError as error:
         raise SceneError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return parse_npy(data, str(path))
 
 
 def parse_npy(data: bytes, name: str) -> np.ndarray:
@@ -158,6 +186,15 @@ def parse_npy(data: bytes, name: str) -> np.ndarray:
         SceneError: for what is no ``.npy`` file of float16, float32 or float64, is cut short, or
             holds NaN or infinite values.
     """
+    with np.errstate(over="ignore"):
+        values = _parse_array(data, name, np.float16, np.float32, np.float64).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise SceneError(f"{name} holds NaN or infinite values; repair it or leave it out.")
+    return values
+
+
+def _parse_array(data: bytes, name: str, *allowed: type[np.generic]) -> np.ndarray:
+    """Return the array of a ``.npy`` file's bytes, which must have one of these types."""
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
@@ -166,19 +203,24 @@ def parse_npy(data: bytes, name: str) -> np.ndarray:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, fortran_order, dtype = read_header(file)
-    except (ValueError, KeyError, EOFError) as error:
-        raise SceneError(f"{name} is no .npy file ({error}).") from error
-    if dtype.kind != "f" or dtype.itemsize > 8:
-        raise SceneError(f"{name} holds {dtype}; allowed are float16, float32 and float64.")
-    count, start = math.prod(shape), file.tell()
+    except HEADER_FAULTS as error:
+        reason = str(error).partition("\n")[0][:100] or type(error).__name__
+        raise SceneError(f"{name} is no .npy file ({reason}).") from error
+    if dtype.newbyteorder("=") not in [np.dtype(each) for each in allowed]:
+        names = ", ".join(each.__name__ for each in allowed)
+        raise SceneError(f"{name} holds {str(dtype)[:100]}; allowed are {names}.")
+    start = file.tell()
+    if len(shape) > MOST_AXES or any(not 0 <= length <= len(data) for length in shape):
+        raise SceneError(
+            f"{name} has {len(shape)} axes or lengths that a file of {len(data)} bytes cannot hold."
+        )
+    count = math.prod(shape)
     if len(data) - start != count * dtype.itemsize:
         raise SceneError(
             f"{name} has {len(data) - start} bytes of values; its shape {shape} of {dtype} needs "
             f"{count * dtype.itemsize}. It is cut or damaged; fetch it anew."
         )
-    values = np.frombuffer(data, dtype, count, start).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise SceneError(f"{name} holds NaN or infinite values; repair it or leave it out.")
+    values = np.frombuffer(data, dtype, count, start)
     return values.reshape(shape, order="F" if fortran_order else "C")
 
 

@@ -42,7 +42,7 @@ SMOOTHING = 8000.0  # Hz at which a response is 3 dB down where its onset is loo
 SMOOTHING_OF_RATE = 0.2  # or this part of its rate
 UPSAMPLING = 8  # where an onset is looked for
 CHUNK = 64  # responses that are worked on at a time
-RATES = (8000, 192000)
+RATES = (8000, 192000)  # Hz of responses and RIRs, least and most
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,12 +170,15 @@ class Head:
         return np.moveaxis(np.fft.rfft(wrapped), -1, 0)
 
 
-def load_head(head: str | Path = KEMAR, rate: int = 32000) -> Head:
+def load_head(head: str | Path = KEMAR, rate: int = 32000, *, check: bool = True) -> Head:
     """Return a head.
 
     Args:
         head: "kemar", "sphere", or the path of a SOFA file.
         rate: to which its responses are resampled, Hz.
+        check: refuse a SOFA file whose ears contradict its directions (the nearer ear is the
+            quieter or the later one), that was measured in a room, or whose directions lie in one
+            plane. False takes it as it is.
 
     Raises:
         SceneError: for a file that is missing, or is no SOFA file of head-related responses.
@@ -188,25 +191,32 @@ def load_head(head: str | Path = KEMAR, rate: int = 32000) -> Head:
         )
     name = str(head)
     if name in (KEMAR, SPHERE):
-        return _load(name, 0, int(rate))
+        return _load(name, 0, int(rate), True)
     path = Path(head)
     if not path.is_file():
         raise SceneError(
             f"There is no head {name!r}: it is neither 'kemar' nor 'sphere', nor a SOFA file."
         )
-    return _load(str(path.resolve()), path.stat().st_mtime_ns, int(rate))
+    return _load(str(path.resolve()), path.stat().st_mtime_ns, int(rate), check)
 
 
 @lru_cache(maxsize=8)
-def _load(name: str, changed: int, rate: int) -> Head:
+def _load(name: str, changed: int, rate: int, check: bool) -> Head:
     """Return a head from its source; ``changed`` tells versions of a file apart."""
     if name == SPHERE:
         directions = icosphere(SUBDIVISIONS)
         responses = sphere_responses(directions, rate)
     else:
-        measured = _read_kemar() if name == KEMAR else read_sofa(Path(name))
+        measured = _read_kemar() if name == KEMAR else read_sofa(Path(name), check)
         directions, responses = _with_poles(measured.directions, _resampled(measured, rate), rate)
-    weights = solid_angles(directions)
+    spatial = need("scipy.spatial", "scenes")
+    try:
+        weights = solid_angles(directions)
+    except (ValueError, spatial.QhullError) as error:
+        raise SceneError(
+            f"{name} holds {len(directions)} directions that do not surround a head: they lie in "
+            "one plane with its centre, or two of them are one."
+        ) from error
     responses = _trimmed(_levelled(responses, weights, rate)).astype(np.float32)
     delay = _mean_delay(responses, weights, rate)
     directions.setflags(write=False)

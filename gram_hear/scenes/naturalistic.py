@@ -26,6 +26,7 @@ from typing import Any
 
 from gram_hear.audio.wav import write_wav
 from gram_hear.errors import GramError, OptionError, TaskError
+from gram_hear.foreign import parse_json
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.recipes import (
     Settings,
@@ -84,6 +85,7 @@ def naturalise_task(
     settings: Settings = DEFAULT,
     *,
     jobs: int = 1,
+    check_head: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Naturalised:
     """Put every clip of a task into a scene, and write the task and its localisation task.
@@ -101,6 +103,8 @@ def naturalise_task(
         output: the folder that both tasks are made in.
         settings: how.
         jobs: processes that work side by side; the clips do not depend on their number.
+        check_head: refuse a SOFA file whose ears contradict its directions, and the like, as
+            ``check`` of :func:`gram_hear.scenes.heads.load_head`.
         progress: called with the numbers of clips that are done, and of all.
 
     Raises:
@@ -119,7 +123,7 @@ def naturalise_task(
     with _writing(folder):
         _is_done(localisation_folder(folder), made_of)  # what is in the way shows before any work
         if not _is_done(folder, made_of):
-            _open_all(settings)
+            _open_all(settings, check_head)
             folder.mkdir(parents=True, exist_ok=True)
             _build(task, settings, folder, clips, made_of, jobs, progress)
         if progress is not None:
@@ -137,11 +141,23 @@ def read_manifest(folder: Path) -> Iterator[dict[str, Any]]:
     """
     path = folder / MANIFEST
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb") as file:
             for line in file:
-                yield json.loads(line)
-    except (OSError, ValueError) as error:
+                yield _entry(line, path)
+    except OSError as error:
         raise TaskError(f"{path} cannot be read ({error}); make the task anew.") from error
+
+
+def _entry(line: bytes, path: Path) -> dict[str, Any]:
+    """Return what a line says of a clip, as far as it is used here checked."""
+    entry = parse_json(line, str(path), TaskError)
+    kinds = {"split": str, "file": str, "channels": int, "samples": int, "silent": bool}
+    kinds["scene"] = dict
+    if not isinstance(entry, dict) or not all(
+        isinstance(entry.get(key), kind) for key, kind in kinds.items()
+    ):
+        raise TaskError(f"{path} holds a line that describes no clip; make the task anew.")
+    return entry
 
 
 @contextlib.contextmanager
@@ -265,7 +281,7 @@ def _made_of(task: Task, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _open_all(settings: Settings) -> None:
+def _open_all(settings: Settings, check_head: bool) -> None:
     """Open the head and the sets, so that what is wrong with them shows before any work."""
     assert settings.rate is not None
     open_noise_set(settings.noise and str(settings.noise), settings.rate)
@@ -278,7 +294,7 @@ def _open_all(settings: Settings) -> None:
                 stacklevel=3,
             )
     elif settings.layout == "binaural":
-        load_head(settings.head, settings.rate)
+        load_head(settings.head, settings.rate, check=check_head)
 
 
 # --- making ---------------------------------------------------------------------------------
@@ -433,9 +449,9 @@ class _Journal:
             if not line.endswith(b"\n"):
                 break
             if whole == 0:
-                _compare(folder, json.loads(line), made_of)
+                _compare(folder, parse_json(line, str(folder / JOURNAL), TaskError), made_of)
             else:
-                self._take(json.loads(line), line)
+                self._take(_entry(line, folder / JOURNAL), line)
             whole += len(line)
         self._file.truncate(whole)
         if whole == 0:

@@ -16,6 +16,7 @@ from gram_hear.scenes.archives import NPY, Member, find_below, find_members, fir
 
 NPY_RATE = 32000  # Hz of arrays, which do not say it: that of the published recipe
 TAR = ".tar"
+BLOCK = 2**16  # samples that are decoded at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,15 +169,19 @@ def _read_file(path: Path, rate: int) -> np.ndarray:
 def _read_member(member: Member, rate: int) -> np.ndarray:
     import soundfile
 
+    data, blocks = member.read(), []
     try:
-        with soundfile.SoundFile(io.BytesIO(member.read())) as sound:
+        with soundfile.SoundFile(io.BytesIO(data)) as sound:
             file_rate = sound.samplerate
             check_rate(file_rate, "its header")
-            audio = sound.read(dtype="float32")
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+            sound.seekable = lambda: False  # soundfile would seek after each read
+            # In blocks, since a header may promise more than there is; it alone says the rate.
+            while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
+                blocks.append(block[:, 0].copy())
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError) as error:
         reason = getattr(error, "error_string", error)
         raise SceneError(f"{member} could not be read as sound: {reason}") from error
-    return _resample(audio if audio.ndim == 1 else audio[:, 0], file_rate, rate)
+    return _resample(np.concatenate(blocks or [np.zeros(0, np.float32)]), file_rate, rate)
 
 
 def _resample(audio: np.ndarray, file_rate: int, rate: int) -> np.ndarray:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from gram_hear.audio.files import read_audio
 from gram_hear.errors import AudioError, OptionError, TaskError, nearest
-from gram_hear.scenes.heads import load_head
+from gram_hear.scenes.heads import RATES, load_head
 from gram_hear.scenes.mixing import LARGEST_SNR, below_full_scale, fade, mix, place, to_level
 from gram_hear.scenes.noises import NoiseSet, open_noise
 from gram_hear.scenes.rendering import render, tune
@@ -30,7 +30,6 @@ from gram_hear.scenes.rooms import Scene, draw_room_and_scene
 from gram_hear.scenes.workers import one_thread
 
 FORMATS = {"binaural": "binaural", "ambisonics": "ambisonic"}  # in names of folders -> layouts
-RATES = (8000, 192000)  # Hz, least and most
 ONSET = 0.1  # of an RIR's peak: where the direct sound of one that does not say so begins
 ORIGINS = ("source_sha256", "rirs_sha256", "noise_sha256", "head_sha256")  # of what was read
 SCENE, NOISE, START, SNR, RIR = range(5)  # what draws from a clip's seed
@@ -268,7 +267,8 @@ def _room(recipe: Recipe) -> tuple[np.ndarray, dict[str, Any], str | None]:
         rirs, _ = open_rir_set(recipe.rirs, recipe.layout, recipe.rate)
         return *rirs.read(recipe.index), rirs.name(recipe.index)
     assert recipe.scene is not None
-    head = None if recipe.head is None else load_head(recipe.head, recipe.rate)
+    # A head is checked before the first recipe is drawn, and what was made with it is made again.
+    head = None if recipe.head is None else load_head(recipe.head, recipe.rate, check=False)
     rendered = render(Scene.from_dict(recipe.scene), recipe.layout, recipe.rate, head)
     return rendered.rirs, rendered.metadata, None
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from gram_hear.errors import OptionError, SceneError, nearest
-from gram_hear.scenes.heads import load_head
-from gram_hear.scenes.rendering import LAYOUTS, Rendered, render, tune
+from gram_hear.foreign import parse_json
+from gram_hear.scenes.heads import RATES, load_head
+from gram_hear.scenes.rendering import LAYOUTS, LONGEST, Rendered, render, tune
 from gram_hear.scenes.rir_writers import WRITERS, Place, RirWriter, clear
 from gram_hear.scenes.rirs import (
     BUILDING,
@@ -35,6 +36,7 @@ from gram_hear.scenes.rooms import Ranges, Room, Scene, draw_room, draw_scene
 from gram_hear.scenes.workers import cores, work
 from gram_hear.writing import hold, write_whole
 
+MOST_SCENES = 1_000_000
 PUBLISHED_SECONDS = 3.0  # of RIRs in tars, which must all have the same length
 ROOMS = 50  # drawn until one can have its reverberation time, and a placement
 PLACEMENTS = 20  # drawn in such a room, until one fits
@@ -72,13 +74,20 @@ class RirPlan:
     container: str = "indexed"
 
     def __post_init__(self) -> None:
-        if self.rooms < 1 or self.scenes_per_room < 1 or self.seed < 0 or self.rate < 8000:
+        if self.rooms < 1 or self.scenes_per_room < 1 or self.seed < 0:
             raise OptionError(
-                f"rooms is {self.rooms}, scenes per room {self.scenes_per_room}, seed {self.seed}, "
-                f"rate {self.rate}; they must be at least 1, 1, 0 and 8000 Hz."
+                f"rooms is {self.rooms}, scenes per room {self.scenes_per_room}, seed {self.seed}; "
+                "they must be at least 1, 1 and 0."
             )
-        if self.seconds is not None and not 0.05 <= self.seconds <= 60:
-            raise OptionError(f"seconds is {self.seconds}; it must be 0.05 to 60.")
+        if self.rooms * self.scenes_per_room > MOST_SCENES:
+            raise OptionError(
+                f"{self.rooms} rooms with {self.scenes_per_room} scenes each are more than "
+                f"{MOST_SCENES:,} scenes; build several sets."
+            )
+        if not RATES[0] <= self.rate <= RATES[1]:
+            raise OptionError(f"The rate is {self.rate}; it must be {RATES[0]} to {RATES[1]} Hz.")
+        if self.seconds is not None and not 0.05 <= self.seconds <= LONGEST:
+            raise OptionError(f"seconds is {self.seconds}; it must be 0.05 to {LONGEST:g}.")
         _check_names("layout", self.layouts, tuple(LAYOUTS))
         _check_names("container", (self.container,), CONTAINERS)
         if not (0 <= self.valid < 1 and 0 <= self.test < 1 and self.valid + self.test <= 1):
@@ -158,7 +167,8 @@ def simulate(plan: RirPlan, place: Place) -> list[Rendered]:
             scene,
             layout,
             plan.rate,
-            load_head(plan.head, plan.rate) if layout == "binaural" else None,
+            # Checked before the set is begun.
+            load_head(plan.head, plan.rate, check=False) if layout == "binaural" else None,
             plan.length,
         )
         for layout in plan.layouts
@@ -201,6 +211,7 @@ def build_rirs(
     *,
     jobs: int | None = None,
     force: bool = False,
+    check_head: bool = True,
     progress: Callable[[int, int], None] | None = None,
     simulator: Simulator = simulate,
 ) -> dict[str, int]:
@@ -214,6 +225,8 @@ def build_rirs(
         plan: what the set is made with.
         jobs: processes side by side; None is one for each processor.
         force: replace a set that is there.
+        check_head: refuse a SOFA file whose ears contradict its directions, and the like, as
+            ``check`` of :func:`gram_hear.scenes.heads.load_head`.
         progress: called with the number of scenes done and that of all.
         simulator: what renders a scene; it must be importable by other processes.
 
@@ -228,7 +241,7 @@ def build_rirs(
     if jobs < 1:
         raise OptionError(f"jobs is {jobs}; it must be at least 1.")
     if "binaural" in plan.layouts:
-        load_head(plan.head, plan.rate)
+        load_head(plan.head, plan.rate, check=check_head)
     counts = {split: n * plan.scenes_per_room for split, n in plan.rooms_of_splits.items()}
     progress = progress or _silent
     try:
@@ -287,12 +300,13 @@ def _is_empty(folder: Path) -> bool:
 
 def _read_options(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # as a power cut leaves it
+        return parse_json(path.read_bytes(), str(path), SceneError)
+    except SceneError:  # as a power cut leaves it
         return {}
 
 
-def _differences(found: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+def _differences(found: Any, options: Mapping[str, Any]) -> str:
+    found = found if isinstance(found, dict) else {}
     keys = [key for key in options if found.get(key) != options[key]]
     return "; ".join(f"{key} {found.get(key)}, not {options[key]}" for key in keys)
 

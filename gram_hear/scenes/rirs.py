@@ -13,7 +13,7 @@ Ambisonics lie in the first two in SoundSpaces axes and in the third in AmbiX, a
 they are read.
 """
 
-import json
+import math
 import os
 import re
 from abc import ABC, abstractmethod
@@ -27,8 +27,19 @@ import numpy as np
 from gram_hear.audio.layouts import from_soundspaces
 from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.errors import OptionError, SceneError, nearest
-from gram_hear.scenes.archives import NPY, Member, find_below, find_members, parse_npy, read_npy
+from gram_hear.foreign import LARGEST, parse_json
+from gram_hear.scenes.archives import (
+    NPY,
+    Member,
+    find_below,
+    find_members,
+    parse_npy,
+    read_npy,
+    read_whole,
+)
 from gram_hear.scenes.geometry import unit_vector
+from gram_hear.scenes.heads import RATES
+from gram_hear.scenes.rooms import MOST_NOISES
 
 FORMAT, VERSION = "gram-hear rirs", 1
 DESCRIPTION = "set.json"
@@ -38,6 +49,7 @@ SPLITS = ("train", "valid", "test")
 LAYOUTS = {name: channels for channels, name in LAYOUT_OF_AUDIO.items()}
 PUBLISHED_RATE = 32000  # Hz, of sets that do not say it
 KEYS = {"binaural": "binaural_rir_path", "ambisonic": "ambisonic_rir_path"}
+LONGEST_LINE = 1 << 20  # bytes, of what is known of a scene
 SPLIT_NAME = re.compile(r"(train|val|test)(?:id|idation|ing)?(?![a-z])", re.IGNORECASE)
 
 
@@ -121,7 +133,25 @@ class RirSet(ABC):
         rirs = rirs[heard]
         if self.convention == "soundspaces":
             rirs = from_soundspaces(rirs)
+        _check_metadata(where, metadata, rirs.shape[-1] / self.rate)
         return np.ascontiguousarray(rirs), metadata
+
+
+def _check_metadata(where: str, metadata: Any, seconds: float) -> None:
+    """Check what is computed with: the direction, and when the direct sound arrives."""
+    if not isinstance(metadata, dict):
+        raise SceneError(f"{where}: its metadata is no object; build the set anew.")
+    direction = metadata.get("direction", [1.0, 0.0, 0.0])
+    length = math.hypot(*direction) if _are_numbers(direction) and len(direction) == 3 else 0.0
+    if not 0.99 < length < 1.01:
+        raise SceneError(f"{where}: its direction must be three numbers, of length 1.")
+    delays = metadata.get("direct_delay", [])
+    if not _are_numbers(delays) or not all(0 <= delay <= seconds for delay in delays[:1]):
+        raise SceneError(f"{where}: its direct_delay must be seconds, the first within the RIR.")
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(type(each) in (int, float) for each in values)
 
 
 def open_rirs(path: str | Path, layout: str | None = None, rate: int | None = None) -> RirSet:
@@ -186,9 +216,19 @@ def read_description(path: Path) -> dict[str, Any] | None:
         )
     wanted = {"container": str, "rate": int, "layouts": list, "counts": dict}
     wrong = [key for key, kind in wanted.items() if not isinstance(found.get(key), kind)]
-    layouts = found.get("layouts")
-    if wrong or found["container"] not in CONTAINERS or not layouts or not {*layouts} <= {*LAYOUTS}:
-        raise SceneError(f"{file} is broken ({', '.join(wrong) or 'an unknown value'}).")
+    if not wrong:
+        right = {
+            "container": found["container"] in CONTAINERS,
+            "rate": RATES[0] <= found["rate"] <= RATES[1],
+            "layouts": found["layouts"] and all(each in [*LAYOUTS] for each in found["layouts"]),
+            "counts": all(
+                split in SPLITS and isinstance(count, int) and count >= 0
+                for split, count in found["counts"].items()
+            ),
+        }
+        wrong = [key for key, fits in right.items() if not fits]
+    if wrong:
+        raise SceneError(f"{file} is broken ({', '.join(wrong)}); build the set anew.")
     return found
 
 
@@ -233,12 +273,7 @@ def _find_split(relative: Path) -> str | None:
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SceneError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise SceneError(f"{path} is no JSON ({error}); repair it or fetch it anew.") from error
+    return parse_json(read_whole(path, LARGEST), str(path), SceneError)
 
 
 def _inside(root: Path, folder: Path, relative: str) -> Path | None:
@@ -292,13 +327,14 @@ class IndexedRirs(RirSet):
                 line = file.read(size)
         except OSError as error:
             raise SceneError(f"{self._index(split)} cannot be read: {error.strerror}.") from error
-        try:
-            entry = json.loads(line)
-            if all(isinstance(entry[key], dict) for key in ("files", "metadata")):
-                return entry | {"name": str(entry["name"])}
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise SceneError(f"{self._index(split)} is broken at byte {start}; build the set anew.")
+        where = f"{self._index(split)}, at byte {start},"
+        entry = parse_json(line, where, SceneError)
+        kinds = {"name": str, "files": dict, "metadata": dict}
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(key), kind) for key, kind in kinds.items()
+        ):
+            raise SceneError(f"{where} describes no scene; build the set anew.")
+        return entry
 
     def _load(self, i: int) -> tuple[np.ndarray, dict[str, Any]]:
         entry = self._entry(i)
@@ -314,7 +350,9 @@ def _find_lines(path: Path, split: str) -> list[tuple[str, int, int]]:
     lines, start = [], 0
     try:
         with open(path, "rb") as file:
-            for line in file:
+            while line := file.readline(LONGEST_LINE):
+                if len(line) == LONGEST_LINE:
+                    raise SceneError(f"{path} has a line of more than {LONGEST_LINE:,} bytes.")
                 lines.append((split, start, len(line)))
                 start += len(line)
     except OSError as error:
@@ -406,12 +444,14 @@ class SoundSpacesRirs(RirSet):
         try:
             scene = region["scene"]
             places = [scene["source"], *scene.get("noise", [])]
+            if len(places) > 1 + MOST_NOISES:
+                raise ValueError(f"{len(places) - 1} noises, of {MOST_NOISES} at most")
             names = [str(place["rir"][KEYS[self.layout]]) for place in places]
             metadata = _describe_region(region, self.layout)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise SceneError(f"{where} is not as published: {error!r} is missing or wrong.") from (
-                error
-            )
+            raise SceneError(
+                f"{where} is not as published: {repr(error)[:100]} is missing or wrong."
+            ) from error
         found = [read_npy(self._find(file, name)) for name in names]
         for rir, name in zip(found, names, strict=True):
             if rir.ndim != 2 or len(rir) != LAYOUTS[self.layout] or not rir.shape[1]:
@@ -430,7 +470,7 @@ class SoundSpacesRirs(RirSet):
             paths = self._arrays.get(bare, [])
         else:
             inside = [_inside(self.path, folder, name) for folder in (file.parent, self.path)]
-            paths = [path for path in inside if path is not None and path.is_file()][:1]
+            paths = [path for path in inside if path is not None and os.path.isfile(path)][:1]
             if not any(inside):
                 raise SceneError(
                     f"{file} names {name}, outside the set {self.path}. Give the folder that holds "

@@ -25,6 +25,10 @@ ABSORPTION_DEVIATION = 0.5  # of the logarithm, by surface
 DRAWN_ABSORPTION = 0.5
 SOFTEST_FLOOR = 3.0  # times as absorbent as the walls, with a carpet
 LEAST_DISTANCE = 0.2  # from the head's centre, metres
+SIDES = (0.5, 100.0)  # of rooms, least and most, metres
+LONGEST_RT60 = 10.0  # seconds
+MOST_NOISES = 100
+LARGEST_ORDER = 100  # of image sources: 1.3 million of them
 SIZES = 100  # of rooms, tried for a short RT60
 TRIES = 2000  # placements in one room
 ROOMS = 50  # tried for a placement that is asked for
@@ -65,6 +69,15 @@ class Ranges:
                 raise SceneError(
                     f"{field.name} is drawn from {value}; it must be two numbers, low and high."
                 )
+        for name, most, unit in (
+            *((side, SIDES[1], "m") for side in ("width", "depth", "height")),
+            ("rt60", LONGEST_RT60, "s"),
+            ("noise_sources", MOST_NOISES, "sources"),
+        ):
+            if getattr(self, name)[1] > most:
+                raise SceneError(
+                    f"{name} is drawn from {getattr(self, name)}; {most:g} {unit} is the most."
+                )
         if self.distance[0] < LEAST_DISTANCE:
             raise SceneError(
                 f"Distances are drawn from {self.distance} m; a source must be at least "
@@ -91,8 +104,12 @@ class Room:
     rt60: float
 
     def __post_init__(self) -> None:
-        if len(self.size) != 3 or not all(0 < length < math.inf for length in self.size):
-            raise SceneError(f"The room's size is {self.size}; it must be three lengths in metres.")
+        if len(self.size) != 3 or not all(SIDES[0] <= side <= SIDES[1] for side in self.size):
+            raise SceneError(
+                f"The room's size is {self.size}; it must be three lengths of {SIDES[0]:g} to "
+                f"{SIDES[1]:g} m."
+            )
+        _check_rt60(self.rt60)
         shape = np.shape(self.absorption)
         if shape != (6, len(BANDS)) or not all(0 < a < 1 for row in self.absorption for a in row):
             raise SceneError(
@@ -127,6 +144,12 @@ class Scene:
     noises: tuple[Position, ...] = ()
 
     def __post_init__(self) -> None:
+        if min(self.seed, default=0) < 0 or not math.isfinite(self.yaw):
+            raise SceneError(
+                f"The seed is {self.seed} and the yaw {self.yaw}; seeds must be 0 or more, and the "
+                "yaw a number of degrees."
+            )
+        _check_noise_sources(len(self.noises))
         places = {"listener": self.listener, "source": self.source}
         places |= {f"noise source {i + 1}": place for i, place in enumerate(self.noises)}
         for name, place in places.items():
@@ -186,10 +209,24 @@ class Scene:
                 source=_position(data["source"]),
                 noises=tuple(_position(place) for place in data["noises"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, SceneError):
                 raise
             raise SceneError(f"This is no scene: {type(error).__name__} {error}.") from error
+
+
+def _check_rt60(rt60: float) -> None:
+    if not 0 < rt60 <= LONGEST_RT60:
+        raise SceneError(
+            f"The RT60 is {rt60:g} s; it must be a time above 0, of {LONGEST_RT60:g} s at most."
+        )
+
+
+def _check_noise_sources(count: int) -> None:
+    if not 0 <= count <= MOST_NOISES:
+        raise SceneError(
+            f"{count} noise sources were asked for; there can be 0 or more, up to {MOST_NOISES}."
+        )
 
 
 def _position(values: Iterable[float]) -> Position:
@@ -214,8 +251,7 @@ def draw_room(seed: Sequence[int], ranges: Ranges = Ranges(), *, rt60: float | N
     """
     generator = np.random.default_rng([*seed, 1])
     low, high = ranges.rt60 if rt60 is None else (rt60, rt60)
-    if not 0 < high < math.inf:
-        raise SceneError(f"The RT60 is {high} s; it must be a time above 0.")
+    _check_rt60(high)
     for _ in range(SIZES):
         width, depth, height = (
             float(generator.uniform(*bounds))
@@ -311,8 +347,8 @@ def _check_asked(
             f"The distance is {distance} m; a source must be at least {LEAST_DISTANCE} m from the "
             "head's centre."
         )
-    if noises is not None and noises < 0:
-        raise SceneError(f"{noises} noise sources were asked for; there can be 0 or more.")
+    if noises is not None:
+        _check_noise_sources(noises)
 
 
 def draw_room_and_scene(
@@ -370,6 +406,9 @@ def image_sources(scene: Scene, place: Position, radius: float) -> ImageSources:
     """Return all image sources of a place in the scene's room up to ``radius`` metres away.
 
     Source: Allen and Berkley 1979, as pyroomacoustics computes it.
+
+    Raises:
+        SceneError: for a room so flat or narrow that there would be millions.
     """
     acoustics = need("pyroomacoustics", "scenes")
     room = scene.room
@@ -380,6 +419,11 @@ def image_sources(scene: Scene, place: Position, radius: float) -> ImageSources:
     }
     # The reflections that a straight way of this length can meet, in the worst direction.
     order = math.ceil(radius * math.hypot(*(1 / side for side in room.size))) + 3
+    if order > LARGEST_ORDER:
+        raise SceneError(
+            f"A room of {_metres(room.size)} is too flat or too narrow: its images would be of "
+            f"order {order}, and {LARGEST_ORDER} is the most. Choose a room nearer to a cube."
+        )
     box = acoustics.ShoeBox(list(room.size), fs=2 * BANDS[-1], materials=materials, max_order=order)
     box.add_source(list(place)).add_microphone(list(scene.listener))
     box.image_source_model()

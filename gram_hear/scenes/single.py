@@ -58,6 +58,7 @@ def make_scene(
     snr: float | None = None,
     noise: NoiseSet | None = None,
     head: str | Path | None = None,
+    check_head: bool = True,
     tail: bool = True,
 ) -> MadeScene:
     """Put a sound into a room.
@@ -80,6 +81,8 @@ def make_scene(
         noise: what noise is drawn from; None makes synthetic ones. Needs ``snr``.
         head: whose ears hear, as :func:`gram_hear.scenes.heads.load_head` takes it; None is the
             bundled KEMAR head. Ambisonics have none.
+        check_head: refuse a SOFA file whose ears contradict its directions, and the like, as
+            ``check`` of that function.
         tail: let the room ring on after the sound; otherwise the result is as long as the sound.
 
     Raises:
@@ -89,7 +92,8 @@ def make_scene(
     """
     options = {
         "seed": seed, "azimuth": azimuth, "elevation": elevation, "distance": distance,
-        "rt60": rt60, "snr": snr, "head": None if head is None else str(head), "tail": tail,
+        "rt60": rt60, "snr": snr, "head": None if head is None else str(head),
+        "check_head": check_head, "tail": tail,
     }  # fmt: skip
     _check_options(options, noise, rate)
     if layout == "ambisonic" and head is not None:
@@ -106,7 +110,7 @@ def make_scene(
         noise_sources=0 if snr is None else None,
     )
     scene = tune(drawn)
-    ears = load_head(head or "kemar", rate) if layout == "binaural" else None
+    ears = load_head(head or "kemar", rate, check=check_head) if layout == "binaural" else None
     rendered = render(scene, layout, rate, ears)
     ringing = rendered.rirs.shape[-1] - 1 if tail else 0
     dry = torch.nn.functional.pad(dry, (0, ringing))

@@ -1,0 +1,87 @@
+"""JSON that other people wrote, parsed within bounds.
+
+Files, archives and servers can hold anything: this much of the JSON standard is enough for all
+that is read here, and keeps a crafted text from costing memory, time or a traceback.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from gram_hear.errors import GramError
+
+LARGEST = 64 << 20  # bytes
+DEEPEST = 64  # objects and lists inside each other
+LONGEST = 100  # characters of a number
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character beyond 16 bits
+
+
+def parse_json(data: bytes | str, name: str, error: type[GramError], largest: int = LARGEST) -> Any:
+    """Return what a JSON text holds.
+
+    Args:
+        data: the text, as UTF-8 where it is bytes.
+        name: what it is, at the start of the message: usually the file's path.
+        error: the class that is raised.
+        largest: the size in bytes (or characters) up to which it is parsed at all.
+
+    Raises:
+        error: for text that is larger or no valid JSON in UTF-8, is nested deeper than 64, holds a
+            number longer than 100 characters, beyond float64 or not finite, a key twice in one
+            object, or half a surrogate pair.
+    """
+    try:
+        if len(data) > largest:
+            raise ValueError(f"it is larger than {largest:,} bytes")
+        text = data if isinstance(data, str) else data.decode("utf-8")
+        value = json.loads(
+            text,
+            parse_int=_integer,
+            parse_float=_real,
+            parse_constant=_real,
+            object_pairs_hook=_unique,
+        )
+        _check_depth(value)
+        if SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise error(f"{name} is nested deeper than {DEEPEST} levels, and was not read.") from None
+    except ValueError as fault:
+        raise error(f"{name} is no JSON that can be read: {fault}.") from fault
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > LONGEST:
+        raise ValueError(f"it holds a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _real(digits: str) -> float:
+    if len(digits) > LONGEST or not math.isfinite(value := float(digits)):
+        raise ValueError(f"the number {digits[:20]} is not finite, or too long")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"{twice[:50]!r} stands twice in one object; every key must be unique")
+    return found
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [each for each in level if isinstance(each, (dict, list))]
+        if not level:
+            return
+        level = [child for each in level for child in _children(each)]
+    raise RecursionError
+
+
+def _children(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
