@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import gram_hear
-from gram_hear.checkpoints import store
+from gram_hear.checkpoints import published, store
 from gram_hear.checkpoints.published import published_name
 from gram_hear.checkpoints.store import build_autoencoder, load_checkpoint, save_checkpoint
 from gram_hear.config import Mamba1Config, Mamba2Config, ModelConfig
@@ -940,7 +940,7 @@ def test_sizes_beyond_all_measure_are_refused(make_config, file, backbone, size,
 
 def test_an_error_shows_so_many_faults_and_counts_the_rest(published_tensors, file):
     tensors = published_tensors(2)
-    tensors |= {f"extra.{i}": torch.zeros(1) for i in range(store.FAULTS_SHOWN + 7)}
+    tensors |= {f"extra.{i}": torch.zeros(1) for i in range(published.FAULTS_SHOWN + 7)}
     message = refusal(tensors, file)
     assert "and 7 more" in message
-    assert len(message.splitlines()) < store.FAULTS_SHOWN + 5
+    assert len(message.splitlines()) < published.FAULTS_SHOWN + 5
