@@ -44,6 +44,7 @@ CONFIG_FILE = "config.json"
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 STORED = {"float32": torch.float32, "float16": torch.float16}  # types of the tensors we write
+LONGEST_NAME = 10_000  # of a tensor
 SHARED = 64 << 20  # bytes by which a file's tensors may exceed it, since some share their values
 ZIP_START = b"PK\x03\x04"
 ZIP_HEADER = 1 << 18  # bytes, more than any member of a zip archive has before its content
@@ -298,13 +299,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     if path.stat().st_size == 0:
         raise CheckpointError("The file is empty.")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix not in TORCH_SUFFIXES:
+    if path.suffix not in SUFFIXES:
         raise CheckpointError(
             f"Unknown kind of checkpoint {path.suffix!r}; allowed are {', '.join(SUFFIXES)}."
         )
-    return _read_torch(path)
+    read = _read_torch if path.suffix in TORCH_SUFFIXES else _read_safetensors
+    tensors, metadata = read(path)
+    for name in tensors:
+        if not name.isprintable() or len(name) > LONGEST_NAME:
+            raise CheckpointError(
+                f"A tensor's name, {name[:50]!r}, is not printable or has more than "
+                f"{LONGEST_NAME:,} characters; this is no checkpoint of a model."
+            )
+    return tensors, metadata
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -390,8 +397,8 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     ]
     if others:
         raise CheckpointError(
-            f"Among the tensors stand entries that are no named tensors: {', '.join(others)}. Save "
-            "the state dict alone."
+            "Among the tensors stand entries that are no named tensors: "
+            f"{', '.join(name[:50] for name in others[:10])}. Save the state dict alone."
         )
     _check_stored(content, path.stat().st_size)
     if not isinstance(config, str):
@@ -468,6 +475,11 @@ def _check(
         config: the model's configuration.
         faults: what is known to be wrong already.
     """
+    if len(shapes) > 2 * len(tensors):
+        raise CheckpointError(
+            f"A {describe(config)} has {len(shapes):,} tensors, but the file has {len(tensors):,}; "
+            "it holds another model, or a small part of one."
+        )
     faults = faults + [f"unexpected: {name}" for name in sorted(set(tensors) - set(names.values()))]
     checked = {}
     for name, shape in shapes.items():
