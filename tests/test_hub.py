@@ -368,13 +368,18 @@ def cache(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "kept"}
 
 
+def fetched(hub):
+    """The paths of the files whose content was asked for."""
+    return [path for command, path in hub.requests if command == "GET" and "/api/" not in path]
+
+
 LIES = {
     "ETag": ("../../../kept", "/tmp/made", "a/b", "..", "", "a\\b"),
     "X-Repo-Commit": ("../../../kept", "/tmp", "main", "A" * 40, ""),
     "Content-Length": ("1" + "0" * 15, "-1", "many"),
 }
 LINKED_LIES = {  # of a redirection to where large files are
-    "X-Linked-Etag": LIES["ETag"],
+    "X-Linked-Etag": tuple(filter(None, LIES["ETag"])),  # without one, the other counts
     "X-Linked-Size": LIES["Content-Length"],
     "Location": ("file:///etc/passwd", "ftp://a/b", "http://", "//["),
 }
@@ -395,7 +400,7 @@ def test_an_answer_that_cannot_be_the_hubs_is_refused(storage, header, value, hu
     message = refusal("gramt-mono", cache)
     assert "labhamlet/gramt-mono" in message
     assert "\n" not in message
-    assert "GET" not in [command for command, _ in hub.requests]
+    assert fetched(hub) == []
     assert not list(cache.iterdir())
 
 
@@ -429,7 +434,7 @@ def test_a_file_larger_than_the_disk_is_refused_before_the_download(hub, cache, 
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     assert "has 100 left" in refusal("gramt-mono", cache)
-    assert "GET" not in [command for command, _ in hub.requests]
+    assert fetched(hub) == []
 
 
 @pytest.mark.parametrize("name", ["../../kept", "/etc/passwd", "a/../../b", "a\\b", "C:x", "a//b"])

@@ -144,12 +144,12 @@ def _fetch(
     cached = Path(found) if isinstance(found, str) else None
     if cached is not None and COMMIT.fullmatch(revision or ""):
         return cached, _cached_hash(cached)  # a commit does not change: there is nothing to ask
+    url = hf_hub_url(repository, file, revision=revision)
     try:
-        url = hf_hub_url(repository, file, revision=revision)
         answer = _ask(url, token, patient=cached is None)
     except (EntryNotFoundError, RevisionNotFoundError):
         raise
-    except (HTTPError, OSError, CheckpointError) as error:
+    except (HTTPError, OSError, ValueError, RecursionError) as error:
         cached = cached or _cached_other(repository, suffixes, revision, cache)
         if cached is None and isinstance(error, (HfHubHTTPError, CheckpointError)):
             raise
@@ -379,7 +379,12 @@ def _within(seconds: float, ask: Callable[[], _Answer]) -> _Answer:
     def work() -> None:
         try:
             answers.append(ask())
-        except (HTTPError, OSError, ValueError) as error:
+        except (
+            HTTPError,
+            OSError,
+            ValueError,
+            RecursionError,
+        ) as error:  # the last: of old clients
             failures.append(error)
 
     thread = Thread(target=work, daemon=True)
