@@ -837,6 +837,21 @@ def test_a_part_larger_than_the_file_is_one_line(published_tensors, tmp_path):
     assert "compressed, or larger than the file" in claim(path)
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_file_that_is_cut_or_changed_anywhere_is_refused(legacy, tmp_path):
+    path = tmp_path / "small.pt"
+    torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=not legacy)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 1 if legacy else 7):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        for content in (whole[:place], bytes(changed)):
+            path.write_bytes(content)
+            with pytest.raises(CheckpointError):
+                load_checkpoint(path)
+
+
 @pytest.mark.parametrize("call", [b"__builtin__\nbytearray", b"builtins\nbytearray"])
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_pickle_that_fills_the_memory_is_one_line(call, legacy, tmp_path):

@@ -5,6 +5,7 @@ Only tensors and JSON are ever read: safetensors, or PyTorch files with ``weight
 
 import os
 import re
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -56,12 +57,15 @@ DAMAGE = (
     AssertionError,
     AttributeError,
     EOFError,
+    ImportError,
     LookupError,
     MemoryError,
     RuntimeError,
     TypeError,
     UnpicklingError,
     ValueError,
+    struct.error,
+    zipfile.BadZipFile,
 )
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -340,7 +344,7 @@ def load_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except CheckpointError:
         raise
-    except (*DAMAGE, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise CheckpointError(_why_unsafe(path, error)) from error
 
 
