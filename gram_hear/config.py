@@ -7,12 +7,14 @@ so no number stands in two places.
 import dataclasses
 import json
 import math
+import reprlib
 import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 from gram_hear.errors import ConfigError, nearest
+from gram_hear.foreign import parse_json
 
 FORMAT = "gram-hear/1"
 
@@ -20,8 +22,16 @@ PUBLISHED_LOG_FLOOR = 1.1920929e-07  # float32 epsilon: what the published embed
 TRAINING_LOG_FLOOR = 1e-5  # what the published training of 1 and 2 channels used
 AMBISONIC_LOG_FLOOR = 1e-6
 
-LARGEST = 1_000_000  # any size of a model; above all real ones, and below what breaks a machine
-DEEPEST = 1_000  # layers
+LARGEST = 100_000  # any size of a model; above all real ones, and below what breaks a machine
+LIMITS = {  # of sizes that cost more, or stand for something else
+    "sample_rate": 1_000_000,
+    "f_max": 1_000_000,
+    "n_fft": 16_384,
+    "mels": 512,
+    "depth": 1_000,
+    "heads": 256,
+}
+LONGEST = 1 << 16  # bytes of a configuration
 
 # Raised when embeddings change, if only the default ones: old and new are not taken for the same.
 EMBEDDINGS = 2  # 2: last windows are moved back, or filled with the clip again
@@ -32,6 +42,10 @@ LAYOUT_OF_CHANNELS = {features: layout for layout, (_, features) in LAYOUTS.item
 LAYOUT_OF_AUDIO = {audio: layout for layout, (audio, _) in LAYOUTS.items()}
 
 
+_short = reprlib.Repr()  # a value in a message, however large it is in the file
+_short.maxstring = _short.maxother = 80
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
@@ -39,15 +53,11 @@ def _require(condition: bool, message: str) -> None:
 
 def _require_positive(config: object, *names: str) -> None:
     for name in names:
-        value = getattr(config, name)
+        value, limit = getattr(config, name), LIMITS.get(name, LARGEST)
         _require(
-            0 < value <= LARGEST,
+            0 < value <= limit,
             f"{type(config).__name__}.{name} is {value}; it must be greater than 0 and at most "
-            f"{LARGEST:,}.",
-        )
-        _require(
-            name != "depth" or value <= DEEPEST,
-            f"{type(config).__name__}.depth is {value}; it must be at most {DEEPEST:,}.",
+            f"{limit:,}.",
         )
 
 
@@ -55,8 +65,8 @@ def _require_choice(config: object, name: str, allowed: tuple[str, ...]) -> None
     value = getattr(config, name)
     _require(
         value in allowed,
-        f"{type(config).__name__}.{name} is {value!r}; allowed are {', '.join(allowed)}."
-        + nearest(value, allowed),
+        f"{type(config).__name__}.{name} is {_short.repr(value)}; allowed are "
+        f"{', '.join(allowed)}." + nearest(value, allowed),
     )
 
 
@@ -80,6 +90,11 @@ class FrontEndConfig:
             self.n_fft % 2 == 0 and self.sample_rate % 2 == 0 and math.isfinite(self.log_floor),
             f"FrontEndConfig: n_fft {self.n_fft} and sample_rate {self.sample_rate} must be even, "
             f"and log_floor {self.log_floor} finite.",
+        )
+        _require(
+            self.hop <= self.n_fft,
+            f"FrontEndConfig: hop {self.hop} is longer than a frame of n_fft {self.n_fft} samples; "
+            "sound between the frames would be lost.",
         )
         _require(
             0 <= self.f_min < self.f_max <= self.sample_rate / 2,
@@ -229,7 +244,8 @@ class DecoderConfig:
         )
         _require(
             all(window >= 0 for window in self.windows),
-            f"DecoderConfig: windows {self.windows} must not be negative (0 = global).",
+            f"DecoderConfig: windows {_short.repr(self.windows)} must not be negative "
+            "(0 = global).",
         )
 
 
@@ -304,18 +320,15 @@ class ModelConfig:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> "ModelConfig":
+    def from_json(cls, text: str | bytes) -> "ModelConfig":
         """Read what :meth:`to_json` wrote; an unknown key or a wrong type is a ConfigError."""
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"The model configuration is not JSON: {error}.") from error
+        data = parse_json(text, "The model configuration", ConfigError, LONGEST)
         _require(isinstance(data, dict), "The model configuration must be a JSON object.")
         given = data.pop("format", None)
         _require(
             given == FORMAT,
-            f"The model configuration has format {given!r}; this version reads {FORMAT!r}. "
-            "A newer gram-hear may be needed.",
+            f"The model configuration has format {_short.repr(given)}; this version reads "
+            f"{FORMAT!r}. A newer gram-hear may be needed.",
         )
         return _build(cls, data, "model")
 
@@ -330,7 +343,7 @@ def _build(cls: type[_Config], data: Any, path: str) -> _Config:
     for key in data:
         _require(
             key in hints,
-            f"Configuration '{path}' has the unknown key {key!r}; allowed are "
+            f"Configuration '{path}' has the unknown key {_short.repr(key)}; allowed are "
             f"{', '.join(hints)}." + nearest(key, hints),
         )
     missing = [name for name in hints if name not in data]
@@ -351,8 +364,8 @@ def _backbone_class(data: Any, path: str) -> type[EncoderConfig]:
     backbone = data.get("backbone")
     _require(
         isinstance(backbone, str) and backbone in BACKBONES,
-        f"Configuration '{path}' has backbone {backbone!r}; allowed are {', '.join(BACKBONES)}."
-        + nearest(str(backbone), BACKBONES),
+        f"Configuration '{path}' has backbone {_short.repr(backbone)}; allowed are "
+        f"{', '.join(BACKBONES)}." + nearest(str(backbone), BACKBONES),
     )
     return BACKBONES[typing.cast(str, backbone)]
 
@@ -376,7 +389,7 @@ def _parse(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     _require(
         isinstance(value, hint) and not isinstance(value, bool),
-        f"Configuration '{path}' is {value!r}; it must be of type {hint.__name__}.",
+        f"Configuration '{path}' is {_short.repr(value)}; it must be of type {hint.__name__}.",
     )
     return value
 

@@ -36,8 +36,9 @@ from gram_hear.checkpoints.store import (
     read_tensors,
     write_tensors,
 )
-from gram_hear.config import LAYOUT_OF_AUDIO, ModelConfig
+from gram_hear.config import LAYOUT_OF_AUDIO, LONGEST, ModelConfig
 from gram_hear.errors import AudioError, CheckpointError, OptionError, nearest
+from gram_hear.foreign import parse_json
 from gram_hear.hear import HearModel, Options, check_finite, find_device, from_checkpoint
 from gram_hear.scenes.geometry import angles
 
@@ -386,15 +387,23 @@ def read_head(path: Path) -> tuple[Head, HeadConfig]:
         raise CheckpointError(
             f"{path} cannot be read as a head of localisation: {reason}"
         ) from error
-    head = Head(config.size, config.hidden, config.directions)
-    wanted = {name: tensor.shape for name, tensor in head.state_dict().items()}
-    given = {name: tensor.shape for name, tensor in tensors.items()}
+    size, hidden, directions = config.size, config.hidden, config.directions
+    wanted: dict[str, tuple[int, ...]] = {
+        "mean": (size,),
+        "scale": (size,),
+        "output.weight": (directions, hidden or size),
+        "output.bias": (directions,),
+    }
+    if hidden:
+        wanted |= {"hidden.weight": (hidden, size), "hidden.bias": (hidden,)}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != given or not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise CheckpointError(
             f"{path}: its tensors do not fit a head of {config.size} values, {config.hidden} "
             f"hidden units and {config.directions} directions, or are not finite. Train it anew: "
             "weights/recipe/locator.py."
         )
+    head = Head(size, hidden, directions)
     head.load_state_dict(tensors)
     return head, config
 
@@ -403,9 +412,9 @@ def _parse(text: str | None) -> HeadConfig:
     if text is None:
         raise CheckpointError(f"its metadata have no {HEAD_KEY}; it may be an embedding model.")
     try:
-        given = json.loads(text)
+        given = parse_json(text, f"its {HEAD_KEY}", CheckpointError, LONGEST)
         config = HeadConfig(**given)
-    except (ValueError, TypeError) as error:
+    except TypeError as error:
         raise CheckpointError(f"its {HEAD_KEY} is not understood ({error}).") from error
     wrong = [
         each.name

@@ -204,7 +204,7 @@ class Hub:
     COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of what was there from the start
     TOKEN = "hf_SecretOfTheTests"
     RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
-    API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/(tree|preupload|commit)/([^/]+))?")
+    API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/(revision|preupload|commit)/([^/]+))?")
 
     def __init__(self):
         self.repositories = {}
@@ -214,6 +214,9 @@ class Hub:
         self.large = {}  # what was uploaded and not committed: SHA-256 -> bytes
         self.storage = False
         self.fault = None
+        self.lies = {}  # header -> what is sent instead with every file
+        self.excess = 0  # bytes that follow each file, which is then sent in chunks
+        self.listed = {}  # file -> SHA-256: names that are listed besides, or hashes instead
         self.requests = []
         self.headers = []
         self.stopping = threading.Event()
@@ -309,19 +312,16 @@ class Hub:
         if match is None:  # the client reports its use, and what it found, to the Hub
             self.refuse(request, 404)
             return
-        repository, what, revision = match.groups()
+        repository, _, revision = match.groups()
         if self.missing(request, repository, revision or "main"):
             return
         files = self.repositories[repository]
-        if what == "tree":
-            entries = [
-                {"type": "file", "path": name, "size": len(content), "oid": git_hash(content)}
-                for name, content in files.items()
-            ]
-            self.send_json(request, entries)
-        else:
-            facts = {"id": repository, "private": repository in self.private, "siblings": []}
-            self.send_json(request, facts | {"sha": self.commit(repository)})
+        siblings = [
+            {"rfilename": name, "lfs": {"sha256": oid} if is_large(name) else None}
+            for name, oid in ({n: sha256(c) for n, c in files.items()} | self.listed).items()
+        ]
+        facts = {"id": repository, "private": repository in self.private, "siblings": siblings}
+        self.send_json(request, facts | {"sha": self.commit(repository)})
 
     def resolve(self, request):
         match = self.RESOLVE.fullmatch(request.path)
@@ -329,17 +329,17 @@ class Hub:
         if self.missing(request, repository, revision, file):
             return
         content = self.repositories[repository][file]
-        is_large = file.endswith(".safetensors")
-        oid = sha256(content) if is_large else git_hash(content)
+        oid = sha256(content) if is_large(file) else git_hash(content)
         commit = {} if self.fault == "no commit" else {"X-Repo-Commit": self.commit(repository)}
-        if not (is_large and self.storage):
+        if not (is_large(file) and self.storage):
             self.send_file(request, content, commit | {"ETag": f'"{oid}"'})
             return
         elsewhere = self.endpoint.replace("127.0.0.1", "localhost")
         request.send_response(302)
         linked = {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(content))}
         place = {"Location": f"{elsewhere}/storage/{oid}", "Content-Length": "0"}
-        for name, value in (commit | linked | place | {"ETag": '"of-the-redirect"'}).items():
+        headers = commit | linked | place | {"ETag": '"of-the-redirect"'} | self.lies
+        for name, value in headers.items():
             request.send_header(name, value)
         request.end_headers()
 
@@ -350,12 +350,17 @@ class Hub:
         if start:
             span = f"bytes {first}-{len(content) - 1}/{len(content)}"
             request.send_header("Content-Range", span)
-        for name, value in headers.items():
+        length = {"Content-Length": str(len(content) - first)}
+        if self.excess and request.command == "GET":
+            length = {"Transfer-Encoding": "chunked"}
+        for name, value in (headers | {"Accept-Ranges": "bytes"} | length | self.lies).items():
             request.send_header(name, value)
-        request.send_header("Accept-Ranges", "bytes")
-        request.send_header("Content-Length", str(len(content) - first))
         request.end_headers()
         if request.command == "HEAD":
+            return
+        if self.excess:
+            for chunk in (content, *[bytes(1 << 20)] * (self.excess >> 20), b""):
+                request.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
             return
         if self.fault == "wrong bytes":
             content = content[:-1] + bytes([content[-1] ^ 1])
@@ -426,6 +431,11 @@ class Hub:
         oid = self.commits[repository] = git_hash(body)
         url = f"{self.endpoint}/{repository}/commit/{oid}"
         self.send_json(request, {"commitUrl": url, "commitOid": oid, "success": True})
+
+
+def is_large(name):
+    """Whether the Hub keeps a file of this name beside git, under its SHA-256."""
+    return name.endswith(".safetensors")
 
 
 def sha256(content):

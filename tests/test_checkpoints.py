@@ -1,11 +1,16 @@
 """Checkpoints: every container of the published layout, faults, unsafe files, saving."""
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pickle
+import resource
+import sys
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import gram_hear
-from gram_hear.checkpoints import store
+from gram_hear.checkpoints import published, store
 from gram_hear.checkpoints.published import published_name
 from gram_hear.checkpoints.store import build_autoencoder, load_checkpoint, save_checkpoint
 from gram_hear.config import Mamba1Config, Mamba2Config, ModelConfig
@@ -86,6 +91,9 @@ def wrapped(tensors):
     compiled = {
         name.replace("encoder.layers.", "encoder._orig_mod.layers.")
         .replace("encoder_v.layers.1.", "encoder_v._orig_mod.layers.1.module.")
+        .replace("mlp.", "mlp._checkpoint_wrapped_module.")
+        .replace("mixer.", "_fsdp_wrapped_module.mixer.")
+        .replace("encoder_layer_0.", "encoder_layer_0._fsdp_wrapped_module._orig_mod.")
         .replace("decoder_blocks.0.", "decoder_blocks.0._orig_mod.module.")
         .replace("decoder_v.0.", "decoder_v.0._orig_mod.module."): tensor
         for name, tensor in tensors.items()
@@ -110,9 +118,10 @@ def with_unused_norm(tensors):
         prefixed("a.b_2.model.c."),
         prefixed("_orig_mod."),
         prefixed("module."),
+        prefixed("_fsdp_wrapped_module."),
         wrapped,
     ],
-    ids=["bare", "model", "encoder.model", "encoder", "nested", "_orig_mod", "module", "wrapped"],
+    ids=["bare", "model", "encoder.model", "encoder", "nested", "compile", "module", "fsdp", "all"],
 )
 @pytest.mark.parametrize("kind", ["safetensors", "pt", "state_dict", "model"])
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -678,6 +687,228 @@ def test_a_file_that_may_not_be_read_is_told(published_file, monkeypatch):
         load_checkpoint(path)
 
 
+# --- files that claim more than they hold ---------------------------------------------------
+
+
+@contextlib.contextmanager
+def bounded(seconds=1.0, mebibytes=200):
+    """Fail where what is inside takes longer, or more memory, than an error may."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    yield
+    assert time.process_time() - start < seconds
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert (after - before) * unit < mebibytes << 20
+
+
+def claim(path, **options):
+    """Return the one line with which a file is refused, without time and memory."""
+    with bounded(), pytest.raises(CheckpointError) as error:
+        load_checkpoint(path, **options)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("front_end", "mels"), 1_000_000, "mels is 1000000; it must be"),
+        (("front_end", "n_fft"), 1 << 24, "n_fft is 16777216; it must be"),
+        (("front_end", "hop"), 100_000, "hop 100000 is longer than a frame"),
+        (("front_end", "sample_rate"), 10**9, "sample_rate is 1000000000; it must be"),
+        (("front_end", "log_floor"), 1e300, "log_floor is 1e+300; it must be"),
+        (("front_end", "layout"), "x" * 20_000, "allowed are mono, binaural"),
+        (("encoder", "depth"), 1_000, "but the file has"),
+        (("encoder", "depth"), -3, "depth is -3; it must be"),
+        (("encoder", "width"), 2**62, "width is 4611686018427387904; it must be"),
+        (("encoder", "heads"), "4", "'4'; it must be of type int"),
+        (("decoder", "depth"), 1_000, "but the file has"),
+        (("decoder", "heads"), 2_000, "heads is 2000; it must be"),
+        (("decoder", "windows"), [1] * 10_000, "10000 windows for 8 heads"),
+        (("window_frames",), 10**9, "window_frames is 1000000000; it must be"),
+        (("window_frames",), 10**101, "a number of 102 digits"),
+        (("window_fill",), [[[[[[]]]]]] * 1_000, "must be of type str"),
+    ],
+)
+def test_a_configuration_that_asks_for_too_much_is_one_line(
+    place, value, said, published_file, file
+):
+    save_checkpoint(load_checkpoint(published_file(2)), file)
+    with safe_open(file, framework="pt") as content:
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        config = json.loads(content.metadata()[store.CONFIG_KEY])
+    part = config[place[0]] if len(place) > 1 else config
+    part[place[-1]] = value
+    save_file(tensors, file, {store.CONFIG_KEY: json.dumps(config)})
+    message = claim(file)
+    assert said in message
+    assert len(message) < 1000
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 100_000, '{"a":' * 70, "1e999", "\ud83d", "{}"])
+def test_a_configuration_that_is_no_plain_json_is_one_line(text, file):
+    text = json.dumps(text) if text.startswith("\ud83d") else text
+    save_file({"patches.weight": torch.zeros(1)}, file, {store.CONFIG_KEY: text})
+    assert "configuration" in claim(file)
+
+
+def write_header(path, header, values=b""):
+    """Write a safetensors file whose header need not be true."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + values)
+
+
+def test_two_tensors_of_one_name_are_refused(file):
+    entry = b'"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+    write_header(file, b"{" + entry + b", " + entry.replace(b"F32", b"I32") + b"}", bytes(4))
+    assert "'a' stands twice" in claim(file)
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets"),
+    [((2**40,), (0, 2**42)), ((2**40,), (0, 8)), ((2,), (4, 12)), ((2**62, 2**62), (0, 8))],
+)
+def test_a_header_that_lies_is_one_line(shape, offsets, file):
+    write_header(file, {"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}, bytes(8))
+    assert "not a whole safetensors file" in claim(file)
+
+
+def test_a_header_longer_than_the_file_is_one_line(file):
+    file.write_bytes(b"\xff" * 7 + b"\x7f{}")
+    assert "not a whole safetensors file" in claim(file)
+
+
+def test_a_name_of_a_tensor_stays_on_its_line(file):
+    save_file({"a\n\x1b[31m": torch.zeros(1)}, file)
+    assert r"'a\n\x1b[31m', is not printable" in claim(file)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", ["patch_embed.proj.weight", "mel_scale.fb", PATCH_BIAS])
+def test_a_tensor_that_repeats_one_value_is_one_line(name, legacy, published_tensors, tmp_path):
+    tensors = published_tensors(1) | {name: torch.zeros(1).expand(10**12)}
+    torch.save(tensors, tmp_path / "expand.pt", _use_new_zipfile_serialization=not legacy)
+    message = claim(tmp_path / "expand.pt")
+    assert "4,000,00" in message
+    assert f"{name}, (1000000000000,)" in message
+
+
+def test_tensors_that_share_their_values_load(published_tensors, published_file, tmp_path):
+    tensors = published_tensors(2)
+    shared = torch.cat([tensors[PATCH_BIAS], tensors["cls_token"].flatten()])
+    tensors |= {PATCH_BIAS: shared[:64], "cls_token": shared[64:].view(1, 1, 64)}
+    assert_same(load_tensors(tensors, tmp_path / "p.pt"), load_checkpoint(published_file(2)))
+
+
+def rewrite(path, change, compression=zipfile.ZIP_STORED):
+    """Change the members of a PyTorch file: name -> content -> content."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, change(name, content))
+
+
+def test_values_beyond_the_end_of_the_file_are_one_line(tmp_path):
+    path = tmp_path / "beyond.pt"
+    torch.save({PATCH_BIAS: torch.zeros(100)}, path)
+    count, more = b"cpuq\x06Kd", b"cpuq\x06J\x00\x00\x00\x7f"  # of values, as BININT1 and BININT
+    size, larger = b"Kd\x85", b"J\x00\x00\x00\x7f\x85"
+    rewrite(path, lambda name, content: content.replace(count, more).replace(size, larger))
+    assert "not a whole PyTorch checkpoint" in claim(path)
+
+
+def test_a_compressed_archive_is_one_line(published_tensors, tmp_path):
+    path = tmp_path / "bomb.pt"
+    torch.save(published_tensors(1), path)
+    grow = bytes(64 << 20)
+    rewrite(path, lambda n, c: grow if n.endswith("data/0") else c, zipfile.ZIP_DEFLATED)
+    assert "compressed, or larger than the file" in claim(path)
+
+
+def test_a_part_larger_than_the_file_is_one_line(published_tensors, tmp_path):
+    path = tmp_path / "large.pt"
+    torch.save(published_tensors(1), path)
+    content = bytearray(path.read_bytes())
+    entry = content.find(b"PK\x01\x02")
+    content[entry + 20 : entry + 28] = b"\xff\xff\xff\x7f" * 2  # both sizes of the first member
+    path.write_bytes(content)
+    assert "compressed, or larger than the file" in claim(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_file_that_is_cut_or_changed_anywhere_is_refused(legacy, tmp_path):
+    path = tmp_path / "small.pt"
+    torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=not legacy)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 1 if legacy else 7):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        for content in (whole[:place], bytes(changed)):
+            path.write_bytes(content)
+            with pytest.raises(CheckpointError):
+                load_checkpoint(path)
+
+
+@pytest.mark.parametrize("call", [b"__builtin__\nbytearray", b"builtins\nbytearray"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_fills_the_memory_is_one_line(call, legacy, tmp_path):
+    path = tmp_path / "greedy.pt"
+    evil = b"\x80\x02c" + call + b"\n\x8a\x05" + (10**11).to_bytes(5, "little") + b"\x85R."
+    torch.save({"a": torch.zeros(1)}, path, _use_new_zipfile_serialization=not legacy)
+    if legacy:
+        path.write_bytes(path.read_bytes().replace(b"\x80\x02}q", evil + b"\x80\x02}q", 1))
+    else:
+        rewrite(path, lambda name, content: evil if name.endswith("data.pkl") else content)
+    assert "could fill the memory" in claim(path)
+
+
+@pytest.mark.parametrize("name", ["mel_scale.fb", "patch_embed.proj.weight", PATCH_BIAS])
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(3, 3).to_sparse(),
+        torch.zeros(3, 3).to_sparse_csr(),
+        torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.qint8),
+        torch.sparse_coo_tensor(torch.zeros(2, 1, dtype=torch.long), torch.ones(1), (10**9,) * 2),
+        torch.zeros(10**15, device="meta"),
+    ],
+    ids=["sparse", "rows", "quantised", "large sparse", "meta"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tensors_of_other_kinds_are_one_line(name, tensor, published_tensors, tmp_path):
+    torch.save(published_tensors(1) | {name: tensor}, tmp_path / "odd.pt")
+    assert f"wrong type: {name}" in claim(tmp_path / "odd.pt")
+
+
+def test_a_bias_index_that_is_no_square_builds_none(published_tensors, file):
+    tensors = published_tensors(1) | {
+        BIAS_INDEX.format(0): torch.zeros(2_000_000, dtype=torch.int8)
+    }
+    save_file(tensors, file)
+    with bounded(), pytest.raises(CheckpointError, match=r"different: decoder_blocks\.0"):
+        load_checkpoint(file)
+
+
+def test_a_large_configuration_beside_the_file_is_not_read(small_model, tmp_path):
+    gram_hear.save_pretrained(small_model(1), tmp_path)
+    with open(tmp_path / "config.json", "wb") as content:
+        content.truncate(1 << 33)  # zeros that take no room
+    assert "larger than 65,536 bytes" in claim(tmp_path)
+
+
+def test_an_index_of_parts_is_not_followed(published_tensors, tmp_path):
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    save_file(published_tensors(1), tmp_path / "outside.safetensors")
+    index = {"weight_map": dict.fromkeys(published_tensors(1), "../outside.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        load_checkpoint(folder)
+
+
 # --- folders --------------------------------------------------------------------------------
 
 
@@ -940,7 +1171,7 @@ def test_sizes_beyond_all_measure_are_refused(make_config, file, backbone, size,
 
 def test_an_error_shows_so_many_faults_and_counts_the_rest(published_tensors, file):
     tensors = published_tensors(2)
-    tensors |= {f"extra.{i}": torch.zeros(1) for i in range(store.FAULTS_SHOWN + 7)}
+    tensors |= {f"extra.{i}": torch.zeros(1) for i in range(published.FAULTS_SHOWN + 7)}
     message = refusal(tensors, file)
     assert "and 7 more" in message
-    assert len(message.splitlines()) < store.FAULTS_SHOWN + 5
+    assert len(message.splitlines()) < published.FAULTS_SHOWN + 5

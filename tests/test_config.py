@@ -212,7 +212,7 @@ def test_what_is_no_configuration_is_an_error(text):
     [
         (["front_end", "layout"], "binaurel", "Did you mean 'binaural'"),
         (["front_end", "log_floor"], 0.0, "log_floor"),
-        (["front_end", "log_floor"], float("nan"), "log_floor"),
+        (["front_end", "log_floor"], float("nan"), "NaN is not finite"),
         (["front_end", "hop"], 0, "hop"),
         (["front_end", "f_max"], 17000.0, "half of 32000"),
         (["front_end", "f_min"], 16000.0, "must rise"),

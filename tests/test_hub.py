@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import constants, file_download
 
 import gram_hear
+from gram_hear.checkpoints import hub as hub_files
 from gram_hear.checkpoints import push, store
 from gram_hear.checkpoints.description import describe_checkpoint
 from gram_hear.checkpoints.store import load_checkpoint
@@ -351,6 +352,142 @@ def test_a_cut_download_is_resumed(storage, hub, tmp_path, impatient, monkeypatc
     hub.fault = "break once"
     gram_hear.load_model("gramt-mono", cache_dir=tmp_path)
     assert "bytes=1000-" in [headers.get("range") for headers in hub.headers]
+
+
+# --- a server or a cache that lies ----------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A cache, and beside it a file that nobody may touch."""
+    (tmp_path / "cache").mkdir()
+    kept = tmp_path / "kept"
+    kept.write_bytes(b"mine")
+    yield tmp_path / "cache"
+    assert kept.read_bytes() == b"mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "kept"}
+
+
+def fetched(hub):
+    """The paths of the files whose content was asked for."""
+    return [path for command, path in hub.requests if command == "GET" and "/api/" not in path]
+
+
+LIES = {
+    "ETag": ("../../../kept", "/tmp/made", "a/b", "..", "", "a\\b"),
+    "X-Repo-Commit": ("../../../kept", "/tmp", "main", "A" * 40, ""),
+    "Content-Length": ("1" + "0" * 15, "-1", "many"),
+}
+LINKED_LIES = {  # of a redirection to where large files are
+    "X-Linked-Etag": tuple(filter(None, LIES["ETag"])),  # without one, the other counts
+    "X-Linked-Size": LIES["Content-Length"],
+    "Location": ("file:///etc/passwd", "ftp://a/b", "http://", "//["),
+}
+
+
+@pytest.mark.parametrize(
+    ("storage", "header", "value"),
+    [
+        (storage, header, value)
+        for storage, lies in ((False, LIES), (True, LINKED_LIES))
+        for header, values in lies.items()
+        for value in values
+    ],
+)
+def test_an_answer_that_cannot_be_the_hubs_is_refused(storage, header, value, hub, cache):
+    hub.storage = storage
+    hub.lies = {header: value}
+    message = refusal("gramt-mono", cache)
+    assert "labhamlet/gramt-mono" in message
+    assert "\n" not in message
+    assert fetched(hub) == []
+    assert not list(cache.iterdir())
+
+
+def test_a_server_that_changes_its_answers_writes_nowhere_else(hub, cache):
+    """Only the first answer counts: the client would ask again, and believe the second."""
+    answer = hub.answer
+
+    def then_lie(request):
+        answer(request)
+        hub.lies = {"ETag": '"../../../kept"', "X-Repo-Commit": "../../../kept"}
+
+    hub.answer = then_lie
+    model = gram_hear.load_model("gramt-mono", cache_dir=cache)
+    assert model.source.commit == COMMIT
+
+
+def test_a_lying_server_does_not_keep_a_cached_model_from_loading(hub, cache):
+    gram_hear.load_model("gramt-mono", cache_dir=cache)
+    hub.lies = {"ETag": '"../../../kept"'}
+    with pytest.warns(UserWarning, match="the ETag that it sends is '../../../kept'"):
+        gram_hear.load_model("gramt-mono", cache_dir=cache)
+
+
+def test_a_body_that_exceeds_its_size_is_cut_off(hub, cache):
+    hub.excess = 64 << 20
+    assert "sent more than the" in refusal("gramt-mono", cache)
+    assert sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) < 1000
+
+
+def test_a_file_larger_than_the_disk_is_refused_before_the_download(hub, cache, monkeypatch):
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    assert "has 100 left" in refusal("gramt-mono", cache)
+    assert fetched(hub) == []
+
+
+@pytest.mark.parametrize("name", ["../../kept", "/etc/passwd", "a/../../b", "a\\b", "C:x", "a//b"])
+def test_names_of_files_that_lead_elsewhere_are_refused(name, hub, cache):
+    hub.repositories["someone/odd"] = {"README.md": b"x"}
+    hub.listed = {f"{name}.safetensors": "0" * 64}
+    assert "no name on the Hugging Face Hub" in refusal("someone/odd", cache)
+
+
+def test_a_list_of_files_without_end_is_cut_off(hub, cache, monkeypatch):
+    monkeypatch.setattr(hub_files, "LARGEST_LIST", 2000)
+    hub.repositories["someone/odd"] = {f"{i}.txt": b"" for i in range(100)}
+    assert "sent more than the 2,000 bytes" in refusal("someone/odd", cache)
+
+
+@pytest.mark.parametrize("answer", [[], {}, {"siblings": None}, {"siblings": [1]}])
+def test_a_list_of_files_of_another_form_is_refused(answer, hub, cache):
+    hub.repositories["someone/odd"] = {}
+    hub.tell = lambda request: hub.send_json(request, answer)
+    assert "is no list of files" in refusal("someone/odd", cache)
+
+
+@pytest.mark.parametrize("revision", ["../../kept", "/tmp/made", "..", "a/../../../kept"])
+def test_a_revision_that_leads_elsewhere_is_refused(revision, hub, cache):
+    assert repr(revision) in refusal("gramt-mono", cache, revision=revision)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("etag", ["abc", "d41d8cd98f00b204e9800998ecf8427e-12"])
+def test_the_list_of_files_tells_the_hash_where_the_etag_does_not(etag, links, hub, cache):
+    hub.lies = {"ETag": f'"{etag}"'}
+    gram_hear.load_model("gramt-mono", cache_dir=cache)
+    hub.listed = {"model.safetensors": "0" * 64}
+    message = refusal("gramt-mono", cache)
+    assert f"the Hub's list of files says {'0' * 64}" in message
+
+
+def test_a_link_out_of_the_cache_is_refused_and_what_it_leads_to_is_kept(hub, cache, tmp_path):
+    path = gram_hear.load_model("gramt-mono", cache_dir=cache).source.path
+    path.unlink()
+    path.symlink_to(tmp_path / "kept")
+    message = refusal("gramt-mono", cache)
+    assert f"leads to {tmp_path / 'kept'}, which is not in the cache" in message
+
+
+def test_a_link_to_a_file_that_is_gone_is_fetched_anew_or_named(hub, cache):
+    path = gram_hear.load_model("gramt-mono", cache_dir=cache).source.path
+    path.resolve().unlink()
+    gram_hear.load_model("gramt-mono", cache_dir=cache)
+    path.resolve().unlink()
+    hub.stop()
+    message = refusal("gramt-mono", cache)
+    assert f"{path} is a link to a file that is gone: put it back, or delete the link" in message
 
 
 # --- tokens ---------------------------------------------------------------------------------

@@ -319,6 +319,8 @@ def write_head(path, tensors=None, **changes):
         ({"mean": torch.full((SIZE,), torch.nan)}, {}, "not finite"),
         ({"more": torch.zeros(2)}, {}, "do not fit"),
         ({}, {"hidden": 4}, "do not fit"),
+        *(({}, {key: 10**9}, "do not fit") for key in ("size", "hidden", "directions")),
+        ({}, {"size": 10**101}, "a number of 102 digits"),
         ({}, {"hidden": -1}, "cannot be"),
         ({}, {"directions": 0}, "cannot be"),
         ({}, {"strategy": "cls"}, "cannot be"),

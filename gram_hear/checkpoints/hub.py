@@ -1,23 +1,38 @@
-"""Files from and to the Hugging Face Hub, with its own client; its failures in our words."""
+"""Files from and to the Hugging Face Hub, with its own client; its failures in our words.
 
+The client asks and transfers. What a server says is checked before it becomes part of a path, which
+the client would leave to the server: so the cache is written here, in the client's layout.
+"""
+
+import io
 import os
 import re
+import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
+from urllib.parse import quote, urlsplit
 
-from gram_hear.checkpoints.integrity import check_cached
+from gram_hear.checkpoints.integrity import check_cached, require_inside
 from gram_hear.checkpoints.registry import list_models
-from gram_hear.errors import CheckpointError, OptionError
+from gram_hear.errors import CheckpointError, GramError, OptionError
+from gram_hear.foreign import parse_json
+from gram_hear.writing import write_whole
 
 ANSWER_SECONDS = 3.0  # until the Hub counts as not reached; the client alone tries for 23
 CREATE_SECONDS = 30.0  # until a new repository is there
+PAUSES = (1.0, 2.0)  # seconds before the question is put again to a server that answers 5xx
+LARGEST_FILE = 50_000_000_000  # bytes; above every checkpoint
+LARGEST_LIST = 16 << 20  # bytes of what the Hub says of a repository
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+ETAG = re.compile(r"[0-9A-Za-z_-]{1,128}")
+PATH_PART = re.compile(r"(?!\.{1,2}$)[^\\/:\x00-\x1f\x7f]{1,255}")
 TOKEN = re.compile(r"[\x21-\x7e]+")
 
 _Answer = TypeVar("_Answer")
@@ -64,28 +79,33 @@ def download(
         CheckpointError: where there is no such file, it cannot be reached and is not cached, or
             it is not what it should be (it is then removed from the cache).
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub import constants
+    from huggingface_hub.errors import EntryNotFoundError
 
     _check_token(token)
-    cache = None if cache_dir is None else Path(cache_dir).expanduser().resolve()
+    _require_plain(revision or "main", "the revision")
+    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
     with _download_errors(repository, file, revision):
         try:
-            path, etag = _fetch(repository, file, revision, cache, token, suffixes)
-        except LocalEntryNotFoundError:
-            raise
+            path, expected = _fetch(repository, file, revision, cache, token, suffixes)
         except EntryNotFoundError:
-            there = HfApi(token=token).list_repo_files(repository, revision=revision)
+            there = _list_files(repository, revision, token)
             file = _only(there, suffixes, f"There is no {file} in {repository}")
-            path, etag = _fetch(repository, file, revision, cache, token)
+            path, expected = _fetch(repository, file, revision, cache, token)
     commit = _commit(path, repository)
     what = f"{file} of {repository} on the Hugging Face Hub (commit {commit})"
-    expected = {}
-    if etag is not None and SHA256.fullmatch(etag):
-        expected["the Hub's ETag"] = etag
     if sha256 is not None:
-        expected["gram_hear's registry"] = sha256
-    return Download(path, commit, check_cached(path, what, expected))
+        expected |= {"gram_hear's registry": sha256}
+    return Download(path, commit, check_cached(path, what, expected, cache))
+
+
+def _require_plain(name: str, what: str) -> None:
+    """Refuse a name that is no path below the folder that it is put into."""
+    if not all(PATH_PART.fullmatch(part) for part in name.split("/")):
+        raise CheckpointError(
+            f"{what} is {name[:100]!r}, which is no name on the Hugging Face Hub: it must be a "
+            "relative path without '..', backslashes, colons and control characters."
+        )
 
 
 def _only(files: Iterable[str], suffixes: tuple[str, ...], why: str) -> str:
@@ -104,40 +124,185 @@ def _fetch(
     repository: str,
     file: str,
     revision: str | None,
-    cache: Path | None,
+    cache: Path,
     token: str | None,
     suffixes: tuple[str, ...] = (),
-) -> tuple[Path, str | None]:
-    """Return a file's path in the cache, and its ETag where that is known.
+) -> tuple[Path, dict[str, str]]:
+    """Return a file's path in the cache, and what says which SHA-256 it has.
 
     Without network, the only cached file with one of ``suffixes`` does too.
     """
-    from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HTTPError,
+        RevisionNotFoundError,
+    )
 
     found = try_to_load_from_cache(repository, file, cache, revision)
     cached = Path(found) if isinstance(found, str) else None
     if cached is not None and COMMIT.fullmatch(revision or ""):
-        return cached, _etag(cached)  # a commit does not change: there is nothing to ask
+        return cached, _cached_hash(cached)  # a commit does not change: there is nothing to ask
+    url = hf_hub_url(repository, file, revision=revision)
     try:
-        answer = _ask(hf_hub_url(repository, file, revision=revision), token)
-    except (HTTPError, OSError) as error:
+        answer = _ask(url, token, patient=cached is None)
+    except (EntryNotFoundError, RevisionNotFoundError):
+        raise
+    except (HTTPError, OSError, ValueError, RecursionError) as error:
         cached = cached or _cached_other(repository, suffixes, revision, cache)
+        if cached is None and isinstance(error, (HfHubHTTPError, CheckpointError)):
+            raise
         if cached is None:
             raise CheckpointError(
                 f"{file} of {repository} on the Hugging Face Hub could not be reached, and is not "
-                f"in the cache ({_reason(error)}). Connect to the network once to fetch it. "
-                f"{_offline_models()}"
+                f"in the cache ({_reason(error)}). {_broken_link(cache, repository)}Connect to the "
+                f"network once to fetch it. {_offline_models()}"
             ) from error
         _warn_of_copy(f"{cached.name} of {repository}, commit {_commit(cached, repository)}", error)
-        return cached, _etag(cached)
-    asked = getattr(answer, "commit_hash", None)
-    if cached is None or _commit(cached, repository) != asked:
-        cached = Path(
-            hf_hub_download(repository, file, revision=revision, cache_dir=cache, token=token)
-        )
-    same = answer is not None and _commit(cached, repository) == asked
-    return cached, _etag(cached) or (answer.etag if same else None)
+        return cached, _cached_hash(cached)
+    if cached is None or _commit(cached, repository) != answer.commit:
+        cached = _take(repository, file, revision, answer, cache, token)
+    return cached, (
+        _cached_hash(cached)
+        or _etag_hash(answer.etag)
+        or _listed_hash(repository, file, answer.commit, token)
+    )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server says of a file, checked."""
+
+    commit: str
+    etag: str
+    size: int  # bytes
+    location: str  # where its content is
+
+
+def _check_answer(answer: Any, url: str) -> Answer:
+    """Return the client's HfFileMetadata, each part of it fit for what it is used for."""
+    commit, etag, size = answer.commit_hash, answer.etag, answer.size
+    try:
+        place = urlsplit(answer.location)
+        found = place.scheme in ("http", "https") and place.hostname and place.port != 0
+    except ValueError:
+        found = False
+    faults = {
+        "commit": (commit, COMMIT.fullmatch(commit or "")),
+        "ETag": (etag, ETAG.fullmatch(etag or "")),
+        "size": (size, size is not None and 0 <= size <= LARGEST_FILE),
+        "address of the content": (answer.location, found and answer.location.isprintable()),
+    }
+    for what, (given, fits) in faults.items():
+        if not fits:
+            raise CheckpointError(
+                f"What answers at {url} is no Hugging Face Hub, or a mirror that is out of order: "
+                f"the {what} that it sends is {str(given)[:100]!r}. Check HF_ENDPOINT and your "
+                "proxy, and try again."
+            )
+    return Answer(commit, etag, size, answer.location)
+
+
+def _take(
+    repository: str, file: str, revision: str | None, answer: Answer, cache: Path, token: str | None
+) -> Path:
+    """Fetch a file into the cache, in the client's layout, and return its path there."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import are_symlinks_supported, repo_folder_name
+
+    _require_plain(file, f"a file of {repository}")
+    folder = cache / repo_folder_name(repo_id=repository, repo_type="model")
+    blob, path = folder / "blobs" / answer.etag, folder / "snapshots" / answer.commit / file
+    reference = folder / "refs" / (revision or "main")
+    for each in (blob, path, reference):
+        each.parent.mkdir(parents=True, exist_ok=True)
+        require_inside(each.parent, cache)
+    if not blob.is_file():
+        if answer.size > (free := shutil.disk_usage(cache).free):
+            raise CheckpointError(
+                f"{file} of {repository} has {answer.size:,} bytes, but the disk of {cache} has "
+                f"{free:,} left. Make room, or give another cache_dir."
+            )
+
+        def fetch(temporary: Path) -> None:
+            same = urlsplit(hf_hub_url(repository, file)).netloc == urlsplit(answer.location).netloc
+            with open(temporary, "wb") as content:
+                _get(answer.location, content, answer.size, token if same else False, file)
+                if content.tell() != answer.size:
+                    raise OSError(f"{content.tell():,} of {answer.size:,} bytes came")
+
+        write_whole(blob, fetch)
+    if are_symlinks_supported(cache):
+        write_whole(path, lambda link: link.symlink_to(os.path.relpath(blob, path.parent)))
+    else:
+        os.replace(blob, path)
+    if revision != answer.commit:
+        write_whole(reference, lambda temporary: temporary.write_text(answer.commit))
+    return path
+
+
+class _Bounded:
+    """A file that takes a number of bytes and no more."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.size = file, size
+
+    def write(self, data: bytes) -> int:
+        if self.file.tell() + len(data) > self.size:
+            raise CheckpointError(
+                f"The server sent more than the {self.size:,} bytes that were to come; the rest "
+                "was cut off. Check HF_ENDPOINT and your proxy, and try again."
+            )
+        return self.file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def _get(url: str, file: BinaryIO, size: int, token: str | bool | None, name: str) -> None:
+    """Fetch at most ``size`` bytes into a file, under a progress bar of this name."""
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    headers = build_hf_headers(token=token) | {"Accept-Encoding": "identity"}
+    bounded = cast(BinaryIO, _Bounded(file, size))
+    http_get(url, bounded, headers=headers, displayed_filename=name)
+
+
+def _list_files(repository: str, revision: str | None, token: str | None) -> dict[str, str | None]:
+    """Return a repository's files, each with its SHA-256 where the Hub knows it."""
+    from huggingface_hub import constants
+
+    at = quote(revision or "main", safe="")
+    content = io.BytesIO()
+    url = f"{constants.ENDPOINT}/api/models/{repository}/revision/{at}?blobs=true"
+    _get(url, content, LARGEST_LIST, token, f"files of {repository}")
+    listed = parse_json(content.getvalue(), f"What the Hub says of {repository}", CheckpointError)
+    files: dict[str, str | None] = {}
+    try:
+        for each in listed["siblings"]:
+            _require_plain(each["rfilename"], f"a file of {repository}")
+            files[each["rfilename"]] = (each.get("lfs") or {}).get("sha256")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"What the Hub says of {repository} is no list of files; check HF_ENDPOINT."
+        ) from error
+    return files
+
+
+def _listed_hash(repository: str, file: str, commit: str, token: str | None) -> dict[str, str]:
+    """Return the SHA-256 that the Hub lists for a file, where it can be asked and has one.
+
+    For a server whose ETags are no hashes.
+    """
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        found = _list_files(repository, commit, token).get(file)
+    except (HTTPError, OSError):
+        return {}
+    return {"the Hub's list of files": found} if isinstance(found, str) else {}
 
 
 def _cached_other(
@@ -154,18 +319,28 @@ def _cached_other(
     except LocalEntryNotFoundError:
         return None
     found = [path for path in Path(folder).rglob("*") if path.name.endswith(suffixes)]
-    return found[0] if len(found) == 1 else None
+    return found[0] if len(found) == 1 and found[0].is_file() else None
 
 
-def _ask(url: str, token: str | None) -> Any:
-    """Ask for a file's commit and ETag, once, and wait no longer than ``ANSWER_SECONDS``.
+def _broken_link(cache: Path, repository: str) -> str:
+    """Name a link of a repository's cache to a file that is gone."""
+    from huggingface_hub.file_download import repo_folder_name
 
-    Returns:
-        The client's HfFileMetadata; None where the server answers that it cannot serve the file:
-        the client then fails in its own, more detailed way, or knows how to go on.
+    folder = cache / repo_folder_name(repo_id=repository, repo_type="model")
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.exists():
+            return f"{path} is a link to a file that is gone: put it back, or delete the link. "
+    return ""
+
+
+def _ask(url: str, token: str | None, patient: bool) -> Answer:
+    """Ask for a file's commit, ETag and size, and wait no longer than ``ANSWER_SECONDS``.
+
+    Where ``patient``, a server that answers 5xx is asked again.
 
     Raises:
-        HTTPError, OSError: where the server could not be reached.
+        HTTPError, OSError: where the server could not be reached, or cannot serve the file.
+        CheckpointError: for an answer that cannot be the Hub's.
     """
     from huggingface_hub import constants, get_hf_file_metadata
     from huggingface_hub.errors import HfHubHTTPError
@@ -173,14 +348,21 @@ def _ask(url: str, token: str | None) -> Any:
     seconds = ANSWER_SECONDS
     if constants.HF_HUB_ETAG_TIMEOUT != constants.DEFAULT_ETAG_TIMEOUT:  # the user's own limit
         seconds = constants.HF_HUB_ETAG_TIMEOUT
-    try:
-        return _within(seconds, lambda: get_hf_file_metadata(url, token=token, timeout=seconds))
-    except TimeoutError as error:
-        raise TimeoutError(
-            f"{error}; the environment variable HF_HUB_ETAG_TIMEOUT sets another limit"
-        ) from None
-    except HfHubHTTPError:
-        return None
+    for pause in (*(PAUSES if patient else ()), None):
+        try:
+            answer = _within(
+                seconds, lambda: get_hf_file_metadata(url, token=token, timeout=seconds)
+            )
+            return _check_answer(answer, url)
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"{error}; the environment variable HF_HUB_ETAG_TIMEOUT sets another limit"
+            ) from None
+        except HfHubHTTPError as error:
+            if pause is None or getattr(error.response, "status_code", 0) < 500:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _within(seconds: float, ask: Callable[[], _Answer]) -> _Answer:
@@ -197,7 +379,12 @@ def _within(seconds: float, ask: Callable[[], _Answer]) -> _Answer:
     def work() -> None:
         try:
             answers.append(ask())
-        except (HTTPError, OSError, ValueError) as error:
+        except (
+            HTTPError,
+            OSError,
+            ValueError,
+            RecursionError,
+        ) as error:  # the last: of old clients
             failures.append(error)
 
     thread = Thread(target=work, daemon=True)
@@ -215,9 +402,14 @@ def _commit(path: Path, repository: str) -> str:
     return path.parts[path.parts.index("models--" + repository.replace("/", "--")) + 2]
 
 
-def _etag(path: Path) -> str | None:
-    """Read the ETag from the cache: the name of the blob that the snapshot links to."""
-    return Path(os.readlink(path)).name if path.is_symlink() else None
+def _etag_hash(etag: str) -> dict[str, str]:
+    """Return the SHA-256 that an ETag is: that of every large file on the Hub."""
+    return {"the Hub's ETag": etag} if SHA256.fullmatch(etag) else {}
+
+
+def _cached_hash(path: Path) -> dict[str, str]:
+    """Read the ETag from the cache: it is the name of the blob that the snapshot links to."""
+    return _etag_hash(Path(os.readlink(path)).name) if path.is_symlink() else {}
 
 
 def _warn_of_copy(what: str, error: Exception) -> None:
@@ -239,7 +431,6 @@ def _download_errors(repository: str, file: str, revision: str | None) -> Iterat
         GatedRepoError,
         HFValidationError,
         HTTPError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -247,11 +438,8 @@ def _download_errors(repository: str, file: str, revision: str | None) -> Iterat
     where = f"{repository} on the Hugging Face Hub"
     try:
         yield
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{file} of {where} could not be fetched, and is not in the cache "
-            f"({_reason(error.__cause__ or error)}). {_offline_models()}"
-        ) from error
+    except GramError:
+        raise
     except GatedRepoError as error:
         raise CheckpointError(
             f"{where} is open only to those who were granted access: ask for it on the "
@@ -268,7 +456,7 @@ def _download_errors(repository: str, file: str, revision: str | None) -> Iterat
         raise CheckpointError(f"There is no {file} in {where}.") from error
     except HFValidationError as error:
         raise CheckpointError(f"{repository!r} is no name of a repository: {error}") from error
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{file} of {where} could not be fetched ({_reason(error)}). Try again. "
             f"{_offline_models()}"

@@ -17,21 +17,37 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_cached(path: Path, what: str, expected: Mapping[str, str]) -> str:
+def require_inside(path: Path, cache: Path) -> None:
+    """Refuse a path whose links lead out of the cache.
+
+    Raises:
+        CheckpointError: naming where it leads.
+    """
+    if not path.resolve().is_relative_to(cache):
+        raise CheckpointError(
+            f"{path} leads to {path.resolve()}, which is not in the cache {cache}. If that is "
+            "meant, load the file by its path; if not, delete the link, and load again."
+        )
+
+
+def check_cached(path: Path, what: str, expected: Mapping[str, str], cache: Path) -> str:
     """Return the SHA-256 of a cached file, or remove the file where it has another than expected.
 
     Args:
         path: the file, or the link to it.
         what: what it is, for the message.
         expected: who says which hash -> the hash; empty where none is known.
+        cache: the folder that the file must be in; nothing outside of it is removed.
 
     Raises:
-        CheckpointError: where the hashes differ; the next attempt fetches the file anew.
+        CheckpointError: where the hashes differ; the next attempt fetches the file anew. Also for a
+            file outside of the cache.
     """
+    require_inside(path, cache)
     found = hash_file(path)
     for who, wanted in expected.items():
         if found != wanted.lower():
-            kept = _remove(path)
+            kept = _remove(path, cache)
             fate = (
                 f"It could not be removed from the cache: delete {kept}, and load again."
                 if kept
@@ -45,8 +61,8 @@ def check_cached(path: Path, what: str, expected: Mapping[str, str]) -> str:
     return found
 
 
-def _remove(path: Path) -> Path | None:
-    """Remove a file of the cache and every link on the way to it.
+def _remove(path: Path, cache: Path) -> Path | None:
+    """Remove a file of the cache and every link on the way to it that is in the cache.
 
     A snapshot is a link to a blob, which may be a link to a store that repositories share; where
     there are no symbolic links (Windows) the snapshot is the file itself.
@@ -59,6 +75,8 @@ def _remove(path: Path) -> Path | None:
         chain.append(chain[-1].parent / os.readlink(chain[-1]))
     for each in reversed(chain):  # the content first: a link to nothing is fetched anew
         try:
+            if not each.parent.resolve().is_relative_to(cache):
+                return each
             each.unlink(missing_ok=True)
         except OSError:
             return each

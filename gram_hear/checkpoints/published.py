@@ -5,6 +5,7 @@ Every size is read from the tensors; every tensor must be there, with its shape,
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -27,7 +28,9 @@ from gram_hear.frontend import FrontEnd
 ANCHOR = "patch_embed.proj.weight"  # every published model has it, so it shows the prefix
 HEAD_WIDTH = 64  # of every published encoder; the number of heads leaves no trace in the tensors
 DECODER_HEADS = 8  # of every published decoder; its global heads leave no trace either
-WRAPPERS = re.compile(r"(^|\.)(?:(?:_orig_mod|module)\.)+")  # torch.compile, DataParallel
+# What torch.compile, DataParallel, FSDP and activation checkpointing put into names.
+WRAPPER_NAMES = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+WRAPPERS = re.compile(rf"(^|\.)(?:(?:{'|'.join(WRAPPER_NAMES)})\.)+")
 
 # Our name -> the published name. Exactly one pattern of a model's tables matches each of our names.
 GRAM_T = [
@@ -76,6 +79,7 @@ UNUSED_NORM = {"encoder_norm.weight", "encoder_norm.bias"}  # stored with GRAM-M
 BIAS_TABLE = "relative_position_bias_table"
 BIAS_INDEX = "relative_position_index"
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FAULTS_SHOWN = 200  # of the tensors, in one error
 # Left behind when only the decoder_* tensors were removed from a file: known, and not needed.
 DECODER_REMAINS = {"mask_token", "spec_pred.0.weight", "spec_pred.0.bias"}
 
@@ -114,8 +118,8 @@ def strip_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         short = WRAPPERS.sub(r"\1", name)
         if short in bare:
             raise CheckpointError(
-                f"Two tensors are named {short!r} once _orig_mod. and module. are removed; the "
-                "file must hold one model."
+                f"Two tensors are named {short!r} once the names of wrappers are removed "
+                f"({', '.join(WRAPPER_NAMES)}); the file must hold one model."
             )
         bare[short] = tensor
     anchors = [n for n in bare if n == ANCHOR or n.endswith("." + ANCHOR)]
@@ -137,18 +141,18 @@ def _examples(names: Iterable[str]) -> str:
     return f", such as {', '.join(first)}" if first else ""
 
 
+@cache
+def _known_names() -> re.Pattern:
+    """Return the pattern of all names in the authors' layouts (their numbers aside)."""
+    names = "|".join(re.escape(replacement) for _, replacement in GRAM_T + GRAM_M + BOTH)
+    names = names.replace("ATTENTION", "(?:wmha|attn)")
+    names = names.replace("DECODER", f"(?:{'|'.join(DECODERS.values())})")
+    return re.compile(re.sub(r"\\\\\d", r"[\\w.]+", names))
+
+
 def _is_known(name: str) -> bool:
-    """Whether the authors' layouts have tensors of this name (their numbers aside)."""
-    if name in UNUSED_NORM or name.endswith(
-        ("mel_scale.fb", "spectrogram.window", "." + BIAS_INDEX)
-    ):
-        return True
-    for _, replacement in GRAM_T + GRAM_M + BOTH:
-        pattern = re.escape(replacement).replace("ATTENTION", "(?:wmha|attn)")
-        pattern = pattern.replace("DECODER", f"(?:{'|'.join(DECODERS.values())})")
-        if re.fullmatch(re.sub(r"\\\\\d", r"[\\w.]+", pattern), name):
-            return True
-    return False
+    derived = ("mel_scale.fb", "spectrogram.window", "." + BIAS_INDEX)
+    return name in UNUSED_NORM or name.endswith(derived) or bool(_known_names().fullmatch(name))
 
 
 def read_config(tensors: Mapping[str, Tensor], heads: int | None = None) -> ModelConfig:
@@ -169,9 +173,15 @@ def read_config(tensors: Mapping[str, Tensor], heads: int | None = None) -> Mode
         faults += [
             f"not finite: {name} holds NaN or infinite values"
             for name, tensor in sorted(tensors.items())
-            if tensor.dtype in FLOATING and not tensor.is_meta and not tensor.isfinite().all()
+            if tensor.dtype in FLOATING and not tensor.isfinite().all()
         ]
-        raise CheckpointError("\n  ".join([str(error), *faults])) from error
+        raise CheckpointError("\n  ".join([str(error), *shorten(faults)])) from error
+
+
+def shorten(faults: list[str]) -> list[str]:
+    """Return as many faults as one error shows, and how many more there are."""
+    more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
+    return faults[:FAULTS_SHOWN] + more
 
 
 def _read_config(tensors: Mapping[str, Tensor], heads: int | None) -> ModelConfig:
@@ -348,7 +358,8 @@ def drop_derived(
         elif name.endswith("spectrogram.window"):
             expected = front_end.window
         elif name.endswith("." + BIAS_INDEX):
-            place = torch.arange(tensor.shape[0] if tensor.dim() else 0)
+            square = tensor.dim() == 2 and tensor.shape[0] == tensor.shape[1]
+            place = torch.arange(tensor.shape[0] if square else 0)
             expected = place[:, None] - place + len(place) - 1
         elif name in unused:
             continue

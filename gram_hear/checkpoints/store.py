@@ -5,11 +5,14 @@ Only tensors and JSON are ever read: safetensors, or PyTorch files with ``weight
 
 import os
 import re
+import struct
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from pickle import UnpicklingError
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,8 +29,9 @@ from gram_hear.checkpoints.registry import (
     find_entry,
     unknown_model,
 )
-from gram_hear.config import ModelConfig, named_config
+from gram_hear.config import LONGEST, ModelConfig, named_config
 from gram_hear.errors import CheckpointError, ConfigError, OptionError, nearest
+from gram_hear.foreign import parse_json
 from gram_hear.model import GramModel
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
@@ -41,7 +45,28 @@ CONFIG_FILE = "config.json"
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 STORED = {"float32": torch.float32, "float16": torch.float16}  # types of the tensors we write
-FAULTS_SHOWN = 200  # of the tensors, in one error
+LONGEST_NAME = 10_000  # of a tensor
+SHARED = 64 << 20  # bytes by which a file's tensors may exceed it, since some share their values
+ZIP_START = b"PK\x03\x04"
+ZIP_HEADER = 1 << 18  # bytes, more than any member of a zip archive has before its content
+# Calls in a pickle that the safe loader allows, and that can fill the memory; tensors need neither.
+GREEDY = (b"_codecs\nencode\n", b"__builtin__\nbytearray\n", b"builtins\nbytearray\n")
+# What torch.load raises for a file that is damaged, or holds other things.
+DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -204,8 +229,9 @@ def _read_local(name: str, path: Path, heads: int | None) -> Checkpoint:
     written = path / CONFIG_FILE
     if checkpoint.source.layout == "gram-hear" and written.exists():
         try:
-            config = ModelConfig.from_json(written.read_text(encoding="utf-8"))
-        except (ConfigError, UnicodeDecodeError, OSError) as error:
+            with open(written, "rb") as file:
+                config = ModelConfig.from_json(file.read(LONGEST + 1))
+        except (ConfigError, OSError) as error:
             raise CheckpointError(f"{written} cannot be read: {error}") from error
         if config != checkpoint.config:
             raise CheckpointError(
@@ -253,16 +279,16 @@ def _read(source: Source, heads: int | None) -> Checkpoint:
                     "Leave it out."
                 )
             config = ModelConfig.from_json(metadata[CONFIG_KEY])
-            names = {name: name for name in expected_shapes(config)}
+            shapes = expected_shapes(config)
+            names = {name: name for name in shapes}
             source = replace(source, layout="gram-hear")
         else:
             tensors = published.strip_names(tensors)
             config = published.read_config(tensors, heads)
+            shapes = expected_shapes(config)
             tensors, faults = published.drop_derived(tensors, config)
-            names = {
-                name: published.published_name(name, config) for name in expected_shapes(config)
-            }
-        return Checkpoint(config, _check(tensors, names, config, faults), source)
+            names = {name: published.published_name(name, config) for name in shapes}
+        return Checkpoint(config, _check(tensors, names, shapes, config, faults), source)
     except (CheckpointError, ConfigError, OSError) as error:
         raise CheckpointError(f"{source.path}: {error}") from error
 
@@ -277,25 +303,88 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     if path.stat().st_size == 0:
         raise CheckpointError("The file is empty.")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        except SafetensorError as error:
-            raise CheckpointError(f"This is not a whole safetensors file ({error}).") from error
-    if path.suffix not in TORCH_SUFFIXES:
+    if path.suffix not in SUFFIXES:
         raise CheckpointError(
             f"Unknown kind of checkpoint {path.suffix!r}; allowed are {', '.join(SUFFIXES)}."
         )
-    return _read_torch(path)
+    read = _read_torch if path.suffix in TORCH_SUFFIXES else _read_safetensors
+    tensors, metadata = read(path)
+    for name in tensors:
+        if not name.isprintable() or len(name) > LONGEST_NAME:
+            raise CheckpointError(
+                f"A tensor's name, {name[:50]!r}, is not printable or has more than "
+                f"{LONGEST_NAME:,} characters; this is no checkpoint of a model."
+            )
+    return tensors, metadata
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file, whose library holds every size in it against the file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"This is not a whole safetensors file ({error}).") from error
+    with open(path, "rb") as content:  # the library takes one of two tensors of one name
+        size = int.from_bytes(content.read(8), "little")
+        parse_json(content.read(size), "The header of this safetensors file", CheckpointError)
+    return tensors, metadata
+
+
+def load_torch(path: Path) -> Any:
+    """Return what a PyTorch file holds, on the CPU; no code in it is run.
+
+    Raises:
+        CheckpointError: for a file that is damaged, holds other objects than tensors and plain
+            values, or claims more than it has.
+    """
+    try:
+        zipped = _check_claims(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except CheckpointError:
+        raise
+    except DAMAGE as error:
+        raise CheckpointError(_why_unsafe(path, error)) from error
+
+
+def _check_claims(path: Path) -> bool:
+    """Hold what a PyTorch file claims against what it has, before anything is loaded.
+
+    Returns:
+        Whether it is a zip archive. Such a file is to be mapped: torch takes the size of a tensor's
+        values from the pickle, and only a map ends where the file ends.
+    """
+    with open(path, "rb") as file:
+        zipped = file.read(len(ZIP_START)) == ZIP_START
+        file.seek(0)
+        if zipped:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+            if not stored or sum(m.file_size for m in members) > path.stat().st_size:
+                raise CheckpointError(
+                    "This is not a whole PyTorch checkpoint: its parts are compressed, or larger "
+                    "than the file. Write it again with torch.save."
+                )
+            pickles = []
+            for member in members:
+                if member.filename.endswith("data.pkl"):
+                    file.seek(member.header_offset)
+                    pickles.append(file.read(member.file_size + ZIP_HEADER))
+        else:
+            pickles = [file.read()]
+    if any(call in pickle for call in GREEDY for pickle in pickles):
+        raise CheckpointError(
+            "The file holds bytes objects besides tensors, which could fill the memory when they "
+            "are loaded. Save the state dict alone."
+        )
+    return zipped
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors of a PyTorch file, bare or under ``state_dict`` or ``model``."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for what is not a checkpoint
-        raise CheckpointError(_why_unsafe(path, error)) from error
+    content = load_torch(path)
     config = content.get(CONFIG_KEY) if isinstance(content, Mapping) else None
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -312,20 +401,41 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     ]
     if others:
         raise CheckpointError(
-            f"Among the tensors stand entries that are no named tensors: {', '.join(others)}. Save "
-            "the state dict alone."
+            "Among the tensors stand entries that are no named tensors: "
+            f"{', '.join(name[:50] for name in others[:10])}. Save the state dict alone."
         )
+    _check_stored(content, path.stat().st_size)
     if not isinstance(config, str):
         return dict(content), {}
     named = {name.removeprefix(PRETRAINED): tensor for name, tensor in content.items()}
     return named, {CONFIG_KEY: config}
 
 
+def _check_stored(tensors: Mapping[str, Tensor], size: int) -> None:
+    """Refuse tensors whose values are not all in a file of ``size`` bytes."""
+    for name, tensor in tensors.items():
+        if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
+            kind = f"{tensor.dtype}, {tensor.layout}"
+        elif tensor.is_meta:
+            kind = f"{tensor.dtype}, on {tensor.device}"
+        else:
+            continue
+        raise CheckpointError(f"wrong type: {name} is {kind}; it must be dense, with its values.")
+    claimed = {name: each.numel() * each.element_size() for name, each in tensors.items()}
+    if sum(claimed.values()) > size + SHARED:
+        largest = max(claimed, key=lambda name: claimed[name])
+        raise CheckpointError(
+            f"The tensors are {sum(claimed.values()):,} bytes, but the file has {size:,}: the same "
+            f"values stand for many (the largest is {largest}, {tuple(tensors[largest].shape)}). "
+            "Save whole copies of them: tensor.contiguous().clone()."
+        )
+
+
 def _why_unsafe(path: Path, error: Exception) -> str:
     """Say why PyTorch's safe loader refused a file, naming the classes that it holds."""
     try:
         classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # not a file of torch.save's current form: its first error tells enough
+    except DAMAGE:  # not a file of torch.save's current form: its first error tells enough
         classes = sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error))))
     if not classes:
         return f"This is not a whole PyTorch checkpoint (reading it: {type(error).__name__})."
@@ -338,14 +448,25 @@ def _why_unsafe(path: Path, error: Exception) -> str:
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every tensor of a checkpoint with this configuration."""
+    depths, shallow = {"encoder": config.encoder.depth}, replace(config.encoder, depth=1)
+    decoder = config.decoder
+    if decoder is not None:
+        depths["decoder"], decoder = decoder.depth, replace(decoder, depth=1)
+    config = replace(config, encoder=shallow, decoder=decoder)
     with torch.device("meta"):
-        model = MaskedAutoencoder(config) if config.decoder else GramModel(config)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        model = MaskedAutoencoder(config) if decoder else GramModel(config)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, tensor in model.state_dict().items():  # all blocks are like the first
+        part, first, rest = name.partition(".blocks.0.")
+        each = [f"{part}.blocks.{i}.{rest}" for i in range(depths[part])] if first else [name]
+        shapes |= dict.fromkeys(each, tuple(tensor.shape))
+    return shapes
 
 
 def _check(
     tensors: Mapping[str, Tensor],
     names: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
     config: ModelConfig,
     faults: list[str],
 ) -> dict[str, Tensor]:
@@ -354,12 +475,18 @@ def _check(
     Args:
         tensors: what the file holds.
         names: our name -> the file's name, for every tensor that must be there.
+        shapes: our name -> its shape in our models.
         config: the model's configuration.
         faults: what is known to be wrong already.
     """
+    if len(shapes) > 2 * len(tensors):
+        raise CheckpointError(
+            f"A {describe(config)} has {len(shapes):,} tensors, but the file has {len(tensors):,}; "
+            "it holds another model, or a small part of one."
+        )
     faults = faults + [f"unexpected: {name}" for name in sorted(set(tensors) - set(names.values()))]
     checked = {}
-    for name, shape in expected_shapes(config).items():
+    for name, shape in shapes.items():
         given = names[name]
         wanted = shape if given == name else published.published_shape(name, shape)
         if given not in tensors:
@@ -368,22 +495,16 @@ def _check(
         tensor = tensors[given]
         if tuple(tensor.shape) != wanted:
             faults.append(f"misshapen: {given} is {tuple(tensor.shape)}, must be {wanted}")
-        elif (
-            tensor.dtype not in published.FLOATING
-            or tensor.layout != torch.strided
-            or tensor.is_meta
-        ):
-            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
-            faults.append(f"wrong type: {given} is {kind}, must be a dense 16 to 64-bit float")
+        elif tensor.dtype not in published.FLOATING:
+            faults.append(f"wrong type: {given} is {tensor.dtype}, must be a 16 to 64-bit float")
         elif not torch.isfinite(converted := tensor.to(torch.float32)).all():
             faults.append(f"not finite: {given} holds NaN or infinite values (in float32)")
         else:
             checked[name] = converted.reshape(shape)
     if faults:
-        more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
         raise CheckpointError(
             f"{len(faults)} of the tensors do not fit a {describe(config)}:\n  "
-            + "\n  ".join(faults[:FAULTS_SHOWN] + more)
+            + "\n  ".join(published.shorten(faults))
             + "\nA checkpoint loads whole or not at all (the decoder as a whole may be absent)."
         )
     return checked
