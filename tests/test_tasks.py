@@ -225,7 +225,7 @@ FAULTS = {
     "no JSON": ({"splits": {"train": "{"}}, ["train.json is no JSON"]),
     "a list": ({"splits": {"train": "[]"}}, ["train.json", "object"]),
     "no files": ({"splits": {"valid": {}}}, ["valid.json names no file"]),
-    "file twice": ({"splits": {"test": '{"a": ["low"], "a": []}'}}, ["test.json", "'a' twice"]),
+    "file twice": ({"splits": {"test": '{"a": ["low"], "a": []}'}}, ["test.json", "'a' stands twice"]),
     "file elsewhere": ({"splits": {"test": {"../a": ["low"]}}}, ["'../a'", "without folders"]),
     "unknown label": (
         {"splits": {"test": {"a.wav": ["hihg"]}}},
@@ -344,7 +344,7 @@ def test_tasks_are_described_with_their_faults(make_task, tmp_path):
     for i in range(2):
         path = good / "48000" / "train" / f"train_{i}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_bytes(b"sound")
     make_task("b-v1-full", metadata={"embedding_type": "scenes"})
     make_task("c-v1-full", splits={"valid": "{", "test": {"a.wav": ["mid"]}})
     described = describe_tasks(tmp_path / "tasks")
@@ -357,6 +357,7 @@ def test_tasks_are_described_with_their_faults(make_task, tmp_path):
         "rates": [48000],
         "made": [],
         "missing": {48000: 4},
+        "empty": [],
         "faults": ["4 of 6 audio files are there at no sample rate, such as test/test_0.wav."],
     }
     assert described[1]["name"] == "b-v1-full"
@@ -377,7 +378,7 @@ def test_rates_that_were_made_and_files_that_are_nowhere(make_task, tmp_path):
         for split, file in some:
             path = task.audio(split, file, rate)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.write_bytes(b"sound")
 
     place(48000, files[:3])
     place(44100, files[3:5])

@@ -100,6 +100,18 @@ def draw_settings(
     ]
 
 
+def most_steps(settings: Sequence[Setting], rows: int) -> int:
+    """Return how many optimizer steps a predictor takes at most.
+
+    A point that stops early takes fewer.
+
+    Args:
+        settings: the grid points that are tried.
+        rows: that are trained on.
+    """
+    return max(each.max_epochs * -(-rows // each.batch_size) for each in settings)
+
+
 def _checked(task_name: str, task_grid: Mapping[str, Sequence]) -> dict[str, list]:
     """Return a task's own choices, of the right names and kinds."""
     checked = {}

@@ -13,13 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from gram_hear.errors import AudioError, TaskError
-from gram_hear.tasks import RESAMPLED, Task, names_in
+from gram_hear.tasks import RESAMPLED, SAMPLE_RATES, Task, names_in, sound_header
 from gram_hear.writing import write_whole
+
+
+SILENCE = 1.0  # seconds that stand for a clip without samples
 
 
 @dataclass(frozen=True)
 class Source:
-    """A clip's file: where it is, at which rate, and what it has at the module's rate."""
+    """A clip's file: where it is, at which rate, and what it has at the module's rate.
+
+    One that is ``empty`` holds no samples; what it has is silence of one channel.
+    """
 
     file: str
     path: Path
@@ -27,6 +33,7 @@ class Source:
     samples: int
     channels: int
     time: int = 0  # ns, when the file was last changed
+    empty: bool = False
 
 
 class TaskAudio:
@@ -80,11 +87,16 @@ class TaskAudio:
         return rates[0] if rates else 0
 
     def _header(self, file: str, path: Path, rate: int) -> Source:
-        import soundfile
-
+        if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
+            raise AudioError(
+                f"{path} is in the folder of {rate} Hz; sound has {SAMPLE_RATES[0]} to "
+                f"{SAMPLE_RATES[1]} Hz."
+            )
         with _reading(path):
-            info = soundfile.info(str(path))
+            info = sound_header(path)
             changed = path.stat().st_mtime_ns
+        if info is None:
+            return Source(file, path, rate, round(SILENCE * self.rate), 1, changed, empty=True)
         if info.samplerate != rate:
             raise AudioError(
                 f"{path} has a sample rate of {info.samplerate} Hz; in the folder {rate} it must "
@@ -97,6 +109,8 @@ class TaskAudio:
         """Return a clip, (samples,) or (samples, channels) float32 at the module's rate."""
         import soundfile
 
+        if source.empty:
+            return np.zeros(source.samples, dtype=np.float32)
         with _reading(source.path):
             audio, rate = soundfile.read(str(source.path), dtype="float32", always_2d=True)
         if len(audio) == 0:
@@ -176,6 +190,6 @@ def _reading(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError) as error:
         reason = getattr(error, "error_string", error)
         raise AudioError(f"{path} could not be read as sound: {reason}") from error
