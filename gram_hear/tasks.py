@@ -349,8 +349,7 @@ def _names(path: Path, metadata: dict, key: str) -> tuple[str, ...]:
         or len(set(value)) < len(value)
     ):
         raise TaskError(
-            f"{path}: {key} is {short(value)}; it must be a list of names, each once, at least "
-            "one."
+            f"{path}: {key} is {short(value)}; it must be a list of names, each once, at least one."
         )
     return tuple(value)
 

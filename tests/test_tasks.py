@@ -225,7 +225,10 @@ FAULTS = {
     "no JSON": ({"splits": {"train": "{"}}, ["train.json is no JSON"]),
     "a list": ({"splits": {"train": "[]"}}, ["train.json", "object"]),
     "no files": ({"splits": {"valid": {}}}, ["valid.json names no file"]),
-    "file twice": ({"splits": {"test": '{"a": ["low"], "a": []}'}}, ["test.json", "'a' stands twice"]),
+    "file twice": (
+        {"splits": {"test": '{"a": ["low"], "a": []}'}},
+        ["test.json", "'a' stands twice"],
+    ),
     "file elsewhere": ({"splits": {"test": {"../a": ["low"]}}}, ["'../a'", "without folders"]),
     "unknown label": (
         {"splits": {"test": {"a.wav": ["hihg"]}}},

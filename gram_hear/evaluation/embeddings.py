@@ -11,6 +11,7 @@ that end in ``.partial``. What is renamed is whole. ``embeddings-done.json`` com
 import hashlib
 import json
 import math
+import operator
 import os
 import pickle
 import pickletools
@@ -24,7 +25,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from operator import index
 from pathlib import Path
 from typing import Any, Literal
 
@@ -517,11 +517,11 @@ def _is_state(found: Any, plan: dict[str, list[Source]]) -> bool:
     """Whether what a broken run left is a state that can be gone on from."""
     try:
         return (
-            index(found["budget"]) > 0
+            operator.index(found["budget"]) > 0
             and 0 <= float(found["seconds"]) < math.inf
             and all(
-                0 <= index(found["splits"][split]["files"]) <= len(sources)
-                and index(found["splits"][split]["rows"]) >= 0
+                0 <= operator.index(found["splits"][split]["files"]) <= len(sources)
+                and operator.index(found["splits"][split]["rows"]) >= 0
                 for split, sources in plan.items()
             )
         )
@@ -628,7 +628,7 @@ def open_embeddings(task_folder: Path, split: str) -> np.ndarray:
             f"{task_folder} is not finished: run the embedding again, and it will go on."
         )
     path = task_folder / f"{split}.embeddings.npy"
-    rows, size = _dimensions(task_folder, split)
+    rows, size = dimensions(task_folder, split)
     if not path.is_file():
         raise TaskError(f"There is no {path}; embed the task first.")
     found = path.stat().st_size
@@ -656,7 +656,12 @@ def open_embeddings(task_folder: Path, split: str) -> np.ndarray:
     return embeddings
 
 
-def _dimensions(task_folder: Path, split: str) -> tuple[int, int]:
+def dimensions(task_folder: Path, split: str) -> tuple[int, int]:
+    """Return how many rows a split's embeddings have, and how many values a row.
+
+    Raises:
+        TaskError: where that is not said.
+    """
     path = task_folder / f"{split}.embedding-dimensions.json"
     found = read_json(path)
     if (
@@ -682,7 +687,7 @@ def row_timestamps(task_folder: Path, split: str) -> tuple[list[str], np.ndarray
     """
     path = task_folder / f"{split}.filename-timestamps.json"
     found = read_json(path)
-    rows, _ = _dimensions(task_folder, split)
+    rows, _ = dimensions(task_folder, split)
     if not isinstance(found, list) or len(found) != rows:
         number = len(found) if isinstance(found, list) else "no list of"
         raise TaskError(f"{path} holds {number} timestamps; there are {rows} rows.")
@@ -715,7 +720,7 @@ def row_labels(task: Task, split: str) -> list[list]:
         return event_labels(task, split, *row_timestamps(task.folder, split))
     annotations = task.annotations(split)
     labels = [annotations[file] for file in task.row_files(split)]
-    rows, _ = _dimensions(task.folder, split)
+    rows, _ = dimensions(task.folder, split)
     if rows != len(labels):
         raise TaskError(
             f"{task.folder} has {rows} rows of {split}, and {split}.json names {len(labels)} "
@@ -772,7 +777,7 @@ def _read_pickled_lists(path: Path) -> Any:
     """
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     with open(path, "rb") as file:
         for opcode, value, _ in pickletools.genops(file):
             name = opcode.name
@@ -788,7 +793,7 @@ def _read_pickled_lists(path: Path) -> Any:
                 del stack[start:]
                 stack[-1].extend(items)
             elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
-                memo[len(memo) if value is None else value] = stack[-1]
+                memo[len(memo) if name == "MEMOIZE" else value] = stack[-1]
             elif name in ("BINGET", "LONG_BINGET"):
                 stack.append(memo[value])
             elif name == "STOP":

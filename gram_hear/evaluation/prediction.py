@@ -18,12 +18,13 @@ import torch
 from gram_hear.errors import OptionError, TaskError
 from gram_hear.evaluation.embeddings import (
     PREDICTED,
+    dimensions,
     open_embeddings,
     row_labels,
     row_timestamps,
 )
 from gram_hear.evaluation.events import EventScorer, Timeline, predicted_events, target_events
-from gram_hear.evaluation.grid import Setting, draw_settings
+from gram_hear.evaluation.grid import Setting, draw_settings, most_steps
 from gram_hear.evaluation.lock import locked
 from gram_hear.evaluation.probe import (
     Examples,
@@ -41,6 +42,7 @@ from gram_hear.writing import write_whole
 SCORES_FILE = "test.predicted-scores.json"
 LOCALISATION_FILE = "test.predicted-scores-localization.json"
 DONE_FILE = PREDICTED
+FEWEST_STEPS = 100  # of an optimizer, below which scores say little (docs/decisions.md)
 UNFINISHED = ".prediction.partial"  # a folder for what a run writes until it is whole
 HOW = ("hparams", "postprocessing")  # of a fold's result: what is no number
 EVENT_POSTPROCESSING = {"median_filter_ms": [250], "min_duration": [125, 250]}  # milliseconds
@@ -331,6 +333,22 @@ def settings_of(task: Task, plan: Plan) -> list[Setting]:
     return draw_settings(plan.grid, plan.grid_points, name, own)
 
 
+def optimizer_steps(task: Task, settings: Sequence[Setting]) -> int:
+    """Return how many optimizer steps a predictor takes at most, in the fold that has fewest.
+
+    Args:
+        task: embeddings.
+        settings: the grid points that are tried.
+
+    Raises:
+        TaskError: where it is not said how many rows there are.
+    """
+    rows = {split: dimensions(task.folder, split)[0] for split in task.splits}
+    return min(
+        most_steps(settings, sum(rows[split] for split in fold.training)) for fold in folds_of(task)
+    )
+
+
 @contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
     """Make a folder for what is not whole yet; it is gone afterwards, and so is a killed run's."""
@@ -369,6 +387,7 @@ def _predict(
         "embedding_path": task.name,
         "embedding_size": best.predictor.widths[0],
         "device": plan.device,
+        "optimizer_steps": optimizer_steps(task, settings),
     }
     publish(place, task.folder / DONE_FILE, done_marker)
     return scores

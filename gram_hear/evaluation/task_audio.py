@@ -16,7 +16,6 @@ from gram_hear.errors import AudioError, TaskError
 from gram_hear.tasks import RESAMPLED, SAMPLE_RATES, Task, names_in, sound_header
 from gram_hear.writing import write_whole
 
-
 SILENCE = 1.0  # seconds that stand for a clip without samples
 
 
