@@ -35,6 +35,7 @@ from gram_hear.evaluation.report import (
     RESULTS_FILE,
     columns_of,
     heading_of,
+    notes_of,
     read_results,
     rows_of,
     write_results,
@@ -474,6 +475,8 @@ def _show_results(folder: Path) -> list[str]:
     for row in rows_of(results):
         table.add_row(*row)
     print_table(table)
+    for note in notes_of(results):
+        typer.echo(note)
     try:
         write_results(folder, folder.name, results)
     except GramError as error:

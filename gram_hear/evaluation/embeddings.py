@@ -37,6 +37,7 @@ from gram_hear.evaluation.module import HearModule, is_out_of_memory
 from gram_hear.evaluation.task_audio import SILENCE, Source, TaskAudio
 from gram_hear.interrupts import interrupts_held, result_of, submit
 from gram_hear.tasks import (
+    LONGEST_CLIP,
     METADATA,
     VOCABULARY,
     Task,
@@ -697,8 +698,11 @@ def row_timestamps(task_folder: Path, split: str) -> tuple[list[str], np.ndarray
         base = {each: each.rsplit("/", 1)[-1] for each in dict.fromkeys(paths)}
     except (TypeError, ValueError, AttributeError) as error:
         raise TaskError(f"{path} must hold [file, milliseconds] for each row.") from error
-    if milliseconds.ndim != 1 or not np.isfinite(milliseconds).all():
-        raise TaskError(f"{path} holds timestamps that are not finite numbers.")
+    longest = 1000 * LONGEST_CLIP
+    if milliseconds.ndim != 1 or not (np.abs(milliseconds) <= longest).all():
+        raise TaskError(
+            f"{path} holds timestamps that are no finite numbers of milliseconds up to {longest:g}."
+        )
     return [base[each] for each in paths], milliseconds
 
 

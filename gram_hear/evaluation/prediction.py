@@ -36,13 +36,15 @@ from gram_hear.evaluation.probe import (
     train,
 )
 from gram_hear.evaluation.scores import Metric, named_metric, scene_scores, strict_json
-from gram_hear.tasks import Task, read_json, read_task
+from gram_hear.tasks import Task, read_json, read_task, short
 from gram_hear.writing import write_whole
 
 SCORES_FILE = "test.predicted-scores.json"
 LOCALISATION_FILE = "test.predicted-scores-localization.json"
 DONE_FILE = PREDICTED
 FEWEST_STEPS = 100  # of an optimizer, below which scores say little (docs/decisions.md)
+LONGEST_FILTER = 60_000.0  # milliseconds, of a choice of post-processing
+MOST_FILTERS = 100  # choices of each kind
 UNFINISHED = ".prediction.partial"  # a folder for what a run writes until it is whole
 HOW = ("hparams", "postprocessing")  # of a fold's result: what is no number
 EVENT_POSTPROCESSING = {"median_filter_ms": [250], "min_duration": [125, 250]}  # milliseconds
@@ -206,7 +208,7 @@ def _parameters(task: Task, name: str) -> dict[str, Any]:
     if not isinstance(group, dict):
         raise TaskError(
             f"{task.folder}: evaluation_params must be an object, and its {name} too, of names and "
-            f"lists of choices; here is {group!r}."
+            f"lists of choices; here is {short(group)}."
         )
     return group
 
@@ -217,17 +219,20 @@ def _postprocessing(task: Task) -> list[tuple[float, float]]:
     unknown = set(grid) - set(EVENT_POSTPROCESSING)
     if unknown:
         raise TaskError(
-            f"{task.folder}: event_postprocessing_grid has {', '.join(sorted(unknown))}; allowed "
-            f"are {', '.join(EVENT_POSTPROCESSING)}."
+            f"{task.folder}: event_postprocessing_grid has {short(sorted(unknown))}; allowed are "
+            f" {', '.join(EVENT_POSTPROCESSING)}."
         )
     for name, values in grid.items():
         numbers = isinstance(values, list) and all(
-            isinstance(each, (int, float)) and not isinstance(each, bool) and each >= 0
+            isinstance(each, (int, float))
+            and not isinstance(each, bool)
+            and 0 <= each <= LONGEST_FILTER
             for each in values
         )
-        if not numbers or not values:
+        if not numbers or not 0 < len(values) <= MOST_FILTERS:
             raise TaskError(
-                f"{task.folder}: {name} is {values!r}; it must be a list of milliseconds."
+                f"{task.folder}: {name} is {short(values)}; it must be a list of milliseconds, 1 "
+                f"to {MOST_FILTERS} of them, none above {LONGEST_FILTER:g}."
             )
     return sorted((m, d) for m in grid["median_filter_ms"] for d in grid["min_duration"])
 
@@ -271,7 +276,7 @@ def is_predicted(folder: Path, plan: AnyPlan, force: bool = False) -> bool:
         return False
     done = read_json(marker)
     if not isinstance(done, dict):
-        raise TaskError(f"{marker} holds {done!r}. Use --force to predict the task again.")
+        raise TaskError(f"{marker} holds {short(done)}. Use --force to predict the task again.")
     before = {name: done.get(name) for name in plan.to_dict()}
     if before == plan.to_dict():
         return True
@@ -282,7 +287,7 @@ def is_predicted(folder: Path, plan: AnyPlan, force: bool = False) -> bool:
 
 
 def _listed(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in options.items())
+    return ", ".join(f"{name}={str(value)[:80]}" for name, value in options.items())
 
 
 def predict_task(folder: Path, plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
@@ -328,7 +333,7 @@ def settings_of(task: Task, plan: Plan) -> list[Setting]:
         _postprocessing(task)
     name = task.metadata.get("task_name")
     if not isinstance(name, str):
-        raise TaskError(f"{task.folder}: task_name is {name!r}; it must be the task's name.")
+        raise TaskError(f"{task.folder}: task_name is {short(name)}; it must be the task's name.")
     own = _parameters(task, "task_specific_param_grid")
     return draw_settings(plan.grid, plan.grid_points, name, own)
 
