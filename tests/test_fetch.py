@@ -556,6 +556,20 @@ def inside(extra):
     )
 
 
+def with_properties(**properties):
+    """A member with properties of the POSIX format."""
+    info = tarfile.TarInfo("tasks/x")
+    info.pax_headers = properties
+    return info, b"x"
+
+
+def claiming(size, kind=tarfile.REGTYPE):
+    """An archive whose one member says that it is so large; 50 MiB of zeros follow."""
+    info = tarfile.TarInfo("tasks/x")
+    info.size, info.type = size, kind
+    return gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(50 << 20), 1)
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 @pytest.mark.parametrize("folder", ["tasks", "hear-2021.0.6/tasks", "."])
 def test_layouts_of_archives(zenodo, tmp_path, mode, folder):
@@ -576,6 +590,16 @@ def test_layouts_of_archives(zenodo, tmp_path, mode, folder):
         (lambda: inside(link(f"tasks/{ESC}/link", "/etc/passwd")), "symbolic link"),
         (lambda: inside(link(f"tasks/{ESC}/link", "../../../outside", tarfile.LNKTYPE)), "outside"),
         (lambda: inside(link(f"tasks/{ESC}/pipe", "", tarfile.FIFOTYPE)), "special file"),
+        (lambda: inside(("tasks/" + "d/" * 2000 + "x", b"x")), "'tasks/d/d/d"),
+        (lambda: inside(("x" * 200_000, b"x")), "no path that a task can have"),
+        (lambda: inside(with_properties(path="tasks/a\0b")), r"'tasks/a\x00b'"),
+        (lambda: inside(with_properties(size="-512")), "its size of -512"),
+        (lambda: inside(with_properties(mtime="inf")), "at its member 'tasks/x'"),
+        (lambda: inside(with_properties(**{"GNU.sparse.map": "0,5"})), "sparse"),
+        (lambda: claiming(1 << 40), "more than a task's archive"),
+        (lambda: claiming(-1024), "the size -1024"),
+        (lambda: claiming(1 << 33, tarfile.XHDTYPE), "the size 8589934592"),
+        (lambda: claiming(1 << 29, tarfile.GNUTYPE_LONGNAME), "the size 536870912"),
         (lambda: inside(("tasks/other/task_metadata.json", b"{}")), "must hold one task"),
         (lambda: archive_of([("tasks/readme", b"x")]), "must hold one task"),
         (lambda: archive_of([(f"{ESC}/task_metadata.json", b"{}")]), "no audio at 48000 Hz"),
@@ -593,6 +617,14 @@ def test_archives_that_are_refused_leave_nothing(zenodo, tmp_path, archive, erro
     assert "Nothing of it was kept" in messages
     assert not os.listdir(tasks)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["below", "tasks"]
+
+
+def test_more_members_than_a_task_has(zenodo, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "MOST_MEMBERS", 5)
+    code, _, messages = run("esc50", "-o", tmp_path)
+    assert code == 1
+    assert "6 members" in messages
+    assert not (tmp_path / ESC).exists()
 
 
 def test_a_full_disk_keeps_the_archive(zenodo, tmp_path, monkeypatch):

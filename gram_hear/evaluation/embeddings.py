@@ -701,7 +701,7 @@ def row_timestamps(task_folder: Path, split: str) -> tuple[list[str], np.ndarray
     longest = 1000 * LONGEST_CLIP
     if milliseconds.ndim != 1 or not (np.abs(milliseconds) <= longest).all():
         raise TaskError(
-            f"{path} holds timestamps that are no finite numbers of milliseconds up to {longest:g}."
+            f"{path} holds timestamps that are not finite, or beyond {longest:.0f} milliseconds."
         )
     return [base[each] for each in paths], milliseconds
 

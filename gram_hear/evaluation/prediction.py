@@ -238,7 +238,16 @@ def _postprocessing(task: Task) -> list[tuple[float, float]]:
 
 
 def load_examples(task: Task, splits: Sequence[str]) -> Examples:
-    """Return the embeddings of some splits, one after another, with their targets."""
+    """Return the embeddings of some splits, one after another, with their targets.
+
+    Raises:
+        TaskError: for what is missing or broken, or rows that are not of one width in all splits.
+    """
+    if len(widths := {dimensions(task.folder, split)[1] for split in task.splits}) > 1:
+        raise TaskError(
+            f"{task.folder} has rows of {' and '.join(map(str, sorted(widths)))} values in its "
+            "splits; embed the task anew."
+        )
     tables, targets = [], []
     for split in splits:
         tables.append(torch.from_numpy(open_embeddings(task.folder, split)))
@@ -249,8 +258,7 @@ def load_examples(task: Task, splits: Sequence[str]) -> Examples:
 def _targets(task: Task, split: str) -> np.ndarray:
     """Return a split's targets in row order: (rows, classes) of 0 and 1, or (rows, 3)."""
     if task.kind == "localisation":
-        annotations = task.annotations(split)
-        return np.array([annotations[file] for file in task.row_files(split)], dtype=np.float32)
+        return np.array(row_labels(task, split), dtype=np.float32)
     index = {label: i for i, label in enumerate(task.labels)}
     labels = row_labels(task, split)
     targets = np.zeros((len(labels), len(index)), dtype=np.float32)
