@@ -329,6 +329,21 @@ def test_a_record_of_all_versions_and_one_of_another_form(zenodo, monkeypatch):
         ({"files": [{"key": "a-48000.tar"}]}, "is not understood"),
         ({"files": [{"key": "a-48000.tar", "size": 1, "checksum": "md5:12"}]}, "md5:12"),
         ({"files": [{"key": "a.md", "size": 1, "checksum": "md5:12"}]}, "holds no archive"),
+        ({"files": [{"key": "x" * 10**6 + ".tar", "size": 1}]}, "holds no archive"),
+        ({"files": [], "metadata": {"title": "a\nb\x1b[2J" * 100}}, r"\(ab\[2Jab"),
+        (
+            {
+                "files": [
+                    {
+                        "key": "a-48000.tar",
+                        "size": 1,
+                        "checksum": f"md5:{'0' * 32}",
+                        "links": {"self": "http://localhost:99999/a"},
+                    }
+                ]
+            },
+            "localhost:99999",
+        ),
         (
             {
                 "files": [
@@ -347,6 +362,13 @@ def test_a_record_of_all_versions_and_one_of_another_form(zenodo, monkeypatch):
 def test_a_record_that_is_none(zenodo, monkeypatch, record, error):
     monkeypatch.setattr(zenodo, "record", lambda: record)
     with pytest.raises(TaskError, match=error):
+        fetching.read_record()
+
+
+@pytest.mark.parametrize("body", [b'{"files": ' + b"[" * 5000, b'{"size": ' + b"9" * 5000 + b"}"])
+def test_a_record_that_is_no_json_to_be_read(zenodo, monkeypatch, body):
+    monkeypatch.setattr(fetching, "_open", lambda url: io.BytesIO(body))
+    with pytest.raises(TaskError, match=f"says of record {RECORD} is"):
         fetching.read_record()
 
 

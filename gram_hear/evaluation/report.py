@@ -94,6 +94,8 @@ def read_result(folder: Path, probe: str = "shallow") -> Result | None:
     except TaskError as error:
         raise TaskError(f"{error} Predict the task again, with --force.") from error
     try:
+        if (minutes := _finite(done["time"] / 60)) is None:
+            raise ValueError(f"time is {done['time']}")
         folds: tuple[float | None, ...] = ()
         if "aggregated_scores" in scores:
             found = scores["aggregated_scores"]
@@ -111,7 +113,7 @@ def read_result(folder: Path, probe: str = "shallow") -> Result | None:
             metric=str(metadata["evaluation"][0]),
             score=_finite(score),
             deviation=_finite(deviation),
-            minutes=float(done["time"]) / 60,
+            minutes=minutes,
             grid=str(done["grid"]) if probe == "shallow" else None,
             grid_points=int(done["grid_points"]) if probe == "shallow" else None,
             seed=None if done.get("seed") is None else int(done["seed"]),
