@@ -43,7 +43,7 @@ SCORES_FILE = "test.predicted-scores.json"
 LOCALISATION_FILE = "test.predicted-scores-localization.json"
 DONE_FILE = PREDICTED
 FEWEST_STEPS = 100  # of an optimizer, below which scores say little (docs/decisions.md)
-LONGEST_FILTER = 60_000.0  # milliseconds, of a choice of post-processing
+LONGEST_FILTER = 60_000.0  # milliseconds, of a median filter
 MOST_FILTERS = 100  # choices of each kind
 UNFINISHED = ".prediction.partial"  # a folder for what a run writes until it is whole
 HOW = ("hparams", "postprocessing")  # of a fold's result: what is no number
@@ -219,20 +219,19 @@ def _postprocessing(task: Task) -> list[tuple[float, float]]:
     unknown = set(grid) - set(EVENT_POSTPROCESSING)
     if unknown:
         raise TaskError(
-            f"{task.folder}: event_postprocessing_grid has {short(sorted(unknown))}; allowed are "
-            f" {', '.join(EVENT_POSTPROCESSING)}."
+            f"{task.folder}: event_postprocessing_grid has {', '.join(sorted(unknown))[:80]}; "
+            f"allowed are {', '.join(EVENT_POSTPROCESSING)}."
         )
     for name, values in grid.items():
+        most = LONGEST_FILTER if name == "median_filter_ms" else math.inf
         numbers = isinstance(values, list) and all(
-            isinstance(each, (int, float))
-            and not isinstance(each, bool)
-            and 0 <= each <= LONGEST_FILTER
+            isinstance(each, (int, float)) and not isinstance(each, bool) and 0 <= each <= most
             for each in values
         )
         if not numbers or not 0 < len(values) <= MOST_FILTERS:
             raise TaskError(
                 f"{task.folder}: {name} is {short(values)}; it must be a list of milliseconds, 1 "
-                f"to {MOST_FILTERS} of them, none above {LONGEST_FILTER:g}."
+                f"to {MOST_FILTERS} of them, none above {most:g}."
             )
     return sorted((m, d) for m in grid["median_filter_ms"] for d in grid["min_duration"])
 
