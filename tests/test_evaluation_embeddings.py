@@ -1233,6 +1233,28 @@ def test_float64_is_taken_with_one_warning():
         assert module.scenes(audio).dtype == np.float32
 
 
+def test_timestamps_in_seconds_are_warned_of():
+    """Their events would all fall into the first frames."""
+    module = load_model("faulty", options={"fault": "seconds"}, device="cpu")
+    with pytest.warns(UserWarning, match=r"look like seconds .*clip of 2 s is 1\.95\)"):
+        module.timestamps(np.zeros((2, 2 * RATE), dtype=np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for samples in (2 * RATE, 1600, 900):
+            load_model("faulty", device="cpu").timestamps(np.zeros((1, samples), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [("sample_rate", 10**12), ("sample_rate", 1), ("scene_embedding_size", 10**12)],
+)
+def test_numbers_of_a_model_that_cannot_be(monkeypatch, attribute, value):
+    faulty = load_model("faulty", device="cpu").module
+    monkeypatch.setattr(faulty.Model, attribute, value)
+    with pytest.raises(ModuleError, match=rf"has {attribute} = {value} .*it must be an int from"):
+        load_model("faulty", device="cpu")
+
+
 def test_no_gradients_are_recorded(monkeypatch):
     module = load_model("faulty", device="cpu")
     enabled = []
