@@ -33,8 +33,9 @@ TYPES = {
 }
 SPLITS = ("train", "valid", "test")
 FEWEST_FOLDS = 3  # one to test, one to validate, one to train
-SAMPLE_RATES = (1000, 768_000)  # Hz, the lowest and the highest that sound is read at
+SAMPLE_RATES = (1000, 1_000_000)  # Hz, the lowest and the highest that sound is read at
 LONGEST_CLIP = 86_400.0  # seconds
+LARGEST_EMPTY = 4096  # bytes of a file without samples; in a larger one the header may be wrong
 LONGEST_NAME = 255  # bytes of a file's name, which file systems allow
 MOST_LABELS = 2**16
 LARGEST_JSON = 2**29  # bytes; the events of a large task, and the timestamps of its rows, are long
@@ -245,10 +246,10 @@ def sound_header(path: Path) -> Any:
     """
     import soundfile
 
-    if path.stat().st_size == 0:
+    if (size := path.stat().st_size) == 0:
         return None
     header = soundfile.info(str(path))
-    return header if header.frames > 0 else None
+    return header if header.frames > 0 or size > LARGEST_EMPTY else None
 
 
 def names_in(folder: Path) -> set[str]:

@@ -416,6 +416,13 @@ def test_clips_without_samples_are_named(make_task, tmp_path):
     assert "Of 6 clips, valid/valid_1.wav, test/test_0.wav hold no samples." in fault
     assert "--empty-clips" in fault
 
+    # A recorder that never wrote how much there is: sound follows, so it must not be left out.
+    path = folder / "48000" / "valid" / "valid_1.wav"
+    soundfile.write(path, np.zeros(4800), 48000, subtype="PCM_16")
+    path.write_bytes(path.read_bytes()[:40] + b"\0\0\0\0" + path.read_bytes()[44:])
+    assert soundfile.info(path).frames == 0
+    assert describe_tasks(tmp_path / "tasks")[0]["empty"] == ["test/test_0.wav"]
+
 
 def test_a_task_without_some_files(make_task):
     task = read_task(make_task())
