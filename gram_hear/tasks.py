@@ -239,17 +239,14 @@ class Task:
         return missing
 
 
-def sound_header(path: Path) -> Any:
-    """Return soundfile's description of a sound file; None where it holds no samples.
-
-    Raises what soundfile raises.
-    """
+def holds_no_samples(path: Path) -> bool:
+    """Whether a sound file is empty, by its size and its header; what cannot be read is not."""
     import soundfile
 
-    if (size := path.stat().st_size) == 0:
-        return None
-    header = soundfile.info(str(path))
-    return header if header.frames > 0 or size > LARGEST_EMPTY else None
+    with suppress(soundfile.SoundFileError, OSError, TypeError, ValueError):
+        size = path.stat().st_size
+        return size == 0 or (size <= LARGEST_EMPTY and soundfile.info(str(path)).frames == 0)
+    return False
 
 
 def names_in(folder: Path) -> set[str]:
@@ -571,17 +568,13 @@ def _describe(folder: Path) -> dict[str, Any]:
 
 def _empty_clips(task: Task) -> list[str]:
     """Return the clips that hold no samples at a rate that was not made, as "split/file"."""
-    import soundfile
-
     empty = []
     for split in task.splits:
         there = {rate: names_in(task.folder / str(rate) / split) for rate in task.source_rates()}
         for file in task.raw_annotations(split):
             paths = [task.audio(split, file, rate) for rate in there if file in there[rate]]
-            # What cannot be read for another reason is not empty.
-            with suppress(soundfile.SoundFileError, OSError, TypeError, ValueError):
-                if any(sound_header(path) is None for path in paths):
-                    empty.append(f"{split}/{file}")
+            if any(map(holds_no_samples, paths)):
+                empty.append(f"{split}/{file}")
     return empty
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gram_hear.errors import AudioError, TaskError
-from gram_hear.tasks import RESAMPLED, SAMPLE_RATES, Task, names_in, sound_header
+from gram_hear.tasks import RESAMPLED, SAMPLE_RATES, Task, holds_no_samples, names_in
 from gram_hear.writing import write_whole
 
 SILENCE = 1.0  # seconds that stand for a clip without samples
@@ -86,16 +86,18 @@ class TaskAudio:
         return rates[0] if rates else 0
 
     def _header(self, file: str, path: Path, rate: int) -> Source:
+        import soundfile
+
         if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
             raise AudioError(
                 f"{path} is in the folder of {rate} Hz; sound has {SAMPLE_RATES[0]} to "
                 f"{SAMPLE_RATES[1]} Hz."
             )
+        if holds_no_samples(path):
+            return Source(file, path, rate, round(SILENCE * self.rate), 1, empty=True)
         with _reading(path):
-            info = sound_header(path)
+            info = soundfile.info(str(path))
             changed = path.stat().st_mtime_ns
-        if info is None:
-            return Source(file, path, rate, round(SILENCE * self.rate), 1, changed, empty=True)
         if info.samplerate != rate:
             raise AudioError(
                 f"{path} has a sample rate of {info.samplerate} Hz; in the folder {rate} it must "
