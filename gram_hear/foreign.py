@@ -7,6 +7,7 @@ that is read here, and keeps a crafted text from costing memory, time or a trace
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +19,14 @@ LONGEST = 100  # characters of a number
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character beyond 16 bits
 
 
-def parse_json(data: bytes | str, name: str, error: type[GramError], largest: int = LARGEST) -> Any:
+def parse_json(
+    data: bytes | str,
+    name: str,
+    error: type[GramError],
+    largest: int = LARGEST,
+    *,
+    finite: bool = True,
+) -> Any:
     """Return what a JSON text holds.
 
     Args:
@@ -26,6 +34,7 @@ def parse_json(data: bytes | str, name: str, error: type[GramError], largest: in
         name: what it is, at the start of the message: usually the file's path.
         error: the class that is raised.
         largest: the size in bytes (or characters) up to which it is parsed at all.
+        finite: whether NaN and Infinity, which Python writes and the standard lacks, are refused.
 
     Raises:
         error: for text that is larger or no valid JSON in UTF-8, is nested deeper than 64, holds a
@@ -40,7 +49,7 @@ def parse_json(data: bytes | str, name: str, error: type[GramError], largest: in
             text,
             parse_int=_integer,
             parse_float=_real,
-            parse_constant=_real,
+            parse_constant=_real if finite else float,
             object_pairs_hook=_unique,
         )
         _check_depth(value)
@@ -67,8 +76,7 @@ def _real(digits: str) -> float:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in found if keys.count(key) > 1)
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"{twice[:50]!r} stands twice in one object; every key must be unique")
     return found
 

@@ -8,17 +8,20 @@ Source of the format: the HEAR benchmark (hearbenchmark.com), heareval 2021.1.3.
 """
 
 import csv
-import json
 import math
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from gram_hear.errors import TaskError, nearest
+from gram_hear.foreign import parse_json
 
 METADATA, VOCABULARY = "task_metadata.json", "labelvocabulary.csv"
 RESAMPLED = "resampled.json"  # stands in a rate's folder whose audio was made from another rate's
@@ -30,6 +33,12 @@ TYPES = {
 }
 SPLITS = ("train", "valid", "test")
 FEWEST_FOLDS = 3  # one to test, one to validate, one to train
+SAMPLE_RATES = (1000, 1_000_000)  # Hz, the lowest and the highest that sound is read at
+LONGEST_CLIP = 86_400.0  # seconds
+LARGEST_EMPTY = 4096  # bytes of a file without samples; in a larger one the header may be wrong
+LONGEST_NAME = 255  # bytes of a file's name, which file systems allow
+MOST_LABELS = 2**16
+LARGEST_JSON = 2**29  # bytes; the events of a large task, and the timestamps of its rows, are long
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +88,7 @@ class Task:
         """
         if split not in self.splits:
             raise TaskError(
-                f"{self.name} has no split {split!r}; it has {', '.join(self.splits)}."
+                f"{self.name} has no split {short(split)}; it has {', '.join(self.splits)}."
                 + nearest(split, self.splits)
             )
         if split not in self._raw:
@@ -113,7 +122,7 @@ class Task:
 
     def _scene(self, place: str, value: Any) -> list[str]:
         if not isinstance(value, list):
-            raise TaskError(f"{place} has {value!r}; it must have a list of labels.")
+            raise TaskError(f"{place} has {short(value)}; it must have a list of labels.")
         if self.prediction_type == "multiclass" and len(value) != 1:
             raise TaskError(
                 f"{place} has {len(value)} labels; the task is multiclass, where every file has "
@@ -124,8 +133,8 @@ class Task:
     def _label(self, place: str, label: Any) -> str:
         if not isinstance(label, str | int) or str(label) not in self._known:
             raise TaskError(
-                f"{place} has the label {label!r}, which {VOCABULARY} ({len(self.labels)} labels) "
-                f"lacks.{nearest(label, self.labels)}"
+                f"{place} has the label {short(label)}, which {VOCABULARY} ({len(self.labels)} "
+                f"labels) lacks.{nearest(str(label)[:80], self.labels)}"
             )
         return str(label)
 
@@ -136,20 +145,23 @@ class Task:
     def _events(self, place: str, value: Any) -> list[dict[str, Any]]:
         if not isinstance(value, list) or not all(isinstance(event, dict) for event in value):
             raise TaskError(
-                f"{place} has {_short(value)}; it must have a list of events: "
+                f"{place} has {short(value)}; it must have a list of events: "
                 '{"label": ..., "start": ms, "end": ms}.'
             )
         return [self._event(place, event) for event in value]
 
     def _event(self, place: str, event: dict[str, Any]) -> dict[str, Any]:
         if missing := [key for key in ("label", "start", "end") if key not in event]:
-            raise TaskError(f"{place} has an event without {' and '.join(missing)}: {event}.")
+            raise TaskError(
+                f"{place} has an event without {' and '.join(missing)}: {short(event)}."
+            )
         label = self._label(place, event["label"])
         start, end = event["start"], event["end"]
-        if not (_is_number(start) and _is_number(end)):
+        longest = 1000 * LONGEST_CLIP
+        if not all(_is_number(each) and abs(each) <= longest for each in (start, end)):
             raise TaskError(
-                f"{place} has an event of {label} from {start!r} to {end!r}; both must be finite "
-                "numbers of milliseconds."
+                f"{place} has an event of {label} from {short(start)} to {short(end)}; both must "
+                f"be finite numbers of milliseconds, at most {longest:.0f}."
             )
         if end < start:
             raise TaskError(
@@ -161,7 +173,7 @@ class Task:
     def _direction(self, place: str, value: Any) -> list[float]:
         if not isinstance(value, list) or len(value) != 3 or not all(map(_is_number, value)):
             raise TaskError(
-                f"{place} has {_short(value)}; other files have directions, so it must have three "
+                f"{place} has {short(value)}; other files have directions, so it must have three "
                 "finite numbers: [x, y, z]."
             )
         if not any(value):
@@ -182,12 +194,31 @@ class Task:
                 generator.shuffle(self._orders[name])
         return self._orders[split]
 
+    def without(self, left_out: Mapping[str, Container[str]]) -> "Task":
+        """Return the task without some files of its splits, as if they were not named there.
+
+        Args:
+            left_out: split -> names of files.
+
+        Raises:
+            TaskError: where a split has no other files.
+        """
+        kept = replace(self)
+        for split in self.splits:
+            raw = self.raw_annotations(split)
+            kept._raw[split] = {
+                file: value for file, value in raw.items() if file not in left_out.get(split, ())
+            }
+            if not kept._raw[split]:
+                raise TaskError(f"{self.name} has no clip of {split} that holds samples.")
+        return kept
+
     def rates(self) -> list[int]:
         """Return the sample rates in Hz whose folders are there, rising."""
         return sorted(
             int(path.name)
             for path in self.folder.iterdir()
-            if path.name.isdecimal() and path.is_dir()
+            if path.name.isascii() and path.name.isdecimal() and path.is_dir()
         )
 
     def source_rates(self) -> list[int]:
@@ -208,6 +239,16 @@ class Task:
         return missing
 
 
+def holds_no_samples(path: Path) -> bool:
+    """Whether a sound file is empty, by its size and its header; what cannot be read is not."""
+    import soundfile
+
+    with suppress(soundfile.SoundFileError, OSError, TypeError, ValueError):
+        size = path.stat().st_size
+        return size == 0 or (size <= LARGEST_EMPTY and soundfile.info(str(path)).frames == 0)
+    return False
+
+
 def names_in(folder: Path) -> set[str]:
     """Return the names in a folder; none where there is no such folder."""
     return set(os.listdir(folder)) if folder.is_dir() else set()
@@ -217,7 +258,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return what a file holds as a message may show it: on one line, 80 characters at most."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -241,14 +283,14 @@ def read_task(folder: Path) -> Task:
         )
     metadata = read_json(path)
     if not isinstance(metadata, dict):
-        raise TaskError(f"{path} holds {_short(metadata)}; it must hold an object with keys.")
+        raise TaskError(f"{path} holds {short(metadata)}; it must hold an object with keys.")
     types = {key: _choice(path, metadata, key, allowed) for key, allowed in TYPES.items()}
     splits = _read_splits(path, metadata, types["split_mode"])
     duration = metadata.get("sample_duration")
-    if duration is not None and not (_is_number(duration) and duration > 0):
+    if duration is not None and not (_is_number(duration) and 0 < duration <= LONGEST_CLIP):
         raise TaskError(
-            f"{path}: sample_duration is {duration!r}; it must be a number of seconds above 0, or "
-            "null where clips differ in length."
+            f"{path}: sample_duration is {short(duration)}; it must be a number of seconds above "
+            f"0, at most {LONGEST_CLIP:.0f}, or null where clips differ in length."
         )
     kind = types["embedding_type"]
     if kind == "scene" and _has_directions(folder / f"{splits[0]}.json"):
@@ -267,27 +309,18 @@ def read_task(folder: Path) -> Task:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds.
+    """Return what a JSON file holds; NaN and infinity, which the original kit writes, are kept.
 
     Raises:
-        TaskError: for a file that cannot be read or is no JSON, or an object with a key twice.
+        TaskError: for a file that cannot be read, is larger than 512 MiB, or is refused by
+            :func:`gram_hear.foreign.parse_json`.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in found if keys.count(key) > 1)
-            raise TaskError(f"{path} has {twice!r} twice in one object; every key must be unique.")
-        return found
-
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        with open(path, "rb") as file:
+            data = file.read(min(os.fstat(file.fileno()).st_size, LARGEST_JSON) + 1)
     except OSError as error:
         raise TaskError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except TaskError:
-        raise
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON
-        raise TaskError(f"{path} is no JSON ({error}); repair it or fetch it anew.") from error
+    return parse_json(data, str(path), TaskError, LARGEST_JSON, finite=False)
 
 
 def _choice(path: Path, metadata: dict, key: str, allowed: Sequence[str]) -> str:
@@ -296,8 +329,8 @@ def _choice(path: Path, metadata: dict, key: str, allowed: Sequence[str]) -> str
     value = metadata[key]
     if value not in allowed:
         raise TaskError(
-            f"{path}: {key} is {value!r}; allowed are {', '.join(allowed)}."
-            + nearest(value, allowed)
+            f"{path}: {key} is {short(value)}; allowed are {', '.join(allowed)}."
+            + nearest(str(value)[:80], allowed)
         )
     return value
 
@@ -314,8 +347,7 @@ def _names(path: Path, metadata: dict, key: str) -> tuple[str, ...]:
         or len(set(value)) < len(value)
     ):
         raise TaskError(
-            f"{path}: {key} is {_short(value)}; it must be a list of names, each once, at least "
-            "one."
+            f"{path}: {key} is {short(value)}; it must be a list of names, each once, at least one."
         )
     return tuple(value)
 
@@ -330,8 +362,10 @@ def _read_splits(path: Path, metadata: dict, mode: str) -> tuple[str, ...]:
     else:
         splits = tuple(sorted(found.stem for found in folder.glob("fold*.json")))
     for split in splits:
-        if not _is_plain(split):
-            raise TaskError(f"{path}: splits has {split!r}, which cannot be the name of a file.")
+        if not _is_plain(f"{split}.embedding-dimensions.json"):  # the longest that is made of it
+            raise TaskError(
+                f"{path}: splits has {short(split)}, which cannot be the name of a file."
+            )
         if not (folder / f"{split}.json").is_file():
             raise TaskError(f"There is no {folder / f'{split}.json'}, a split of {folder.name}.")
     if mode == "trainvaltest":
@@ -348,20 +382,26 @@ def _read_splits(path: Path, metadata: dict, mode: str) -> tuple[str, ...]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name stays in the folder that it is put in."""
-    return name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name)
+    """Whether a name can be that of a file, and stays in the folder that it is put in."""
+    return (
+        name not in ("", ".", "..")
+        and not {"/", "\\"} & set(name)
+        and min(name) >= " "
+        and len(name.encode()) <= LONGEST_NAME
+    )
 
 
 def _read_split(path: Path) -> dict[str, list]:
     split = read_json(path)
     if not isinstance(split, dict):
-        raise TaskError(f"{path} holds {_short(split)}; it must hold an object, file by file.")
+        raise TaskError(f"{path} holds {short(split)}; it must hold an object, file by file.")
     if not split:
         raise TaskError(f"{path} names no file; a split needs at least one.")
     for file in split:
         if not _is_plain(file):
             raise TaskError(
-                f"{path} names the file {file!r}; it must be a file's name alone, without folders."
+                f"{path} names the file {short(file)}; it must be a file's name alone, without "
+                f"folders and control characters, of at most {LONGEST_NAME} bytes."
             )
     return split
 
@@ -396,7 +436,7 @@ def _read_vocabulary(path: Path, kind: str, split: Path) -> tuple[str, ...]:
         raise TaskError(f"There is no {path}; it must list the labels, as idx,label.{hint}")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, restval="", strict=True))
+            rows = list(islice(csv.DictReader(file, restval="", strict=True), MOST_LABELS + 1))
     except OSError as error:
         raise TaskError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, csv.Error) as error:
@@ -404,21 +444,23 @@ def _read_vocabulary(path: Path, kind: str, split: Path) -> tuple[str, ...]:
     if not rows or not {"idx", "label"} <= {*rows[0]}:
         raise TaskError(
             f"{path} must begin with the line idx,label and list at least one label; it has "
-            f"{f'the columns {list(rows[0])}' if rows else 'no labels'}."
+            f"{f'the columns {short(list(rows[0]))}' if rows else 'no labels'}."
         )
+    if len(rows) > MOST_LABELS:
+        raise TaskError(f"{path} lists more than {MOST_LABELS} labels, the most that are read.")
     labels = {row["idx"]: row["label"] for row in rows}
     indices = [str(i) for i in range(len(rows))]
     if sorted(labels) != sorted(indices):
         raise TaskError(
             f"{path}: idx must count 0 to {len(rows) - 1} for its {len(rows)} labels, each once; "
-            f"it has {_short([row['idx'] for row in rows])}."
+            f"it has {short([row['idx'] for row in rows])}."
         )
     ordered = tuple(labels[index] for index in indices)
     if not all(ordered):
         raise TaskError(f"{path}: idx {ordered.index('')} has no label.")
     if len(set(ordered)) < len(ordered):
-        twice = next(label for label in ordered if ordered.count(label) > 1)
-        raise TaskError(f"{path} has the label {twice!r} twice; every label must be unique.")
+        twice = Counter(ordered).most_common(1)[0][0]
+        raise TaskError(f"{path} has the label {short(twice)} twice; every label must be unique.")
     return ordered
 
 
@@ -477,8 +519,9 @@ def describe_tasks(tasks_dir: Path) -> list[dict[str, Any]]:
         For each task ``name``; ``type`` (as "scene, multiclass"), ``metrics``, ``splits`` (name ->
         number of files), ``sample_duration`` in seconds or None, ``rates`` in Hz, ``made`` (those
         of them whose audio was made from another rate's), ``missing`` (rate -> number of audio
-        files that are not there); and ``faults``, what is wrong. Where the metadata is broken
-        there are ``name`` and ``faults`` alone.
+        files that are not there), ``empty`` (the clips that hold no samples, as "split/file"); and
+        ``faults``, what is wrong. Where the metadata is broken there are ``name`` and ``faults``
+        alone.
 
     Raises:
         TaskError: as :func:`find_tasks`.
@@ -503,6 +546,12 @@ def _describe(folder: Path) -> dict[str, Any]:
             f"{len(nowhere)} of {sum(counts.values())} audio files are there at no sample rate, "
             f"such as {'/'.join(min(nowhere))}."
         )
+    empty = _empty_clips(task) if readable else []
+    if empty:
+        faults.append(
+            f"{empty_in_words(empty, sum(counts.values()))} --empty-clips says how the task is "
+            "embedded nevertheless."
+        )
     return {
         "name": task.name,
         "type": f"{task.kind}, {task.prediction_type}" if task.kind == "scene" else task.kind,
@@ -512,8 +561,28 @@ def _describe(folder: Path) -> dict[str, Any]:
         "rates": rates,
         "made": [rate for rate in rates if rate not in task.source_rates()],
         "missing": {rate: len(files) for rate, files in missing.items()},
+        "empty": empty,
         "faults": faults,
     }
+
+
+def _empty_clips(task: Task) -> list[str]:
+    """Return the clips that hold no samples at a rate that was not made, as "split/file"."""
+    empty = []
+    for split in task.splits:
+        there = {rate: names_in(task.folder / str(rate) / split) for rate in task.source_rates()}
+        for file in task.raw_annotations(split):
+            paths = [task.audio(split, file, rate) for rate in there if file in there[rate]]
+            if any(map(holds_no_samples, paths)):
+                empty.append(f"{split}/{file}")
+    return empty
+
+
+def empty_in_words(empty: Sequence[str], clips: int) -> str:
+    """Return a sentence that names clips without samples, given as "split/file"."""
+    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+    hold = "holds" if len(empty) == 1 else "hold"
+    return f"Of {clips} clips, {', '.join(empty[:5])}{more} {hold} no samples."
 
 
 def _places(paths: Iterable[Path]) -> set[tuple[str, str]]:

@@ -91,6 +91,18 @@ def write_run(folder, prediction=None, seed=42, score=None, plan=None, metric="t
     return folder
 
 
+def test_clips_left_out_and_silence_are_not_set_side_by_side(tmp_path):
+    for model, choice in (("a", "skip"), ("b", "zero"), ("c", "skip")):
+        folder = write_run(tmp_path / model / "digits-v1", outputs(50))
+        said = {"empty_clips": choice, "empty_files": ["test/test-0.wav"]}
+        (folder / "embeddings-done.json").write_text(json.dumps(said))
+    found = compare(read_runs([tmp_path]))
+    tasks = ("digits-v1 (empty clips: skip)", "digits-v1 (empty clips: zero)")
+    assert found.tasks == tasks
+    assert set(found.scores) == {("a", tasks[0]), ("b", tasks[1]), ("c", tasks[0])}
+    assert compare(read_runs([tmp_path / "a", tmp_path / "c"])).tasks == ("digits-v1",)
+
+
 @pytest.fixture
 def place(tmp_path):
     """Two models, two seeds; a task of both, one in scenes of one model, one of directions."""

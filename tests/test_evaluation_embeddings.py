@@ -807,6 +807,82 @@ def test_missing_and_broken_audio(make_task, tmp_path):
         embed_task(task, module, tmp_path / "e3")
 
 
+# --- clips without samples ------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_empty_clips(make_task):
+    """A task of four clips in each split, of which two hold no samples."""
+    task = make_task([8000, 5000, 8000, 3000])
+    soundfile.write(task.audio("train", "train_1.wav", RATE), np.zeros(0), RATE)
+    task.audio("test", "test_2.wav", RATE).write_bytes(b"")
+    return task
+
+
+def test_clips_without_samples_are_an_error_before_anything_is_embedded(with_empty_clips, tmp_path):
+    module = load_model("faulty", device="cpu")
+    with pytest.raises(AudioError) as caught:
+        embed_task(with_empty_clips, module, tmp_path / "e")
+    for words in ("Of 12 clips, train/train_1.wav, test/test_2.wav hold no", "skip", "zero"):
+        assert words in str(caught.value)
+    assert module.module.CALLS == []
+    assert not list((tmp_path / "e").rglob("*.json"))
+
+
+def test_clips_without_samples_can_be_left_out(with_empty_clips, make_task, tmp_path):
+    """The embeddings, labels and order are those of a task that never named them."""
+    module = load_model("faulty", device="cpu")
+    with pytest.warns(
+        UserWarning, match=r"train_1\.wav, test/test_2\.wav hold no samples.*left out"
+    ):
+        out = embed_task(with_empty_clips, module, tmp_path / "e", empty_clips="skip")
+    other = tmp_path / "without" / with_empty_clips.name
+    shutil.copytree(with_empty_clips.folder, other)
+    for split, file in (("train", "train_1.wav"), ("test", "test_2.wav")):
+        files = json.loads((other / f"{split}.json").read_text())
+        del files[file]
+        (other / f"{split}.json").write_text(json.dumps(files))
+    expected = embed_task(read_task(other), module, tmp_path / "e2")
+    assert contents(out) == contents(expected)
+    assert row_labels(read_task(out), "train") == row_labels(read_task(expected), "train")
+    done = json.loads((out / DONE).read_text())
+    assert (done["empty_clips"], done["empty_files"]) == (
+        "skip",
+        ["train/train_1.wav", "test/test_2.wav"],
+    )
+    assert is_embedded(with_empty_clips, module, tmp_path / "e", empty_clips="skip")
+
+
+def test_silence_can_stand_for_clips_without_samples(with_empty_clips, tmp_path):
+    module = load_model("faulty", device="cpu")
+    with pytest.warns(UserWarning, match="1 s of silence is embedded for each"):
+        out = embed_task(with_empty_clips, module, tmp_path / "e", empty_clips="zero")
+    assert (1, RATE) in module.module.CALLS
+    row = with_empty_clips.row_files("train").index("train_1.wav")
+    rows = open_embeddings(out, "train")
+    assert (rows[row] == 0).all()
+    assert (np.delete(rows, row, axis=0) != 0).any(axis=1).all()
+    assert json.loads((out / DONE).read_text())["empty_clips"] == "zero"
+
+
+def test_choices_about_clips_without_samples_are_not_mixed(with_empty_clips, make_task, tmp_path):
+    module = load_model("faulty", device="cpu")
+    with pytest.warns(UserWarning, match="left out"):
+        embed_task(with_empty_clips, module, tmp_path / "e", empty_clips="skip")
+    for other in ("zero", "error"):
+        with pytest.raises(TaskError, match=rf"empty_clips is 'skip' in .*, and '{other}' now"):
+            embed_task(with_empty_clips, module, tmp_path / "e", empty_clips=other)
+    whole = make_task([800, 800], name="whole-v1-full")  # where none is empty, nothing differs
+    embed_task(whole, module, tmp_path / "e")
+    assert is_embedded(whole, module, tmp_path / "e", empty_clips="skip")
+
+
+def test_a_rate_that_no_sound_has(make_task, tmp_path):
+    task = make_task([800] * 2, rate=10)
+    with pytest.raises(AudioError, match="in the folder of 10 Hz; sound has 1000 to 1000000 Hz"):
+        embed_task(task, load_model("faulty", device="cpu"), tmp_path / "e")
+
+
 # --- channels -------------------------------------------------------------------------------
 
 
@@ -957,10 +1033,69 @@ def test_nothing_is_unpickled_but_lists(embedded_task, tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
+def damaged(pickled, fault):
+    """A pickle of lists that is cut, claims a giant frame, or holds a list in itself."""
+    looped = []
+    looped.append(looped)
+    return {
+        "cut": pickled[:-9],
+        "frame": pickled[:3] + b"\xff" * 7 + b"\x0b" + pickled[11:-1],
+        "text": pickled.replace(b"high", b"h\xb9gh"),
+        "empty": b"",
+        "no list": b"\x80\x04K\x01K\x01a.",
+        "a list in itself": pickle.dumps(looped, protocol=4),
+        "far memo": b"\x80\x04]r\xff\xff\xff\x7f" + pickled[11:-1],
+    }[fault]
+
+
+@pytest.mark.parametrize(
+    "fault", ["cut", "frame", "text", "empty", "no list", "a list in itself", "far memo"]
+)
+def test_damaged_pickles_of_labels(embedded_task, fault):
+    out = embedded_task()
+    (out / "train.target-labels.json").unlink()
+    path = out / "train.target-labels.pkl"
+    path.write_bytes(damaged(path.read_bytes(), fault))
+    with pytest.raises(TaskError, match=r"train\.target-labels\.pkl (is damaged|has other labels)"):
+        row_labels(read_task(out), "train")
+
+
+@pytest.mark.parametrize("content", ["{}", "[[[]], 5]", "[1, 2, 3, 4]", '[["high"], null]'])
+def test_labels_that_are_no_lists(embedded_task, content):
+    out = embedded_task()
+    (out / "train.target-labels.json").write_text(content)
+    with pytest.raises(TaskError, match=r"train\.target-labels\.json has other labels"):
+        row_labels(read_task(out), "train")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"splits": {}},
+        {"splits": {split: {"files": 99, "rows": 0} for split in SPLITS}},
+        {"splits": {split: {"files": 0.5, "rows": 0} for split in SPLITS}},
+        {"budget": 0},
+        {"seconds": "long"},
+    ],
+    ids=repr,
+)
+def test_what_a_broken_run_left_is_checked(make_task, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(embeddings_module, "BATCH_SECONDS", 1.0)
+    task = make_task([8000] * 5)
+    module = load_model("faulty", device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        embed_task(task, module, tmp_path / "e", progress=interrupt_after(2))
+    path = tmp_path / "e" / task.name / PROGRESS
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(TaskError, match=rf"{PROGRESS} is damaged"):
+        embed_task(task, module, tmp_path / "e")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "is no JSON"),
+        (json.dumps([["a.wav", 1e12]] * 8), "beyond 86400000"),
         ('[["a.wav", 1.0]]', "holds 1 timestamps; there are 8 rows"),
         (json.dumps([["a.wav"]] * 8), "must hold .file, milliseconds. for each row"),
         (json.dumps([["a.wav", "x"]] * 8), "must hold"),
@@ -1015,6 +1150,11 @@ def test_modules_that_cannot_be_loaded(case):
         "tarfile.ReadError('x')",
         "subprocess.CalledProcessError(1, 'x')",
         "StopIteration('x')",
+        "type('LibraryError', (Exception,), {})('x')",
+        "type('Silent', (Exception,), {'__str__': lambda self: 1 / 0})('x')",
+        "RecursionError('x')",
+        "MemoryError('x')",
+        "SystemExit(0)",
     ],
 )
 def test_errors_of_any_library_are_explained(tmp_path, monkeypatch, error):
@@ -1029,12 +1169,20 @@ def test_errors_of_any_library_are_explained(tmp_path, monkeypatch, error):
         load_model("failing", device="cpu")
 
 
+def test_ctrl_c_ends_the_run(make_task, tmp_path):
+    module = load_model("faulty", options={"fault": "interrupt"}, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        embed_task(make_task([800]), module, tmp_path / "e")
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
         ("import no_such_thing", "imports 'no_such_thing', which is not there"),
         ("1 / 0", "Importing broken failed: ZeroDivisionError: division by zero"),
         ("def f(:", "Importing broken failed: SyntaxError"),
+        ("import sys; sys.exit()", r"Importing broken failed: it called sys\.exit\(None\)"),
+        ("class E(Exception): pass\nraise E('x')", "Importing broken failed: E: x"),
     ],
 )
 def test_modules_that_cannot_be_imported(tmp_path, monkeypatch, code, message):
@@ -1097,6 +1245,28 @@ def test_float64_is_taken_with_one_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert module.scenes(audio).dtype == np.float32
+
+
+def test_timestamps_in_seconds_are_warned_of():
+    """Their events would all fall into the first frames."""
+    module = load_model("faulty", options={"fault": "seconds"}, device="cpu")
+    with pytest.warns(UserWarning, match=r"look like seconds .*clip of 2 s is 1\.95\)"):
+        module.timestamps(np.zeros((2, 2 * RATE), dtype=np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for samples in (2 * RATE, 1600, 900):
+            load_model("faulty", device="cpu").timestamps(np.zeros((1, samples), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [("sample_rate", 10**12), ("sample_rate", 1), ("scene_embedding_size", 10**12)],
+)
+def test_numbers_of_a_model_that_cannot_be(monkeypatch, attribute, value):
+    faulty = load_model("faulty", device="cpu").module
+    monkeypatch.setattr(faulty.Model, attribute, value)
+    with pytest.raises(ModuleError, match=rf"has {attribute} = {value} .*it must be an int from"):
+        load_model("faulty", device="cpu")
 
 
 def test_no_gradients_are_recorded(monkeypatch):

@@ -475,3 +475,16 @@ def test_nothing_to_be_found_scores_0_and_has_no_error_rate():
 def test_segments_must_have_a_length():
     with pytest.raises(TaskError, match="more than 0"):
         segment_error_rate(table(), table(), 0)
+
+
+def test_a_filter_of_absurdly_many_rows_is_refused():
+    timeline = Timeline.of(["a", "a"], [0.0, 1e-9])
+    with pytest.raises(TaskError, match="only 1e-09 ms apart"):
+        timeline.filter_widths(250.0)
+
+
+def test_absurdly_many_segments_are_refused():
+    one = np.zeros(1, dtype=np.int64)
+    table = EventTable(one, one, np.zeros(1), np.full(1, 1e13))
+    with pytest.raises(TaskError, match=r"last 2777778 hours in all.*segment_1s_er"):
+        segment_error_rate(table, table)

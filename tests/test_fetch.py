@@ -329,6 +329,21 @@ def test_a_record_of_all_versions_and_one_of_another_form(zenodo, monkeypatch):
         ({"files": [{"key": "a-48000.tar"}]}, "is not understood"),
         ({"files": [{"key": "a-48000.tar", "size": 1, "checksum": "md5:12"}]}, "md5:12"),
         ({"files": [{"key": "a.md", "size": 1, "checksum": "md5:12"}]}, "holds no archive"),
+        ({"files": [{"key": "x" * 10**6 + ".tar", "size": 1}]}, "holds no archive"),
+        ({"files": [], "metadata": {"title": "a\nb\x1b[2J" * 100}}, r"\(ab\[2Jab"),
+        (
+            {
+                "files": [
+                    {
+                        "key": "a-48000.tar",
+                        "size": 1,
+                        "checksum": f"md5:{'0' * 32}",
+                        "links": {"self": "http://localhost:99999/a"},
+                    }
+                ]
+            },
+            "localhost:99999",
+        ),
         (
             {
                 "files": [
@@ -347,6 +362,13 @@ def test_a_record_of_all_versions_and_one_of_another_form(zenodo, monkeypatch):
 def test_a_record_that_is_none(zenodo, monkeypatch, record, error):
     monkeypatch.setattr(zenodo, "record", lambda: record)
     with pytest.raises(TaskError, match=error):
+        fetching.read_record()
+
+
+@pytest.mark.parametrize("body", [b'{"files": ' + b"[" * 5000, b'{"size": ' + b"9" * 5000 + b"}"])
+def test_a_record_that_is_no_json_to_be_read(zenodo, monkeypatch, body):
+    monkeypatch.setattr(fetching, "_open", lambda url: io.BytesIO(body))
+    with pytest.raises(TaskError, match=f"says of record {RECORD} is"):
         fetching.read_record()
 
 
@@ -556,6 +578,20 @@ def inside(extra):
     )
 
 
+def with_properties(**properties):
+    """A member with properties of the POSIX format."""
+    info = tarfile.TarInfo("tasks/x")
+    info.pax_headers = properties
+    return info, b"x"
+
+
+def claiming(size, kind=tarfile.REGTYPE):
+    """An archive whose one member says that it is so large; 50 MiB of zeros follow."""
+    info = tarfile.TarInfo("tasks/x")
+    info.size, info.type = size, kind
+    return gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(50 << 20), 1)
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 @pytest.mark.parametrize("folder", ["tasks", "hear-2021.0.6/tasks", "."])
 def test_layouts_of_archives(zenodo, tmp_path, mode, folder):
@@ -576,6 +612,16 @@ def test_layouts_of_archives(zenodo, tmp_path, mode, folder):
         (lambda: inside(link(f"tasks/{ESC}/link", "/etc/passwd")), "symbolic link"),
         (lambda: inside(link(f"tasks/{ESC}/link", "../../../outside", tarfile.LNKTYPE)), "outside"),
         (lambda: inside(link(f"tasks/{ESC}/pipe", "", tarfile.FIFOTYPE)), "special file"),
+        (lambda: inside(("tasks/" + "d/" * 2000 + "x", b"x")), "'tasks/d/d/d"),
+        (lambda: inside(("x" * 200_000, b"x")), "no path that a task can have"),
+        (lambda: inside(with_properties(path="tasks/a\0b")), r"'tasks/a\x00b'"),
+        (lambda: inside(with_properties(size="-512")), "its size of -512"),
+        (lambda: inside(with_properties(mtime="inf")), "at its member 'tasks/x'"),
+        (lambda: inside(with_properties(**{"GNU.sparse.map": "0,5"})), "sparse"),
+        (lambda: claiming(1 << 40), "more than a task's archive"),
+        (lambda: claiming(-1024), "the size -1024"),
+        (lambda: claiming(1 << 33, tarfile.XHDTYPE), "the size 8589934592"),
+        (lambda: claiming(1 << 29, tarfile.GNUTYPE_LONGNAME), "the size 536870912"),
         (lambda: inside(("tasks/other/task_metadata.json", b"{}")), "must hold one task"),
         (lambda: archive_of([("tasks/readme", b"x")]), "must hold one task"),
         (lambda: archive_of([(f"{ESC}/task_metadata.json", b"{}")]), "no audio at 48000 Hz"),
@@ -593,6 +639,14 @@ def test_archives_that_are_refused_leave_nothing(zenodo, tmp_path, archive, erro
     assert "Nothing of it was kept" in messages
     assert not os.listdir(tasks)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["below", "tasks"]
+
+
+def test_more_members_than_a_task_has(zenodo, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "MOST_MEMBERS", 5)
+    code, _, messages = run("esc50", "-o", tmp_path)
+    assert code == 1
+    assert "6 members" in messages
+    assert not (tmp_path / ESC).exists()
 
 
 def test_a_full_disk_keeps_the_archive(zenodo, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """JSON that other people wrote: what is read, and what is refused in one line."""
 
 import json
+import math
 
 import pytest
 
@@ -53,3 +54,11 @@ def test_what_is_refused_is_one_line_that_names_the_file(data, said):
 def test_size_is_held_against_the_limit_before_parsing():
     with pytest.raises(SceneError, match="larger than 10 bytes"):
         parse_json("[" * 11, "x.json", SceneError, largest=10)
+
+
+def test_numbers_that_are_not_finite_are_read_where_they_may_be():
+    value = parse_json('{"a": NaN, "b": -Infinity}', "scores", SceneError, finite=False)
+    assert math.isnan(value["a"])
+    assert value["b"] == -math.inf
+    with pytest.raises(SceneError, match="1e999"):
+        parse_json("[1e999]", "scores", SceneError, finite=False)

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from gram_hear.errors import OptionError, TaskError
-from gram_hear.evaluation.grid import DEFAULT, GRIDS, draw_settings
+from gram_hear.evaluation.grid import DEFAULT, GRIDS, draw_settings, most_steps
 
 CHECK_10 = {"check_val_every_n_epoch": [10]}
 MANY = 1000  # more points than any grid has
@@ -102,6 +102,12 @@ def test_choices_of_a_task_reach_the_points():
         ({"dropout": [1.0]}, "out of range"),
         ({"max_epochs": [0]}, "out of range"),
         ({"max_epochs": [2.5]}, "it must be like"),
+        ({"max_epochs": [10**9]}, "out of range"),
+        ({"hidden_dim": [10**9]}, "out of range"),
+        ({"hidden_layers": [10**9]}, "out of range"),
+        ({"batch_size": [10**9]}, "out of range"),
+        ({"lr": [0.1] * 1000, "patience": [1] * 1000}, "makes 4000000 points; at most 100000"),
+        ({"lr": [[0.1] * 1000]}, r"lr has the choice \[0.1.*\.\.\.; it must be like"),
         ({"hidden_layers": [-1]}, "out of range"),
         ({"hidden_layers": [True]}, "True"),
         ({"initialization": ["zeros_"]}, "'zeros_'"),
@@ -110,6 +116,15 @@ def test_choices_of_a_task_reach_the_points():
 def test_bad_choices_of_a_task_are_refused(own, message):
     with pytest.raises(TaskError, match=f"fsdd.*{message}"):
         draw_settings("default", 8, "fsdd", own)
+
+
+def test_the_most_steps_of_a_grid():
+    """Ten epochs, of one batch for up to 1,024 rows; of several points the longest."""
+    faster = draw_settings("faster", 8, "fsdd")
+    assert [most_steps(faster, rows) for rows in (1, 1024, 1025, 10_000)] == [10, 10, 20, 100]
+    assert most_steps(draw_settings("fast", 8, "fsdd"), 300) == 50
+    small = draw_settings("fast", 8, "fsdd", {"batch_size": [64], "max_epochs": [5]})
+    assert most_steps(small, 300) == 25
 
 
 def test_unknown_grids_and_too_few_points_are_refused():

@@ -62,6 +62,9 @@ FAULTS = {
     "no pair": ("error", "two tensors"),
     "times shape": ("error", "one for each embedding"),
     "decreasing": ("error", "do not increase"),
+    "library": ("error", "LibraryError: the codec is unknown"),
+    "exit": ("error", "it called sys.exit(0)"),
+    "seconds": ("error", "look like seconds"),
     "negative": ("error", "first timestamp of -25 ms"),
     "differing": ("error", "other timestamps for clip 1"),
     "past the end": ("error", "past its end"),
@@ -78,7 +81,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*float64 embeddings")
+@pytest.mark.filterwarnings("ignore:.*float64 embeddings", "ignore:.*look like seconds")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_found(fault):
     level, words = FAULTS[fault]

@@ -86,6 +86,7 @@ def evaluate(*arguments):
 
 
 QUICK = ("--module", "logmel", "--grid", "faster", "--grid-points", "2", "--device", "cpu")
+QUICK = (*QUICK, "--min-steps", "0")  # ten steps are enough for low and high
 
 
 def test_everything_in_one_command(place):
@@ -206,6 +207,85 @@ def test_a_failing_disk_does_not_stop_the_others(place, monkeypatch):
     assert "No space left on device" in stderr
     assert "2 failed: full-v1-full, results.json" in stderr
     assert evaluate(*QUICK)[0] == 0
+
+
+def test_a_module_that_fails_leaves_its_traceback(place):
+    """Whatever it raises: the run goes on with the next task, and the message names the file."""
+    write_task(place / "tasks" / "other-v1-full")
+    options = ("--model-options", '{"fault": "library"}')
+    code, _, stderr = evaluate("embed", "faulty", "--device", "cpu", *options)
+    assert code == 1
+    assert "2 failed: beeps-v1-full, other-v1-full" in stderr
+    folder = place / "embeddings" / "faulty-fault=library"
+    for task in (TASK, "other-v1-full"):
+        log = folder / f"{task}-traceback.log"
+        assert f"failed: {task}: faulty.get_scene_embeddings failed" in stderr
+        assert (
+            f"LibraryError: the codec is unknown The traceback is in {log}".replace(f"{place}/", "")
+            in stderr
+        )
+        assert "in get_scene_embeddings" in log.read_text()
+        assert log.read_text().endswith("LibraryError: the codec\nis unknown\n")
+
+
+@pytest.mark.parametrize("command", [("embed", "failing"), ("check", "failing")])
+def test_a_module_that_cannot_be_loaded_leaves_its_traceback(place, monkeypatch, command):
+    (place / "failing.py").write_text(
+        "class E(Exception): pass\ndef load(): raise E('x')\nload()\n"
+    )
+    code, stdout, stderr = evaluate(*command)
+    assert code == 1
+    assert "Importing failing failed: E: x" in stdout + stderr
+    assert "The traceback is in hear-eval-traceback.log" in stderr
+    assert "in load" in (place / "hear-eval-traceback.log").read_text()
+
+
+def test_a_model_that_is_not_there_needs_no_traceback(place):
+    code, _, stderr = evaluate("embed", "gram_hear", "--model", "no-such-model.safetensors")
+    assert code == 1
+    assert "traceback" not in stderr
+    assert not (place / "hear-eval-traceback.log").exists()
+
+
+def test_few_optimizer_steps_are_warned_of(place):
+    """24 training clips are one batch: one step in each of ten epochs."""
+    code, _, stderr = evaluate(*QUICK[:-2])
+    assert code == 0
+    assert (
+        f"warning: {TASK}: a predictor takes at most 10 optimizer steps, fewer than 100" in stderr
+    )
+    assert "--min-steps" in stderr
+    marker = place / "embeddings" / "logmel" / TASK / "prediction-done.json"
+    assert json.loads(marker.read_text())["optimizer_steps"] == 10
+    for limit, warned in (("10", False), ("11", True)):
+        _, _, stderr = evaluate(*QUICK[:-1], limit, "--force")
+        assert "at most 10 optimizer steps" in stderr
+        assert ("warning" in stderr) == warned
+    assert evaluate(*QUICK, "--probe", "knn", "--min-steps", "1")[0] == 2  # it takes no steps
+
+
+def test_clips_without_samples(place):
+    path = place / "tasks" / TASK / str(RATE) / "test" / "test3.wav"
+    path.write_bytes(b"")
+    code, stdout, stderr = evaluate("tasks", "tasks")
+    assert code == 1
+    assert "test/test3.wav holds no samples" in " ".join(stdout.replace("│", " ").split())
+    code, _, stderr = evaluate(*QUICK)
+    assert code == 1
+    assert "test/test3.wav holds no samples" in stderr
+    with pytest.warns(UserWarning, match="left out"):
+        code, stdout, _ = evaluate(*QUICK, "--empty-clips", "skip")
+    said = f"{TASK}: 1 of its clips holds no samples and was left out: test/test3.wav."
+    assert (code, said in stdout) == (0, True)
+    folder = place / "embeddings" / "logmel"
+    assert said in (folder / "results.md").read_text()
+    (result,) = json.loads((folder / "results.json").read_text())["results"]
+    assert (result["empty_clips"], result["empty_files"]) == ("skip", ["test/test3.wav"])
+    predictions = np.load(folder / TASK / "test.predictions.npz")
+    assert len(predictions["target"]) == SPLITS["test"] - 1
+    code, _, stderr = evaluate(*QUICK, "--empty-clips", "zero")
+    assert code == 1
+    assert "Use --force" in stderr
 
 
 def test_metadata_is_checked_before_anything_is_embedded(place):

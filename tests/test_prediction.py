@@ -23,6 +23,7 @@ from gram_hear.evaluation.prediction import (
     Scoring,
     folds_of,
     is_predicted,
+    optimizer_steps,
     point_seed,
     predict_task,
     settings_of,
@@ -719,6 +720,8 @@ def test_metadata_that_does_not_fit_is_refused(make, metadata, message):
         ({"min_duration": []}, r"min_duration is \[\]"),
         ({"min_duration": [-1]}, r"min_duration is \[-1\]"),
         ({"min_duration": ["1"]}, r"min_duration is \['1'\]"),
+        ({"median_filter_ms": [1e12]}, "none above 60000"),
+        ({"median_filter_ms": [250] * 1000}, r"1 to 100 of them"),
         ([1], "event_postprocessing_grid"),
     ],
 )
@@ -751,4 +754,23 @@ def test_missing_and_broken_embeddings_are_refused(make, tmp_path):
     path.unlink()
     with pytest.raises(TaskError, match=r"no .*train\.embeddings\.npy"):
         predict_task(folder, Plan())
+    (folder / "test.embedding-dimensions.json").write_text("[120, 3]")
+    with pytest.raises(TaskError, match="rows of 3 and 6 values in its splits"):
+        predict_task(folder, Plan())
     assert not (folder / DONE_FILE).exists()
+
+
+def test_directions_that_do_not_fit_the_rows_are_refused(make):
+    folder = make(kind="localisation")
+    path = folder / "valid.json"
+    path.write_text(json.dumps(dict(list(json.loads(path.read_text()).items())[:50])))
+    with pytest.raises(TaskError, match=r"60 rows of valid, and valid\.json names 50 files"):
+        predict_task(folder, Plan())
+
+
+def test_the_steps_are_those_of_the_smallest_fold(make):
+    folder = make(splits=("fold0", "fold1", "fold2", "fold3"))
+    for split, rows in (("fold0", 10), ("fold1", 20), ("fold2", 100), ("fold3", 1000)):
+        (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([rows, 6]))
+    settings = draw_settings("faster", 8, "numbers", {"batch_size": [10]})
+    assert optimizer_steps(read_task(folder), settings) == 30  # folds 2 and 3 are held out

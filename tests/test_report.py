@@ -137,6 +137,10 @@ def test_results_are_written_for_programs_and_for_people(module_folder):
         ({"test": TEST}, []),
         ({"test": TEST}, {"grid": "fast", "grid_points": 8}),
         ({"test": TEST}, DONE | {"time": "long"}),
+        ({"test": TEST}, DONE | {"time": float("nan")}),
+        ({"test": TEST}, DONE | {"grid_points": [8]}),
+        ({"test": TEST, "aggregated_scores": 3}, DONE),
+        (["aggregated_scores"], DONE),
     ],
 )
 def test_broken_files_are_named(tmp_path, scores, done):

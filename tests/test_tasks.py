@@ -4,7 +4,9 @@ import json
 import random
 import tarfile
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +23,9 @@ METADATA = {
     "splits": ["train", "valid", "test"],
 }
 EVENT = {"label": "low", "start": 10, "end": 20.5}
+
+
+DEEP = "[" * 5000 + "]" * 5000
 
 
 def write_task(folder, metadata=(), splits=None, vocabulary="idx,label\n0,low\n1,high\n"):
@@ -224,8 +229,28 @@ FAULTS = {
     "no split file": ({"splits": {"valid": None}}, ["valid.json"]),
     "no JSON": ({"splits": {"train": "{"}}, ["train.json is no JSON"]),
     "a list": ({"splits": {"train": "[]"}}, ["train.json", "object"]),
+    "number of 5,000 digits": (
+        {"splits": {"test": '{"a.wav": [' + "9" * 5000 + "]}"}},
+        ["test.json", "5,000 digits"],
+    ),
+    "nested": ({"splits": {"test": f'{{"a.wav": {DEEP}}}'}}, ["test.json", "nested deeper than"]),
+    "duration of years": (
+        {"metadata": {"sample_duration": 1e9}},
+        ["sample_duration is 1000000000"],
+    ),
+    "long split": ({"metadata": {"splits": ["x" * 250]}}, ["splits has 'xxx", "name of a file"]),
+    "file with NUL": ({"splits": {"test": {"a\0b": ["low"]}}}, ["test.json", "control characters"]),
+    "long file": ({"splits": {"test": {"x" * 300: ["low"]}}}, ["test.json", "255 bytes"]),
+    "long label": ({"splits": {"test": {"a.wav": ["x" * 10**6]}}}, ["a.wav has the label 'xxx"]),
+    "too many labels": (
+        {"vocabulary": "idx,label\n" + "".join(f"{i},x{i}\n" for i in range(2**16 + 1))},
+        ["labelvocabulary.csv lists more than 65536 labels"],
+    ),
     "no files": ({"splits": {"valid": {}}}, ["valid.json names no file"]),
-    "file twice": ({"splits": {"test": '{"a": ["low"], "a": []}'}}, ["test.json", "'a' twice"]),
+    "file twice": (
+        {"splits": {"test": '{"a": ["low"], "a": []}'}},
+        ["test.json", "'a' stands twice"],
+    ),
     "file elsewhere": ({"splits": {"test": {"../a": ["low"]}}}, ["'../a'", "without folders"]),
     "unknown label": (
         {"splits": {"test": {"a.wav": ["hihg"]}}},
@@ -249,6 +274,10 @@ FAULTS = {
     "event at NaN": (
         {"metadata": EVENTS, "splits": {"train": {"a.wav": [EVENT | {"start": float("nan")}]}}},
         ["a.wav", "nan", "finite"],
+    ),
+    "event of years": (
+        {"metadata": EVENTS, "splits": {"train": {"a.wav": [EVENT | {"end": 1e12}]}}},
+        ["a.wav", "at most 86400000"],
     ),
     "event label": (
         {"metadata": EVENTS, "splits": {"train": {"a.wav": [EVENT | {"label": "lo"}]}}},
@@ -283,6 +312,8 @@ def test_faults_say_what_and_where(make_task, fault):
         read_all()
     for word in (*words, str(folder)):
         assert word in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)
 
 
 def test_directions_of_whole_numbers_are_explained(make_task):
@@ -344,7 +375,7 @@ def test_tasks_are_described_with_their_faults(make_task, tmp_path):
     for i in range(2):
         path = good / "48000" / "train" / f"train_{i}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_bytes(b"sound")
     make_task("b-v1-full", metadata={"embedding_type": "scenes"})
     make_task("c-v1-full", splits={"valid": "{", "test": {"a.wav": ["mid"]}})
     described = describe_tasks(tmp_path / "tasks")
@@ -357,6 +388,7 @@ def test_tasks_are_described_with_their_faults(make_task, tmp_path):
         "rates": [48000],
         "made": [],
         "missing": {48000: 4},
+        "empty": [],
         "faults": ["4 of 6 audio files are there at no sample rate, such as test/test_0.wav."],
     }
     assert described[1]["name"] == "b-v1-full"
@@ -365,6 +397,41 @@ def test_tasks_are_described_with_their_faults(make_task, tmp_path):
     assert ["valid.json" in fault for fault in described[2]["faults"]] == [True, False, False]
     assert "'mid'" in described[2]["faults"][1]
     assert "has no audio" in described[2]["faults"][2]
+
+
+def test_clips_without_samples_are_named(make_task, tmp_path):
+    """By their size or by their header, at any rate that was not made."""
+    folder = make_task()
+    for split in METADATA["splits"]:
+        for i in range(2):
+            path = folder / "48000" / split / f"{split}_{i}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, np.zeros(10), 48000)
+    assert describe_tasks(tmp_path / "tasks")[0]["faults"] == []
+    soundfile.write(folder / "48000" / "valid" / "valid_1.wav", np.zeros(0), 48000)
+    (folder / "48000" / "test" / "test_0.wav").write_bytes(b"")
+    (found,) = describe_tasks(tmp_path / "tasks")
+    assert found["empty"] == ["valid/valid_1.wav", "test/test_0.wav"]
+    (fault,) = found["faults"]
+    assert "Of 6 clips, valid/valid_1.wav, test/test_0.wav hold no samples." in fault
+    assert "--empty-clips" in fault
+
+    # A recorder that never wrote how much there is: sound follows, so it must not be left out.
+    path = folder / "48000" / "valid" / "valid_1.wav"
+    soundfile.write(path, np.zeros(4800), 48000, subtype="PCM_16")
+    path.write_bytes(path.read_bytes()[:40] + b"\0\0\0\0" + path.read_bytes()[44:])
+    assert soundfile.info(path).frames == 0
+    assert describe_tasks(tmp_path / "tasks")[0]["empty"] == ["test/test_0.wav"]
+
+
+def test_a_task_without_some_files(make_task):
+    task = read_task(make_task())
+    kept = task.without({"train": ["train_0.wav"]})
+    assert kept.annotations("train") == {"train_1.wav": ["high"]}
+    assert kept.annotations("valid") == task.annotations("valid")
+    assert len(task.annotations("train")) == 2
+    with pytest.raises(TaskError, match="no clip of test that holds samples"):
+        task.without({"test": ["test_0.wav", "test_1.wav"]})
 
 
 def test_rates_that_were_made_and_files_that_are_nowhere(make_task, tmp_path):
@@ -377,7 +444,7 @@ def test_rates_that_were_made_and_files_that_are_nowhere(make_task, tmp_path):
         for split, file in some:
             path = task.audio(split, file, rate)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.write_bytes(b"sound")
 
     place(48000, files[:3])
     place(44100, files[3:5])

@@ -8,7 +8,7 @@ clips, batches, repetition, several channels.
 import inspect
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -16,7 +16,14 @@ import numpy as np
 import torch
 
 from gram_hear.errors import ModuleError
-from gram_hear.evaluation.module import CHANNELS_FIRST, HearModule, is_out_of_memory, load_model
+from gram_hear.evaluation.module import (
+    CHANNELS_FIRST,
+    HearModule,
+    is_out_of_memory,
+    load_model,
+    look_like_seconds,
+    traceback_of,
+)
 
 SAMPLE_RATES = (16000, 22050, 32000, 44100, 48000)
 LENGTHS = (1.07, 1.98, 4.0)  # seconds, as in hear-validator: whole and broken numbers of windows
@@ -31,10 +38,18 @@ SAME = 1e-4  # of the largest value: how far equal embeddings may be apart
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found: ``level`` is "ok", "warning" or "error"."""
+    """What was found: ``level`` is "ok", "warning" or "error".
+
+    ``traceback`` is that of the module's code, where it failed.
+    """
 
     level: Literal["ok", "warning", "error"]
     text: str
+    traceback: str = field(default="", compare=False)
+
+
+def _of_error(error: ModuleError, level: Literal["warning", "error"] = "error") -> Finding:
+    return Finding(level, str(error), traceback_of(error))
 
 
 def check_module(
@@ -55,7 +70,7 @@ def check_module(
     try:
         module = load_model(name, model_path, options, device=device)
     except ModuleError as error:
-        return [Finding("error", str(error))]
+        return [_of_error(error)]
     findings = [
         Finding("ok", f"{name} has load_model and the two functions that embed; a model loads.")
     ]
@@ -73,7 +88,7 @@ def check_module(
         try:
             findings += check(module)
         except ModuleError as error:
-            findings.append(Finding("error", str(error)))
+            findings.append(_of_error(error))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -102,7 +117,7 @@ def _distance(first: np.ndarray, second: np.ndarray) -> float:
 def _check_signature(module: HearModule) -> Iterator[Finding]:
     try:
         signature = inspect.signature(module.module.load_model)
-    except ValueError:  # of a function that is not written in Python
+    except (ValueError, TypeError):  # of what is not written in Python
         return
     for arguments, call in (((), "load_model()"), (("path",), 'load_model("path")')):
         try:
@@ -197,6 +212,13 @@ def _check_drift(module: HearModule, short: np.ndarray) -> Iterator[Finding]:
 def _check_times(times: np.ndarray, duration: float) -> Iterator[Finding]:
     """Look where the timestamps of a clip are; both in milliseconds."""
     clip = f"a clip of {duration:g} ms"
+    if look_like_seconds(times, duration / 1000):
+        yield Finding(
+            "error",
+            f"The last timestamp of {clip} is {times[-1]:g}: timestamps look like seconds, and "
+            "must be milliseconds. Multiply them by 1000.",
+        )
+        return
     if times[-1] > duration:
         yield Finding(
             "error",
@@ -241,9 +263,7 @@ def _check_times(times: np.ndarray, duration: float) -> Iterator[Finding]:
 
 def _check_dtype(module: HearModule, function: str) -> Iterator[Finding]:
     """Look at what the function itself returns: HearModule makes other types float32."""
-    audio = torch.from_numpy(_noise(module, 2, 1.0)).to(module.device)
-    with torch.no_grad():
-        result = getattr(module.module, function)(audio, module.model)
+    result = module.call(function, _noise(module, 2, 1.0))
     embeddings = result[0] if isinstance(result, tuple | list) else result
     if embeddings.dtype != torch.float32:
         yield Finding(
@@ -332,15 +352,19 @@ def _check_channels(module: HearModule) -> Iterator[Finding]:
                 f"{CHANNELS_FIRST!r}. Files of several channels come as (n, samples, channels).",
             )
         return
-    taken, refused = [], []
+    taken: list[str] = []
+    refused: list[ModuleError] = []
     for channels in (2, 4):
         try:
             module.scenes(_noise(module, 2, 1.0, channels))
             module.timestamps(_noise(module, 2, 1.0, channels))
             taken.append(str(channels))
         except ModuleError as error:
-            refused.append(str(error))
+            refused.append(error)
     if taken:
         yield Finding("ok", f"Audio of {' and '.join(taken)} channels, channels first, is taken.")
-    for message in refused:
-        yield Finding("warning" if taken else "error", f"Not all channels are taken: {message}")
+    for failure in refused:
+        yield replace(
+            _of_error(failure, "warning" if taken else "error"),
+            text=f"Not all channels are taken: {failure}",
+        )

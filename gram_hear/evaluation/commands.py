@@ -10,19 +10,32 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from gram_hear.console import AsJson, Version, print_table, progress_bar, run, say
-from gram_hear.errors import GramError, OptionError
+from gram_hear.errors import GramError, ModuleError, OptionError
 from gram_hear.evaluation.check import check_module
-from gram_hear.evaluation.command_parts import finish, split_names
-from gram_hear.evaluation.embeddings import embed_task, is_embedded
+from gram_hear.evaluation.command_parts import (
+    TRACEBACK_LOG,
+    finish,
+    log_traceback,
+    split_names,
+)
+from gram_hear.evaluation.embeddings import EmptyClips, embed_task, is_embedded
 from gram_hear.evaluation.fetch_command import fetch
 from gram_hear.evaluation.knn import NeighbourPlan, check_neighbours, score_neighbours
 from gram_hear.evaluation.make_task_command import make_task
-from gram_hear.evaluation.module import HearModule, find_device, load_model
-from gram_hear.evaluation.prediction import Plan, is_predicted, predict_task, settings_of
+from gram_hear.evaluation.module import HearModule, find_device, load_model, traceback_of
+from gram_hear.evaluation.prediction import (
+    FEWEST_STEPS,
+    Plan,
+    is_predicted,
+    optimizer_steps,
+    predict_task,
+    settings_of,
+)
 from gram_hear.evaluation.report import (
     RESULTS_FILE,
     columns_of,
     heading_of,
+    notes_of,
     read_results,
     rows_of,
     write_results,
@@ -30,6 +43,7 @@ from gram_hear.evaluation.report import (
 from gram_hear.evaluation.report_command import report
 from gram_hear.tasks import METADATA, Task, describe_tasks, find_tasks, read_task
 
+LOG = Path(f"hear-eval-{TRACEBACK_LOG}")  # of what fails before there is a folder of embeddings
 SEVERAL_TASKS = "several tasks are given as --task a,b or --task a --task b"
 
 
@@ -67,6 +81,19 @@ TaskNames = Annotated[
 EmbeddingsDir = Annotated[Path, typer.Option(help="Where embeddings and scores are kept.")]
 Grid = Annotated[str, typer.Option(help="default, fast or faster.")]
 GridPoints = Annotated[int, typer.Option(help="How many points of the grid are tried.")]
+MinSteps = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Warn where predictors take fewer optimizer steps; 0 switches that off."
+    ),
+]
+EmptyClipsOption = Annotated[
+    EmptyClips,
+    typer.Option(
+        "--empty-clips",
+        help="Of clips without samples: error, skip (leave them out), or zero (embed silence).",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of the predictors' weights and dropout.")]
 Shuffle = Annotated[
     bool, typer.Option("--shuffle", help="Shuffle training rows, which the protocol does not.")
@@ -103,6 +130,8 @@ def evaluate(
     grid_points: GridPoints = 8,
     seed: Seed = 42,
     shuffle: Shuffle = False,
+    min_steps: MinSteps = FEWEST_STEPS,
+    empty_clips: EmptyClipsOption = "error",
     device: Device = "auto",
     force: Force = False,
     version: Version = False,
@@ -121,11 +150,11 @@ def evaluate(
         raise typer.Exit(2)
     plan = _choose_plan(context, probe, make_plan(grid, grid_points, seed, shuffle, device))
     tasks = find_tasks(tasks_dir, split_names(task))
-    loaded = load_model(module, model, parse_options(model_options), device=device)
+    loaded = _load(module, model, model_options, device)
     folders, failed = _embed_tasks(
-        tasks, loaded, embeddings_dir, force, lambda task: _check_task(task, plan)
+        tasks, loaded, embeddings_dir, force, empty_clips, lambda task: _check_task(task, plan)
     )
-    failed += _predict_tasks(folders, plan, force)
+    failed += _predict_tasks(folders, plan, force, min_steps)
     failed += _show_results(embeddings_dir / loaded.folder_name)
     finish(failed)
 
@@ -139,6 +168,7 @@ def embed(
     tasks_dir: TasksDir = Path("tasks"),
     task: TaskNames = None,
     embeddings_dir: EmbeddingsDir = Path("embeddings"),
+    empty_clips: EmptyClipsOption = "error",
     device: Device = "auto",
     force: Force = False,
 ) -> None:
@@ -151,8 +181,10 @@ def embed(
             f"unexpected: {' '.join(context.args)}; one module is embedded, and {SEVERAL_TASKS}."
         )
     tasks = find_tasks(tasks_dir, split_names(task))
-    loaded = load_model(module, model, parse_options(model_options), device=device)
-    folders, failed = _embed_tasks(tasks, loaded, embeddings_dir, force, _warn_of_metadata)
+    loaded = _load(module, model, model_options, device)
+    folders, failed = _embed_tasks(
+        tasks, loaded, embeddings_dir, force, empty_clips, _warn_of_metadata
+    )
     for folder in folders:
         typer.echo(folder)
     finish(failed)
@@ -170,6 +202,7 @@ def predict(
     grid_points: GridPoints = 8,
     seed: Seed = 42,
     shuffle: Shuffle = False,
+    min_steps: MinSteps = FEWEST_STEPS,
     device: Device = "auto",
     force: Force = False,
 ) -> None:
@@ -179,7 +212,7 @@ def predict(
     """
     plan = _choose_plan(context, probe, make_plan(grid, grid_points, seed, shuffle, device))
     tasks = find_embeddings(folders)
-    failed = _predict_tasks(tasks, plan, force)
+    failed = _predict_tasks(tasks, plan, force, min_steps)
     for parent in dict.fromkeys(task.resolve().parent for task in tasks):
         failed += _show_results(parent)
     finish(failed)
@@ -199,6 +232,9 @@ def check(
     findings = check_module(module, model, parse_options(model_options), device)
     for finding in findings:
         typer.echo(f"{finding.level}: {finding.text}")
+    tracebacks = dict.fromkeys(finding.traceback for finding in findings if finding.traceback)
+    if logged := log_traceback("\n".join(tracebacks), LOG):
+        say(logged.strip())
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
 
@@ -314,11 +350,21 @@ def make_plan(grid: str, grid_points: int, seed: int, shuffle: bool, device: str
     return plan
 
 
+def _load(module: str, model: str, model_options: str, device: str) -> HearModule:
+    """Load a module; the traceback of one that fails is kept."""
+    options = parse_options(model_options)
+    try:
+        return load_model(module, model, options, device=device)
+    except ModuleError as error:
+        raise ModuleError(f"{error}{log_traceback(traceback_of(error), LOG)}") from error
+
+
 def _embed_tasks(
     folders: Sequence[Path],
     module: HearModule,
     embeddings_dir: Path,
     force: bool,
+    empty_clips: EmptyClips,
     check: Callable[[Task], object],
 ) -> tuple[list[Path], list[str]]:
     """Embed tasks that pass a check, under a progress bar.
@@ -329,17 +375,28 @@ def _embed_tasks(
     made, failed = [], []
     output = embeddings_dir / module.folder_name
     for folder in folders:
+        log = output / f"{folder.name}-{TRACEBACK_LOG}"
         try:
             task = read_task(folder)
             check(task)
-            if is_embedded(task, module, output, force):
+            if is_embedded(task, module, output, force, empty_clips):
                 say(f"{task.name} is embedded already.")
                 made.append(output / task.name)
                 continue
             with progress_bar(f"embed {task.name}", "files") as progress:
-                made.append(embed_task(task, module, output, progress=progress, force=force))
+                made.append(
+                    embed_task(
+                        task,
+                        module,
+                        output,
+                        progress=progress,
+                        force=force,
+                        empty_clips=empty_clips,
+                    )
+                )
+            log.unlink(missing_ok=True)  # of a run that failed
         except GramError as error:
-            say(f"failed: {folder.name}: {error}")
+            say(f"failed: {folder.name}: {error}{log_traceback(traceback_of(error), log)}")
             failed.append(folder.name)
     return made, failed
 
@@ -348,7 +405,7 @@ def _choose_plan(context: typer.Context, probe: str, plan: Plan) -> Plan | Neigh
     """Return the plan of a probe; what the probe has no use for must not be given."""
     if probe == "shallow":
         return plan
-    for name in ("grid", "grid_points", "seed", "shuffle"):
+    for name in ("grid", "grid_points", "seed", "shuffle", "min_steps"):
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(
@@ -366,7 +423,24 @@ def _check_task(task: Task, plan: Plan | NeighbourPlan) -> None:
         check_neighbours(task)
 
 
-def _predict_tasks(folders: Sequence[Path], plan: Plan | NeighbourPlan, force: bool) -> list[str]:
+def _tell_steps(folder: Path, plan: Plan, min_steps: int) -> None:
+    """Say how many optimizer steps a predictor takes, and warn where they are few."""
+    task = read_task(folder)
+    steps = optimizer_steps(task, settings_of(task, plan))
+    said = f"{task.name}: a predictor takes at most {steps} optimizer steps"
+    if steps >= min_steps:
+        say(f"{said}.")
+    else:
+        say(
+            f"warning: {said}, fewer than {min_steps}: its score says more of them than of the "
+            "embeddings. Take --grid default, or give the task a smaller batch_size "
+            "(task_specific_param_grid). --min-steps moves this limit."
+        )
+
+
+def _predict_tasks(
+    folders: Sequence[Path], plan: Plan | NeighbourPlan, force: bool, min_steps: int
+) -> list[str]:
     """Predict tasks under a progress bar; return the names of those that failed."""
     failed = []
     for folder in folders:
@@ -374,6 +448,8 @@ def _predict_tasks(folders: Sequence[Path], plan: Plan | NeighbourPlan, force: b
             if is_predicted(folder, plan, force):
                 say(f"{folder.name} is predicted already.")
                 continue
+            if isinstance(plan, Plan):
+                _tell_steps(folder, plan, min_steps)
             with progress_bar(f"predict {folder.name}", "grid points and folds") as progress:
                 if isinstance(plan, Plan):
                     predict_task(folder, plan, progress)
@@ -399,6 +475,8 @@ def _show_results(folder: Path) -> list[str]:
     for row in rows_of(results):
         table.add_row(*row)
     print_table(table)
+    for note in notes_of(results):
+        typer.echo(note)
     try:
         write_results(folder, folder.name, results)
     except GramError as error:

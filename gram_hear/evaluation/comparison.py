@@ -197,7 +197,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     labels = _task_names(runs)
     grouped: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run, model in zip(runs, names, strict=True):
-        grouped[model, labels[run.result.task, run.result.metric]].append(run)
+        grouped[model, labels[_task_of(run.result)]].append(run)
     scores = {key: _score(*key, _distinct(found)) for key, found in grouped.items()}
     models = tuple(dict.fromkeys(names))
     tasks = tuple(sorted({task for _, task in scores}))
@@ -232,21 +232,29 @@ def _plan_words(result: Result) -> dict[str, str]:
     }
 
 
-def _task_names(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
-    """Return the name of each (task, metric): that of the task, the metric too where it differs."""
-    metrics = defaultdict(set)
+def _task_of(result: Result) -> tuple[str, str, str]:
+    """Return what makes two results those of one task: its name, its metric, and its clips."""
+    empty = f"empty clips: {result.empty_clips}" if result.empty_clips else ""
+    return result.task, result.metric, empty
+
+
+def _task_names(runs: Sequence[Run]) -> dict[tuple[str, str, str], str]:
+    """Return the name of each task, with in brackets what of metric and clips differs."""
+    found = {_task_of(run.result) for run in runs}
+    names = {}
     for run in runs:
         if run.result.metric not in METRICS:
             raise TaskError(
                 f"{run.folder} is scored by {run.result.metric}, which is no metric known here; "
                 f"known are {', '.join(METRICS)}."
             )
-        metrics[run.result.task].add(run.result.metric)
-    return {
-        (task, metric): task if len(found) == 1 else f"{task} ({metric})"
-        for task, found in metrics.items()
-        for metric in found
-    }
+    for task, *said in found:
+        others = [list(each) for name, *each in found if name == task]
+        differing = [
+            word for i, word in enumerate(said) if word and any(each[i] != word for each in others)
+        ]
+        names[task, said[0], said[1]] = task + (f" ({', '.join(differing)})" if differing else "")
+    return names
 
 
 def _distinct(runs: Sequence[Run]) -> tuple[Run, ...]:

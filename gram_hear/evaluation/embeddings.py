@@ -10,8 +10,11 @@ that end in ``.partial``. What is renamed is whole. ``embeddings-done.json`` com
 
 import hashlib
 import json
+import math
+import operator
 import os
 import pickle
+import pickletools
 import platform
 import shutil
 import time
@@ -23,17 +26,26 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from gram_hear.errors import ModuleError, TaskError
+from gram_hear.errors import AudioError, ModuleError, TaskError
 from gram_hear.evaluation.lock import locked
 from gram_hear.evaluation.module import HearModule, is_out_of_memory
-from gram_hear.evaluation.task_audio import Source, TaskAudio
+from gram_hear.evaluation.task_audio import SILENCE, Source, TaskAudio
 from gram_hear.interrupts import interrupts_held, result_of, submit
-from gram_hear.tasks import METADATA, VOCABULARY, Task, read_json, read_task
+from gram_hear.tasks import (
+    LONGEST_CLIP,
+    METADATA,
+    VOCABULARY,
+    Task,
+    empty_in_words,
+    read_json,
+    read_task,
+    short,
+)
 from gram_hear.writing import write_whole
 
 DONE, PROGRESS = "embeddings-done.json", "embeddings-progress.json"
@@ -46,6 +58,14 @@ TOLERANCE = 0.001  # seconds by which a clip may differ from sample_duration
 TO_DELETE = "delete it, or choose another folder of embeddings"
 PREDICTED = "prediction-done.json"  # says that scores are of the embeddings beside it
 NEIGHBOURS_DONE = "prediction-done-knn.json"  # the same of those of the nearest neighbours
+EMPTY = "empty_clips"  # key of what was done about clips without samples; None where there are none
+EMPTY_FILES = "empty_files"  # key of which they are, as "split/file"
+PLAIN = {  # opcodes of pickles that push a string or a number
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BININT", "BININT1", "BININT2", "BINFLOAT"),
+}
+
+EmptyClips = Literal["error", "skip", "zero"]
 
 
 def embed_task(
@@ -55,6 +75,7 @@ def embed_task(
     *,
     progress: Callable[[int, int], None] | None = None,
     force: bool = False,
+    empty_clips: EmptyClips = "error",
 ) -> Path:
     """Embed the clips of a task and write its embeddings to ``folder / task.name``.
 
@@ -72,6 +93,8 @@ def embed_task(
         progress: called with the numbers of files that are done, and of all.
         force: replace embeddings that something else made (another version of the module's code,
             of the model or of the task), and take their scores as gone.
+        empty_clips: what becomes of clips without samples: ``"error"``; ``"skip"``, they are left
+            out, of labels and scores too; ``"zero"``, a second of silence is embedded for each.
 
     Returns:
         The directory.
@@ -79,19 +102,20 @@ def embed_task(
     Raises:
         TaskError: for a task that is broken or lacks audio, a directory of other embeddings, or
             one that another run writes.
-        AudioError: for a file that cannot be read, has another rate than its folder, or holds NaN.
+        AudioError: for a file that cannot be read, has another rate than its folder, or holds NaN,
+            or no samples where ``empty_clips`` is ``"error"``.
         ModuleError: for a module that breaks the API, or a clip too long for the memory.
     """
     out = folder / task.name
     if out.resolve() == task.folder.resolve():
         raise TaskError(f"{out} is the task itself; choose another folder for the embeddings.")
-    if is_embedded(task, module, folder, force):
+    if is_embedded(task, module, folder, force, empty_clips):
         return out
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TaskError(f"{out} cannot be made: {error.strerror or error}.") from error
-    identity = _identity(task, module)
+    identity = _identity(task, module, empty_clips)
     with locked(out):
         try:
             if force and _difference(out, identity):
@@ -106,22 +130,28 @@ def embed_task(
     return out
 
 
-def is_embedded(task: Task, module: HearModule, folder: Path, force: bool = False) -> bool:
+def is_embedded(
+    task: Task,
+    module: HearModule,
+    folder: Path,
+    force: bool = False,
+    empty_clips: EmptyClips = "error",
+) -> bool:
     """Whether a task's embeddings of this module and model are finished.
 
     Args:
-        task, module, folder, force: as for :func:`embed_task`.
+        task, module, folder, force, empty_clips: as for :func:`embed_task`.
 
     Raises:
         TaskError: for a directory of other embeddings that ``force`` does not say to replace, or
             of unknown origin, or one that is incomplete.
     """
     out = folder / task.name
-    identity = _identity(task, module)
+    identity = _identity(task, module, empty_clips)
     return not (force and _difference(out, identity)) and _is_done(out, task, identity)
 
 
-def _identity(task: Task, module: HearModule) -> dict[str, Any]:
+def _identity(task: Task, module: HearModule, empty_clips: EmptyClips) -> dict[str, Any]:
     """Return what embeddings are told apart by."""
     digest = hashlib.sha256()
     for path in _copied_files(task):
@@ -137,6 +167,7 @@ def _identity(task: Task, module: HearModule) -> dict[str, Any]:
         "sample_rate": module.sample_rate,
         "embedding_size": module.scene_embedding_size if scene else module.timestamp_embedding_size,
         "task_sha256": digest.hexdigest(),
+        EMPTY: empty_clips,
     }
 
 
@@ -177,10 +208,12 @@ def _difference(out: Path, identity: dict[str, Any]) -> str:
     if path is None:
         return ""
     found = read_json(path)
+    if not isinstance(found, dict):
+        return f"{path.name} holds {short(found)}"
     for key, value in identity.items():
-        if not isinstance(found, dict) or found.get(key) != value:
-            there = found.get(key) if isinstance(found, dict) else found
-            return f"{key} is {there!r} in {path.name}, and {value!r} now"
+        there = found.get(key)
+        if there != value and not (key == EMPTY and there is None):  # none of its clips is empty
+            return f"{key} is {short(there)} in {path.name}, and {value!r} now"
     return ""
 
 
@@ -228,12 +261,14 @@ class _Run:
         self.task = task
         self.module = module
         self.out = out
+        self.empty_clips: EmptyClips = identity[EMPTY]
         self.events = task.embedding_type == "event"
         self.size: int = identity["embedding_size"]
         self.audio = TaskAudio(task, module.sample_rate)
         self.progress = progress or (lambda done, total: None)
         self.state: dict[str, Any] = {
             **identity,
+            EMPTY: None,
             "audio_sha256": "",
             "budget": round(BATCH_SECONDS * module.sample_rate),
             "seconds": 0.0,
@@ -245,10 +280,17 @@ class _Run:
         for split in self.task.splits:
             self.task.annotations(split)  # what is wrong shows before anything is computed
         plan = {split: self.audio.sources(split) for split in self.task.splits}
-        self._warn_of_lengths([source for sources in plan.values() for source in sources])
+        if any(source.empty for sources in plan.values() for source in sources):
+            plan = self._without_empty(plan)
+        self._warn_of_lengths(
+            [each for sources in plan.values() for each in sources if not each.empty]
+        )
         self._resume(plan)
         for path in _copied_files(self.task):
             write_whole(self.out / path.name, partial(shutil.copyfile, path))
+        if self.state.get(EMPTY) == "skip":  # a run that an older version began lacks the key
+            for split in self.task.splits:
+                self._write(f"{split}.json", self.task.raw_annotations(split))
         total = sum(map(len, plan.values()))
         self.progress(self._files_done(), total)
         try:
@@ -258,6 +300,28 @@ class _Run:
         finally:
             self._save()
         self._finish(total)
+
+    def _without_empty(self, plan: dict[str, list[Source]]) -> dict[str, list[Source]]:
+        """Do with clips without samples what was asked for; return what is to be embedded."""
+        empty = {split: [each.file for each in plan[split] if each.empty] for split in plan}
+        names = [f"{split}/{file}" for split, files in empty.items() for file in files]
+        said = empty_in_words(names, sum(map(len, plan.values())))
+        if self.empty_clips == "error":
+            raise AudioError(
+                f"{self.task.name}: {said} Nothing was embedded. --empty-clips skip leaves them "
+                f"out, --empty-clips zero embeds {SILENCE:g} s of silence for each."
+            )
+        self.state.update({EMPTY: self.empty_clips, EMPTY_FILES: names})
+        if self.empty_clips == "zero":
+            warnings.warn(
+                f"{self.task.name}: {said} {SILENCE:g} s of silence is embedded for each.",
+                stacklevel=4,
+            )
+            return plan
+        warnings.warn(f"{self.task.name}: {said} They are left out.", stacklevel=4)
+        self.task = self.task.without(empty)
+        self.audio = TaskAudio(self.task, self.module.sample_rate)
+        return {split: self.audio.sources(split) for split in self.task.splits}
 
     def _warn_of_lengths(self, sources: Sequence[Source]) -> None:
         duration = self.task.sample_duration
@@ -288,6 +352,8 @@ class _Run:
                     f"The audio of {self.task.name} has changed since {self.out} was begun; "
                     f"{TO_DELETE}."
                 )
+            if not _is_state(found, plan):
+                raise TaskError(f"{path} is damaged: it does not say what is done. {TO_DELETE}.")
             self.state = found
         self._start = time.monotonic() - self.state["seconds"]
         self._save()
@@ -448,6 +514,22 @@ class _Run:
             leftover.unlink(missing_ok=True)
 
 
+def _is_state(found: Any, plan: dict[str, list[Source]]) -> bool:
+    """Whether what a broken run left is a state that can be gone on from."""
+    try:
+        return (
+            operator.index(found["budget"]) > 0
+            and 0 <= float(found["seconds"]) < math.inf
+            and all(
+                0 <= operator.index(found["splits"][split]["files"]) <= len(sources)
+                and operator.index(found["splits"][split]["rows"]) >= 0
+                for split, sources in plan.items()
+            )
+        )
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
 def _by_length(sources: Sequence[Source]) -> list[int]:
     """Return the indices of clips so that those of one shape stand together."""
     groups: dict[tuple[int, int], list[int]] = {}
@@ -547,7 +629,7 @@ def open_embeddings(task_folder: Path, split: str) -> np.ndarray:
             f"{task_folder} is not finished: run the embedding again, and it will go on."
         )
     path = task_folder / f"{split}.embeddings.npy"
-    rows, size = _dimensions(task_folder, split)
+    rows, size = dimensions(task_folder, split)
     if not path.is_file():
         raise TaskError(f"There is no {path}; embed the task first.")
     found = path.stat().st_size
@@ -575,7 +657,12 @@ def open_embeddings(task_folder: Path, split: str) -> np.ndarray:
     return embeddings
 
 
-def _dimensions(task_folder: Path, split: str) -> tuple[int, int]:
+def dimensions(task_folder: Path, split: str) -> tuple[int, int]:
+    """Return how many rows a split's embeddings have, and how many values a row.
+
+    Raises:
+        TaskError: where that is not said.
+    """
     path = task_folder / f"{split}.embedding-dimensions.json"
     found = read_json(path)
     if (
@@ -583,7 +670,7 @@ def _dimensions(task_folder: Path, split: str) -> tuple[int, int]:
         or len(found) != 2
         or not all(isinstance(each, int) and each > 0 for each in found)
     ):
-        raise TaskError(f"{path} holds {found!r}; it must hold [rows, values of a row].")
+        raise TaskError(f"{path} holds {short(found)}; it must hold [rows, values of a row].")
     return found[0], found[1]
 
 
@@ -601,7 +688,7 @@ def row_timestamps(task_folder: Path, split: str) -> tuple[list[str], np.ndarray
     """
     path = task_folder / f"{split}.filename-timestamps.json"
     found = read_json(path)
-    rows, _ = _dimensions(task_folder, split)
+    rows, _ = dimensions(task_folder, split)
     if not isinstance(found, list) or len(found) != rows:
         number = len(found) if isinstance(found, list) else "no list of"
         raise TaskError(f"{path} holds {number} timestamps; there are {rows} rows.")
@@ -611,8 +698,11 @@ def row_timestamps(task_folder: Path, split: str) -> tuple[list[str], np.ndarray
         base = {each: each.rsplit("/", 1)[-1] for each in dict.fromkeys(paths)}
     except (TypeError, ValueError, AttributeError) as error:
         raise TaskError(f"{path} must hold [file, milliseconds] for each row.") from error
-    if milliseconds.ndim != 1 or not np.isfinite(milliseconds).all():
-        raise TaskError(f"{path} holds timestamps that are not finite numbers.")
+    longest = 1000 * LONGEST_CLIP
+    if milliseconds.ndim != 1 or not (np.abs(milliseconds) <= longest).all():
+        raise TaskError(
+            f"{path} holds timestamps that are not finite, or beyond {longest:.0f} milliseconds."
+        )
     return [base[each] for each in paths], milliseconds
 
 
@@ -634,7 +724,7 @@ def row_labels(task: Task, split: str) -> list[list]:
         return event_labels(task, split, *row_timestamps(task.folder, split))
     annotations = task.annotations(split)
     labels = [annotations[file] for file in task.row_files(split)]
-    rows, _ = _dimensions(task.folder, split)
+    rows, _ = dimensions(task.folder, split)
     if rows != len(labels):
         raise TaskError(
             f"{task.folder} has {rows} rows of {split}, and {split}.json names {len(labels)} "
@@ -678,12 +768,43 @@ def event_labels(
     return labels
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads lists, strings and numbers; whatever would need a name is refused."""
+class _NotPlain(ValueError):
+    """A pickle that holds something else than lists, strings and numbers."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        """Refuse every class and function."""
-        raise pickle.UnpicklingError(f"{module}.{name} is no list, string or number")
+
+def _read_pickled_lists(path: Path) -> Any:
+    """Return the lists, strings and numbers of a pickle, from its opcodes: nothing is unpickled.
+
+    Raises:
+        _NotPlain: where it holds something else.
+        ValueError, LookupError, AttributeError: where it is damaged.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[Any, Any] = {}
+    with open(path, "rb") as file:
+        for opcode, value, _ in pickletools.genops(file):
+            name = opcode.name
+            if name == "EMPTY_LIST":
+                stack.append([])
+            elif name in PLAIN:
+                stack.append(value)
+            elif name == "MARK":
+                marks.append(len(stack))
+            elif name in ("APPEND", "APPENDS"):
+                start = marks.pop() if name == "APPENDS" else len(stack) - 1
+                items = stack[start:]
+                del stack[start:]
+                stack[-1].extend(items)
+            elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+                memo[len(memo) if name == "MEMOIZE" else value] = stack[-1]
+            elif name in ("BINGET", "LONG_BINGET"):
+                stack.append(memo[value])
+            elif name == "STOP":
+                break
+            elif name not in ("PROTO", "FRAME"):
+                raise _NotPlain(f"{name} is no list, string or number")
+    return stack.pop()
 
 
 def _cross_check(task: Task, split: str, labels: list[list]) -> None:
@@ -700,20 +821,37 @@ def _cross_check(task: Task, split: str, labels: list[list]) -> None:
         if not path.is_file():
             return
         try:
-            with open(path, "rb") as file:
-                recorded = _PlainUnpickler(file).load()
-        except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError) as error:
+            recorded = _read_pickled_lists(path)
+        except _NotPlain as error:
             warnings.warn(
                 f"{path} cannot be read as plain lists ({error}); labels are taken from "
                 f"{split}.json unchecked.",
                 stacklevel=3,
             )
             return
-    plain = float if task.kind == "localisation" else str
-    ordered = [[plain(each) for each in row] for row in recorded]
-    if ordered != labels:
+        except (ValueError, LookupError, AttributeError) as error:
+            raise TaskError(
+                f"{path} is damaged ({error}); embed the task anew, or delete this file to take "
+                f"the labels from {split}.json unchecked."
+            ) from error
+    kinds = (int, float) if task.kind == "localisation" else (int, str)
+    if not (
+        isinstance(recorded, list)
+        and len(recorded) == len(labels)
+        and all(_is_row(row, wanted, kinds) for row, wanted in zip(recorded, labels, strict=True))
+    ):
         raise TaskError(
             f"{path} has other labels, or in another order, than {split}.json gives for the rows: "
             "they come from an early version of the original kit, whose order cannot be told, or "
             "the split was changed. Embed the task anew."
         )
+
+
+def _is_row(row: Any, labels: list, kinds: tuple[type, ...]) -> bool:
+    """Whether a row that was written down has these labels, which may be numbers there."""
+    return (
+        isinstance(row, list)
+        and len(row) == len(labels)
+        and all(isinstance(each, kinds) for each in row)
+        and [type(label)(each) for each, label in zip(row, labels, strict=True)] == labels
+    )

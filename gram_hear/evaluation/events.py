@@ -20,6 +20,8 @@ from gram_hear.errors import TaskError, nearest
 THRESHOLD = 0.5
 COLLAR_MS = 200.0
 SEGMENT_MS = 1000.0
+WIDEST_FILTER = 100_000  # rows
+MOST_SEGMENTS = 2**28  # of all files together, times classes
 SEGMENT_METRIC = "segment_1s_er"
 
 
@@ -149,6 +151,12 @@ class Timeline:
                 f"median_filter_ms is {median_filter_ms}; give milliseconds, or 0 for no filter."
             )
         widths = np.rint(median_filter_ms / self.hops)  # half to even, like Python's round
+        if np.nanmax(widths, initial=1.0) > WIDEST_FILTER:
+            raise TaskError(
+                f"A median filter of {median_filter_ms:g} ms is {np.nanmax(widths):.0f} rows wide, "
+                f"as they are only {np.nanmin(self.hops):g} ms apart; at most {WIDEST_FILTER} are "
+                "allowed. Are the timestamps milliseconds?"
+            )
         return np.maximum(np.nan_to_num(widths, nan=1.0), 1).astype(np.int64)
 
 
@@ -520,9 +528,17 @@ class _Segments:
         """Return which class is active in which segment, (classes, segments) bool.
 
         An event's onset is rounded down to a segment, its offset up.
+
+        Raises:
+            TaskError: for more segments than can be held.
         """
         row = table.label * self._total + self._offsets[table.file]
         size = classes * self._total + 1
+        if size > MOST_SEGMENTS:
+            raise TaskError(
+                f"The clips or their events last {self._total * self._seconds / 3600:.0f} hours in "
+                f"all, too long for {SEGMENT_METRIC} over {classes} classes."
+            )
         changes = np.bincount(row + self._index(np.floor, table.start), minlength=size)
         changes -= np.bincount(row + self._index(np.ceil, table.end), minlength=size)
         return np.cumsum(changes)[:-1].reshape(classes, self._total) > 0

@@ -10,7 +10,6 @@ archives from hearpreprocess, which made them (``hear-<version>/tasks/<task>/<ra
 
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -24,14 +23,15 @@ from functools import partial
 from http.client import HTTPException, HTTPResponse
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 from gram_hear.errors import OptionError, TaskError, nearest
 from gram_hear.evaluation.lock import locked
-from gram_hear.tasks import METADATA
+from gram_hear.foreign import LARGEST, parse_json
+from gram_hear.tasks import LONGEST_NAME, METADATA, short
 
 RECORD = "5885750"  # HEAR 2021, all tasks, at 48,000 Hz
 SITE, SITE_VARIABLE = "https://zenodo.org", "GRAM_HEAR_ZENODO"
@@ -46,6 +46,18 @@ NAME = re.compile(
 )
 DIGESTS = {"md5": 32, "sha256": 64}  # of checksums, and how long they are
 BLOCK = 1 << 20
+# What an archive may hold, of a task or of anything else.
+MOST_MEMBERS = 500_000
+MOST_FOLDERS = 32  # inside each other
+LONGEST_PATH = 1024  # characters
+LARGEST_HEADER = 1 << 20  # bytes of a long name or of a member's other properties
+LARGEST_RATIO = 100  # of what is unpacked to the archive ...
+SMALL = 256 << 20  # ... from so many bytes on
+GZIP = b"\x1f\x8b"
+BROKEN = (  # what tarfile and gzip raise for a damaged or a crafted archive
+    *(tarfile.TarError, EOFError, zlib.error, OSError),
+    *(ValueError, ArithmeticError, LookupError, TypeError, RuntimeError, MemoryError),
+)
 TIMEOUT = 60.0  # seconds without a byte until a connection counts as cut
 ATTEMPTS = 5  # at an archive, in a row, that bring nothing, with pauses that double
 QUESTIONS = 3  # at a record: who is offline hears so soon
@@ -159,8 +171,13 @@ def _site() -> str:
 
 def _is_web(address: str) -> bool:
     """Whether an address is one of the web: urllib would open files too."""
-    parts = urlsplit(address)
-    return parts.scheme in ("http", "https") and bool(parts.netloc)
+    if re.fullmatch(r"https?://[!-~]+", address) is None:
+        return False
+    try:
+        parts = urlsplit(address)
+        return bool(parts.hostname) and parts.port != 0  # a port that cannot be raises
+    except ValueError:
+        return False
 
 
 def _open(url: str, start: int = 0) -> HTTPResponse:
@@ -199,7 +216,9 @@ def _patiently(
             error.close()
             if error.code not in PASSING:
                 raise TaskError(_refusal(what, error)) from error
-        except (OSError, HTTPException) as error:
+        except TaskError:
+            raise
+        except (OSError, HTTPException, ValueError, OverflowError) as error:  # also of a redirect
             reason, asked = str(getattr(error, "reason", error)) or type(error).__name__, None
         vain = 1 if arrived and arrived() > before else vain + 1
         pause = FIRST_PAUSE * 2 ** (vain - 1) if asked is None else asked
@@ -245,16 +264,16 @@ def read_record(number: str = RECORD, report: Report = lambda text: None) -> Rec
 
     def ask() -> bytes:
         with _open(f"{site}/api/records/{number}") as response:
-            return response.read()
+            return response.read(LARGEST + 1)
 
     content = _patiently(f"record {number}", ask, report)
+    record = parse_json(content, f"What {site} says of record {number}", TaskError)
     try:
-        record = json.loads(content)
         files = record["files"]
         entries = files["entries"].values() if isinstance(files, dict) else files
         archives = [each for entry in entries if (each := _archive(entry, number, site))]
         about = record.get("metadata") or {}
-        title, edition = str(about.get("title", "")), str(about.get("version", ""))
+        title, edition = (_line(about.get(key, "")) for key in ("title", "version"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TaskError(
             f"What {site} says of record {number} is not understood ({type(error).__name__}: "
@@ -269,9 +288,14 @@ def read_record(number: str = RECORD, report: Report = lambda text: None) -> Rec
     return Record(number, title, edition, ordered)
 
 
+def _line(value: Any) -> str:
+    """Return what a site says in words, as a line that can be printed."""
+    return "".join(each for each in str(value)[:200] if each.isprintable())
+
+
 def _archive(entry: Mapping[str, Any], number: str, site: str) -> Archive | None:
     """Return the archive that a file of a record is, or None for another kind of file."""
-    match = NAME.fullmatch(entry["key"])
+    match = NAME.fullmatch(entry["key"]) if len(entry["key"]) <= LONGEST_NAME // 2 else None
     if match is None:
         return None
     links = entry.get("links") or {}
@@ -288,7 +312,8 @@ def _archive(entry: Mapping[str, Any], number: str, site: str) -> Archive | None
         or size < 0
         or not re.fullmatch(rf"[0-9a-f]{{{DIGESTS.get(algorithm, 0)}}}", digest)
     ):
-        raise ValueError(f"{entry['key']} has the size {size}, {entry['checksum']}, {url}")
+        said = (short(each) for each in (size, entry["checksum"], url))
+        raise ValueError(f"{entry['key']} has the size {', '.join(said)}")
     rate = int(match["rate"]) if match["rate"] else None
     return Archive(entry["key"], match["task"], rate, size, (algorithm, digest), url)
 
@@ -482,7 +507,8 @@ def _first_byte(archive: Archive, response: HTTPResponse, asked: int) -> int:
     """
     if response.status == 206:
         match = re.fullmatch(
-            r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip()
+            r"bytes (\d{1,19})-\d{1,19}/(\d{1,19}|\*)",
+            response.headers.get("Content-Range", "").strip(),
         )
         first = int(match[1]) if match else -1
         total = int(match[2]) if match and match[2] != "*" else archive.size
@@ -518,10 +544,12 @@ def unpack(
         The task's folder.
 
     Raises:
-        TaskError: where the archive is damaged, would leave its folder or holds no task (it is
-            deleted), or the disk is full or cannot be written (it is kept); nothing of the task
-            is left then.
+        TaskError: where the archive is damaged, would leave its folder, holds no task or more than
+            a task can (it is deleted), or the disk is full or cannot be written (it is kept);
+            nothing of the task is left then.
     """
+    if not hasattr(tarfile, "data_filter"):
+        raise OptionError("This Python cannot unpack archives safely; use 3.11.4 or newer.")
     stored, target = archive.stored(tasks_dir), tasks_dir / archive.task
     temporary = stored.with_name(f"{stored.name}.unpacking")
     if temporary.exists():  # of a run that was killed
@@ -529,7 +557,7 @@ def unpack(
     try:
         _extract(stored, temporary, progress)
         os.replace(_task_folder(archive, temporary), target)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except BROKEN as error:
         if isinstance(error, OSError) and error.errno in REMEDIES:
             raise TaskError(
                 f"{archive.file} could not be unpacked: {error.strerror or error}. The archive is "
@@ -537,8 +565,9 @@ def unpack(
             ) from error
         stored.unlink()
         raise TaskError(
-            f"{archive.file} cannot be unpacked, though its checksum is right: {error}. Nothing "
-            "of it was kept; tell those who publish the record."
+            f"{archive.file} cannot be unpacked, though its checksum is right: "
+            f"{_line(error) or type(error).__name__}. Nothing of it was kept; tell those who "
+            "publish the record."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -546,26 +575,76 @@ def unpack(
     return target
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose sizes are looked at before tarfile reads what they are of into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> "_Member":
+        """Read a header.
+
+        Raises:
+            ReadError: for a size below 0, or a name or properties that are absurdly long.
+        """
+        member = super().frombuf(buf, encoding, errors)
+        of_a_header = member.type in (
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.SOLARIS_XHDTYPE,
+        )
+        if member.size < 0 or (of_a_header and member.size > LARGEST_HEADER):
+            raise tarfile.ReadError(f"a header has the size {member.size}")
+        return member
+
+
 def _extract(stored: Path, folder: Path, progress: Progress) -> None:
     """Extract an archive into a new folder.
 
     Raises:
-        TarError: where it is damaged, or has a member that is no file or folder inside.
+        TarError: where it is damaged, holds more than a task can, or has a member that is no file
+            or folder inside; the message names it.
+        OSError: where the disk fails.
     """
-    if not hasattr(tarfile, "data_filter"):
-        raise OptionError(
-            "This Python cannot unpack archives safely; use 3.10.12, 3.11.4, 3.12 or newer."
-        )
     size = _size(stored)
-    with open(stored, "rb") as raw, tarfile.open(fileobj=raw, mode="r:*", errorlevel=1) as archive:
-        for member in archive:
-            path = PurePosixPath(member.name)
-            if path.is_absolute() or ".." in path.parts:
-                raise tarfile.TarError(f"its member {member.name!r} leaves the folder")
-            if member.issym():  # it would point elsewhere once the task is moved
-                raise tarfile.TarError(f"its member {member.name!r} is a symbolic link")
-            archive.extract(member, folder, filter="data")
-            progress(raw.tell(), size)
+    name, members, unpacked = "", 0, 0
+    with open(stored, "rb") as raw:
+        mode: Literal["r:gz", "r:"] = "r:gz" if raw.read(len(GZIP)) == GZIP else "r:"
+        raw.seek(0)
+        try:
+            with tarfile.open(fileobj=raw, mode=mode, errorlevel=1, tarinfo=_Member) as archive:
+                for member in archive:
+                    name, members, unpacked = member.name, members + 1, unpacked + member.size
+                    _check_member(member)
+                    if members > MOST_MEMBERS or unpacked > max(SMALL, LARGEST_RATIO * size):
+                        raise tarfile.TarError(
+                            f"{members} members and {in_words(unpacked)} are more than a task's "
+                            f"archive of {in_words(size)} holds"
+                        )
+                    archive.extract(member, folder, filter="data")
+                    progress(raw.tell(), size)
+        except BROKEN as error:
+            if isinstance(error, OSError) and error.errno in REMEDIES:
+                raise
+            place = f"at its member {short(name)}" if name else "at its beginning"
+            raise tarfile.TarError(f"{place}: {error or type(error).__name__}") from error
+
+
+def _check_member(member: tarfile.TarInfo) -> None:
+    """Check that a member is a file or a folder that can lie in a task.
+
+    Raises:
+        TarError: for any other.
+    """
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise tarfile.TarError("it leaves the folder")
+    if member.issym():  # it would point elsewhere once the task is moved
+        raise tarfile.TarError("it is a symbolic link")
+    if len(path.parts) > MOST_FOLDERS or len(member.name) > LONGEST_PATH or "\0" in member.name:
+        raise tarfile.TarError("its name is no path that a task can have")
+    if member.size < 0 or member.issparse():
+        raise tarfile.TarError(f"it is sparse, or its size of {short(member.size)} cannot be")
 
 
 def _task_folder(archive: Archive, folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """The hyper-parameter grids of the HEAR protocol, and which of their points are tried."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from gram_hear.errors import OptionError, TaskError, nearest
+from gram_hear.tasks import short
 
 # Names and values as the original kit writes them; each value is a list of choices.
 DEFAULT: dict[str, list] = {
@@ -40,6 +42,17 @@ TASK_GRIDS: dict[str, dict[str, list]] = {
     "dcase2016_task2": {"check_val_every_n_epoch": [10]},
 }
 FIXED = ("embedding_norm", "hidden_norm", "norm_after_activation", "optim")  # one way each here
+LARGEST = {  # that a task may choose
+    "batch_size": 2**16,
+    "check_val_every_n_epoch": 10_000,
+    "dropout": 1 - 1e-6,
+    "hidden_dim": 2**13,
+    "hidden_layers": 16,
+    "lr": 1e6,
+    "max_epochs": 10_000,
+    "patience": 10_000,
+}
+MOST_POINTS = 100_000  # of a grid
 DRAW_SEED = 42  # the kit's; the seed of the weights is another
 
 
@@ -88,6 +101,11 @@ def draw_settings(
     if points < 1:
         raise OptionError(f"{points} grid points were asked for; give 1 or more.")
     choices = GRIDS[grid] | TASK_GRIDS.get(task_name, {}) | _checked(task_name, task_grid or {})
+    if (count := math.prod(map(len, choices.values()))) > MOST_POINTS:
+        raise TaskError(
+            f"{task_name}: task_specific_param_grid makes {count} points; at most {MOST_POINTS} "
+            "are allowed."
+        )
     names = sorted(choices)
     every = [
         dict(zip(names, values, strict=True))
@@ -100,6 +118,18 @@ def draw_settings(
     ]
 
 
+def most_steps(settings: Sequence[Setting], rows: int) -> int:
+    """Return how many optimizer steps a predictor takes at most.
+
+    A point that stops early takes fewer.
+
+    Args:
+        settings: the grid points that are tried.
+        rows: that are trained on.
+    """
+    return max(each.max_epochs * -(-rows // each.batch_size) for each in settings)
+
+
 def _checked(task_name: str, task_grid: Mapping[str, Sequence]) -> dict[str, list]:
     """Return a task's own choices, of the right names and kinds."""
     checked = {}
@@ -107,23 +137,23 @@ def _checked(task_name: str, task_grid: Mapping[str, Sequence]) -> dict[str, lis
         if name not in DEFAULT or name in FIXED:
             allowed = [each for each in DEFAULT if each not in FIXED]
             raise TaskError(
-                f"{task_name}: task_specific_param_grid has {name!r}; allowed are "
-                f"{', '.join(allowed)}." + nearest(name, allowed)
+                f"{task_name}: task_specific_param_grid has {short(name)}; allowed are "
+                f"{', '.join(allowed)}." + nearest(name[:80], allowed)
             )
         known = DEFAULT[name][0]
         numbers = (int, float) if isinstance(known, float) else type(known)
         if not isinstance(values, list) or not values:
-            raise TaskError(f"{task_name}: {name} is {values!r}; it must be a list of choices.")
+            raise TaskError(
+                f"{task_name}: {name} is {short(values)}; it must be a list of choices."
+            )
         for value in values:
             good = isinstance(value, numbers) and not isinstance(value, bool)
             if not good or (isinstance(known, str) and value not in DEFAULT[name]):
                 raise TaskError(
-                    f"{task_name}: {name} has the choice {value!r}; it must be like {known!r}."
+                    f"{task_name}: {name} has the choice {short(value)}; it must be like {known!r}."
                 )
             least = 0 if name in ("hidden_layers", "dropout") else 1e-12
-            if not isinstance(known, str) and not (
-                least <= value and (name != "dropout" or value < 1)
-            ):
-                raise TaskError(f"{task_name}: {name} has the choice {value!r}, out of range.")
+            if not isinstance(known, str) and not (least <= value <= LARGEST[name]):
+                raise TaskError(f"{task_name}: {name} has the choice {short(value)}, out of range.")
         checked[name] = list(values)
     return checked

@@ -3,23 +3,16 @@
 Source of the API: the HEAR benchmark (hearbenchmark.com/hear-api.html).
 """
 
-import configparser
-import csv
 import hashlib
 import importlib
-import lzma
 import os
-import pickle
 import re
-import struct
-import subprocess
 import sys
-import tarfile
+import traceback
 import unicodedata
 import warnings
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -28,44 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from gram_hear.config import EMBEDDINGS
-from gram_hear.errors import ModuleError, OptionError
+from gram_hear.errors import GramError, ModuleError, OptionError
+from gram_hear.tasks import SAMPLE_RATES, short
 
 FUNCTIONS = ("load_model", "get_scene_embeddings", "get_timestamp_embeddings")
 CHANNELS_FIRST = "channels_first"
 LONGEST_NAME = 120  # characters of a folder's name; file systems allow 255 bytes
 DIGEST = 8  # characters of a hash in a folder's name
-# What the code of others may raise; to leave (KeyboardInterrupt, SystemExit) is not a failure.
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    BufferError,
-    EOFError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    ReferenceError,
-    RuntimeError,
-    StopIteration,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    configparser.Error,
-    csv.Error,
-    lzma.LZMAError,
-    pickle.PickleError,
-    struct.error,
-    subprocess.SubprocessError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    SafetensorError,
-)
+LARGEST_SIZE = 2**20  # numbers in an embedding
 OURS = "gram_hear"
 
 
@@ -96,20 +62,47 @@ def load_model(
     place = find_device(device)
     module = _import(name)
     for function in FUNCTIONS:
-        if not callable(getattr(module, function, None)):
+        with _foreign(f"Looking for {name}.{function} failed"):
+            there = callable(getattr(module, function, None))
+        if not there:
             raise ModuleError(
                 f"{name} ({_where(module)}) has no function {function}; a HEAR module has "
                 f"{', '.join(FUNCTIONS)}."
             )
-    try:
+    given = ", ".join(
+        [repr(model_path)] * bool(model_path)
+        + [f"{key}={value!r}" for key, value in options.items()]
+    )
+    with _foreign(f"{name}.load_model({given}) failed"):
         model = module.load_model(*[model_path] * bool(model_path), **options)
-    except FAILURES as error:
-        given = ", ".join(
-            [repr(model_path)] * bool(model_path)
-            + [f"{key}={value!r}" for key, value in options.items()]
-        )
-        raise ModuleError(f"{name}.load_model({given}) failed: {_reason(error)}") from error
     return HearModule(name, model_path, dict(options), module, model, place)
+
+
+@contextmanager
+def _foreign(failure: str, *, memory_is_short: bool = False) -> Iterator[None]:
+    """Run other people's code: whatever it raises becomes a ModuleError, with that as its cause.
+
+    This is the one boundary behind which any exception may come. Code that calls ``sys.exit``
+    fails too: the run would end as if all were done. Ctrl-C still ends the run.
+
+    Args:
+        failure: how the message begins.
+        memory_is_short: whether errors that :func:`is_out_of_memory` are left as they are.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if memory_is_short and is_out_of_memory(error):
+            raise
+        raise ModuleError(f"{failure}: {_reason(error)}") from error
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return the traceback of other people's code behind an error; "" where there is none."""
+    cause = error.__cause__
+    if not isinstance(error, ModuleError) or cause is None or isinstance(cause, GramError):
+        return ""
+    return "".join(traceback.format_exception(cause))
 
 
 def find_device(name: str) -> torch.device:
@@ -141,18 +134,20 @@ def _import(name: str) -> ModuleType:
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)  # for good: the module may import its neighbours later
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
+        with _foreign(f"Importing {name} failed"):
+            return importlib.import_module(name)
+    except ModuleError as failure:
+        error = failure.__cause__
+        if not isinstance(error, ModuleNotFoundError):
+            raise
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise ModuleError(
                 f"There is no module {error.name!r}; install it, or run in the folder that "
                 f"{error.name}.py lies in (here: {here})."
-            ) from error
+            ) from None
         raise ModuleError(
             f"{name} imports {error.name!r}, which is not there; install it."
         ) from error
-    except FAILURES as error:
-        raise ModuleError(f"Importing {name} failed: {_reason(error)}") from error
 
 
 def _where(module: ModuleType) -> str:
@@ -160,8 +155,11 @@ def _where(module: ModuleType) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Return an error's kind and the first lines of its message."""
-    message = str(error).strip()
+    """Return an error's kind and the beginning of its message, on one line."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
+    # This class survives exceptions that have no text.
+    message = " ".join(str(traceback.TracebackException.from_exception(error)).split())
     return f"{type(error).__name__}: {message[:1000]}" if message else type(error).__name__
 
 
@@ -210,16 +208,13 @@ class HearModule:
         self.sample_rate = _size(name, model, "sample_rate")
         self.scene_embedding_size = _size(name, model, "scene_embedding_size")
         self.timestamp_embedding_size = _size(name, model, "timestamp_embedding_size")
-        self.multichannel = getattr(model, "multichannel", None) == CHANNELS_FIRST
+        with _foreign(f"The model of {name} has no readable multichannel"):
+            self.multichannel = bool(getattr(model, "multichannel", None) == CHANNELS_FIRST)
         self.model = model
         self.device = device
         if isinstance(model, torch.nn.Module):
-            try:
+            with _foreign(f"The model of {name} cannot be moved to {device}"):
                 model.to(device)
-            except FAILURES as error:
-                raise ModuleError(
-                    f"The model of {name} cannot be moved to {device}: {_reason(error)}"
-                ) from error
         self._warned: set[str] = set()
 
     # --- who it is ---
@@ -282,7 +277,7 @@ class HearModule:
             MemoryError, RuntimeError: where memory is short, see :func:`is_out_of_memory`.
         """
         place = f"{self.name}.get_scene_embeddings"
-        result = self._call("get_scene_embeddings", audio)
+        result = self.call("get_scene_embeddings", audio)
         embeddings = self._embeddings(place, result, (len(audio), self.scene_embedding_size))
         _check_finite(place, embeddings, names)
         return embeddings
@@ -302,7 +297,7 @@ class HearModule:
             ModuleError, MemoryError, RuntimeError: as for :meth:`scenes`.
         """
         place = f"{self.name}.get_timestamp_embeddings"
-        result = self._call("get_timestamp_embeddings", audio)
+        result = self.call("get_timestamp_embeddings", audio)
         if not isinstance(result, tuple | list) or len(result) != 2:
             raise ModuleError(
                 f"{place} returned {_kind(result)}; it must return two tensors: embeddings (n, t, "
@@ -311,19 +306,25 @@ class HearModule:
         shape = (len(audio), None, self.timestamp_embedding_size)
         embeddings = self._embeddings(place, result[0], shape)
         _check_finite(place, embeddings, names)
-        return embeddings, self._timestamps(place, result[1], embeddings.shape[:2])
+        times = self._timestamps(place, result[1], embeddings.shape[:2])
+        samples = audio.shape[2 if audio.ndim == 3 and self.multichannel else 1]
+        if look_like_seconds(times[0], samples / self.sample_rate):
+            self._warn(
+                f"{place} returned timestamps that look like seconds (the last one of a clip of "
+                f"{samples / self.sample_rate:g} s is {times[0, -1]:g}); they must be milliseconds."
+            )
+        return embeddings, times
 
-    def _call(self, function: str, audio: np.ndarray) -> Any:
-        tensor = torch.from_numpy(np.ascontiguousarray(audio, dtype=np.float32)).to(self.device)
-        try:
-            with torch.no_grad():
-                return getattr(self.module, function)(tensor, self.model)
-        except FAILURES as error:
-            if is_out_of_memory(error):
-                raise
-            raise ModuleError(
-                f"{self.name}.{function} failed with audio {tuple(tensor.shape)}: {_reason(error)}"
-            ) from error
+    def call(self, function: str, audio: np.ndarray) -> Any:
+        """Return what one of the module's functions that embed returns, unchecked.
+
+        Raises:
+            ModuleError, MemoryError, RuntimeError: as for :meth:`scenes`.
+        """
+        tensor = torch.from_numpy(np.ascontiguousarray(audio, dtype=np.float32))
+        failure = f"{self.name}.{function} failed with audio {tuple(tensor.shape)}"
+        with _foreign(failure, memory_is_short=True), torch.no_grad():
+            return getattr(self.module, function)(tensor.to(self.device), self.model)
 
     def _embeddings(self, place: str, result: Any, shape: tuple[int | None, ...]) -> np.ndarray:
         """Check embeddings and return them as float32; None in ``shape`` is any size from 1 on."""
@@ -343,7 +344,7 @@ class HearModule:
             raise ModuleError(f"{place} returned {tensor.dtype} embeddings; they must be float32.")
         if tensor.dtype != torch.float32:
             self._warn(f"{place} returned {tensor.dtype} embeddings; they were made float32.")
-        return tensor.detach().to("cpu", torch.float32).numpy()
+        return _on_cpu(place, tensor, torch.float32)
 
     def _timestamps(self, place: str, result: Any, shape: tuple[int, ...]) -> np.ndarray:
         tensor = _tensor(place, result)
@@ -354,7 +355,7 @@ class HearModule:
             )
         if tensor.dtype.is_complex or tensor.dtype == torch.bool:
             raise ModuleError(f"{place} returned {tensor.dtype} timestamps; they must be float32.")
-        times = tensor.detach().to("cpu", torch.float64).numpy()
+        times = _on_cpu(place, tensor, torch.float64)
         if not np.isfinite(times).all():
             raise ModuleError(f"{place} returned timestamps that are not finite.")
         if (times != times[0]).any():
@@ -383,19 +384,33 @@ class HearModule:
             warnings.warn(message, stacklevel=4)
 
 
+def look_like_seconds(times: np.ndarray, seconds: float) -> bool:
+    """Whether the timestamps of a clip of so many seconds end where they would in seconds."""
+    return len(times) > 1 and seconds / 2 < times[-1] <= 1.1 * seconds
+
+
 def _size(name: str, model: Any, attribute: str) -> int:
-    if not hasattr(model, attribute):
+    with _foreign(f"The model of {name} has no readable {attribute}"):
+        there = hasattr(model, attribute)
+        value = getattr(model, attribute) if there else None
+    if not there:
         raise ModuleError(
             f"The model of {name}, a {type(model).__name__}, has no attribute {attribute}; it must "
             "have sample_rate, scene_embedding_size and timestamp_embedding_size, all int."
         )
-    value = getattr(model, attribute)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    least, most = SAMPLE_RATES if attribute == "sample_rate" else (1, LARGEST_SIZE)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ModuleError(
-            f"The model of {name} has {attribute} = {value!r} ({type(value).__name__}); it must be "
-            "an int above 0."
+            f"The model of {name} has {attribute} = {short(value)} ({type(value).__name__}); it "
+            f"must be an int from {least} to {most}."
         )
     return value
+
+
+def _on_cpu(place: str, tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
+    """Return a result's values; what went wrong on a GPU shows here."""
+    with _foreign(f"{place} failed", memory_is_short=True):
+        return tensor.detach().to("cpu", dtype).numpy()
 
 
 def _tensor(place: str, result: Any) -> Tensor:

@@ -18,12 +18,13 @@ import torch
 from gram_hear.errors import OptionError, TaskError
 from gram_hear.evaluation.embeddings import (
     PREDICTED,
+    dimensions,
     open_embeddings,
     row_labels,
     row_timestamps,
 )
 from gram_hear.evaluation.events import EventScorer, Timeline, predicted_events, target_events
-from gram_hear.evaluation.grid import Setting, draw_settings
+from gram_hear.evaluation.grid import Setting, draw_settings, most_steps
 from gram_hear.evaluation.lock import locked
 from gram_hear.evaluation.probe import (
     Examples,
@@ -35,12 +36,15 @@ from gram_hear.evaluation.probe import (
     train,
 )
 from gram_hear.evaluation.scores import Metric, named_metric, scene_scores, strict_json
-from gram_hear.tasks import Task, read_json, read_task
+from gram_hear.tasks import Task, read_json, read_task, short
 from gram_hear.writing import write_whole
 
 SCORES_FILE = "test.predicted-scores.json"
 LOCALISATION_FILE = "test.predicted-scores-localization.json"
 DONE_FILE = PREDICTED
+FEWEST_STEPS = 100  # of an optimizer, below which scores say little (docs/decisions.md)
+LONGEST_FILTER = 60_000.0  # milliseconds, of a median filter
+MOST_FILTERS = 100  # choices of each kind
 UNFINISHED = ".prediction.partial"  # a folder for what a run writes until it is whole
 HOW = ("hparams", "postprocessing")  # of a fold's result: what is no number
 EVENT_POSTPROCESSING = {"median_filter_ms": [250], "min_duration": [125, 250]}  # milliseconds
@@ -204,7 +208,7 @@ def _parameters(task: Task, name: str) -> dict[str, Any]:
     if not isinstance(group, dict):
         raise TaskError(
             f"{task.folder}: evaluation_params must be an object, and its {name} too, of names and "
-            f"lists of choices; here is {group!r}."
+            f"lists of choices; here is {short(group)}."
         )
     return group
 
@@ -215,23 +219,34 @@ def _postprocessing(task: Task) -> list[tuple[float, float]]:
     unknown = set(grid) - set(EVENT_POSTPROCESSING)
     if unknown:
         raise TaskError(
-            f"{task.folder}: event_postprocessing_grid has {', '.join(sorted(unknown))}; allowed "
-            f"are {', '.join(EVENT_POSTPROCESSING)}."
+            f"{task.folder}: event_postprocessing_grid has {', '.join(sorted(unknown))[:80]}; "
+            f"allowed are {', '.join(EVENT_POSTPROCESSING)}."
         )
     for name, values in grid.items():
+        most = LONGEST_FILTER if name == "median_filter_ms" else math.inf
         numbers = isinstance(values, list) and all(
-            isinstance(each, (int, float)) and not isinstance(each, bool) and each >= 0
+            isinstance(each, (int, float)) and not isinstance(each, bool) and 0 <= each <= most
             for each in values
         )
-        if not numbers or not values:
+        if not numbers or not 0 < len(values) <= MOST_FILTERS:
             raise TaskError(
-                f"{task.folder}: {name} is {values!r}; it must be a list of milliseconds."
+                f"{task.folder}: {name} is {short(values)}; it must be a list of milliseconds, 1 "
+                f"to {MOST_FILTERS} of them, none above {most:g}."
             )
     return sorted((m, d) for m in grid["median_filter_ms"] for d in grid["min_duration"])
 
 
 def load_examples(task: Task, splits: Sequence[str]) -> Examples:
-    """Return the embeddings of some splits, one after another, with their targets."""
+    """Return the embeddings of some splits, one after another, with their targets.
+
+    Raises:
+        TaskError: for what is missing or broken, or rows that are not of one width in all splits.
+    """
+    if len(widths := {dimensions(task.folder, split)[1] for split in task.splits}) > 1:
+        raise TaskError(
+            f"{task.folder} has rows of {' and '.join(map(str, sorted(widths)))} values in its "
+            "splits; embed the task anew."
+        )
     tables, targets = [], []
     for split in splits:
         tables.append(torch.from_numpy(open_embeddings(task.folder, split)))
@@ -242,8 +257,7 @@ def load_examples(task: Task, splits: Sequence[str]) -> Examples:
 def _targets(task: Task, split: str) -> np.ndarray:
     """Return a split's targets in row order: (rows, classes) of 0 and 1, or (rows, 3)."""
     if task.kind == "localisation":
-        annotations = task.annotations(split)
-        return np.array([annotations[file] for file in task.row_files(split)], dtype=np.float32)
+        return np.array(row_labels(task, split), dtype=np.float32)
     index = {label: i for i, label in enumerate(task.labels)}
     labels = row_labels(task, split)
     targets = np.zeros((len(labels), len(index)), dtype=np.float32)
@@ -269,7 +283,7 @@ def is_predicted(folder: Path, plan: AnyPlan, force: bool = False) -> bool:
         return False
     done = read_json(marker)
     if not isinstance(done, dict):
-        raise TaskError(f"{marker} holds {done!r}. Use --force to predict the task again.")
+        raise TaskError(f"{marker} holds {short(done)}. Use --force to predict the task again.")
     before = {name: done.get(name) for name in plan.to_dict()}
     if before == plan.to_dict():
         return True
@@ -280,7 +294,7 @@ def is_predicted(folder: Path, plan: AnyPlan, force: bool = False) -> bool:
 
 
 def _listed(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in options.items())
+    return ", ".join(f"{name}={str(value)[:80]}" for name, value in options.items())
 
 
 def predict_task(folder: Path, plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
@@ -326,9 +340,25 @@ def settings_of(task: Task, plan: Plan) -> list[Setting]:
         _postprocessing(task)
     name = task.metadata.get("task_name")
     if not isinstance(name, str):
-        raise TaskError(f"{task.folder}: task_name is {name!r}; it must be the task's name.")
+        raise TaskError(f"{task.folder}: task_name is {short(name)}; it must be the task's name.")
     own = _parameters(task, "task_specific_param_grid")
     return draw_settings(plan.grid, plan.grid_points, name, own)
+
+
+def optimizer_steps(task: Task, settings: Sequence[Setting]) -> int:
+    """Return how many optimizer steps a predictor takes at most, in the fold that has fewest.
+
+    Args:
+        task: embeddings.
+        settings: the grid points that are tried.
+
+    Raises:
+        TaskError: where it is not said how many rows there are.
+    """
+    rows = {split: dimensions(task.folder, split)[0] for split in task.splits}
+    return min(
+        most_steps(settings, sum(rows[split] for split in fold.training)) for fold in folds_of(task)
+    )
 
 
 @contextmanager
@@ -369,6 +399,7 @@ def _predict(
         "embedding_path": task.name,
         "embedding_size": best.predictor.widths[0],
         "device": plan.device,
+        "optimizer_steps": optimizer_steps(task, settings),
     }
     publish(place, task.folder / DONE_FILE, done_marker)
     return scores

@@ -11,8 +11,9 @@ from typing import Any
 
 from gram_hear.errors import TaskError
 from gram_hear.evaluation import knn
+from gram_hear.evaluation.embeddings import DONE, EMPTY, EMPTY_FILES
 from gram_hear.evaluation.prediction import DONE_FILE, LOCALISATION_FILE, SCORES_FILE
-from gram_hear.tasks import METADATA, NATURAL, read_json
+from gram_hear.tasks import METADATA, NATURAL, read_json, short
 from gram_hear.writing import write_whole
 
 RESULTS_FILE = "results.json"
@@ -38,6 +39,9 @@ class Result:
 
     ``probe`` is one of :data:`PROBES`; that of nearest neighbours has no grid, points and seed.
     ``folds`` is the score of each fold, empty for one test.
+
+    ``empty_clips`` is what was done about clips without samples, ``"skip"`` or ``"zero"``, and
+    ``empty_files`` are those clips, as "split/file"; None and empty where the task has none.
     """
 
     task: str
@@ -55,11 +59,16 @@ class Result:
     difference: float | None = None
     probe: str = "shallow"
     folds: tuple[float | None, ...] = ()
+    empty_clips: str | None = None
+    empty_files: tuple[str, ...] = ()
 
     @property
     def comparable(self) -> tuple:
         """What two results share whose scores can be set side by side."""
-        return self.metric, self.probe, self.grid, self.grid_points, self.seed, self.shuffle
+        return (
+            *(self.metric, self.probe, self.grid, self.grid_points, self.seed, self.shuffle),
+            self.empty_clips,
+        )
 
 
 def read_result(folder: Path, probe: str = "shallow") -> Result | None:
@@ -80,10 +89,13 @@ def read_result(folder: Path, probe: str = "shallow") -> Result | None:
     file = next((each for each in files if each.exists()), files[0])
     try:
         done, scores, metadata = (read_json(path) for path in (marker, file, folder / METADATA))
+        # Embeddings of the original kit lack this file.
+        made = read_json(folder / DONE) if (folder / DONE).is_file() else {}
     except TaskError as error:
         raise TaskError(f"{error} Predict the task again, with --force.") from error
     try:
-        metric = metadata["evaluation"][0]
+        if (minutes := _finite(done["time"] / 60)) is None:
+            raise ValueError(f"time is {done['time']}")
         folds: tuple[float | None, ...] = ()
         if "aggregated_scores" in scores:
             found = scores["aggregated_scores"]
@@ -98,22 +110,24 @@ def read_result(folder: Path, probe: str = "shallow") -> Result | None:
             score, deviation = found["test_score"], None
         return Result(
             task=folder.name,
-            metric=metric,
+            metric=str(metadata["evaluation"][0]),
             score=_finite(score),
             deviation=_finite(deviation),
-            minutes=done["time"] / 60,
-            grid=done["grid"] if probe == "shallow" else None,
-            grid_points=done["grid_points"] if probe == "shallow" else None,
-            seed=done.get("seed"),
-            shuffle=done.get("shuffle", False),
+            minutes=minutes,
+            grid=str(done["grid"]) if probe == "shallow" else None,
+            grid_points=int(done["grid_points"]) if probe == "shallow" else None,
+            seed=None if done.get("seed") is None else int(done["seed"]),
+            shuffle=bool(done.get("shuffle", False)),
             scores={key: _finite(each) for key, each in found.items() if key.startswith("test_")},
             source=str(metadata[NATURAL]["source"]) if NATURAL in metadata else None,
             probe=probe,
             folds=folds,
+            empty_clips=None if made.get(EMPTY) is None else str(made[EMPTY]),
+            empty_files=tuple(map(str, made.get(EMPTY_FILES) or ())),
         )
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TaskError(
-            f"{file} or {marker.name} is not whole ({error!r}). Predict the task again, "
+            f"{file} or {marker.name} is not whole ({short(error)}). Predict the task again, "
             "with --force."
         ) from error
 
@@ -121,6 +135,19 @@ def read_result(folder: Path, probe: str = "shallow") -> Result | None:
 def _finite(value: float | None) -> float | None:
     """Return a score; None for the NaN and infinity that the original kit writes."""
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def notes_of(results: Sequence[Result]) -> list[str]:
+    """Return what is to be known of results besides their numbers, a sentence for each task."""
+    done = {"skip": "left out", "zero": "embedded as silence"}
+    return [
+        f"{result.task}: {len(result.empty_files)} of its clips "
+        f"{'holds' if len(result.empty_files) == 1 else 'hold'} no samples and "
+        f"{'was' if len(result.empty_files) == 1 else 'were'} {done.get(result.empty_clips)}: "
+        f"{', '.join(result.empty_files)}."
+        for result in {each.task: each for each in results}.values()
+        if result.empty_clips is not None
+    ]
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -233,6 +260,8 @@ def write_results(folder: Path, module: str, results: Sequence[Result]) -> None:
     table = [f"# {module}", "", heading_of(results), ""]
     table += [_line(columns), _line("---" for _ in columns)]
     table += [_line(row) for row in rows_of(results)]
+    for note in notes_of(results):
+        table += ["", note]
     markdown = "\n".join(table) + "\n"
     try:
         for name, made in ((RESULTS_FILE, text), (RESULTS_TABLE, markdown)):

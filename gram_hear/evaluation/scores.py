@@ -14,6 +14,7 @@ import numpy as np
 
 from gram_hear.errors import OptionError, nearest
 from gram_hear.evaluation.events import COLLARS, SEGMENT_METRIC
+from gram_hear.tasks import short
 
 Kind = Literal["multiclass", "multilabel", "event", "localisation"]
 SEMITONES = 12
@@ -215,7 +216,8 @@ def named_metric(name: str) -> Metric:
     """
     if name not in METRICS:
         raise OptionError(
-            f"There is no metric {name!r}; known are {', '.join(METRICS)}.{nearest(name, METRICS)}"
+            f"There is no metric {short(name)}; known are {', '.join(METRICS)}."
+            + nearest(name[:80], METRICS)
         )
     return METRICS[name]
 

@@ -12,13 +12,18 @@ import numpy as np
 
 from gram_hear.audio.files import SoundReader, file_status, read_samples
 from gram_hear.errors import AudioError, TaskError
-from gram_hear.tasks import RESAMPLED, Task, names_in
+from gram_hear.tasks import RESAMPLED, Task, holds_no_samples, names_in
 from gram_hear.writing import write_whole
+
+SILENCE = 1.0  # seconds that stand for a clip without samples
 
 
 @dataclass(frozen=True)
 class Source:
-    """A clip's file: where it is, at which rate, and what it has at the module's rate."""
+    """A clip's file: where it is, at which rate, and what it has at the module's rate.
+
+    One that is ``empty`` holds no samples; what it has is silence of one channel.
+    """
 
     file: str
     path: Path
@@ -26,6 +31,7 @@ class Source:
     samples: int
     channels: int
     time: int = 0  # ns, when the file was last changed
+    empty: bool = False
 
 
 class TaskAudio:
@@ -79,6 +85,8 @@ class TaskAudio:
         return rates[0] if rates else 0
 
     def _header(self, file: str, path: Path, rate: int) -> Source:
+        if holds_no_samples(path):
+            return Source(file, path, rate, round(SILENCE * self.rate), 1, empty=True)
         with SoundReader(path, rate, any_channels=True) as reader:
             reader.check_layout(any_number=True)
             changed = file_status(path).st_mtime_ns
@@ -92,6 +100,8 @@ class TaskAudio:
 
     def load(self, split: str, source: Source) -> np.ndarray:
         """Return a clip, (samples,) or (samples, channels) float32 at the module's rate."""
+        if source.empty:
+            return np.zeros(source.samples, dtype=np.float32)
         audio, rate = read_samples(source.path)
         if len(audio) == 0:
             raise AudioError(f"{source.path} holds no samples.")

@@ -9,6 +9,10 @@ HOP = 800  # 50 ms
 CALLS = []  # the shape of the audio of each call
 
 
+class LibraryError(Exception):
+    """As many libraries have: derived from nothing else."""
+
+
 class Model(torch.nn.Module):
     sample_rate = 16000
     scene_embedding_size = 4
@@ -55,6 +59,12 @@ def _before(audio, model):
     if model.largest and len(audio) > model.largest:
         kinds = {"memory": MemoryError, "cuda": torch.OutOfMemoryError}
         raise kinds.get(model.fault, RuntimeError)("CUDA out of memory. Tried to allocate 2 GiB")
+    if model.fault == "library":
+        raise LibraryError("the codec\nis unknown")
+    if model.fault == "exit":
+        raise SystemExit(0)
+    if model.fault == "interrupt":
+        raise KeyboardInterrupt
     if model.fault == "raise":
         raise KeyError("conv1.weight")
     if getattr(model, "log", ""):
@@ -110,6 +120,8 @@ def get_timestamp_embeddings(audio, model):
     times = times.repeat(len(audio), 1)
     if model.fault == "decreasing":
         times = times.flip(1)
+    if model.fault == "seconds":
+        times = times / 1000
     if model.fault == "negative":
         times = times - 25
     if model.fault == "differing":
