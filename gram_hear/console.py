@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from gram_hear.errors import GramError
+from gram_hear.start import INTERRUPTED
 
 messages = Console(stderr=True)
 results = Console()
-INTERRUPTED = 130  # the exit code of what was stopped by Ctrl-C
 
 
 def _show_version(show: bool) -> None:
@@ -71,7 +71,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def print_table(table: Table) -> None:
     """Print a table whole: off a terminal rich assumes 80 columns and would break the cells."""
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if results.is_terminal else 200).print(table)
 
 
 @contextmanager

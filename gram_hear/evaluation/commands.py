@@ -394,14 +394,15 @@ def _show_results(folder: Path) -> list[str]:
     results = read_results(folder)
     if not results:
         return []
+    failed = []
+    try:
+        write_results(folder, folder.name, results)
+    except GramError as error:
+        say(f"failed: {error}")
+        failed.append(RESULTS_FILE)
     typer.echo(heading_of(results))
     table = Table(*columns_of(results))
     for row in rows_of(results):
         table.add_row(*row)
     print_table(table)
-    try:
-        write_results(folder, folder.name, results)
-    except GramError as error:
-        say(f"failed: {error}")
-        return [RESULTS_FILE]
-    return []
+    return failed

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from gram_hear.checkpoints.store import describe
-from gram_hear.console import INTERRUPTED, say
+from gram_hear.console import say
 from gram_hear.errors import GramError, OptionError, nearest
 from gram_hear.pretrain.callbacks import Curves, Pictures, ProgressBar, shows_progress
 from gram_hear.pretrain.checkpoints import (
@@ -31,6 +31,7 @@ from gram_hear.pretrain.checkpoints import (
 )
 from gram_hear.pretrain.datamodule import PretrainingData
 from gram_hear.pretrain.module import Pretraining
+from gram_hear.start import INTERRUPTED
 
 CONFIGS = Path(__file__).parent / "configs"
 SUFFIXES = (".yaml", ".yml", ".json")
