@@ -71,7 +71,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def print_table(table: Table) -> None:
     """Print a table whole: off a terminal rich assumes 80 columns and would break the cells."""
-    Console(width=None if results.is_terminal else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 @contextmanager
