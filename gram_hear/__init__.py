@@ -1,18 +1,22 @@
 """Embeddings of real-world sound: the GRAM models behind the HEAR API.
 
 Source of the models: GRAM, arXiv 2506.00934.
+
+What is offered here is imported when it is first used, so that the programs start at once.
 """
 
-from importlib.metadata import version
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from gram_hear.checkpoints.push import push_to_hub
-from gram_hear.checkpoints.registry import list_models
-from gram_hear.checkpoints.store import save_model, save_pretrained
-from gram_hear.collection import embed_collection
-from gram_hear.embed import Block, FileDone, FileFailed, embed_files
-from gram_hear.hear import get_scene_embeddings, get_timestamp_embeddings, load_model
+if TYPE_CHECKING:
+    from gram_hear.checkpoints.push import push_to_hub
+    from gram_hear.checkpoints.registry import list_models
+    from gram_hear.checkpoints.store import save_model, save_pretrained
+    from gram_hear.collection import embed_collection
+    from gram_hear.embed import Block, FileDone, FileFailed, embed_files
+    from gram_hear.hear import get_scene_embeddings, get_timestamp_embeddings, load_model
 
-__version__ = version("gram-hear")
+    __version__: str
 
 __all__ = [
     "Block",
@@ -28,3 +32,33 @@ __all__ = [
     "save_model",
     "save_pretrained",
 ]
+
+_MODULES = {
+    "Block": "embed",
+    "FileDone": "embed",
+    "FileFailed": "embed",
+    "embed_collection": "collection",
+    "embed_files": "embed",
+    "get_scene_embeddings": "hear",
+    "get_timestamp_embeddings": "hear",
+    "list_models": "checkpoints.registry",
+    "load_model": "hear",
+    "push_to_hub": "checkpoints.push",
+    "save_model": "checkpoints.store",
+    "save_pretrained": "checkpoints.store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = import_module("importlib.metadata").version("gram-hear")
+    elif name in _MODULES:
+        value = getattr(import_module(f"gram_hear.{_MODULES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'gram_hear' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "__version__", *__all__]

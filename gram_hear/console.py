@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from gram_hear.errors import GramError
+from gram_hear.start import INTERRUPTED
 
 messages = Console(stderr=True)
 results = Console()
-INTERRUPTED = 130  # the exit code of what was stopped by Ctrl-C
 
 
 def _show_version(show: bool) -> None:

@@ -1,5 +1,6 @@
 """Sets of clips: tars, folders, synthetic sounds; excerpts, decoding, and what cannot be read."""
 
+import gzip
 import io
 import os
 import pickle
@@ -214,7 +215,7 @@ def test_empty_tar_beside_others_is_passed_over(tmp_path, tar):
     ("make", "message"),
     [
         (lambda p: write_tar(p / "a.tar", {}), "holds no clips"),
-        (lambda p: write_tar(p / "a.tar", {"a.flac": b"", "a.json": b"{}"}), r"a\.json; its mem"),
+        (lambda p: write_tar(p / "a.tar", {"a.json": b"{}", "a.cls": b"1"}), r"a\.json; its mem"),
         (lambda p: write_tar(p / "a.tar", {"a.pkl": pickle.dumps(1)}), r"a\.pkl; its members"),
         (lambda p: (p / "a.tar").write_bytes(b"x" * 2000), "cannot be read as a tar"),
         (lambda p: (p / "a.txt").write_text("x"), "holds no clips"),
@@ -224,6 +225,46 @@ def test_sets_that_cannot_be(tmp_path, make, message):
     make(tmp_path)
     with pytest.raises(SceneError, match=message):
         open_clips(tmp_path)
+
+
+def test_webdataset_shards_have_labels_beside_their_clips(tmp_path, recwarn):
+    sound = encode(tone(8000, 1))
+    members = {
+        "./a.cls": b"3",
+        "./a.flac": sound,
+        "./a.b.txt": b"a dog",
+        "./._a.flac": b"not sound",
+        "deep/b.json": b"{}",
+        "deep/b.FLAC": sound,
+    }
+    shard = write_tar(tmp_path / "000.tar", members)
+    for _ in range(2):  # the second time from the kept index
+        clips = open_clips(shard)
+        assert [clips.name(i) for i in range(len(clips))] == [
+            f"{shard}: ./a.flac",
+            f"{shard}: deep/b.FLAC",
+        ]
+    np.testing.assert_allclose(read(clips, 1), tone(8000, 1), atol=4e-5)
+    assert not recwarn.list
+
+
+def test_members_that_are_left_out_without_a_clip_are_counted(tmp_path):
+    members = {"a.flac": encode(tone(8000)), "b.m4a": b"", "b.json": b"{}", "c.json": b"{}"}
+    with pytest.warns(UserWarning, match=r"holds 3 files that belong to none .* b\.m4a"):
+        assert len(open_clips(write_tar(tmp_path / "000.tar", members))) == 1
+
+
+@pytest.mark.parametrize("name", ["clips.tar.gz", "clips.tgz", "clips.tar"])
+def test_compressed_tars_are_named_as_such(tmp_path, tar, name):
+    packed = tmp_path / "packed" / name
+    packed.parent.mkdir()
+    packed.write_bytes(gzip.compress(tar.read_bytes()))
+    with pytest.raises(SceneError, match=rf"is compressed \(gzip\).*gzip -d {name}"):
+        open_clips(packed)
+    if name != "clips.tar":
+        (packed.parent / "more.tar").write_bytes(tar.read_bytes())
+        with pytest.warns(UserWarning, match=rf"{name} is left out: it is compressed"):
+            assert len(open_clips(packed.parent)) == 6
 
 
 def test_nothing_there(tmp_path):

@@ -5,7 +5,10 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import re
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -28,6 +31,7 @@ from gram_hear.evaluation.published import choose_published, read_published
 from gram_hear.evaluation.report_plot import report_figure
 from gram_hear.evaluation.scores import METRICS, named_metric
 from gram_hear.evaluation.significance import CLIP_VALUES, compare_models
+from gram_hear.start import hear_eval
 
 CLASSES = 4
 CLIPS = 80
@@ -590,3 +594,59 @@ def test_bad_options_are_refused(place, arguments, words):
     done = run("report", place, *arguments)
     assert done.exit_code == 1
     assert words in str(done.exception)
+
+
+# --- output that fails ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_report(place, tmp_path, monkeypatch):
+    """Return a function that runs hear-eval report into a stream, and checks what it wrote."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # is replaced
+    command = ["hear-eval", "report", str(place), "--resamples", "0", "-o", str(tmp_path / "rx")]
+    monkeypatch.setattr(sys, "argv", command)
+
+    def run(stream):
+        monkeypatch.setattr(sys, "stdout", stream)
+        code = hear_eval()
+        assert sys.stdout is stream
+        assert {path.name for path in tmp_path.glob("rx*")} == {"rx.md", "rx.csv", "rx.json"}
+        return code
+
+    return run
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii"])
+def test_what_a_console_cannot_show_is_replaced(run_report, encoding):
+    shown = io.BytesIO()
+    assert run_report(io.TextIOWrapper(shown, encoding=encoding)) == 0
+    text = shown.getvalue().decode(encoding, "replace")
+    assert "digits-v1 [?" in text  # an arrow
+    assert "0.8500" in text
+
+
+def test_output_that_is_closed_is_not_missed(run_report):
+    assert run_report(None) == 0
+
+
+def test_a_reader_that_leaves_ends_nothing(run_report, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert run_report(os.fdopen(writer, "w")) == 0
+    assert "error" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no /dev/full")
+def test_a_full_disk_is_said_when_all_is_done(run_report, capsys):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        assert run_report(full) == 1
+    said = capsys.readouterr().err
+    assert "error: The output could not be written: No space left on device." in said
+    assert "Traceback" not in said
+
+
+def test_messages_that_cannot_be_written_end_nothing(run_report, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "stderr", os.fdopen(writer, "w"))
+    assert run_report(io.TextIOWrapper(io.BytesIO(), encoding="utf-8")) == 0

@@ -34,16 +34,17 @@ ARROWS = {
     "checkpoints": MODEL | {"model"},
     "hear": MODEL | {"model", "stream", "checkpoints"},
     "embed": MODEL | {"model", "checkpoints", "hear", "interrupts"},
-    "console": {"errors"},
+    "start": {"errors"},
+    "console": {"errors", "start"},
     "extras": {"errors"},
     "tasks": BASE | {"audio"},
     "scenes": BASE | {"audio", "tasks", "extras", "interrupts"},
     "plots": BASE | {"audio", "extras", "scenes"},
     "localisation": MODEL | {"model", "checkpoints", "hear", "scenes"},
-    "evaluation": BASE | {"audio", "tasks", "console", "extras", "interrupts"},
+    "evaluation": BASE | {"audio", "tasks", "console", "extras", "interrupts", "start"},
     "collection": MODEL | {"model", "checkpoints", "hear", "embed"},
     "preparation": BASE | {"audio", "scenes"},
-    "pretrain": MODEL | {"scenes", "checkpoints", "extras", "console", "plots"},
+    "pretrain": MODEL | {"scenes", "checkpoints", "extras", "console", "plots", "start"},
     "commands": MODEL
     | {"model", "checkpoints", "hear", "localisation"}
     | {"tasks", "scenes", "plots", "preparation", "extras", "console"},
@@ -89,19 +90,22 @@ def test_installed_package_is_what_is_tested():
         assert installed or PACKAGE == CHECKOUT / "gram_hear"
 
 
-def test_import_takes_little_beyond_torch(tmp_path):
+def test_import_takes_little(tmp_path):
     code = "import gram_hear, sys; print(' '.join(sys.modules))"
     command = [sys.executable, "-c", code]  # elsewhere, since -c would import from this folder
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     loaded = done.stdout.split()
-    late = {"huggingface_hub", "soundfile", "soxr", "typer", "rich", "scipy", "matplotlib"}
-    assert "torch" in loaded
+    late = {"torch", "numpy", "huggingface_hub", "soundfile", "typer", "rich", "matplotlib"}
+    assert "gram_hear" in loaded
     assert not late & set(loaded)
 
 
 def test_version_and_public_names():
     assert gram_hear.__version__ == version("gram-hear")
     assert all(callable(getattr(gram_hear, name)) for name in gram_hear.__all__)
+    assert {"__version__", *gram_hear.__all__} <= set(dir(gram_hear))
+    with pytest.raises(AttributeError, match="no attribute 'load_modle'"):
+        _ = gram_hear.load_modle
 
 
 def test_weights_ship_with_the_package():

@@ -1,6 +1,7 @@
 """``python -m gram_hear.pretrain``: trains, stops, resumes, is seen, and refuses what is wrong."""
 
 import dataclasses
+import inspect
 import io
 import json
 import math
@@ -20,8 +21,8 @@ from typer.testing import CliRunner
 
 import gram_hear
 from gram_hear.cli import app
-from gram_hear.errors import AudioError
-from gram_hear.pretrain import cli, datamodule
+from gram_hear.errors import AudioError, OptionError
+from gram_hear.pretrain import cli, datamodule, trust
 from gram_hear.pretrain.__main__ import main
 from gram_hear.pretrain.callbacks import Curves, Pictures
 from gram_hear.pretrain.data import SampleSet
@@ -760,3 +761,140 @@ def test_without_its_packages_the_command_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lightning", None)
     assert main() == 1
     assert "gram-hear[pretrain]" in capsys.readouterr().err
+
+
+# --- what configurations may do -------------------------------------------------------------
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch):
+    """A module in the current folder that says when it is imported: the file that it makes."""
+    made = tmp_path / "imported"
+    code = "from lightning.pytorch import Callback\nclass Evil(Callback): pass\n"
+    (tmp_path / "evil.py").write_text(f"open({str(made)!r}, 'w').close()\n{code}")
+    monkeypatch.syspath_prepend(tmp_path)
+    return made
+
+
+SHELL = {"class_path": "lightning.pytorch.callbacks.LambdaCallback"}
+SHELL |= {"init_args": {"setup": "os.system"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"callbacks": [{"class_path": "evil.Evil"}]}, "evil.Evil"),
+        ({"callbacks": "evil.Evil"}, "evil.Evil"),
+        ({"logger": "nested.yaml"}, "evil.Evil"),
+        ({"profiler": {"class_path": "evil.Evil", "dict_kwargs": {}}}, "evil.Evil"),
+        ({"callbacks": SHELL}, "lightning.pytorch.callbacks.LambdaCallback"),
+        ({"callbacks": "LambdaCallback"}, "lightning.pytorch.callbacks.LambdaCallback"),
+        ({"logger": "os.system"}, "os.system"),
+        ({"plugins": "gram_hear.pretrain.cli.os.system"}, "posix.system"),
+    ],
+)
+def test_configs_import_nothing_that_is_not_allowed(fit, capsys, tmp_path, evil, config, name):
+    (tmp_path / "nested.yaml").write_text("class_path: evil.Evil\n")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"trainer": config}))
+    said = wrong(fit, capsys, "--config", "mine", "--print_config")
+    assert said.startswith(f"{name} may not be named in a configuration")
+    assert "--trust-config" in said
+    assert said.count("\n") == 1
+    assert not evil.exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--trainer.callbacks.class_path=evil.Evil",
+        "--trainer.callbacks+=evil.Evil",
+        "--trainer.logger=evil.Evil",
+        "--trainer.callbacks.help=evil.Evil",
+        "--trainer={callbacks: [{class_path: evil.Evil}]}",
+    ],
+)
+def test_nor_do_options(fit, capsys, evil, option):
+    assert "evil.Evil may not be named" in wrong(fit, capsys, option)
+    assert not evil.exists()
+
+
+def test_nor_does_the_environment(fit, capsys, evil, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
+    monkeypatch.setenv("PL_FIT__TRAINER__CALLBACKS", "evil.Evil")
+    assert "evil.Evil may not be named" in wrong(fit, capsys)
+    assert not evil.exists()
+
+
+def test_a_trusted_config_may_name_any_class(tmp_path, evil, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "mine.yaml").write_text("trainer: {callbacks: {class_path: evil.Evil}}")
+    command = [sys.executable, "-m", "gram_hear.pretrain", "--trust-config", "--print_config"]
+    command += ["--config", "tiny", "--config", "mine"]  # what is trusted is so for a process
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["trainer"]["callbacks"]["class_path"] == "evil.Evil"
+    assert evil.exists()
+
+
+def test_allowed_classes_are_known_by_all_their_names(fit, tmp_path, capsys):
+    callbacks = [
+        {"class_path": "lightning.pytorch.callbacks.EarlyStopping"},
+        "LearningRateMonitor",
+        "lightning.pytorch.callbacks.model_summary.ModelSummary",
+        "gram_hear.pretrain.callbacks.Curves",
+    ]
+    callbacks[0]["init_args"] = {"monitor": "validation/loss"}
+    options = {"callbacks": callbacks, "profiler": "SimpleProfiler"}
+    options["logger"] = {"class_path": "CSVLogger", "init_args": {"save_dir": "logs"}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"trainer": options}))
+    with pytest.raises(SystemExit) as leaving:
+        fit("--config", "mine", "--print_config")
+    assert leaving.value.code == 0
+    found = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    assert [each["class_path"].split(".")[-1] for each in found["callbacks"]] == [
+        *("EarlyStopping", "LearningRateMonitor", "ModelSummary", "Curves"),
+    ]
+
+
+def test_no_allowed_class_takes_a_function():
+    for allowed in trust.ALLOWED:
+        types = [str(each.annotation) for each in inspect.signature(allowed).parameters.values()]
+        assert not [each for each in types if "Callable" in each], allowed
+
+
+def nines(line, count):
+    return "".join(f"a{i + 1}: &a{i + 1} {line(', '.join([f'*a{i}'] * 9))}\n" for i in range(count))
+
+
+BOMBS = {
+    "aliases": "a0: &a0 [x]\n" + nines(lambda each: f"[{each}]", 9),
+    "merged": "a0: &a0 {x: 1}\n" + nines(lambda each: f"{{<<: [{each}]}}", 9),
+    "nested": "a: " + "[" * 100_000,
+    "in a string": "a: '" + "[" * 4000 + "'",
+    "itself": "a: &a [*a]",
+    "long value": "a: " + "x" * 5000,
+    "long number": "a: 0x" + "f" * 4000,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_yaml_that_explodes_is_refused(fit, capsys, tmp_path, name):
+    with pytest.raises(OptionError):
+        trust.check_yaml(BOMBS[name])
+    (tmp_path / "mine.yaml").write_text(BOMBS[name])
+    assert "configuration" in wrong(fit, capsys, "--config", "mine", "--print_config")
+
+
+def test_configs_that_are_too_long_or_no_text(fit, capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("# " + "x" * 2**20)
+    assert f"at most {2**20}" in wrong(fit, capsys, "--config", "mine")
+    (tmp_path / "mine.yaml").write_bytes("data: {clips: T\xf6ne}".encode("latin-1"))
+    assert "Save it as UTF-8" in wrong(fit, capsys, "--config", "mine")
+
+
+def test_aliases_that_do_not_explode_are_read(fit, capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("data: {batch: &n 6, windows: *n, snr: [1, 2]}")
+    with pytest.raises(SystemExit):
+        fit("--print_config", config="mine", base={})
+    found = yaml.safe_load(capsys.readouterr().out)["data"]
+    assert (found["batch"], found["windows"]) == (6, 6)

@@ -85,10 +85,10 @@ def locate(
     found = locator.locate(part.audio)
     if found.silent.all():
         say(f"{audio}: all of it is silent; there is no direction.")
-    _print(audio, part, found, locator, step, as_json, as_csv)
     if output is not None:
         save_figure(direction_figure(_picture(audio, part, found)), output)
         say(f"drawn: {output}")
+    _print(audio, part, found, locator, step, as_json, as_csv)
 
 
 def _picture(path: Path, part: Part, found: Located) -> DirectionPicture:

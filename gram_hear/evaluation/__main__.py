@@ -1,5 +1,8 @@
 """``python -m gram_hear.evaluation`` is ``hear-eval``."""
 
-from gram_hear.evaluation.commands import main
+import sys
 
-main()
+from gram_hear.start import hear_eval
+
+if __name__ == "__main__":
+    sys.exit(hear_eval())

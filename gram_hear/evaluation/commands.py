@@ -470,6 +470,12 @@ def _show_results(folder: Path) -> list[str]:
     results = read_results(folder)
     if not results:
         return []
+    failed = []
+    try:
+        write_results(folder, folder.name, results)
+    except GramError as error:
+        say(f"failed: {error}")
+        failed.append(RESULTS_FILE)
     typer.echo(heading_of(results))
     table = Table(*columns_of(results))
     for row in rows_of(results):
@@ -477,9 +483,4 @@ def _show_results(folder: Path) -> list[str]:
     print_table(table)
     for note in notes_of(results):
         typer.echo(note)
-    try:
-        write_results(folder, folder.name, results)
-    except GramError as error:
-        say(f"failed: {error}")
-        return [RESULTS_FILE]
-    return []
+    return failed

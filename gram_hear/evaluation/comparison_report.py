@@ -406,7 +406,7 @@ def json_of(report: Report) -> str:
             if (found := _published_scores(each, comparison))
         ],
     }
-    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def _test_record(test: PairTest) -> dict[str, Any]:

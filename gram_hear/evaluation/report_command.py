@@ -58,15 +58,15 @@ def report(
         with progress_bar("test", "pairs of models") as progress:
             tests = significance.compare_models(comparison, resamples, progress)
     made = Report(comparison, tests, others)
-    if as_json:
-        typer.echo(json_of(made), nl=False)
-    else:
-        _show(made)
     if output is not None:
         say(f"Written: {', '.join(str(path) for path in write_report(made, output))}")
     if plot is not None:
         plot_report(made, plot)
         say(f"Written: {plot}")
+    if as_json:
+        typer.echo(json_of(made), nl=False)
+    else:
+        _show(made)
 
 
 def _published(names: list[str] | None, path: Path | None) -> list[Published]:

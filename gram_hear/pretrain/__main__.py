@@ -2,22 +2,21 @@
 
 import sys
 
-from gram_hear.console import say
-from gram_hear.errors import OptionError
 from gram_hear.extras import need
+from gram_hear.start import Program, start
 
 
 def main() -> int:
     """Run the command line, where the packages that it needs are there."""
-    try:
-        for package in ("lightning", "jsonargparse", "tensorboard", "matplotlib"):
-            need(package, "pretrain")
-    except OptionError as error:
-        say(f"error: {error}")
-        return 1
+    return start(_load)
+
+
+def _load() -> Program:
+    for package in ("lightning", "jsonargparse", "tensorboard", "matplotlib"):
+        need(package, "pretrain")
     from gram_hear.pretrain.cli import run
 
-    return run()
+    return run
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ class Checkpoints(StepCounter, Checkpoint):
             trainer.save_checkpoint(path)
             if trainer.is_global_zero:
                 text = json.dumps({"step": trainer.global_step, "validation/loss": loss}) + "\n"
-                write_whole(path.with_suffix(".json"), lambda file: file.write_text(text))
+                write_whole(path.with_suffix(".json"), lambda file: file.write_text(text, "utf-8"))
         self._save_if_due(trainer, trainer.global_step)
 
 
@@ -224,7 +224,7 @@ def read_best(folder: Path) -> float | None:
     """Return the validation loss of best.ckpt; None where there is none."""
     try:
         return float(
-            json.loads((folder / BEST).with_suffix(".json").read_text())["validation/loss"]
+            json.loads((folder / BEST).with_suffix(".json").read_text("utf-8"))["validation/loss"]
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

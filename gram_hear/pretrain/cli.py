@@ -1,5 +1,7 @@
 """The command line of pretraining, on LightningCLI."""
 
+import codecs
+import locale
 import logging
 import os
 import sys
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from jsonargparse import set_dumper
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -18,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from gram_hear.checkpoints.store import describe
-from gram_hear.console import INTERRUPTED, say
+from gram_hear.console import say
 from gram_hear.errors import GramError, OptionError, nearest
 from gram_hear.pretrain.callbacks import Curves, Pictures, ProgressBar, shows_progress
 from gram_hear.pretrain.checkpoints import (
@@ -31,11 +35,14 @@ from gram_hear.pretrain.checkpoints import (
 )
 from gram_hear.pretrain.datamodule import PretrainingData
 from gram_hear.pretrain.module import Pretraining
+from gram_hear.pretrain.trust import LARGEST_TEXT, TRUST, Parser, restrict
+from gram_hear.start import INTERRUPTED
 
 CONFIGS = Path(__file__).parent / "configs"
 SUFFIXES = (".yaml", ".yml", ".json")
 DEFAULT = ["fit", "--config", "tiny"]
 BOARD = "tensorboard"  # in the folder of the run
+TRUST_HELP = f"{TRUST} lets configurations name any class: they can then run any code."
 
 
 class PretrainingCLI(LightningCLI):
@@ -50,7 +57,12 @@ class PretrainingCLI(LightningCLI):
             Pretraining,
             PretrainingData,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"allow_abbrev": False, "prog": "python -m gram_hear.pretrain"},
+            parser_class=Parser,
+            parser_kwargs={
+                "allow_abbrev": False,
+                "prog": "python -m gram_hear.pretrain",
+                "fit": {"epilog": TRUST_HELP},
+            },
             trainer_defaults={
                 # The stream is shared out here, and begins where it should after a restart.
                 "use_distributed_sampler": False,
@@ -73,6 +85,19 @@ class PretrainingCLI(LightningCLI):
         """Add the options of the callbacks."""
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(Pictures, "pictures")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line, less what is no option of Lightning's.
+
+        It stays in ``sys.argv``, with which Lightning starts further processes.
+        """
+        try:
+            self.config = parser.parse_args([each for each in sys.argv[1:] if each != TRUST])
+        except UnicodeDecodeError as error:
+            raise OptionError(
+                f"A configuration is no text in {error.encoding} (byte {error.start}: "
+                f"{error.reason}). Save it as UTF-8."
+            ) from error
 
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint before anything is made. Lightning would read hyperparameters."""
@@ -223,6 +248,10 @@ def find_config(name: str) -> str:
     shipped = [CONFIGS / f"{name}.yaml"] if Path(name).name == name else []
     for path in [*here, *shipped]:
         if path.is_file():
+            if path.stat().st_size > LARGEST_TEXT:
+                raise OptionError(
+                    f"{path} has {path.stat().st_size} bytes; a config has at most {LARGEST_TEXT}."
+                )
             return str(path)
     names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     raise OptionError(
@@ -252,11 +281,19 @@ def find_configs(arguments: list[str]) -> list[str]:
     return found
 
 
+def _dump_yaml(data: Any) -> str:
+    """Return YAML that jsonargparse writes and reads again in the encoding of the system."""
+    is_utf8 = codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8"
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=is_utf8)
+
+
 def run() -> int:
     """Run the command line of this process, and return what it exits with."""
     # Lightning starts further processes with this process's command line, so it is changed.
     try:
         sys.argv[1:] = find_configs(complete(sys.argv[1:]))
+        restrict(sys.argv[1:])
+        set_dumper("yaml", _dump_yaml)
         _quieten()
         PretrainingCLI()
     except Stopped as stopped:

@@ -18,7 +18,15 @@ import numpy as np
 from gram_hear.audio.files import SUFFIXES, UNKNOWN, check_rate, find_audio
 from gram_hear.audio.synthesis import synthesise_clip
 from gram_hear.errors import AudioError, OptionError, SceneError
-from gram_hear.scenes.archives import NPY, Member, find_below, find_members, first_channel
+from gram_hear.scenes.archives import (
+    COMPRESSED_TARS,
+    NPY,
+    TAR,
+    Member,
+    find_members,
+    find_tars,
+    first_channel,
+)
 
 NPY_RATE = 32000  # Hz of arrays, which do not say it: that of the published recipe
 SYNTHETIC_CLIPS = 4096
@@ -139,12 +147,13 @@ def open_clips(paths: Paths | None, seed: int = 0, count: int = SYNTHETIC_CLIPS)
     Args:
         paths: a folder, searched for sound files and tars, a tar, a sound file, or several of
             these; None makes synthetic sounds. ``.npy`` arrays in tars are (samples,) or (channels,
-            samples) of floats at 32 kHz.
+            samples) of floats at 32 kHz. Other files in tars, such as WebDataset's labels, are
+            passed over.
         seed: of synthetic sounds.
         count: of synthetic sounds.
 
     Raises:
-        SceneError: where nothing is there, for tars that cannot be read or hold other files.
+        SceneError: where nothing is there, for tars that cannot be read or hold other files alone.
     """
     if paths is None:
         return SyntheticClips(seed, count)
@@ -153,8 +162,8 @@ def open_clips(paths: Paths | None, seed: int = 0, count: int = SYNTHETIC_CLIPS)
     if len(clips) == 0:
         raise SceneError(
             f"{', '.join(map(str, given)) or 'An empty list'} holds no clips; give sound files "
-            "(.wav, .flac, .mp3, ...), or tars of these or of .npy arrays. gram-hear prepare makes "
-            "such tars."
+            "(.wav, .flac, .mp3, ...), or tars, not compressed, of these or of .npy arrays. "
+            "gram-hear prepare makes such tars."
         )
     return clips
 
@@ -163,14 +172,12 @@ def _find(path: Path) -> Iterator[Path | Member]:
     """Yield what a folder, a tar or a sound file holds."""
     if path.is_dir():
         yield from find_audio(path)
-        for tar in find_below(path, ".tar"):
-            yield from find_members(tar, (*SUFFIXES, NPY))
     elif not path.is_file():
         raise SceneError(f"There is no folder or file {path} of clips.")
-    elif path.name.lower().endswith(".tar"):
-        yield from find_members(path, (*SUFFIXES, NPY))
-    else:
+    elif not path.name.lower().endswith((TAR, *COMPRESSED_TARS)):
         yield path
+    for tar in find_tars(path):
+        yield from find_members(tar, (*SUFFIXES, NPY), labels=True)
 
 
 # --- tars -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import math
 import os
 import tarfile
 import tokenize
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,6 +28,17 @@ HEADER_FAULTS = (
     *(ValueError, TypeError, KeyError, EOFError, SyntaxError, tokenize.TokenError),
     *(RecursionError, MemoryError, OverflowError),
 )
+TAR = ".tar"
+COMPRESSED_TARS = (
+    *(".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4"),
+)
+COMPRESSIONS = {  # how files begin, and the program that unpacks them
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+}
 
 
 @dataclass(frozen=True)
@@ -69,32 +81,65 @@ def find_below(folder: Path, suffixes: str | tuple[str, ...]) -> Iterator[Path]:
                 yield Path(parent) / name
 
 
-def index_tar(path: Path, suffixes: tuple[str, ...]) -> list[Member]:
-    """Return the members of a tar, in its order.
+def find_tars(path: Path) -> Iterator[Path]:
+    """Yield a tar itself, or those below a folder; warn of compressed ones, which cannot be read.
+
+    A compressed one that is given by name is yielded too: :func:`index_tar` says what to do.
+    """
+    if path.is_file():
+        if path.name.lower().endswith((TAR, *COMPRESSED_TARS)):
+            yield path
+        return
+    for compressed in find_below(path, COMPRESSED_TARS):
+        warnings.warn(f"{compressed} is left out: it is compressed. Unpack it first.", stacklevel=2)
+    yield from find_below(path, TAR)
+
+
+def index_tar(path: Path, suffixes: tuple[str, ...], labels: bool = False) -> list[Member]:
+    """Return the members of a tar, in its order; folders and hidden files are passed over.
 
     Args:
         path: an uncompressed tar.
-        suffixes: what the members' names may end in; folders are passed over.
+        suffixes: what the members' names end in.
+        labels: whether files of other kinds may be there too, and are passed over: those that
+            WebDataset keeps beside each sound, such as key.json or key.txt beside key.flac. A
+            warning counts the keys that have no other member.
 
     Raises:
-        SceneError: for a file that is no whole, uncompressed tar, and for other members.
+        SceneError: for a file that is no whole, uncompressed tar, for members of other kinds, and
+            with ``labels`` where all members are of other kinds.
     """
+    _refuse_compressed(path)
     try:
         with tarfile.open(path, "r:") as tar:
-            members = [_member(path, each, suffixes) for each in tar if not each.isdir()]
+            files = [each for each in tar if not each.isdir() and not _is_hidden(each.name)]
         size = path.stat().st_size
     except (OSError, tarfile.TarError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SceneError(
             f"{path} cannot be read as a tar ({reason}); it must be whole and not compressed."
         ) from error
+    others = [each.name for each in files if not each.name.lower().endswith(suffixes)]
+    members = [_member(path, each) for each in files if each.name.lower().endswith(suffixes)]
+    if others and not (labels and members):
+        raise SceneError(
+            f"{path} holds {others[0]}; its members must end in {', '.join(suffixes)}. Make a "
+            "tar without the others."
+        )
+    keys = {_key(member.name) for member in members}
+    if alone := [name for name in others if _key(name) not in keys]:
+        warnings.warn(
+            f"{path} holds {len(alone)} files that belong to none that can be read, such as "
+            f"{alone[0]}; they are left out.",
+            stacklevel=2,
+        )
     for member in members:
         if member.offset + member.size > size:
             raise SceneError(f"{path} ends in the midst of {member.name}; fetch it anew.")
     return members
 
 
-def find_members(path: Path, suffixes: tuple[str, ...]) -> list[Member]:
+def find_members(path: Path, suffixes: tuple[str, ...], labels: bool = False) -> list[Member]:
     """Return the members of a tar as :func:`index_tar`, from what an earlier call found.
 
     That is kept beside the tar, where the folder can be written to, and is good for as long as the
@@ -103,13 +148,15 @@ def find_members(path: Path, suffixes: tuple[str, ...]) -> list[Member]:
     try:
         status = path.stat()
     except OSError:
-        return index_tar(path, suffixes)  # which says what is wrong
+        return index_tar(path, suffixes, labels)  # which says what is wrong
     stamp = np.array([status.st_size, status.st_mtime_ns])
     kept = path.with_name(f".{path.name}.index.npz")
     found = _read_index(kept, path, stamp)
-    if found is not None and all(each.name.lower().endswith(suffixes) for each in found):
+    if found is not None and all(
+        each.name.lower().endswith(suffixes) and not _is_hidden(each.name) for each in found
+    ):
         return found
-    members = index_tar(path, suffixes)
+    members = index_tar(path, suffixes, labels)
     places = np.array([(m.offset, m.size) for m in members], dtype=np.int64).reshape(-1, 2)
     names = np.frombuffer(b"\0".join(os.fsencode(m.name) for m in members), dtype=np.uint8)
 
@@ -143,14 +190,32 @@ def _read_index(path: Path, tar: Path, stamp: np.ndarray) -> list[Member] | None
     return [Member(tar, name, *place) for name, place in zip(split, places.tolist(), strict=True)]
 
 
-def _member(path: Path, found: tarfile.TarInfo, suffixes: tuple[str, ...]) -> Member:
+def _refuse_compressed(path: Path) -> None:
+    with suppress(OSError):  # what cannot be opened is said by who reads it
+        with open(path, "rb") as file:
+            start = file.read(6)
+        for magic, program in COMPRESSIONS.items():
+            if start.startswith(magic):
+                raise SceneError(
+                    f"{path} is compressed ({program}), and members of such tars cannot be read "
+                    f"at random. Unpack it to a .tar once: {program} -d {path.name}"
+                )
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a member is a hidden file, such as ._a.flac, which macOS puts beside a.flac."""
+    return name.rpartition("/")[2].startswith(".")
+
+
+def _key(name: str) -> str:
+    """Return what WebDataset calls a member's key: its name up to the first dot, with folders."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _member(path: Path, found: tarfile.TarInfo) -> Member:
     if not found.isreg() or found.issparse():
         raise SceneError(f"{path} holds {found.name}, which is no plain file; leave it out.")
-    if not found.name.lower().endswith(suffixes):
-        raise SceneError(
-            f"{path} holds {found.name}; its members must end in {', '.join(suffixes)}. Make a "
-            "tar without the others."
-        )
     return Member(path, found.name, found.offset_data, found.size)
 
 

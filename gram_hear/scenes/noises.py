@@ -12,10 +12,17 @@ import numpy as np
 from gram_hear.audio.files import SUFFIXES, SoundReader, check_rate, find_audio
 from gram_hear.audio.synthesis import synthesise_noise
 from gram_hear.errors import AudioError, OptionError, SceneError
-from gram_hear.scenes.archives import NPY, Member, find_below, find_members, first_channel
+from gram_hear.scenes.archives import (
+    COMPRESSED_TARS,
+    NPY,
+    TAR,
+    Member,
+    find_members,
+    find_tars,
+    first_channel,
+)
 
 NPY_RATE = 32000  # Hz of arrays, which do not say it: that of the published recipe
-TAR = ".tar"
 BLOCK = 2**16  # samples that are decoded at a time
 
 
@@ -115,7 +122,7 @@ def open_noise(path: Path | None, rate: int) -> NoiseSet:
         rate: Hz that the noises are wanted at.
 
     Raises:
-        SceneError: where nothing is there, for tars that cannot be read or hold other files.
+        SceneError: where nothing is there, for tars that cannot be read or hold other files alone.
     """
     if rate < 1:
         raise OptionError(f"The rate is {rate} Hz; it must be at least 1.")
@@ -124,18 +131,18 @@ def open_noise(path: Path | None, rate: int) -> NoiseSet:
     path = Path(path)
     if path.is_dir():
         sounds: list[Path | Member] = list(find_audio(path))
-        tars = list(find_below(path, TAR))
-    elif path.is_file():
-        tars = [path] if path.name.lower().endswith(TAR) else []
-        sounds = [] if tars else [path]
-    else:
+    elif not path.is_file():
         raise SceneError(f"There is no folder or file {path} of noises.")
-    for tar in tars:
-        sounds += find_members(tar, (*SUFFIXES, NPY))
+    elif path.name.lower().endswith((TAR, *COMPRESSED_TARS)):
+        sounds = []
+    else:
+        sounds = [path]
+    for tar in find_tars(path):
+        sounds += find_members(tar, (*SUFFIXES, NPY), labels=True)
     if not sounds:
         raise SceneError(
-            f"{path} holds no noise; it must hold sound files (.wav, .flac, .mp3, ...), or tars of "
-            "these or of .npy arrays."
+            f"{path} holds no noise; it must hold sound files (.wav, .flac, .mp3, ...), or tars, "
+            "not compressed, of these or of .npy arrays."
         )
     return RecordedNoises(path, rate, sounds)
 

@@ -1,0 +1,92 @@
+"""How the programs start and end: Ctrl-C while importing, too little memory, output that fails."""
+
+import subprocess
+import sys
+
+import pytest
+
+from gram_hear.errors import OptionError
+from gram_hear.start import start
+
+PROGRAMS = {
+    "gram-hear": "from gram_hear.start import gram_hear; sys.exit(gram_hear())",
+    "hear-eval": "from gram_hear.start import hear_eval; sys.exit(hear_eval())",
+    "pretrain": "import runpy; runpy.run_module('gram_hear.pretrain', run_name='__main__')",
+}
+AT_IMPORT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            {what}
+sys.meta_path.insert(0, Finder())
+sys.argv = ["program"]
+{program}
+"""
+
+
+def run_program(program, what):
+    """Run a program in which something happens when torch is imported."""
+    code = AT_IMPORT.format(what=what, program=PROGRAMS[program])
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_ctrl_c_while_importing_says_nothing(program):
+    done = run_program(program, "os.kill(os.getpid(), signal.SIGINT)")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_too_little_memory_while_importing_is_one_line(program):
+    reason = "libtorch_cpu.so: failed to map segment from shared object"
+    done = run_program(program, f"raise ImportError('{reason}')")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert reason in done.stderr
+    assert "ulimit -v" in done.stderr
+
+
+def raising(error):
+    def program():
+        raise error
+
+    return lambda: program
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 1 TiB"),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_too_little_memory_in_a_command_is_one_line(error, capsys):
+    assert start(raising(error)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: There is not enough memory (")
+    assert said.count("\n") == 1
+
+
+def test_codes_and_other_errors(capsys):
+    assert start(lambda: lambda: None) == 0
+    assert start(lambda: lambda: 7) == 7
+    assert start(raising(SystemExit(2))) == 2
+    assert start(raising(SystemExit())) == 0
+    assert start(raising(KeyboardInterrupt())) == 130
+    assert start(raising(OptionError("no such option"))) == 1
+    assert capsys.readouterr().err == "error: no such option\n"
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        start(raising(RuntimeError("a fault of ours")))
+
+
+def test_a_name_that_the_system_cannot_encode_is_one_line(capsys):
+    assert start(lambda: lambda: "\u0142.wav".encode("ascii") and 0) == 1
+    assert "PYTHONUTF8=1" in capsys.readouterr().err
+
+
+def test_streams_of_a_process_that_are_gone():
+    code = f"import sys; sys.argv = ['gram-hear', '--version']; {PROGRAMS['gram-hear']}"
+    command = f'"{sys.executable}" -c "{code}" >&- 2>&-'
+    assert subprocess.run(command, shell=True, check=False).returncode == 0
