@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gram_hear.audio.files import SoundReader, find_audio, read_audio
-from gram_hear.errors import AudioError
+from gram_hear.errors import AudioError, OptionError
 
 RATE = 32000
 
@@ -263,6 +263,8 @@ def test_b_format_is_fuma_by_the_files_own_word(b_format):
     for convention in ("ambix", "soundspaces"):
         with pytest.raises(AudioError, match=rf"b\.amb says .* 'fuma', and '{convention}'"):
             read_audio(path, RATE, convention=convention)
+    with pytest.raises(OptionError, match=r"'fumas'; allowed are .* Did you mean 'fuma'"):
+        read_audio(path, RATE, convention="fumas")
 
 
 def test_b_format_and_its_ambix_copy_are_resampled_alike(b_format):

@@ -33,7 +33,6 @@ BLOCK_SECONDS = 10.0
 LEAST = 4096  # samples that are asked for, where a header says that fewer are left
 UNKNOWN = 2**40  # frames from which a header says that it does not know, or what cannot be
 
-
 # What a file begins with, at which byte, that libsndfile does not read.
 FOREIGN = {
     (4, b"ftyp"): "MP4 (AAC or ALAC)",
@@ -127,6 +126,7 @@ def read_audio(
         AudioError: for a missing, empty, damaged or foreign file, one without samples, with
             another number of channels than 1, 2 or 4, with four channels for loudspeakers, with an
             impossible sample rate, or that says that it has another convention.
+        OptionError: for an unknown convention.
     """
     with SoundReader(path, sample_rate, convention=convention) as reader:
         audio = np.concatenate(list(reader.blocks()), axis=1)
@@ -173,7 +173,7 @@ class SoundReader:
         convention: str | None = None,
         any_channels: bool = False,
     ) -> None:
-        """Open a file; the arguments are those of :func:`read_audio`.
+        """Open a file; the arguments and errors are those of :func:`read_audio`.
 
         Any number of channels, and any meaning of four, is allowed with ``any_channels``.
         """
@@ -182,10 +182,13 @@ class SoundReader:
         self.path = Path(path)
         self.sample_rate = sample_rate
         self._failures = (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError)
+        if convention is not None:
+            from gram_hear.audio.layouts import check_convention  # brings torch
+
+            check_convention(convention)
         if file_status(self.path).st_size == 0:
             raise AudioError(f"{self.path} is empty (0 bytes).")
         self._view: ByteView | None = None
-        self._start = 0  # the byte where the stream that is read begins
         self._unsized = 0
         self._file = self._open()
         self.channels: int = self._file.channels
@@ -303,8 +306,11 @@ class SoundReader:
 
     def _why(self, error: Exception) -> str:
         """Say why a file cannot be opened: what it is instead, or libsndfile's reason."""
-        with open(self.path, "rb") as file:
-            head = file.read(64)
+        try:
+            with open(self.path, "rb") as file:
+                head = file.read(64)
+        except OSError as reason:
+            return str(reason.strerror)
         for (place, mark), format in FOREIGN.items():
             if head[place:].startswith(mark):
                 return (
