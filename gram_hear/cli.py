@@ -140,7 +140,7 @@ def embed(
     if len(collection.due) < len(files):
         say(f"{len(files) - len(collection.due)} of {len(files)} files are done already.")
     failed = _show_run(collection, jobs)
-    collection.assemble()
+    failed += [str(outcome.error) for outcome in collection.finish()]
     say(f"{len(files) - len(failed)} of {len(files)} files are embedded in {output}.")
     if failed:
         say(f"{len(failed)} failed:")

@@ -20,7 +20,7 @@ from torch import Tensor
 from gram_hear.audio.clips import check_clip, warn_if_loud
 from gram_hear.audio.files import SoundReader, file_status
 from gram_hear.errors import AudioError, OptionError
-from gram_hear.hear import HearModel
+from gram_hear.hear import HearModel, check_finite
 from gram_hear.interrupts import result_of, submit
 
 _Item = TypeVar("_Item")
@@ -207,12 +207,10 @@ class _Clip:
 
     def done(self) -> FileDone | FileFailed:
         """Return the clip's end, once all its windows are encoded."""
-        if not np.isfinite(self.scene).all():  # the sum of all rows
-            return FileFailed(
-                self.path,
-                f"{self.path}: its embeddings hold NaN or infinite values. Either the weights are "
-                "broken, or they exceed the dtype: try float32.",
-            )
+        try:
+            check_finite(torch.from_numpy(self.scene), str(self.path))  # the sum of all rows
+        except AudioError as error:
+            return FileFailed(self.path, str(error))
         return FileDone(
             path=self.path,
             scene=(self.scene / self.rows).astype(np.float32),

@@ -11,7 +11,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gram_hear.audio.files import SoundReader, find_audio, read_audio
+from gram_hear.audio.files import SUFFIXES, UNREADABLE, SoundReader, find_audio, read_audio
 from gram_hear.errors import AudioError, OptionError
 
 RATE = 32000
@@ -61,6 +61,59 @@ def test_a_folder_is_searched_by_suffix_in_order_without_hidden_files(tmp_path):
         (tmp_path / name).touch()
     found = [str(path.relative_to(tmp_path)) for path in find_audio(tmp_path)]
     assert found == ["b.WAV", "c.mp3", "a/x.flac"]
+
+
+FORMATS = {
+    **dict.fromkeys(["wav", "wave", "bwf"], "WAV"),
+    **dict.fromkeys(["wavex", "amb"], "WAVEX"),
+    **dict.fromkeys(["nist", "sph"], "NIST"),
+    **dict.fromkeys(["ogg", "oga", "opus"], "OGG"),
+    **dict.fromkeys(["mp3", "mpga", "mpa"], "MP3"),
+    **dict.fromkeys(["aif", "aiff", "aifc"], "AIFF"),
+    **dict.fromkeys(["au", "snd"], "AU"),
+    **dict.fromkeys(["sf", "ircam"], "IRCAM"),
+    **dict.fromkeys(["svx", "8svx", "16svx", "iff"], "SVX"),
+    **dict.fromkeys(["paf", "fap"], "PAF"),
+    **{name: name.upper() for name in ("rf64", "w64", "flac", "caf", "voc", "pvf", "avr", "htk")},
+    **{name: name.upper() for name in ("sds", "wve", "xi", "mpc2k", "sd2")},
+}
+
+
+@pytest.mark.parametrize("name", [*FORMATS, *(name.upper() for name in FORMATS)])
+def test_all_formats_that_libsndfile_tells_by_their_header_are_found(tmp_path, name):
+    path = tmp_path / f"sound.{name}"
+    form = FORMATS[name.lower()]
+    subtype = {"XI": "DPCM_16", "WVE": "ALAW"}.get(form)
+    soundfile.write(path, tone(44100), 44100, subtype=subtype, format=form)
+    assert list(find_audio(tmp_path)) == [path]
+    assert read_audio(path, RATE).audio.shape[0] == 1
+
+
+@pytest.mark.filterwarnings("ignore:.* does not say how long")
+@pytest.mark.parametrize(
+    ("name", "frame"),
+    [  # silence: the header, and no bits allocated; 256 and 64 kbit/s at 44.1 kHz, one channel
+        ("sound.mp1", b"\xff\xff\x80\xc0" + bytes(12 * 256000 // 44100 * 4 - 4)),
+        ("sound.mp2", b"\xff\xfd\x40\xc0" + bytes(144 * 64000 // 44100 - 4)),
+    ],
+)
+def test_earlier_layers_of_mpeg_are_found(tmp_path, name, frame):
+    (tmp_path / name).write_bytes(frame * 100)
+    [path] = find_audio(tmp_path)
+    assert not read_audio(path, RATE).audio.any()
+
+
+def test_no_suffix_is_both_read_and_not():
+    assert not set(SUFFIXES) & set(UNREADABLE)
+    suffixes = {f".{name}" for name in FORMATS} | {".mp1", ".mp2"}
+    assert set(SUFFIXES) == suffixes
+
+
+@pytest.mark.parametrize("name", ["a.au", "a.snd", "a.vox", "a.gsm"])
+def test_sound_without_a_header_is_not_guessed_from_its_suffix(tmp_path, name):
+    (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(3300))
+    with pytest.raises(AudioError, match="has no header"):
+        read_audio(tmp_path / name, RATE)
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
@@ -242,6 +295,7 @@ def test_what_libsndfile_does_not_read_is_named_with_what_to_do(tmp_path):
     cases = {
         "a.oga": (page + b"\x7fFLAC\1\0" + bytes(60), r"FLAC in Ogg.* ffmpeg -i a\.oga a\.flac"),
         "a.mp3": (bytes([0, 0, 0, 32]) + b"ftypM4A " + bytes(60), r"MP4 .* ffmpeg -i a\.mp3"),
+        "a.aac": (b"\xff\xf1" + bytes(60), r"it is AAC, which .* ffmpeg -i a\.aac a\.flac"),
         "b.mp3": (np.random.default_rng(0).bytes(3000), "it is no MP3 file"),
         "a.wav": (b"something else altogether" * 9, "it is no WAV file"),
     }

@@ -373,6 +373,16 @@ def test_command_prints_the_folder(tmp_path, sounds):
     assert "7 clips, 0.00 hours of sound, of 4 files in 1 tars" in result.stderr
 
 
+def test_what_is_left_out_of_a_folder_is_counted(tmp_path, sounds):
+    for name in ("a.m4a", "b.txt", "deep/c.TXT"):
+        (sounds / name).touch()
+    with pytest.warns(UserWarning, match="left out") as caught:
+        run(sounds, tmp_path / "out")
+    unreadable, others = (str(each.message) for each in caught)
+    assert "1 files (.m4a 1) are left out" in unreadable
+    assert "2 files (.txt 2) are left out" in others
+
+
 def test_command_lists_failures_at_the_end(tmp_path, damaged):
     result = invoke(damaged, "-o", tmp_path / "out", "--whole", "--json")
     assert result.exit_code == 1

@@ -5,6 +5,7 @@ import os
 import re
 import stat
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,26 @@ from gram_hear.errors import AudioError
 if TYPE_CHECKING:
     import soundfile
 
-# What a folder is searched for; a file that is named is read whatever its suffix.
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".w64", ".caf")
+# What a folder is searched for: all that libsndfile tells by its header. A file that is named is
+# read whatever its suffix. Not looked for: .mat (seldom sound), and .raw, .pcm, .vox, .gsm, which
+# have no header.
+SUFFIXES = (
+    *(".wav", ".wave", ".wavex", ".bwf", ".amb", ".rf64", ".w64", ".nist", ".sph"),
+    *(".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mp1", ".mpga", ".mpa"),
+    *(".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".sf", ".ircam", ".voc", ".sd2"),
+    *(".svx", ".8svx", ".16svx", ".iff", ".paf", ".fap", ".pvf", ".avr", ".htk", ".sds"),
+    *(".wve", ".xi", ".mpc2k"),
+)
+# Sound and film that libsndfile does not read.
+UNREADABLE = (
+    *(".m4a", ".m4b", ".aac", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".amr", ".alac"),
+    *(".webm", ".weba", ".mka", ".mkv", ".wma", ".wmv", ".asf", ".avi", ".flv", ".mpg", ".mpeg"),
+    *(".ac3", ".eac3", ".dts", ".ape", ".wv", ".tta", ".mpc", ".spx", ".ra", ".dsf", ".dff"),
+)
 BLOCK_SECONDS = 10.0
 LEAST = 4096  # samples that are asked for, where a header says that fewer are left
+LINKS = "/"  # what counts links to folders among suffixes, none of which holds a slash
+SHOWN = 10  # suffixes that are named at most, of files that are left out
 UNKNOWN = 2**40  # frames from which a header says that it does not know, or what cannot be
 
 # What a file begins with, at which byte, that libsndfile does not read.
@@ -68,20 +85,63 @@ class Recording:
     convention: str | None = None
 
 
-def find_audio(folder: Path) -> Iterator[Path]:
+def find_audio(folder: Path, left_out: Counter[str] | None = None) -> Iterator[Path]:
     """Yield the sound files below a folder, by their suffix, in sorted order; hidden ones not.
 
     A folder that cannot be listed is yielded itself: reading it fails and says why.
+
+    Args:
+        folder: where to look. Links to folders are not followed.
+        left_out: counts the files of other suffixes, by suffix, and the links to folders, as
+            :data:`LINKS`; :func:`warn_of_left_out` tells of them.
     """
+    left_out = Counter() if left_out is None else left_out
     unreadable: list[Path] = []
     for parent, folders, names in os.walk(
         folder, onerror=lambda error: unreadable.append(Path(error.filename))
     ):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        left_out[LINKS] += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
         for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(SUFFIXES):
                 yield Path(parent) / name
+            else:
+                left_out[os.path.splitext(name)[1].lower()] += 1
     yield from unreadable
+
+
+def warn_of_left_out(left_out: Counter[str]) -> None:
+    """Warn of what :func:`find_audio` left out: how many files of which suffixes, and why."""
+    unreadable = {suffix: left_out[suffix] for suffix in UNREADABLE if left_out[suffix]}
+    others = {suffix: n for suffix, n in left_out.items() if suffix not in (*unreadable, LINKS)}
+    if unreadable:
+        name = f"recording{next(iter(unreadable))}"
+        warnings.warn(
+            f"{_count(unreadable)} are left out: libsndfile does not read sound of these formats. "
+            f"Convert them first, for example with ffmpeg -i {name} recording.flac.",
+            stacklevel=3,
+        )
+    if others:
+        warnings.warn(
+            f"{_count(others)} are left out: they are not sound by their suffix.", stacklevel=3
+        )
+    if left_out[LINKS]:
+        warnings.warn(
+            f"{left_out[LINKS]} links to folders are left out: such links are not followed. Name "
+            "the folders themselves.",
+            stacklevel=3,
+        )
+
+
+def _count(suffixes: dict[str, int]) -> str:
+    """Return how many files there are of each suffix, the most frequent first."""
+    ranked = sorted(suffixes.items(), key=lambda each: (-each[1], each[0]))
+    shown = [f"{suffix or 'without a suffix'} {count}" for suffix, count in ranked[:SHOWN]]
+    if len(ranked) > SHOWN:
+        shown.append(f"{len(ranked) - SHOWN} other suffixes")
+    return f"{sum(suffixes.values())} files ({', '.join(shown)})"
 
 
 def file_status(path: Path) -> os.stat_result:
@@ -274,6 +334,12 @@ class SoundReader:
         except self._failures as error:
             reason = self._why(error)
             raise AudioError(f"{self.path} could not be read as sound: {reason}") from error
+        if file.format == "RAW":
+            file.close()
+            raise AudioError(
+                f"{self.path} could not be read as sound: it has no header, and what its samples "
+                "are would be a guess from its suffix. Convert it to WAV or FLAC."
+            )
         return self._prepare(file)
 
     def _open_at(self, start: int, format: str) -> "soundfile.SoundFile":
@@ -311,17 +377,20 @@ class SoundReader:
                 head = file.read(64)
         except OSError as reason:
             return str(reason.strerror)
-        for (place, mark), format in FOREIGN.items():
+        suffix = self.path.suffix
+        is_unknown = getattr(error, "code", None) in UNRECOGNISED
+        format = suffix[1:].upper() if is_unknown and suffix.lower() in UNREADABLE else ""
+        for (place, mark), name in FOREIGN.items():
             if head[place:].startswith(mark):
-                return (
-                    f"it is {format}, which libsndfile does not read. Convert it, as by ffmpeg -i "
-                    f"{self.path.name} {self.path.stem}.flac"
-                )
-        if getattr(error, "code", None) in UNRECOGNISED:
-            suffix = self.path.suffix[1:].upper()
+                format = name
+        if format:
             return (
-                f"it is no {suffix or 'sound'} file, nor of another format that libsndfile reads."
+                f"it is {format}, which libsndfile does not read. Convert it, as by ffmpeg -i "
+                f"{self.path.name} {self.path.stem}.flac"
             )
+        if is_unknown:
+            kind = suffix[1:].upper() or "sound"
+            return f"it is no {kind} file, nor of another format that libsndfile reads."
         return str(getattr(error, "error_string", error))  # libsndfile's, without the path
 
     def blocks(self, seconds: float = BLOCK_SECONDS) -> Iterator[np.ndarray]:

@@ -153,7 +153,7 @@ def open_clips(paths: Paths | None, seed: int = 0, count: int = SYNTHETIC_CLIPS)
     if len(clips) == 0:
         raise SceneError(
             f"{', '.join(map(str, given)) or 'An empty list'} holds no clips; give sound files "
-            f"({', '.join(SUFFIXES)}), or tars of these or of .npy arrays. gram-hear prepare makes "
+            "(.wav, .flac, .mp3, ...), or tars of these or of .npy arrays. gram-hear prepare makes "
             "such tars."
         )
     return clips

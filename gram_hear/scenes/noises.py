@@ -133,7 +133,7 @@ def open_noise(path: Path | None, rate: int) -> NoiseSet:
         sounds += find_members(tar, (*SUFFIXES, NPY))
     if not sounds:
         raise SceneError(
-            f"{path} holds no noise; it must hold sound files ({', '.join(SUFFIXES)}), or tars of "
+            f"{path} holds no noise; it must hold sound files (.wav, .flac, .mp3, ...), or tars of "
             "these or of .npy arrays."
         )
     return RecordedNoises(path, rate, sounds)
