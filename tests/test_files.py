@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gram_hear.audio.files import SUFFIXES, UNREADABLE, SoundReader, find_audio, read_audio
-from gram_hear.errors import AudioError
+from gram_hear.errors import AudioError, OptionError
 
 RATE = 32000
 
@@ -295,6 +295,7 @@ def test_what_libsndfile_does_not_read_is_named_with_what_to_do(tmp_path):
     cases = {
         "a.oga": (page + b"\x7fFLAC\1\0" + bytes(60), r"FLAC in Ogg.* ffmpeg -i a\.oga a\.flac"),
         "a.mp3": (bytes([0, 0, 0, 32]) + b"ftypM4A " + bytes(60), r"MP4 .* ffmpeg -i a\.mp3"),
+        "a.aac": (b"\xff\xf1" + bytes(60), r"it is AAC, which .* ffmpeg -i a\.aac a\.flac"),
         "b.mp3": (np.random.default_rng(0).bytes(3000), "it is no MP3 file"),
         "a.wav": (b"something else altogether" * 9, "it is no WAV file"),
     }
@@ -316,6 +317,8 @@ def test_b_format_is_fuma_by_the_files_own_word(b_format):
     for convention in ("ambix", "soundspaces"):
         with pytest.raises(AudioError, match=rf"b\.amb says .* 'fuma', and '{convention}'"):
             read_audio(path, RATE, convention=convention)
+    with pytest.raises(OptionError, match=r"'fumas'; allowed are .* Did you mean 'fuma'"):
+        read_audio(path, RATE, convention="fumas")
 
 
 def test_b_format_and_its_ambix_copy_are_resampled_alike(b_format):

@@ -50,7 +50,6 @@ LINKS = "/"  # what counts links to folders among suffixes, none of which holds 
 SHOWN = 10  # suffixes that are named at most, of files that are left out
 UNKNOWN = 2**40  # frames from which a header says that it does not know, or what cannot be
 
-
 # What a file begins with, at which byte, that libsndfile does not read.
 FOREIGN = {
     (4, b"ftyp"): "MP4 (AAC or ALAC)",
@@ -187,6 +186,7 @@ def read_audio(
         AudioError: for a missing, empty, damaged or foreign file, one without samples, with
             another number of channels than 1, 2 or 4, with four channels for loudspeakers, with an
             impossible sample rate, or that says that it has another convention.
+        OptionError: for an unknown convention.
     """
     with SoundReader(path, sample_rate, convention=convention) as reader:
         audio = np.concatenate(list(reader.blocks()), axis=1)
@@ -233,7 +233,7 @@ class SoundReader:
         convention: str | None = None,
         any_channels: bool = False,
     ) -> None:
-        """Open a file; the arguments are those of :func:`read_audio`.
+        """Open a file; the arguments and errors are those of :func:`read_audio`.
 
         Any number of channels, and any meaning of four, is allowed with ``any_channels``.
         """
@@ -242,10 +242,13 @@ class SoundReader:
         self.path = Path(path)
         self.sample_rate = sample_rate
         self._failures = (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError)
+        if convention is not None:
+            from gram_hear.audio.layouts import check_convention  # brings torch
+
+            check_convention(convention)
         if file_status(self.path).st_size == 0:
             raise AudioError(f"{self.path} is empty (0 bytes).")
         self._view: ByteView | None = None
-        self._start = 0  # the byte where the stream that is read begins
         self._unsized = 0
         self._file = self._open()
         self.channels: int = self._file.channels
@@ -369,19 +372,25 @@ class SoundReader:
 
     def _why(self, error: Exception) -> str:
         """Say why a file cannot be opened: what it is instead, or libsndfile's reason."""
-        with open(self.path, "rb") as file:
-            head = file.read(64)
-        for (place, mark), format in FOREIGN.items():
+        try:
+            with open(self.path, "rb") as file:
+                head = file.read(64)
+        except OSError as reason:
+            return str(reason.strerror)
+        suffix = self.path.suffix
+        is_unknown = getattr(error, "code", None) in UNRECOGNISED
+        format = suffix[1:].upper() if is_unknown and suffix.lower() in UNREADABLE else ""
+        for (place, mark), name in FOREIGN.items():
             if head[place:].startswith(mark):
-                return (
-                    f"it is {format}, which libsndfile does not read. Convert it, as by ffmpeg -i "
-                    f"{self.path.name} {self.path.stem}.flac"
-                )
-        if getattr(error, "code", None) in UNRECOGNISED:
-            suffix = self.path.suffix[1:].upper()
+                format = name
+        if format:
             return (
-                f"it is no {suffix or 'sound'} file, nor of another format that libsndfile reads."
+                f"it is {format}, which libsndfile does not read. Convert it, as by ffmpeg -i "
+                f"{self.path.name} {self.path.stem}.flac"
             )
+        if is_unknown:
+            kind = suffix[1:].upper() or "sound"
+            return f"it is no {kind} file, nor of another format that libsndfile reads."
         return str(getattr(error, "error_string", error))  # libsndfile's, without the path
 
     def blocks(self, seconds: float = BLOCK_SECONDS) -> Iterator[np.ndarray]:
