@@ -101,6 +101,7 @@ def make_scene(
     dry, _ = check_clip(torch.from_numpy(np.asarray(audio, dtype=np.float32)), "The sound")
     if len(dry) != 1:
         raise AudioError(f"The sound has {len(dry)} channels; give one of them, as (samples,).")
+    ears = load_head(head or "kemar", rate, check=check_head) if layout == "binaural" else None
     drawn = draw_room_and_scene(
         [seed],
         rt60=rt60,
@@ -110,7 +111,6 @@ def make_scene(
         noise_sources=0 if snr is None else None,
     )
     scene = tune(drawn)
-    ears = load_head(head or "kemar", rate, check=check_head) if layout == "binaural" else None
     rendered = render(scene, layout, rate, ears)
     ringing = rendered.rirs.shape[-1] - 1 if tail else 0
     dry = torch.nn.functional.pad(dry, (0, ringing))

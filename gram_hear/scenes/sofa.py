@@ -23,8 +23,9 @@ SILENT = 1e-6  # of the loudest response's peak
 FARTHEST = 1e6  # metres
 RATES = (8000, 384_000)  # Hz, least and most
 LONGEST_DELAY = 0.02  # seconds, by which Data.Delay may differ between responses
-PATIENCE = 6.0  # seconds for a file to be read in,
-SECONDS_PER_BYTE = 1e-6  # and for each of its bytes
+CPU_SECONDS = 3  # that a file may take to be read, and 1 s more for each
+MEGABYTE = 1e6  # of its bytes;
+PATIENCE = 20  # times as long on the clock, since a machine may be busy
 
 ANGLES = {"degree": np.pi / 180, "deg": np.pi / 180, "\u00b0": np.pi / 180, "radian": 1, "rad": 1}
 METRES = {
@@ -43,6 +44,7 @@ LEVEL, TIME = -1.0, -1e-4  # dB and seconds; below, the nearer ear is the quiete
 WRONG = 0.25  # the part of the lateral directions that may be so
 LOW = 1500.0  # Hz up to which times are compared: above, they are ambiguous
 WIDEST = 1.5e-3  # seconds that the ears' times may differ by
+CRASHED = "the HDF5 library crashed, or did not come to an end"
 CHUNK = 256  # responses that are worked on at a time
 
 
@@ -126,12 +128,13 @@ def read_sofa(path: Path, check: bool = True) -> Measured:
 
 def _read_fields(path: Path) -> _Sofa:
     """Read a file in a process of its own, since the HDF5 library may hang or crash."""
-    seconds = PATIENCE + SECONDS_PER_BYTE * path.stat().st_size
-    command = [sys.executable, "-P", sofa_fields.__file__, str(path)]
+    seconds = CPU_SECONDS + int(path.stat().st_size / MEGABYTE)
+    command = [sys.executable, "-P", sofa_fields.__file__, str(path), str(seconds)]
+    patience = PATIENCE * seconds
     try:
-        done = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=patience, check=False)
     except subprocess.TimeoutExpired:
-        reason = f"the HDF5 library did not come to an end in {seconds:.0f} s"
+        reason = f"the HDF5 library did not come to an end in {patience} s"
     except OSError as error:
         reason = str(error.strerror)
     else:
@@ -140,7 +143,7 @@ def _read_fields(path: Path) -> _Sofa:
                 fields = dict(found)
             return _Sofa(path, fields, json.loads(str(fields.pop("attributes"))))
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said and done.returncode > 0 else "the HDF5 library crashed"
+        reason = said[-1] if said and done.returncode > 0 else CRASHED
     raise SceneError(
         f"{path} cannot be read as a SOFA file (HDF5): {reason}. Fetch or export it anew."
     )

@@ -1,6 +1,7 @@
-"""The fields of a SOFA file, read by a process of its own: ``python sofa_fields.py FILE``.
+"""The fields of a SOFA file, read by a process of its own: ``python sofa_fields.py FILE SECONDS``.
 
-The HDF5 library hangs or crashes on some damaged files, and a process can be stopped. It writes an
+The HDF5 library hangs or crashes on some damaged files, and a process can be stopped: by itself,
+after so many seconds of processor time, where the system has such a limit. It writes an
 ``.npz`` file to its standard output: the fields as float64, and under ``attributes`` a JSON text.
 What is wrong stands on the last line of its standard error. It imports nothing of this package,
 because that takes longer than the reading.
@@ -10,6 +11,7 @@ import io
 import json
 import math
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,14 @@ OF_FIELD = ("Type", "Units")
 SMALL = 1 << 20  # bytes that a field may always have as float64
 LONGEST = 100  # characters of an attribute that are told
 COMPRESSED = 32  # times as large as its whole file a larger field may be
+
+
+def limit_time(seconds: int) -> None:
+    """Let this process be killed after so many seconds of processor time; not on Windows."""
+    with suppress(ImportError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 
 
 def main(path: Path) -> None:
@@ -70,4 +80,5 @@ def text(value: Any) -> str:
 
 
 if __name__ == "__main__":
+    limit_time(int(sys.argv[2]))
     main(Path(sys.argv[1]))
