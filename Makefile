@@ -1,6 +1,7 @@
-# make demo   embeds the bundled sounds, draws one and tells where it comes from, offline
-# make test   runs the tests
-# make lint   runs ruff and mypy
+# make demo        embeds the bundled sounds, draws one and tells where it comes from, offline
+# make test        runs the tests
+# make test-fast   runs those that are quick and reach every library, in minutes
+# make lint        runs ruff and mypy
 # Each makes .venv first, unless PYTHON=/path/to/bin/python names an environment that has all.
 
 VENV = .venv
@@ -13,7 +14,11 @@ else
 READY = $(VENV)/ready
 endif
 
-.PHONY: demo test lint format clean
+# Golden numbers, each command, and what calls other libraries, whose versions differ.
+FAST = $(patsubst %,tests/test_%.py,golden package config clips layouts files frontend windows patches \
+	cli collection embed hear)
+
+.PHONY: demo test test-fast lint format clean
 
 demo: $(READY)
 	$(BIN)gram-hear embed tests/data/sounds --output .demo --model gram-tiny --force
@@ -24,6 +29,9 @@ demo: $(READY)
 # The pytest command, not python -m pytest: that would put this folder before the installed package.
 test: $(READY)
 	$(BIN)pytest
+
+test-fast: $(READY)
+	$(BIN)pytest $(FAST)
 
 lint: $(READY)
 	$(BIN)ruff check .
@@ -37,7 +45,13 @@ format: $(READY)
 clean:
 	rm -rf $(VENV) .demo build *.egg-info
 
+# The usual Python if it is one that is declared, else the newest of those.
 $(VENV)/ready: setup.cfg setup.py pyproject.toml constraints.txt
-	python3 -m venv $(VENV)
+	@for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+		if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then \
+			echo "$$python -m venv $(VENV)"; $$python -m venv $(VENV); exit; \
+		fi; \
+	done; \
+	echo "No Python 3.11 to 3.14 was found on the path: install one, or name an environment with PYTHON=." >&2; exit 1
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
