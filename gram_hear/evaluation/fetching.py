@@ -553,9 +553,7 @@ def _extract(stored: Path, folder: Path, progress: Progress) -> None:
         TarError: where it is damaged, or has a member that is no file or folder inside.
     """
     if not hasattr(tarfile, "data_filter"):
-        raise OptionError(
-            "This Python cannot unpack archives safely; use 3.10.12, 3.11.4, 3.12 or newer."
-        )
+        raise OptionError("This Python cannot unpack archives safely; use 3.11.4, 3.12 or newer.")
     size = _size(stored)
     with open(stored, "rb") as raw, tarfile.open(fileobj=raw, mode="r:*", errorlevel=1) as archive:
         for member in archive:
