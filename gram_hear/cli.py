@@ -78,8 +78,12 @@ def embed(
     ),
     layer: Annotated[int | None, typer.Option(help="Embed after this many blocks.")] = None,
     convention: Annotated[
-        str, typer.Option(help="Of four-channel files: ambix, fuma or soundspaces.")
-    ] = "ambix",
+        str | None,
+        typer.Option(
+            help="Of four-channel files: ambix, fuma or soundspaces. Default: what the file says, "
+            "else ambix."
+        ),
+    ] = None,
     parity: Annotated[
         bool, typer.Option("--parity", help="The authors' windows and rows, faults included.")
     ] = False,
@@ -136,7 +140,7 @@ def embed(
     if len(collection.due) < len(files):
         say(f"{len(files) - len(collection.due)} of {len(files)} files are done already.")
     failed = _show_run(collection, jobs)
-    collection.assemble()
+    failed += [str(outcome.error) for outcome in collection.finish()]
     say(f"{len(files) - len(failed)} of {len(files)} files are embedded in {output}.")
     if failed:
         say(f"{len(failed)} failed:")

@@ -13,7 +13,9 @@ import json
 import os
 import shutil
 import tempfile
+import unicodedata
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,9 +24,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import torch
 
-from gram_hear.audio.files import find_audio
+from gram_hear.audio.files import find_audio, warn_of_left_out
 from gram_hear.config import EMBEDDINGS
 from gram_hear.embed import Block, FileDone, FileFailed, Group, embed_groups, group_files
 from gram_hear.errors import GramError, OptionError
@@ -72,15 +73,17 @@ def plan_jobs(paths: Iterable[str | PathLike], output: str | PathLike) -> list[J
 
     ``a/b.wav`` in a given folder goes to ``OUTPUT/a/b.wav.npz``, and a given file ``x/c.flac`` to
     ``OUTPUT/c.flac.npz``: the suffix stays, so that ``b.wav`` and ``b.flac`` do not collide. Where
-    OUTPUT ends in ``.parquet``, the parts go to ``OUTPUT.parts/``.
+    OUTPUT ends in ``.parquet``, the parts go to ``OUTPUT.parts/``. A warning counts the files of
+    the folders that are left out, by suffix.
 
     Args:
         paths: files, and folders that are searched for sound files.
         output: the folder of the embeddings, or a ``.parquet`` file.
 
     Raises:
-        OptionError: where there is no sound file, where two have one output, or where the output
-            is a file and should be a folder, or the other way round.
+        OptionError: where there is no sound file, where two have one output or outputs that differ
+            in upper and lower case alone, or where the output is a file and should be a folder, or
+            the other way round.
     """
     output = Path(output)
     folder = parts_folder(output)
@@ -88,10 +91,11 @@ def plan_jobs(paths: Iterable[str | PathLike], output: str | PathLike) -> list[J
         raise OptionError(f"The output {folder} is a file; it must be a folder.")
     if folder != output and os.path.isdir(output):
         raise OptionError(f"The output {output} is a folder; it must be a .parquet file.")
-    jobs: dict[Path, Job] = {}
+    jobs: dict[str, Job] = {}
     sources: set[Path] = set()
+    left_out: Counter[str] = Counter()
     for path in map(Path, paths):
-        found = find_audio(path) if os.path.isdir(path) else iter([path])
+        found = find_audio(path, left_out) if os.path.isdir(path) else iter([path])
         for source in found:
             # A folder that cannot be listed comes as its own source.
             relative = source.relative_to(path) if source != path else Path(source.name)
@@ -99,12 +103,22 @@ def plan_jobs(paths: Iterable[str | PathLike], output: str | PathLike) -> list[J
             if source in sources:  # named twice, or in a folder that is given too
                 continue
             sources.add(source)
-            job = jobs.setdefault(part, Job(source, part, relative.as_posix()))
+            # macOS and Windows take names that differ in case, or in how an accent is written, for
+            # one file.
+            key = unicodedata.normalize("NFC", str(part)).lower()
+            job = jobs.setdefault(key, Job(source, part, relative.as_posix()))
+            if job.output != part:
+                raise OptionError(
+                    f"{job.source} and {source} would be written to {job.output} and {part}, which "
+                    "are one file on macOS and Windows. Rename one, or embed them into different "
+                    "folders."
+                )
             if job.source != source:
                 raise OptionError(
                     f"{job.source} and {source} would both be written to {part}. Give the folder "
                     "that holds both, or embed them into different folders."
                 )
+    warn_of_left_out(left_out)
     if not jobs:
         raise OptionError("No sound file was found in what was given.")
     return list(jobs.values())
@@ -128,7 +142,7 @@ def describe_model(model: HearModel) -> dict[str, Any]:
             "revision": source.revision,
             "commit": source.commit,
             "sha256": source.sha256(),
-            "weights": hash_weights(model),
+            "weights": model.hash_weights(),
         },
         "options": dataclasses.asdict(model.options) | {"window_fill": model.window_fill},
         "device": str(model.device),
@@ -152,43 +166,44 @@ def identity(metadata: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def hash_weights(model: HearModel) -> str:
-    """Return the SHA-256 of a model's configuration and tensors as they are now.
-
-    A model that was trained since it was loaded is another one than its file's. One in int8, whose
-    weights are packed and cannot be trained, is told by its file.
-    """
-    digest = hashlib.sha256(model.config.to_json().encode())
-    if model.options.dtype == "int8":
-        digest.update((model.source.sha256() or model.source.name).encode())
-        return digest.hexdigest()
-    for name, tensor in sorted(model.gram.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 # --- run ------------------------------------------------------------------------------------
 
 
-def find_done(jobs: Sequence[Job], provenance: dict[str, Any], force: bool = False) -> set[Job]:
+Stamp = tuple[int, int] | None
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Return a file's size and the time of its last change; None where it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def find_done(
+    jobs: Sequence[Job], provenance: dict[str, Any], force: bool = False
+) -> dict[Job, Stamp]:
     """Return the jobs whose part is there, of the same model and options and unchanged source.
+
+    Returns:
+        These jobs, each with its part's :func:`stamp_of`.
 
     Raises:
         OptionError: where parts of another model or other options, or files that are no parts, are
             in the way, and ``force`` is not set.
     """
-    done, foreign = set(), []
+    done: dict[Job, Stamp] = {}
+    foreign: list[Path] = []
     for job in jobs:
-        if not os.path.exists(job.output):
-            continue
-        if os.path.getsize(job.output) == 0:  # as a power cut leaves a file: nothing to lose
+        stamp = stamp_of(job.output)
+        if stamp is None or stamp[0] == 0:  # as a power cut leaves a file: nothing to lose
             continue
         metadata = read_metadata(job.output)
         if metadata is None or identity(metadata) != identity(provenance):
             foreign.append(job.output)
         elif not force and _is_current(job, metadata):
-            done.add(job)
+            done[job] = stamp
     if foreign and not force:
         raise OptionError(
             f"{len(foreign)} outputs are there already that another model, other options, "
@@ -199,11 +214,34 @@ def find_done(jobs: Sequence[Job], provenance: dict[str, Any], force: bool = Fal
 
 
 def _is_current(job: Job, metadata: dict[str, Any]) -> bool:
-    try:
-        stat = job.source.stat()
-    except OSError:  # it will be reported when its turn comes
-        return False
-    return (metadata["size_bytes"], metadata["modified_ns"]) == (stat.st_size, stat.st_mtime_ns)
+    # A source that is not there is reported when its turn comes.
+    return (metadata["size_bytes"], metadata["modified_ns"]) == stamp_of(job.source)
+
+
+def why_lost(job: Job, stamp: Stamp, provenance: dict[str, Any]) -> str | None:
+    """Return why a part that was done is not there any more, or None where it is.
+
+    Args:
+        job: whose part it is.
+        stamp: what :func:`stamp_of` said when it was done.
+        provenance: of the collection.
+    """
+    now = stamp_of(job.output)
+    if now is None or now[0] == 0:
+        return f"{job.output} was removed after it was done. Run the same command again to make it."
+    if now == stamp:
+        return None
+    metadata = read_metadata(job.output)
+    if (
+        metadata is not None
+        and identity(metadata) == identity(provenance)
+        and _is_current(job, metadata)
+    ):
+        return None
+    return (
+        f"{job.output} was replaced or damaged after it was done. Move away what is there, and run "
+        "the same command again to make it."
+    )
 
 
 def clear_leftovers(jobs: Sequence[Job], output: Path) -> None:
@@ -280,13 +318,18 @@ class _Part:
     def __init__(self, job: Job, provenance: dict[str, Any]) -> None:
         self.job = job
         self.provenance = provenance
-        job.output.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         self._vectors = tempfile.SpooledTemporaryFile(SPOOL, dir=str(job.output.parent))  # noqa: SIM115
         self._timestamps: list[np.ndarray] = []
+
+    def _make_folder(self) -> None:
+        """Make the part's folder, again where it was removed in the meantime."""
+        self.job.output.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, block: Block) -> None:
         """Take the next rows of the file."""
         if "timestamps" in self.provenance["holds"]:
+            self._make_folder()
             self._vectors.write(np.ascontiguousarray(block.vectors, dtype="<f4").data)
             self._timestamps.append(block.timestamps)
 
@@ -297,6 +340,7 @@ class _Part:
             "file": self.job.name,
             "file_sample_rate": done.file_rate,
             "channels": done.channels,
+            "convention": done.convention,
             "duration_seconds": done.duration,
             "size_bytes": done.size,
             "modified_ns": done.modified,
@@ -317,7 +361,12 @@ class _Part:
                         np.lib.format.write_array_header_1_0(file, header)
                         shutil.copyfileobj(self._vectors, file, 2**20)
 
-        write_whole(self.job.output, write)
+        self._make_folder()
+        try:
+            write_whole(self.job.output, write)
+        except FileNotFoundError:  # the folder was removed while the part was written
+            self._make_folder()
+            write_whole(self.job.output, write)
 
     def close(self) -> None:
         """Let go of the spooled vectors."""
@@ -350,10 +399,11 @@ def read_metadata(part: Path) -> dict[str, Any] | None:
 def assemble_parquet(
     jobs: Sequence[Job], failed: Sequence[Job], output: str | PathLike, provenance: dict[str, Any]
 ) -> None:
-    """Write one Parquet dataset of all parts that are there, in the order of their names.
+    """Write one Parquet dataset of all parts, in the order of their names.
 
-    That is the parts of ``jobs``, and those of earlier runs with the same model and options, but
-    not those of ``failed``: a dataset grows, and never loses files because fewer were given.
+    That is the parts of ``jobs``, all of which must be there, and those that earlier runs with the
+    same model and options left, but not those of ``failed``: a dataset grows, and never loses files
+    because fewer were given.
 
     Columns: ``file`` (string), ``timestamp_ms`` (double, null in the row of the whole scene) and
     ``vector`` (a list of fixed length of floats). The schema's metadata holds ``gram_hear``, a JSON
@@ -361,27 +411,36 @@ def assemble_parquet(
     at all, and left alone where it holds these parts already.
 
     Raises:
-        OutputError: where the dataset cannot be written, or a part cannot be read.
+        OutputError: where the dataset cannot be written, a part cannot be read, or the dataset is
+            not there when it was written.
     """
     import_pyarrow()
     output = Path(output)
-    parts = sorted(find_parts(jobs, failed, parts_folder(output), provenance).items())
-    digest = _digest(parts)
-    if not parts or (output.exists() and _stored(output).get(b"parts") == digest.encode()):
-        return
     try:
+        parts = sorted(find_parts(jobs, failed, parts_folder(output), provenance).items())
+        digest = _digest(parts)
+        if not parts or _holds(output, digest):
+            return
         write_whole(output, lambda temporary: _write_parquet(parts, temporary, provenance, digest))
     except OutputError:
         raise
     except OSError as error:
-        raise OutputError(f"{output} could not be written: {error}. Its parts are kept.") from error
+        raise OutputError(
+            f"{output} could not be written: {error}. Its parts are kept; run the same command "
+            "again to write it."
+        ) from error
+    if not _holds(output, digest):
+        raise OutputError(
+            f"{output} was removed or replaced after it was written. Run the same command again to "
+            "write it."
+        )
 
 
 def find_parts(
     jobs: Sequence[Job], failed: Sequence[Job], folder: Path, provenance: dict[str, Any]
 ) -> dict[str, Path]:
     """Return the parts of a dataset by their names; see :func:`assemble_parquet`."""
-    parts = {job.name: job.output for job in jobs if job.output.exists()}
+    parts = {job.name: job.output for job in jobs}
     known = {*parts.values(), *(job.output for job in failed)}
     for path in folder.rglob("*.npz"):
         if path in known:
@@ -412,6 +471,11 @@ def _digest(parts: Sequence[tuple[str, Path]]) -> str:
         stat = path.stat()
         digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "replace"))
     return digest.hexdigest()
+
+
+def _holds(output: Path, digest: str) -> bool:
+    """Whether a dataset is there and holds the parts of this digest."""
+    return output.exists() and _stored(output).get(b"parts") == digest.encode()
 
 
 def check_dataset(output: Path, provenance: dict[str, Any]) -> None:
@@ -531,16 +595,17 @@ def embed_collection(
         force: embed again what is there, and replace what is in the way.
 
     Returns:
-        What became of each file that was not done already.
+        What became of each file that was not done already; and an error for each that was done,
+        but whose part is not there at the end.
 
     Raises:
         OptionError: for wrong options, or outputs of another origin in the way.
         OutputError: where the output cannot be written.
     """
     collection = Collection(plan_jobs(paths, output), output, model, scene, timestamps, force)
-    outcomes = [event for event in collection.run(jobs) if isinstance(event, Outcome)]
-    collection.assemble()
-    return outcomes
+    outcomes = {event.job: event for event in collection.run(jobs) if isinstance(event, Outcome)}
+    outcomes |= {outcome.job: outcome for outcome in collection.finish()}
+    return list(outcomes.values())
 
 
 class Collection:
@@ -570,10 +635,10 @@ class Collection:
         self.model = model
         self.jobs = jobs
         self.provenance = {**describe_model(model), "holds": holds}
-        done = find_done(jobs, self.provenance, force)
+        self._done = find_done(jobs, self.provenance, force)
         if self.is_parquet and not force:
             check_dataset(self.output, self.provenance)
-        self.due = {job.source for job in jobs if job not in done}
+        self.due = {job.source for job in jobs if job not in self._done}
         # Groups are made of all files, so that a run that was interrupted ends with the same
         # numbers: a file shares its batches with the same others, done or not.
         groups = group_files((job.source for job in jobs), model) if self.due else []
@@ -592,15 +657,30 @@ class Collection:
         for event in run_jobs(self.jobs, self.groups, due, self.model, self.provenance, jobs):
             if isinstance(event, Outcome) and event.error is None:
                 self.due.discard(event.job.source)
+                self._done[event.job] = stamp_of(event.job.output)
             yield event
 
-    def assemble(self) -> None:
-        """Bring the dataset up to date with its parts, where the output is one.
+    def finish(self) -> list[Outcome]:
+        """See that what was done is there, and bring the dataset, if the output is one, up to date.
 
-        Files that are due still, as those that failed, are left out, whatever part of an earlier
-        state of theirs there is.
+        Files that are due still, as those that failed, are left out of the dataset, whatever part
+        of an earlier state of theirs there is.
+
+        Returns:
+            An error for each part that was removed or replaced; their files are due again.
+
+        Raises:
+            OutputError: where the dataset cannot be written.
         """
+        lost = [
+            Outcome(job, reason)
+            for job, stamp in self._done.items()
+            if (reason := why_lost(job, stamp, self.provenance)) is not None
+        ]
+        for outcome in lost:
+            del self._done[outcome.job]
+            self.due.add(outcome.job.source)
         if self.is_parquet:
-            done = [job for job in self.jobs if job.source not in self.due]
             failed = [job for job in self.jobs if job.source in self.due]
-            assemble_parquet(done, failed, self.output, self.provenance)
+            assemble_parquet(list(self._done), failed, self.output, self.provenance)
+        return lost

@@ -20,7 +20,7 @@ from torch import Tensor
 from gram_hear.audio.clips import check_clip, warn_if_loud
 from gram_hear.audio.files import SoundReader, file_status
 from gram_hear.errors import AudioError, OptionError
-from gram_hear.hear import HearModel
+from gram_hear.hear import HearModel, check_finite
 from gram_hear.interrupts import result_of, submit
 
 _Item = TypeVar("_Item")
@@ -40,8 +40,9 @@ class Block:
 class FileDone:
     """The end of a file: ``scene`` (d,) float32 is the mean of all its rows.
 
-    ``duration`` is in seconds; ``modified`` and ``size`` are the file's time in nanoseconds and
-    its bytes, which did not change while it was read.
+    ``duration`` is in seconds; ``convention`` is that of the file, None where it is not Ambisonic;
+    ``modified`` and ``size`` are the file's time in nanoseconds and its bytes, which did not change
+    while it was read.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class FileDone:
     duration: float
     file_rate: int
     channels: int
+    convention: str | None
     modified: int
     size: int
 
@@ -71,6 +73,9 @@ def embed_files(
         paths: files that libsndfile reads, of any rate and 1, 2 or 4 channels.
         model: what ``load_model`` returned.
         jobs: threads that decode ahead.
+
+    A file of four channels is Ambisonic, in the convention that it states itself, else the model's,
+    else AmbiX; one that states another than the model's fails.
 
     Yields:
         For each file its :class:`Block` objects in order and then a :class:`FileDone`, or a
@@ -161,15 +166,19 @@ class _Clip:
         """Yield the file's blocks; runs in a thread, one block ahead."""
         before = file_status(self.path)
         if self.model.options.parity:  # the authors' timestamps depend on the whole length
-            with SoundReader(self.path, self.model.sample_rate) as reader:
+            with self._open() as reader:
                 self.samples = sum(block.shape[1] for block in reader.blocks())
-        with SoundReader(self.path, self.model.sample_rate) as reader:
+        with self._open() as reader:
             yield from reader.blocks()
             self.reader = reader
         after = file_status(self.path)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise AudioError(f"{self.path} changed while it was read; embed it again.")
         self.stat = after
+
+    def _open(self) -> SoundReader:
+        convention = self.model.options.convention
+        return SoundReader(self.path, self.model.sample_rate, convention=convention)
 
     def next_windows(self) -> tuple[Tensor, bool]:
         """Return the feature windows that the next block completes, and whether it is the end.
@@ -181,7 +190,7 @@ class _Clip:
             self._next = submit(self._pool, next, self._decoding, None)
             clip, peak = check_clip(torch.from_numpy(block), str(self.path))
             self._peak = max(self._peak, peak)
-            return self.stream.push(self.model.lay_out(clip)), False
+            return self.stream.push(self.model.lay_out(clip, "ambix")), False
         self.samples = self.stream.samples
         warn_if_loud(str(self.path), self._peak)
         return self.stream.finish(), True
@@ -198,12 +207,10 @@ class _Clip:
 
     def done(self) -> FileDone | FileFailed:
         """Return the clip's end, once all its windows are encoded."""
-        if not np.isfinite(self.scene).all():  # the sum of all rows
-            return FileFailed(
-                self.path,
-                f"{self.path}: its embeddings hold NaN or infinite values. Either the weights are "
-                "broken, or they exceed the dtype: try float32.",
-            )
+        try:
+            check_finite(torch.from_numpy(self.scene), str(self.path))  # the sum of all rows
+        except AudioError as error:
+            return FileFailed(self.path, str(error))
         return FileDone(
             path=self.path,
             scene=(self.scene / self.rows).astype(np.float32),
@@ -211,6 +218,7 @@ class _Clip:
             duration=self.reader.duration,
             file_rate=self.reader.file_rate,
             channels=self.reader.channels,
+            convention=self.reader.convention,
             modified=self.stat.st_mtime_ns,
             size=self.stat.st_size,
         )

@@ -9,6 +9,7 @@ Source of the API: the HEAR benchmark (hearbenchmark.com). A waveform goes throu
 :func:`pool`.
 """
 
+import hashlib
 import inspect
 import os
 import warnings
@@ -25,7 +26,7 @@ from gram_hear.audio.clips import Audio, as_clips
 from gram_hear.audio.layouts import check_convention, to_layout
 from gram_hear.checkpoints.store import Checkpoint, Source, build_encoder, load_checkpoint
 from gram_hear.config import ModelConfig
-from gram_hear.errors import OptionError, nearest
+from gram_hear.errors import AudioError, OptionError, nearest
 from gram_hear.model import GramModel
 from gram_hear.nn.encoder import Encoder
 from gram_hear.stream import WindowStream
@@ -44,7 +45,7 @@ class Options:
 
     strategy: str = "raw"
     layer: int | None = None
-    convention: str = "ambix"
+    convention: str | None = None
     parity: bool = False
     window_fill: str | None = None
     window_batch: int = 16
@@ -75,7 +76,8 @@ class Options:
                 f"Unknown dtype {self.dtype!r}; allowed are {', '.join(DTYPES)} and int8."
                 + nearest(self.dtype, (*DTYPES, "int8"))
             )
-        check_convention(self.convention)
+        if self.convention is not None:
+            check_convention(self.convention)
 
 
 def _whole_number(name: str, value: Any) -> int:
@@ -128,7 +130,7 @@ def load_model(
     *,
     strategy: str = "raw",
     layer: int | str | None = None,
-    convention: str = "ambix",
+    convention: str | None = None,
     parity: bool | str = False,
     window_fill: str | None = None,
     window_batch: int | str = 16,
@@ -151,7 +153,8 @@ def load_model(
             their mean; ``"cls"``, its window's CLS token (GRAM-T alone); with parity also
             ``"sum"``.
         layer: embed after this many blocks and the final norm, 1 to depth; None is all blocks.
-        convention: of four-channel input: ``"ambix"``, ``"fuma"`` or ``"soundspaces"``.
+        convention: of four-channel input: ``"ambix"``, ``"fuma"`` or ``"soundspaces"``. None is
+            ``"ambix"`` for arrays, and for files what they say themselves, else ``"ambix"``.
         parity: reproduce the authors' windows, rows and timestamps, faults included.
         window_fill: what fills a window past the end of its clip: ``"repeat"`` (None), a clip
             shorter than a window again and again (and half a row, at most, of a longer one
@@ -184,7 +187,7 @@ def load_model(
     options = Options(
         strategy=strategy,
         layer=None if _absent(layer) else _whole_number("layer", layer),
-        convention=convention,
+        convention=None if _absent(convention) else convention,
         parity=_truth("parity", parity),
         window_fill=None if _absent(window_fill) else window_fill,
         window_batch=_whole_number("window_batch", window_batch),
@@ -329,6 +332,9 @@ class HearModel(nn.Module):
 
         Args:
             clips: (channels, samples) float32 each, as :func:`as_clips` returns them.
+
+        Raises:
+            AudioError: where the rows of a clip are not finite.
         """
         plans = [self.plan(clip.shape[-1]) for clip in clips]
         laid_out = [self._pad_short(self.lay_out(clip)) for clip in clips]
@@ -342,13 +348,19 @@ class HearModel(nn.Module):
         batches = torch.cat(windows).split(self.options.window_batch)
         pooled = torch.cat([self.encode(batch) for batch in batches])
         parts = pooled.split([plan.windows for plan in plans])
-        return [plan.keep(part) for part, plan in zip(parts, plans, strict=True)]
+        rows = [plan.keep(part) for part, plan in zip(parts, plans, strict=True)]
+        for i, each in enumerate(rows):
+            check_finite(each, f"Clip {i}")
+        return rows
 
-    def lay_out(self, clip: Tensor) -> Tensor:
-        """Bring a clip, or a block of one, to the model's device and layout."""
-        options = self.options
+    def lay_out(self, clip: Tensor, convention: str | None = None) -> Tensor:
+        """Bring a clip, or a block of one, to the model's device and layout.
+
+        ``convention`` is the clip's where it is another than that of the options.
+        """
+        convention = convention or self.options.convention or "ambix"
         layout = self.config.front_end.layout
-        return to_layout(clip.to(self.device), layout, options.convention, options.parity)
+        return to_layout(clip.to(self.device), layout, convention, self.options.parity)
 
     def _pad_short(self, clip: Tensor) -> Tensor:
         """Pad a clip shorter than :attr:`shortest` with zeros to one STFT frame."""
@@ -371,7 +383,9 @@ class HearModel(nn.Module):
         return WindowStream(self.gram, self.plan, self.window_fill, self.shortest)
 
     def encode(self, windows: Tensor) -> Tensor:
-        """Encode feature windows and pool them to rows.
+        """Encode feature windows and pool them to rows, in the model's own type.
+
+        An autocast context around the call changes nothing, as it does not in the front-end.
 
         Args:
             windows: (windows, feature channels, frames, mels), at most ``window_batch`` of them.
@@ -379,11 +393,28 @@ class HearModel(nn.Module):
         Returns:
             (windows, rows of a window, d) float32.
         """
-        if self.options.dtype == "int8":  # one by one: the scale of int8 is drawn from the batch
-            tokens = torch.cat([self.gram(window[None], self.options.layer) for window in windows])
-        else:
-            tokens = self.gram(windows, self.options.layer)
-        return pool(tokens.float(), self.options.strategy, self.config, self.per_window)
+        layer = self.options.layer
+        with torch.autocast(self.device.type, enabled=False):
+            if self.options.dtype == "int8":  # one by one: int8 takes its scale from the batch
+                tokens = torch.cat([self.gram(window[None], layer) for window in windows])
+            else:
+                tokens = self.gram(windows, layer)
+            return pool(tokens.float(), self.options.strategy, self.config, self.per_window)
+
+    def hash_weights(self) -> str:
+        """Return the SHA-256 of the configuration and of all tensors as they are now.
+
+        A model that was trained since it was loaded is another one than its file's. One in int8,
+        whose weights are packed and cannot be trained, is told by its file.
+        """
+        digest = hashlib.sha256(self.config.to_json().encode())
+        if self.options.dtype == "int8":
+            digest.update((self.source.sha256() or self.source.name).encode())
+            return digest.hexdigest()
+        for name, tensor in sorted(self.gram.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
 
 def quantise(encoder: Encoder) -> Encoder:
@@ -407,6 +438,15 @@ def quantise(encoder: Encoder) -> Encoder:
             return quantize_dynamic(encoder, {nn.Linear}, dtype=torch.qint8)
         except RuntimeError as error:
             raise OptionError(f"int8 does not work on this processor ({error}).") from error
+
+
+def check_finite(rows: Tensor, name: str) -> None:
+    """Raise an AudioError where embeddings, of what ``name`` says, are not finite."""
+    if not torch.isfinite(rows).all():
+        raise AudioError(
+            f"{name}: its embeddings hold NaN or infinite values. Either its samples are far "
+            "outside [-1, 1], or the weights are broken, or they exceed the dtype: try float32."
+        )
 
 
 def _by_length(clips: Sequence[Tensor]) -> Iterable[list[int]]:
@@ -473,7 +513,7 @@ def get_timestamp_embeddings(
 
     Raises:
         AudioError: for audio of another type, rank or number of channels, without samples, or
-            with values that are not finite.
+            with values that are not finite; and for embeddings that are not finite.
     """
     clips = as_clips(audio)
     with torch.no_grad():

@@ -38,7 +38,7 @@ from gram_hear.checkpoints.store import (
 )
 from gram_hear.config import LAYOUT_OF_AUDIO, ModelConfig
 from gram_hear.errors import AudioError, CheckpointError, OptionError, nearest
-from gram_hear.hear import HearModel, Options, find_device, from_checkpoint
+from gram_hear.hear import HearModel, Options, check_finite, find_device, from_checkpoint
 from gram_hear.scenes.geometry import angles
 
 BUNDLED = {  # in gram_hear.weights, by the layout that they hear
@@ -240,7 +240,7 @@ class Locator:
 
         Raises:
             AudioError: for audio of another layout, without samples, or with values that are not
-                finite.
+                finite; and for embeddings that are not finite.
             OptionError: for a rate below 1.
         """
         [clip] = as_clips(audio[None])
@@ -276,7 +276,10 @@ class Locator:
             Probabilities (windows, rows, directions), and the power of each frame (windows, rows,
             frames of a row).
         """
-        probabilities = self.head(self.model.encode(windows)).exp()
+        rows = self.model.encode(windows)
+        check_finite(rows, "The audio")
+        with torch.autocast(rows.device.type, enabled=False):  # as the model shields itself
+            probabilities = self.head(rows).exp()
         return probabilities, row_powers(windows, self.model.config)
 
     def save(self, path: str | PathLike) -> Path:
@@ -303,7 +306,7 @@ def load_locator(
     *,
     layout: str = "",
     model: str | PathLike = "",
-    convention: str = "ambix",
+    convention: str | None = None,
     device: str = "cpu",
 ) -> Locator:
     """Load a head and the model that it belongs to.
@@ -314,7 +317,7 @@ def load_locator(
             ``"ambisonic"`` (that of ``gram-tiny-ambisonics``). "" is binaural, or what the file
             says.
         model: name or path of the embedding model; "" is the one that the head names.
-        convention: of four-channel audio, as of ``load_model``.
+        convention: of four-channel audio, as of ``load_model``; None is AmbiX.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
 
     Raises:

@@ -12,6 +12,7 @@ import math
 import re
 import tarfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from gram_hear.audio.files import SoundReader, find_audio
+from gram_hear.audio.files import SoundReader, find_audio, warn_of_left_out
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.scenes.archives import index_tar
 from gram_hear.scenes.workers import cores, work
@@ -133,12 +134,14 @@ def prepare(
 
 
 def _find(inputs: Sequence[Path]) -> list[str]:
-    """Return the absolute paths of the sound files, each once."""
+    """Return the absolute paths of the sound files, each once, warning of what is left out."""
     found: list[Path] = []
+    left_out: Counter[str] = Counter()
     for path in inputs:
         if not path.exists():
             raise AudioError(f"There is no file or folder {path}.")
-        found += find_audio(path) if path.is_dir() else [path]
+        found += find_audio(path, left_out) if path.is_dir() else [path]
+    warn_of_left_out(left_out)
     if not found:
         raise AudioError(f"No sound file was found in {', '.join(map(str, inputs))}.")
     return list(dict.fromkeys(str(path.absolute()) for path in found))

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import struct
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +19,7 @@ import huggingface_hub
 import hypothesis
 import numpy as np
 import pytest
+import soundfile
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save, save_file
@@ -156,6 +158,39 @@ def noise():
         return torch.rand(*shape, generator=generator) * 2 - 1
 
     return make
+
+
+@pytest.fixture
+def write_wavex():
+    """Return a function that writes WAVEX of 16 bits at 32 kHz from (samples, channels).
+
+    ``mask`` holds positions of loudspeakers. ``b_format`` says that it is Ambisonic B-format.
+    """
+
+    def write(path, audio, mask=0, b_format=False):
+        channels = audio.shape[1]
+        sizes = (channels, 32000, 64000 * channels, 2 * channels, 16, 22, 16, mask)
+        tail = "2107d3118644c8c1ca000000" if b_format else "00001000800000aa00389b71"
+        subformat = struct.pack("<I", 1) + bytes.fromhex(tail)
+        samples = np.rint(audio * 32767).astype("<i2").tobytes()
+        body = b"WAVEfmt " + struct.pack("<IHHIIHHHHI", 40, 0xFFFE, *sizes) + subformat
+        body += b"data" + struct.pack("<I", len(samples)) + samples
+        path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def b_format(tmp_path, write_wavex):
+    """A second of noise from the left front as ``b.amb`` and as AmbiX, ``ambix.wav``: the paths."""
+    w = 0.1 * np.random.default_rng(0).standard_normal(32000)
+    sound = np.stack([w / 2**0.5, 0.5 * w, 0.75**0.5 * w, 0 * w], axis=1)
+    path = write_wavex(tmp_path / "b.amb", sound, b_format=True)
+    w, x, y, z = soundfile.read(path, dtype="float32")[0].T
+    ambix = np.stack([w * 2**0.5, y, z, x], axis=1)
+    soundfile.write(tmp_path / "ambix.wav", ambix, 32000, subtype="FLOAT")
+    return path, tmp_path / "ambix.wav"
 
 
 class Hub:

@@ -6,8 +6,11 @@ of the packages themselves the adapters were run with.
 
 import importlib
 import inspect
+import re
+import shutil
 import sys
 import types
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -121,6 +124,24 @@ def test_long_batches_are_embedded_in_parts(encoder, monkeypatch):
     assert sizes == [1, 1, 1]  # 2.2 s each
 
 
+def test_x_ares_keeps_encoders_apart_by_the_name_of_their_class(tmp_path, published_file):
+    class MineEncoder(xares.XaresModel):
+        model_name = str(tmp_path / "best.safetensors")
+        options: ClassVar = {}
+
+    def name(seed=0, **options):
+        shutil.copy(published_file(1, seed=seed), MineEncoder.model_name)
+        MineEncoder.options = options
+        mine = MineEncoder()
+        assert isinstance(mine, MineEncoder)
+        return type(mine).__name__
+
+    names = [name(), name(seed=1), name(strategy="mean"), name(dtype="bfloat16")]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch("Mine_[0-9a-f]{12}_Encoder", each) for each in names)
+    assert name(window_batch=3, window_fill="repeat") == names[0]
+
+
 def test_an_encoder_of_your_own():
     class MineEncoder(xares.XaresModel):
         model_name = TINY
@@ -188,6 +209,39 @@ def test_two_channels_stay_two(model):
     assert encode(model, batches((half, rate // 2))).shape == (1, len(row))
 
 
+class Decoder:
+    """Audio as datasets 5.2 hands it over, on torchcodec 0.17: ["array"] is the mean."""
+
+    def __init__(self, data, rate):
+        self.samples = types.SimpleNamespace(data=data, sample_rate=rate)
+
+    def get_all_samples(self):
+        return self.samples
+
+    def __getitem__(self, key):
+        found = {"array": self.samples.data.numpy().mean(axis=0)}
+        return (found | {"sampling_rate": self.samples.sample_rate})[key]
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_all_channels_of_a_decoder_are_heard(model, factor):
+    rate = model.model.sample_rate // factor
+    source = noise(rate)
+    silent = torch.zeros(rate)
+    left, right = torch.stack([source, silent]), torch.stack([silent, source])
+    loader = [{"audio": [Decoder(left, rate), Decoder(right, rate), Decoder(source[None], rate)]}]
+    found = encode(model, loader)
+    expected = encode(model, batches(*((clip.numpy(), rate) for clip in (left, right, source))))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(found[0] - found[1]).max() > 0.1
+
+
+def test_clips_may_be_lists_of_numbers(model):
+    clip = noise(9000).numpy()
+    [row] = encode(model, batches((clip.tolist(), 8000)))
+    np.testing.assert_allclose(row, encode(model, batches((clip, 8000)))[0], rtol=1e-5, atol=1e-5)
+
+
 def test_similarity_is_the_cosine(model):
     a, b = noise(3, 8), noise(2, 8, seed=1).numpy()
     cosines = model.similarity(a, b)
@@ -219,7 +273,7 @@ def test_metadata_is_true_and_loads_the_same_model(model, monkeypatch):
     assert meta.embed_dim == model.model.scene_embedding_size
     assert meta.n_parameters == sum(each.numel() for each in model.model.parameters())
     assert (meta.license, meta.modalities) == ("apache-2.0", ["audio"])
-    again = meta.loader(meta.name, revision=None, device="cpu", **meta.experiment_kwargs)
+    again = meta.loader(meta.name, revision=meta.revision, device="cpu", **meta.experiment_kwargs)
     assert again.options == {"strategy": "mean"}
     assert again.model_name == TINY
     audio = noise(1, 20000)
@@ -238,7 +292,44 @@ def test_published_models_have_the_name_of_their_repository(hub, tmp_path):
     assert again.model_name == "gramt-mono"
     gram_hear.save_model(model.model, tmp_path / "mine.safetensors")
     mine = GramEncoder(str(tmp_path / "mine.safetensors"), device="cpu").describe()
-    assert mine["name"] == "gram-hear/mine.safetensors"
+    assert mine["name"] == f"gram-hear/mine.safetensors-{mine['revision'][:12]}"
+    assert about["revision"] == model.model.source.commit
+
+
+def keys(model):
+    """What MTEB keeps results by, for models of the same options."""
+    about = model.describe()
+    return about["name"], about["revision"]
+
+
+def test_results_of_other_weights_are_kept_apart(tmp_path, published_file, monkeypatch):
+    names = [tmp_path / folder / "best.safetensors" for folder in ("a", "b", "c")]
+    for name, seed in zip(names, (0, 1, 0), strict=True):
+        name.parent.mkdir()
+        shutil.copy(published_file(1, seed=seed), name)
+    a, b, c = (GramEncoder(str(name), device="cpu") for name in names)
+    assert all(one != other for one, other in zip(keys(a), keys(b), strict=True))
+    assert keys(a) == keys(c)
+    for name, revision in map(keys, (a, b)):
+        assert revision[:12] in name
+        assert name.count("/") == 1
+    monkeypatch.chdir(tmp_path)  # "a/best.safetensors" looks like a repository
+    assert keys(GramEncoder("a/best.safetensors", device="cpu")) == keys(a)
+
+
+def test_a_model_that_was_trained_since_has_other_results(hub):
+    for name in ("gramt-mono", TINY):
+        model = GramEncoder(name, device="cpu")
+        before = keys(model)
+        with torch.no_grad():
+            next(model.model.parameters()).add_(0.1)
+        assert all(one != other for one, other in zip(before, keys(model), strict=True))
+
+
+def test_metadata_of_other_weights_than_ship_with_this_version_are_refused():
+    assert GramEncoder(TINY, revision="none", device="cpu").describe()["revision"] != "none"
+    with pytest.raises(OptionError, match=r"have the hash .*, not 0123"):
+        GramEncoder(TINY, revision="0123", device="cpu")
 
 
 def test_without_mteb_the_metadata_says_what_is_missing(model, monkeypatch):
@@ -254,6 +345,14 @@ def test_without_mteb_the_metadata_says_what_is_missing(model, monkeypatch):
         ({"text": ["a"]}, OptionError, "embeds audio alone"),
         ({"audio": [{"array": np.zeros(9, "int16"), "sampling_rate": 8000}]}, AudioError, "int16"),
         ({"audio": [{"array": np.zeros(0), "sampling_rate": 8000}]}, AudioError, "sample"),
+        ({"audio": [{"path": "a.wav", "bytes": b""}]}, AudioError, r"path, bytes.*cast_column"),
+        ({"audio": ["a.wav"]}, AudioError, r"a str; .*cast_column"),
+        ({"audio": [Decoder(torch.zeros(6, 9000), 8000)]}, AudioError, "6 channels"),
+        (
+            {"audio": [{"array": np.ma.zeros(9000), "sampling_rate": 8000}]},
+            AudioError,
+            r"masked.*filled",
+        ),
         (
             {"audio": [{"array": np.full(9000, np.nan), "sampling_rate": 8000}]},
             AudioError,

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 import gram_hear
-from gram_hear import cli
+from gram_hear import cli, collection
 from gram_hear.checkpoints.store import load_checkpoint
 from gram_hear.nn.mamba_kernels import find_kernels
 
@@ -203,6 +203,43 @@ def test_embed_refuses_wrong_options_and_writes_nothing(
     assert err.splitlines()[-1].startswith("error: ")
     assert message in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", ["", ".parquet"])
+def test_embed_says_what_is_not_there_at_the_end(
+    tmp_path, published_file, command, monkeypatch, suffix
+):
+    output = tmp_path / f"out{suffix}"
+    finish, finished = collection._Part.finish, []
+
+    def finish_and_remove(self, done):
+        finish(self, done)
+        finished.append(self.job.output)
+        if len(finished) == 3:
+            shutil.rmtree(self.job.output.parent)
+
+    monkeypatch.setattr(collection._Part, "finish", finish_and_remove)
+    code, _, err = command("embed", SOUNDS, "-o", output, "-m", published_file(1))
+    assert code == 1
+    assert f"2 of 5 files are embedded in {output}." in err
+    assert "3 failed:\n" in err
+    for path in finished[:3]:
+        assert f"{path} was removed after it was done. Run the same command again" in err
+    monkeypatch.undo()
+    code, out, err = command("embed", SOUNDS, "-o", output, "-m", published_file(1))
+    assert (code, len(out.splitlines())) == (0, 3)
+    assert f"5 of 5 files are embedded in {output}." in err
+
+
+def test_embed_counts_what_it_leaves_out(tmp_path, published_file):
+    shutil.copy(SOUNDS / "mono_impacts.ogg", tmp_path / "good.OGG")
+    for name in ("a.m4a", "b.txt", "c.txt"):
+        (tmp_path / name).touch()
+    done = run("embed", tmp_path, "-o", tmp_path / "out", "-m", published_file(1))
+    assert done.returncode == 0
+    assert "1 files (.m4a 1) are left out" in done.stderr
+    assert "2 files (.txt 2) are left out" in done.stderr
+    assert "1 of 1 files are embedded" in done.stderr
 
 
 def test_embed_says_that_an_output_cannot_be_written(tmp_path, published_file, command):

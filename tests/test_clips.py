@@ -244,6 +244,7 @@ class Bomb:
         ("a.flac", b"not flac", "could not be read as sound"),
         ("a.flac", b"", "could not be read as sound"),
         ("a.wav", encode(np.zeros(0), format="WAV"), "holds no samples"),
+        ("a.wav", encode(np.zeros(9), rate=1, format="WAV"), "states a sample rate of 1 Hz"),
         ("a.wav", encode(np.array([0.1, np.nan]), format="WAV", subtype="FLOAT"), "holds NaN"),
         ("a.npy", npy(np.zeros((8000, 2), np.float32)), "channels must come first"),
         ("a.npy", npy(np.zeros((1, 2, 8000), np.float32)), "has the shape"),

@@ -118,6 +118,41 @@ def test_two_files_with_one_output_are_refused_before_any_work(tmp_path):
         plan_jobs([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Take.wav", "take.wav"), ("A/x.wav", "a/x.wav"), ("caf\u00e9.wav", "cafe\u0301.wav")],
+)
+def test_outputs_that_are_one_file_on_some_systems_are_refused(tmp_path, one, other):
+    paths = [tmp_path / folder / name for folder, name in (("1", one), ("2", other))]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with pytest.raises(OptionError, match="one file on macOS and Windows") as caught:
+        plan_jobs([tmp_path / "1", tmp_path / "2"], tmp_path / "out")
+    assert all(str(path) in str(caught.value) for path in paths)
+    assert len(plan_jobs([tmp_path], tmp_path / "out")) == 2  # other folders, other outputs
+
+
+def test_what_is_left_out_of_a_folder_is_counted(tmp_path):
+    names = ("a.WAVE", "b.amb", "c.txt", "d/e.TXT", "d/f.jpg", "g.m4a", "h.WebM", "README", ".i")
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "link").symlink_to(tmp_path)
+    with pytest.warns(UserWarning, match="left out") as caught:
+        jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
+    assert {job.name for job in jobs} == {"a.WAVE", "b.amb"}
+    unreadable, others, links = (str(each.message) for each in caught)
+    assert "2 files (.m4a 1, .webm 1) are left out" in unreadable
+    assert "ffmpeg -i" in unreadable
+    assert "4 files (.txt 2, without a suffix 1, .jpg 1) are left out" in others
+    assert "1 links to folders are left out" in links
+    for path in (tmp_path / "in" / "a.WAVE", tmp_path / "in" / "b.amb"):
+        path.unlink()
+    with pytest.raises(OptionError, match="No sound file"), pytest.warns(match="left out"):
+        plan_jobs([tmp_path / "in"], tmp_path / "out")
+
+
 def test_a_file_named_twice_is_embedded_once(tmp_path, tree):
     sound = SOUNDS / "mono_impacts.ogg"
     assert len(plan_jobs([sound, sound], tmp_path)) == 1
@@ -195,10 +230,16 @@ def test_metadata_says_what_made_the_embeddings(tmp_path, load):
     assert metadata["holds"] == ["scene", "timestamps"]
     assert metadata["file"] == "mono_impacts.ogg"
     assert metadata["file_sample_rate"] == 16000
-    assert metadata["channels"] == 1
+    assert (metadata["channels"], metadata["convention"]) == (1, None)
     assert metadata["duration_seconds"] == pytest.approx(1.8, abs=0.01)
     assert metadata["size_bytes"] == sound.stat().st_size
     assert metadata["modified_ns"] == sound.stat().st_mtime_ns
+
+
+def test_metadata_says_the_convention_of_the_file(tmp_path, model, b_format):
+    embed_collection(b_format, tmp_path / "out", model)
+    for path, convention in zip(b_format, ("fuma", "ambix"), strict=True):
+        assert metadata_of(tmp_path / "out" / f"{path.name}.npz")["convention"] == convention
 
 
 @pytest.mark.parametrize(
@@ -287,6 +328,153 @@ def test_an_output_that_cannot_be_written_stops_and_keeps_what_is_done(
     if place == "folder":
         expected[f"d/{last.name}.npz"] = expected.pop(f"{last.name}.npz")
     assert_equal(arrays_of(out), expected)
+
+
+@pytest.fixture
+def disturb(monkeypatch):
+    """Return a function: do something once, after so many parts are finished."""
+
+    def after(count, action):
+        finish, finished = module._Part.finish, []
+
+        def finish_and_act(self, done):
+            finish(self, done)
+            finished.append(self.job.output)
+            if len(finished) == count:
+                action(finished)
+
+        monkeypatch.setattr(module._Part, "finish", finish_and_act)
+
+    return after
+
+
+def remove_all(done, folder):
+    shutil.rmtree(folder)
+
+
+def remove_and_make(done, folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def replace_one(done, folder):
+    done[1].write_bytes(b"precious")
+
+
+def exchange_two(done, folder):
+    shutil.copy(done[0], done[1])
+
+
+def empty_one(done, folder):
+    done[1].write_bytes(b"")
+
+
+@pytest.mark.parametrize("name", ["out", "out.parquet"])
+@pytest.mark.parametrize(
+    ("action", "count"),
+    [(remove_all, 6), (remove_and_make, 6), (replace_one, 1), (exchange_two, 1), (empty_one, 1)],
+)
+def test_what_is_reported_as_done_is_there_at_the_end(
+    tmp_path, tree, model, parquet, disturb, monkeypatch, name, action, count
+):
+    output = tmp_path / name
+    folder = module.parts_folder(output)
+    disturb(6, lambda done: action(done, folder))
+    outcomes = embed_collection([tree], output, model)
+    lost = errors(outcomes)
+    assert (len(outcomes), len(lost)) == (10, count)
+    for outcome in outcomes:
+        if outcome.error:
+            assert str(outcome.job.output) in outcome.error
+            assert "run the same command again" in outcome.error.lower()
+    held = {outcome.job.name for outcome in outcomes if not outcome.error}
+    if name == "out.parquet":
+        assert set(parquet.read_table(output).column("file").to_pylist()) == held
+    monkeypatch.undo()
+    for path in folder.rglob("*.npz"):
+        if path.read_bytes() == b"precious":
+            path.unlink()
+    again = embed_collection([tree], output, model)
+    assert {outcome.job.source.name for outcome in again} == set(lost)
+    embed_collection([tree], tmp_path / "whole", model)
+    assert_equal(arrays_of(folder), arrays_of(tmp_path / "whole"))
+
+
+def test_parts_of_an_earlier_run_that_are_removed_during_this_one_are_reported(
+    tmp_path, tree, model, disturb
+):
+    out = tmp_path / "out"
+    embed_collection([tree / "a"], out, model)
+    disturb(3, lambda done: (out / "1.wav.npz").unlink())
+    shutil.copytree(tree / "a", tmp_path / "more")
+    for path in (tmp_path / "more").iterdir():
+        path.rename(path.with_name(f"new-{path.name}"))
+    outcomes = embed_collection([tree / "a", tmp_path / "more"], out, model)
+    assert list(errors(outcomes)) == ["1.wav"]
+
+
+def test_a_part_that_is_only_touched_is_there(tmp_path, tree, model, disturb):
+    disturb(6, lambda done: os.utime(done[1], (0, 0)))
+    assert errors(embed_collection([tree], tmp_path / "out", model)) == {}
+
+
+def test_a_folder_that_is_removed_while_a_long_file_is_spooled_is_made_again(
+    tmp_path, tree, model, monkeypatch
+):
+    monkeypatch.setattr(module, "SPOOL", 1000)
+    out, add = tmp_path / "out", module._Part.add
+    monkeypatch.setattr(
+        module._Part, "add", lambda self, block: shutil.rmtree(out) or add(self, block)
+    )
+    assert errors(embed_collection([tree / "a" / "1.wav"], out, model)) == {}
+    assert set(arrays_of(out)) == {"1.wav.npz"}
+
+
+def test_a_folder_that_is_removed_while_a_part_is_written_is_made_again(
+    tmp_path, tree, model, monkeypatch
+):
+    out, write_array, once = tmp_path / "out", module._write_array, [True]
+
+    def remove_and_write(archive, name, array):
+        if once and once.pop():
+            shutil.rmtree(out)
+        write_array(archive, name, array)
+
+    monkeypatch.setattr(module, "_write_array", remove_and_write)
+    assert errors(embed_collection([tree / "a" / "1.wav"], out, model)) == {}
+    assert set(arrays_of(out)) == {"1.wav.npz"}
+
+
+@pytest.mark.parametrize("what", ["part", "dataset"])
+def test_a_dataset_that_does_not_hold_what_is_reported_is_an_error(
+    tmp_path, tree, model, monkeypatch, what
+):
+    """Removed between the last look at the parts and the end."""
+    output = tmp_path / "out.parquet"
+    if what == "part":
+        find_parts = module.find_parts
+
+        def find_and_remove(*arguments):
+            found = find_parts(*arguments)
+            found["a/1.wav"].unlink()
+            return found
+
+        monkeypatch.setattr(module, "find_parts", find_and_remove)
+    else:
+        write_whole = module.write_whole
+
+        def write_and_remove(path, write):
+            write_whole(path, write)
+            if path == output:
+                path.unlink()
+
+        monkeypatch.setattr(module, "write_whole", write_and_remove)
+    with pytest.raises(OutputError, match=r"out\.parquet .*run the same command|Run the same"):
+        embed_collection([tree], output, model)
+    assert not output.exists()
+    monkeypatch.undo()
+    assert errors(embed_collection([tree], output, model)) == {}
+    assert output.exists()
 
 
 def test_a_name_that_is_no_utf8_is_written_and_found_again(tmp_path, model):

@@ -126,6 +126,20 @@ def test_long_and_short_files_are_as_whole(tmp_path, small_model, channels, patc
         assert_as_the_whole_file(path, model, results[path])
 
 
+def test_b_format_is_embedded_as_its_ambix_copy_and_said(small_model, b_format):
+    for convention in (None, "fuma"):
+        results, failed = embed(b_format[:1], small_model(7, convention=convention))
+        assert failed == {}
+        copy, _ = embed(b_format[1:], small_model(7))
+        (vectors, _, end), (expected, _, copy_end) = *results.values(), *copy.values()
+        assert np.array_equal(vectors, expected)
+        assert (end.convention, copy_end.convention) == ("fuma", "ambix")
+    assert_as_the_whole_file(b_format[0], small_model(7), results[b_format[0]])
+    results, failed = embed(b_format, small_model(7, convention="ambix"))
+    assert list(results) == [b_format[1]]
+    assert "'fuma', and 'ambix' was asked for" in failed[b_format[0]]
+
+
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 96000])
 def test_long_files_of_other_rates_are_as_whole(tmp_path, model, rate):
     paths = [write(tmp_path / f"long.{s}", 23.4, rate, 2) for s in ("flac", "wav", "aiff")]

@@ -713,6 +713,20 @@ def test_resampled_audio_is_no_source(make_task, tmp_path):
     assert TaskAudio(task, 22050).sources("train")[0].rate == 16000
 
 
+def test_b_format_is_handed_over_in_ambix(make_task, b_format, write_wavex):
+    task = make_task([32000], rate=32000, channels=4)
+    for split, path in zip(SPLITS, (*b_format, b_format[0]), strict=True):
+        (task.folder / "32000" / split / f"{split}_0.wav").write_bytes(path.read_bytes())
+    for rate in (32000, 16000):
+        audio = TaskAudio(task, rate)
+        first, second, _ = (audio.load(split, audio.sources(split)[0]) for split in SPLITS)
+        assert first.shape == (rate, 4)
+        assert np.array_equal(first, second)
+    write_wavex(task.folder / "32000" / SPLITS[0] / f"{SPLITS[0]}_0.wav", first, mask=0x33)
+    with pytest.raises(AudioError, match="4 channels are for loudspeakers"):
+        TaskAudio(task, 32000).sources(SPLITS[0])
+
+
 def test_a_tone_stays_a_tone():
     time_axis = np.arange(48000) / 48000
     tone = np.sin(2 * np.pi * 1000 * time_axis).astype(np.float32)[:, None]

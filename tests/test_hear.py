@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.masked import masked_tensor
 
 import gram_hear
 from gram_hear import get_scene_embeddings, get_timestamp_embeddings
@@ -665,13 +666,19 @@ def test_a_cast_model_still_embeds(dtype, backbone, channels, model_of, noise):
     assert_close(restored, expected, 1e-5 if dtype == torch.float64 else 0.1)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("channels", "patching"), KINDS)
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_autocast_leaves_embeddings_float32(backbone, model_of, noise):
-    audio, model = noise(1, 2, 30000), model_of(2, backbone=backbone)
+def test_autocast_around_the_call_changes_nothing(
+    backbone, channels, patching, dtype, model_of, noise
+):
+    audio = noise(1, AUDIO_CHANNELS[channels], 70000)
+    model = model_of(channels, patching, backbone=backbone, dtype=dtype)
+    plain, rows = get_scene_embeddings(audio, model), model(audio)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = get_scene_embeddings(audio, model)
-    assert found.dtype == torch.float32
-    assert cosine(found, get_scene_embeddings(audio, model)).min() > 0.9995
+        assert torch.equal(get_scene_embeddings(audio, model), plain)
+        assert torch.equal(model(audio), rows)
+    assert plain.dtype == torch.float32
 
 
 # --- gradients ------------------------------------------------------------------------------
@@ -791,6 +798,34 @@ def test_bad_audio_is_refused(audio, told, model_of):
             embed(audio, model_of(2))
 
 
+@pytest.mark.filterwarnings("ignore:.* far outside")
+@pytest.mark.parametrize("form", [torch.stack, list])
+def test_embeddings_that_are_not_finite_are_an_error(form, model_of, noise):
+    clips = form([*noise(2, 2, 40000), noise(2, 40000) * 1e18])
+    for embed in (get_scene_embeddings, get_timestamp_embeddings, lambda a, model: model(a)):
+        with pytest.raises(AudioError, match=r"Clip 2: its embeddings hold NaN .* \[-1, 1\]"):
+            embed(clips, model_of(2))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
+def test_masked_audio_is_refused_with_what_to_do(model_of, noise):
+    audio = noise(1, 2, 4000)
+    mask = audio > 0
+    masked = np.ma.array(audio.numpy(), mask=mask.numpy())
+    for array, advice in (
+        (masked, r"audio\.filled\(0"),
+        ([masked[0]], r"audio\.filled\(0"),
+        (masked_tensor(audio, mask), r"audio\.to_tensor\(0"),
+    ):
+        with pytest.raises(AudioError, match=f"masked.*{advice}"):
+            get_scene_embeddings(array, model_of(2))
+    silenced = audio.masked_fill(mask, 0.0)
+    expected = get_scene_embeddings(silenced, model_of(2))
+    assert torch.equal(get_scene_embeddings(masked.filled(0.0), model_of(2)), expected)
+    tensor = masked_tensor(audio, ~mask).to_tensor(0.0)
+    assert torch.equal(get_scene_embeddings(tensor, model_of(2)), expected)
+
+
 @pytest.mark.parametrize("peak", [3.0, -32768.0])
 def test_audio_far_outside_its_range_warns(peak, model_of):
     with pytest.warns(
@@ -830,7 +865,7 @@ def file(model_of):
         ({"strategy": "sum"}, r"'sum' needs parity=True"),
         ({"strategy": "sum", "parity": "false"}, r"'sum' needs parity=True"),
         ({"convention": "ambx"}, r"'ambx'; allowed are .*Did you mean 'ambix'"),
-        ({"convention": None}, r"allowed are ambix, fuma, soundspaces"),
+        ({"convention": 3}, r"allowed are ambix, fuma, soundspaces"),
         ({"dtype": "float64"}, r"allowed are float32, bfloat16, float16"),
         ({"dtype": torch.int16}, r"allowed are float32, bfloat16, float16"),
         ({"dtype": "bfloat"}, r"Did you mean 'bfloat16'"),

@@ -228,6 +228,20 @@ def test_levels_of_rows_are_means_over_the_clips_frames(checkpoint):
     np.testing.assert_allclose(row_levels(powers[0, :2], 12), [-20, -20], atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.* far outside")
+def test_embeddings_that_are_not_finite_are_an_error(checkpoint):
+    with pytest.raises(AudioError, match="The audio: its embeddings hold NaN"):
+        locator_of(checkpoint).locate(noise(1.0) * 1e20)
+
+
+def test_autocast_around_the_call_changes_nothing(checkpoint):
+    locator, audio = locator_of(checkpoint), noise(1.0)
+    expected = locator.locate(audio)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = locator.locate(audio)
+    assert np.array_equal(found.probabilities, expected.probabilities)
+
+
 def test_other_rates_are_resampled(checkpoint):
     locator = locator_of(checkpoint)
     time = np.arange(48000) / 48000

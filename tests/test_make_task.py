@@ -1,10 +1,12 @@
 """Labelled recordings into HEAR tasks: labels, sides, sound, and everything that is wrong."""
 
 import csv
+import io
 import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -613,6 +615,22 @@ def test_form_of_a_file(tmp_path):
     assert flac["suffix"] == ".flac"
     assert flac["hash"] == facts["hash"] == digest(audio[None], 44100)
     assert digest(audio[None], 22050) != facts["hash"]
+
+
+def test_a_file_that_others_would_read_otherwise_is_not_copied(tmp_path, b_format):
+    """A task's WAV files are AmbiX, and say how much sound they hold."""
+    (tmp_path / "32000").mkdir()
+    b_format[0].rename(tmp_path / "b.wav")
+    sound(tmp_path / "unsized.wav", 1, 32000, 32000)
+    content = (tmp_path / "unsized.wav").read_bytes()
+    (tmp_path / "unsized.wav").write_bytes(content[:40] + bytes(4) + content[44:])
+    for name, expected in (("b", b_format[1]), ("unsized", io.BytesIO(content))):
+        path = tmp_path / f"{name}.wav"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the missing size
+            make_sound(path, read_header(path), Form((32000,)), tmp_path, name)
+        made, _ = soundfile.read(tmp_path / "32000" / f"{name}.wav", dtype="float32")
+        assert np.array_equal(made, soundfile.read(expected, dtype="float32")[0])
 
 
 @pytest.mark.parametrize("wrong", [{"rates": (16,)}, {"duration": 0.0}, {"duration": np.nan}])

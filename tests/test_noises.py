@@ -146,6 +146,12 @@ def test_identity_tells_sets_apart(folder, tmp_path_factory):
 # --- what is wrong --------------------------------------------------------------------------
 
 
+def wav_of_1_hz():
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(100), 1, format="WAV")
+    return file.getvalue()
+
+
 def test_unreadable_sound_is_named(tmp_path):
     (tmp_path / "broken.wav").write_bytes(b"RIFF nothing")
     with pytest.raises(SceneError, match=r"broken\.wav"):
@@ -156,6 +162,7 @@ def test_unreadable_sound_is_named(tmp_path):
     ("data", "name", "message"),
     [
         (b"fLaC nothing", "a.flac", r"a\.flac could not be read"),
+        (wav_of_1_hz(), "a.wav", "states a sample rate of 1 Hz"),
         (b"nothing", "a.npy", "no .npy file"),
         (npy(np.array([1.0, np.nan], np.float32)), "a.npy", "NaN"),
         (npy(np.zeros((3, 2), np.float32)), "a.npy", "channels must come first"),

@@ -51,7 +51,7 @@ ARROWS = {
     "commands": MODEL
     | {"model", "checkpoints", "hear", "localisation"}
     | {"tasks", "scenes", "plots", "preparation", "extras", "console"},
-    "adapters": {"errors", "checkpoints", "hear"},
+    "adapters": {"errors", "config", "audio", "checkpoints", "hear"},
     "cli": MODEL
     | {"model", "checkpoints", "hear", "embed", "collection", "commands", "console", "gram_hear"},
     "__init__": MODEL | {"model", "checkpoints", "hear", "embed", "collection"},

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 
 from gram_hear import cli, localisation
 from gram_hear.checkpoints.store import encoder_only, load_checkpoint, save_checkpoint
-from gram_hear.commands import locate
+from gram_hear.commands import locate, plot
 from gram_hear.commands.plot import _sound_picture
 from gram_hear.hear import Options, from_checkpoint, load_model
 from gram_hear.localisation import Head, Locator, describe_head
@@ -138,8 +138,8 @@ def plane_wave(convention, azimuth=60.0):
 @pytest.mark.parametrize("convention", ["ambix", "fuma"])
 def test_ambisonics_are_drawn_in_ambix_with_the_cosines_of_their_direction(tmp_path, convention):
     soundfile.write(tmp_path / "wave.wav", plane_wave(convention).T, 32000, subtype="FLOAT")
-    model = load_model(MODEL, layer=1, convention=convention)
-    picture = _sound_picture(tmp_path / "wave.wav", model, 0.0, None)
+    model = load_model(MODEL, layer=1)
+    picture = _sound_picture(tmp_path / "wave.wav", model, 0.0, None, convention)
     np.testing.assert_allclose(picture.audio, plane_wave("ambix"), atol=1e-6)
     left, up, front = picture.features[4:].mean(axis=1)  # over time, (mels,)
     np.testing.assert_allclose(left, math.sin(math.radians(60)), atol=0.01)
@@ -271,8 +271,31 @@ def test_ambisonics_are_located_and_drawn_in_ambix(
     code, out, err = command("locate", "wave.wav", *options)
     assert code == 0, err
     assert abs(json.loads(out)["overall"]["azimuth_deg"] - 90) < 4
-    assert loaded[0].model.options.convention == convention
+    assert loaded[0].model.options.convention is None  # it is handed AmbiX
     np.testing.assert_allclose(drawn[0].audio, plane_wave("ambix"), atol=1e-6)
+
+
+def test_b_format_is_drawn_and_located_as_its_ambix_copy(
+    command, published_file, b_format, monkeypatch
+):
+    model = published_file(7)
+    head = write_head(b_format[0].with_name("h.safetensors"), load_checkpoint(model), str(model))
+    pictures = spy(monkeypatch, plot, "_sound_picture")
+    answers = []
+    for path in b_format:
+        code, out, err = command("locate", path, "--head", head, "--model", model, "--csv")
+        assert code == 0, err
+        answers.append(out)
+        assert command("plot", path, "--model", model, "-o", f"{path.stem}.png")[0] == 0
+    assert answers[0] == answers[1]
+    for name in ("audio", "features", "rows"):
+        assert np.array_equal(getattr(pictures[0], name), getattr(pictures[1], name))
+    for verb, more in (("locate", ("--head", head)), ("plot", ("-o", "new.png"))):
+        code, out, err = command(
+            verb, b_format[0], "--model", model, "--convention", "ambix", *more
+        )
+        assert (code, out) == (1, "")
+        assert "'fuma', and 'ambix' was asked for" in err
 
 
 def test_locate_says_of_mono_that_it_has_no_direction(command):

@@ -69,6 +69,12 @@ def digests(output):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in output.glob("*.tar")}
 
 
+def test_b_format_gives_the_clips_of_its_ambix_copy(tmp_path, b_format):
+    clips = [run(path, tmp_path / path.stem) and members(tmp_path / path.stem) for path in b_format]
+    assert list(clips[0].values()) == list(clips[1].values())
+    assert len(clips[0]) == 1
+
+
 def test_files_are_cut_into_clips(tmp_path, sounds):
     summary = run(sounds, tmp_path / "out")
     found = {name: decode(data) for name, data in members(tmp_path / "out").items()}
@@ -365,6 +371,16 @@ def test_command_prints_the_folder(tmp_path, sounds):
     assert result.exit_code == 0
     assert result.stdout == f"{tmp_path / 'out'}\n"
     assert "7 clips, 0.00 hours of sound, of 4 files in 1 tars" in result.stderr
+
+
+def test_what_is_left_out_of_a_folder_is_counted(tmp_path, sounds):
+    for name in ("a.m4a", "b.txt", "deep/c.TXT"):
+        (sounds / name).touch()
+    with pytest.warns(UserWarning, match="left out") as caught:
+        run(sounds, tmp_path / "out")
+    unreadable, others = (str(each.message) for each in caught)
+    assert "1 files (.m4a 1) are left out" in unreadable
+    assert "2 files (.txt 2) are left out" in others
 
 
 def test_command_lists_failures_at_the_end(tmp_path, damaged):

@@ -5,7 +5,8 @@
 
     mteb.evaluate(GramEncoder("gramt-mono"), mteb.get_tasks(["ESC50Clustering"]))
 
-Source of the interface: MTEB's ``EncoderProtocol`` and ``ModelMeta`` (mteb 2.26).
+Source of the interface: MTEB's ``EncoderProtocol`` and ``ModelMeta`` (mteb 2.26), and the decoder
+that ``datasets`` hands over for audio (datasets 5.2 on torchcodec 0.17).
 """
 
 import importlib
@@ -18,11 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gram_hear.audio.clips import as_tensor, check_clip
 from gram_hear.checkpoints.registry import Entry, find_entry, list_models
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.hear import get_scene_embeddings, load_model
 
 ORGANIZATION = "gram-hear"  # of the names of models that no repository gives one
+SHOWN = 12  # digits of the weights' hash in a name
 
 
 class GramEncoder:
@@ -31,13 +34,15 @@ class GramEncoder:
     Args:
         model_name: what :func:`gram_hear.load_model` takes, or the name in the metadata of this
             class.
-        revision: branch, tag or commit, for models from the Hub.
+        revision: branch, tag or commit, for models from the Hub; for one that ships with this
+            package the hash in its metadata, or None.
         device: ``"cpu"``, ``"cuda"``, ...; None is the best that is there.
         **options: keywords of ``load_model``, such as ``strategy="mean"``; they are part of the
             metadata, so that MTEB keeps results of other options apart.
 
     Raises:
-        OptionError, CheckpointError: as ``load_model``.
+        OptionError, CheckpointError: as ``load_model``; and an OptionError where a model that ships
+            with this package has other weights than those of ``revision``.
     """
 
     def __init__(
@@ -52,10 +57,21 @@ class GramEncoder:
         self.model_name = model_name if self.entry is None else self.entry.name
         self.revision = revision
         self.options = options
+        ships = self.entry is not None and self.entry.repository is None
         self.model = load_model(
-            self.model_name, revision=revision, device=device or "auto", **options
+            self.model_name,
+            revision=None if ships else revision,
+            device=device or "auto",
+            **options,
         )
         self.model.eval()
+        self._loaded = self.model.hash_weights()
+        if ships and revision not in (None, "none", self._loaded):
+            raise OptionError(
+                f"The weights of {self.model_name} have the hash {self._loaded} in this version of "
+                f"gram-hear, not {revision}. Leave the revision out, or install the version whose "
+                "weights these are."
+            )
 
     def encode(
         self,
@@ -70,8 +86,9 @@ class GramEncoder:
         """Embed the clips of a loader.
 
         Args:
-            inputs: batches; ``batch["audio"]`` is a list of ``{"array": ..., "sampling_rate":
-                Hz}``, the array (samples,) or (channels, samples) of any length and rate.
+            inputs: batches; ``batch["audio"]`` is a list of clips of any length and rate: decoders
+                of ``datasets``, all of whose channels are taken, or ``{"array": ...,
+                "sampling_rate": Hz}``, the array (samples,) or (channels, samples).
             task_metadata: of the task; this and all that follows changes nothing for audio.
             hf_split: the task's split.
             hf_subset: the task's subset.
@@ -83,7 +100,8 @@ class GramEncoder:
 
         Raises:
             OptionError: for batches without audio.
-            AudioError: for a clip without samples, of another type, or not finite.
+            AudioError: for a clip of another form or type, of other than 1, 2 or 4 channels,
+                without samples, or not finite.
         """
         parts = []
         for batch in inputs:
@@ -98,17 +116,29 @@ class GramEncoder:
             return np.empty((0, self.model.scene_embedding_size), dtype=np.float32)
         return np.concatenate(parts)
 
-    def _clip(self, item: Mapping[str, Any]) -> np.ndarray:
-        """Return a clip at the model's rate, float32, channels first."""
-        array = np.asarray(item["array"])
-        if not np.issubdtype(array.dtype, np.floating):
-            raise AudioError(f"The audio is {array.dtype}; MTEB hands over floating point.")
-        rate, wanted = int(item["sampling_rate"]), self.model.sample_rate
-        if rate == wanted or not array.size:
-            return array.astype(np.float32)
+    def _clip(self, item: Any) -> Tensor:
+        """Return a clip at the model's rate, (channels, samples) float32."""
+        if hasattr(item, "get_all_samples"):  # its ["array"] is the mean of the channels
+            samples = item.get_all_samples()
+            array, rate = samples.data, int(samples.sample_rate)
+        elif isinstance(item, Mapping) and {"array", "sampling_rate"} <= set(item):
+            array, rate = item["array"], int(item["sampling_rate"])
+        else:
+            keys = f" with {', '.join(map(str, item))}" if isinstance(item, Mapping) else ""
+            raise AudioError(
+                f"The audio is a {type(item).__name__}{keys}; it must be a decoder of datasets, or "
+                "a dict with array and sampling_rate. Cast its column: "
+                'dataset.cast_column("audio", datasets.Audio()).'
+            )
+        array = np.asarray(array) if isinstance(array, (list, tuple)) else array
+        clip, _ = check_clip(as_tensor(array), "A clip")
+        if rate == self.model.sample_rate:
+            return clip
         import soxr
 
-        return soxr.resample(array.T.astype(np.float32), rate, wanted, quality="HQ").T
+        samples = clip.cpu().numpy().T
+        resampled = soxr.resample(samples, rate, self.model.sample_rate, quality="HQ").T
+        return torch.from_numpy(np.ascontiguousarray(resampled))
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Return the cosine of each pair: (n, d) and (m, d) to (n, m)."""
@@ -120,7 +150,7 @@ class GramEncoder:
 
     @cached_property
     def mteb_model_meta(self) -> Any:
-        """MTEB's ``ModelMeta`` of the model.
+        """MTEB's ``ModelMeta`` of the model as it is when this is first asked for.
 
         Raises:
             OptionError: where mteb is not installed.
@@ -134,13 +164,18 @@ class GramEncoder:
         return models.ModelMeta(loader=type(self), **self.describe())
 
     def describe(self) -> dict[str, Any]:
-        """Return the fields of MTEB's ``ModelMeta`` but the loader."""
+        """Return the fields of MTEB's ``ModelMeta`` but the loader.
+
+        MTEB keeps results by name, revision and options. So these say which weights they are: of a
+        model from the Hub the repository and its commit; else the weights' hash.
+        """
         entry = self.entry
+        name, revision = self._identity()
         licence = entry.licence.lower() if entry else ""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         return {
-            "name": _name(self.model_name, entry),
-            "revision": self.revision or (entry.revision if entry else None) or "none",
+            "name": name,
+            "revision": revision,
             "release_date": None,
             "languages": None,
             "n_parameters": sum(each.numel() for each in self.model.parameters()),
@@ -159,20 +194,22 @@ class GramEncoder:
             "experiment_kwargs": dict(self.options) or None,
         }
 
+    def _identity(self) -> tuple[str, str]:
+        """Return the name, in MTEB's form owner/model, and the revision."""
+        source, weights = self.model.source, self.model.hash_weights()
+        if weights == self._loaded:  # and not trained since
+            if source.repository is not None and source.commit is not None:
+                return source.repository, source.commit
+            if self.entry is not None and source.repository is None:
+                return f"{ORGANIZATION}/{self.entry.name}", weights
+        name = self.model_name.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+        return f"{ORGANIZATION}/{name}-{weights[:SHOWN]}", weights
+
 
 def _entry(name: str) -> Entry | None:
     """Return the registered model of a name, with or without its owner."""
     repositories = {each.repository: each for each in list_models() if each.repository}
     return repositories.get(name) or find_entry(name.removeprefix(f"{ORGANIZATION}/"))
-
-
-def _name(model_name: str, entry: Entry | None) -> str:
-    """Return a name in the form that MTEB asks for, owner/model."""
-    if entry is not None and entry.repository:
-        return entry.repository
-    owner, _, name = model_name.rstrip("/").rpartition("/")
-    is_repository = owner and "/" not in owner and not owner.startswith((".", "~"))
-    return f"{owner}/{name}" if is_repository else f"{ORGANIZATION}/{name}"
 
 
 def _directions(embeddings: Any) -> Tensor:

@@ -5,18 +5,28 @@ arguments. So one line is such a file:
 
     from gram_hear.adapters.xares import GramtMonoEncoder
 
-Source of the interface: X-ARES (github.com/jimbozhang/xares), ``check_audio_encoder`` of 0.1.3.
+X-ARES keeps embeddings, and the predictors that it trains on them, by the name of the encoder's
+class, and takes them up again. So the class of an encoder that was made is a subclass whose name
+holds a hash of what it is, such as ``GramtMono_0123456789ab_Encoder``.
+
+Source of the interface: X-ARES (github.com/jimbozhang/xares), ``check_audio_encoder`` and
+``XaresTask`` of 0.1.3.
 """
 
+import hashlib
+import json
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from gram_hear.checkpoints.registry import Entry, list_models
+from gram_hear.config import EMBEDDINGS
 from gram_hear.errors import AudioError
-from gram_hear.hear import get_timestamp_embeddings, load_model
+from gram_hear.hear import HearModel, get_timestamp_embeddings, load_model
 
+HASH = 12  # digits of the hash in the name of an encoder's class
 BLOCK_SECONDS = 600  # of sound embedded at once: X-ARES hands over 64 clips, each of up to minutes
 
 
@@ -42,6 +52,8 @@ class XaresModel(nn.Module):
         self.output_dim = self.model.timestamp_embedding_size
         self.hop_size_in_ms = self.model.hop_ms
         self.eval()
+        name = type(self).__name__.removesuffix("Encoder")
+        self.__class__ = type(f"{name}_{_hash(self.model)}_Encoder", (type(self),), {})
 
     def train(self, mode: bool = True) -> "XaresModel":
         """Stay in evaluation mode, whatever is asked: the encoder is frozen in X-ARES."""
@@ -69,6 +81,14 @@ class XaresModel(nn.Module):
         together = max(1, BLOCK_SECONDS * self.sampling_rate // max(1, clips.shape[-1]))
         parts = [get_timestamp_embeddings(part, self.model)[0] for part in clips.split(together)]
         return torch.cat(parts)
+
+
+def _hash(model: HearModel) -> str:
+    """Return the beginning of a hash of all that embeddings depend on: weights and options."""
+    options = asdict(model.options) | {"window_fill": model.window_fill}
+    del options["window_batch"]
+    text = json.dumps([EMBEDDINGS, model.hash_weights(), options])
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH]
 
 
 def class_name(model_name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.masked import is_masked_tensor
 
 from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.errors import AudioError
@@ -33,7 +34,7 @@ def as_clips(audio: Audio) -> list[Tensor]:
     if isinstance(audio, (list, tuple)):
         batch, name = audio, "Clip {} of the list"
     else:
-        tensor = _as_tensor(audio)
+        tensor = as_tensor(audio)
         if tensor.dim() not in (2, 3):
             raise AudioError(
                 f"The audio has shape {tuple(tensor.shape)}; it must be (n, samples) or (n, "
@@ -48,14 +49,20 @@ def as_clips(audio: Audio) -> list[Tensor]:
         batch, name = tensor.unbind(0), "Clip {}"
     if len(batch) == 0:
         raise AudioError("The audio is empty: there are no clips in it. Give at least one.")
-    clips = [check_clip(_as_tensor(clip), name.format(i)) for i, clip in enumerate(batch)]
+    clips = [check_clip(as_tensor(clip), name.format(i)) for i, clip in enumerate(batch)]
     loudest = max(range(len(clips)), key=lambda i: clips[i][1])
     warn_if_loud(name.format(loudest), clips[loudest][1], stacklevel=4)
     return [clip for clip, _ in clips]
 
 
-def _as_tensor(audio: Any) -> Tensor:
-    """Return floating-point audio as a tensor."""
+def as_tensor(audio: Any) -> Tensor:
+    """Return an array or a tensor of float32 or float64 as a tensor, or raise an AudioError."""
+    if isinstance(audio, np.ma.MaskedArray) or is_masked_tensor(audio):
+        advice = "audio.filled(0.0)" if isinstance(audio, np.ndarray) else "audio.to_tensor(0.0)"
+        raise AudioError(
+            "The audio is masked, and what lies under the mask would be heard. Say what is to be "
+            f"heard there, such as silence: {advice}."
+        )
     if isinstance(audio, np.ndarray):
         if audio.dtype.kind not in "fiub" or audio.dtype.itemsize > 8:
             raise AudioError(f"The audio is {audio.dtype}; it must be float32 or float64.")

@@ -1,51 +1,148 @@
 """Sound files in: any format of libsndfile, any rate, 1, 2 or 4 channels; whole or in blocks."""
 
+import itertools
 import os
+import re
 import stat
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gram_hear.audio.containers import (
+    UNSIZED,
+    ByteView,
+    after_tags,
+    ogg_streams,
+    stated_layout,
+    unsized_data,
+)
 from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.errors import AudioError
 
-# What a folder is searched for; a file that is named is read whatever its suffix.
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".w64", ".caf")
+if TYPE_CHECKING:
+    import soundfile
+
+# What a folder is searched for: all that libsndfile tells by its header. A file that is named is
+# read whatever its suffix. Not looked for: .mat (seldom sound), and .raw, .pcm, .vox, .gsm, which
+# have no header.
+SUFFIXES = (
+    *(".wav", ".wave", ".wavex", ".bwf", ".amb", ".rf64", ".w64", ".nist", ".sph"),
+    *(".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mp1", ".mpga", ".mpa"),
+    *(".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".sf", ".ircam", ".voc", ".sd2"),
+    *(".svx", ".8svx", ".16svx", ".iff", ".paf", ".fap", ".pvf", ".avr", ".htk", ".sds"),
+    *(".wve", ".xi", ".mpc2k"),
+)
+# Sound and film that libsndfile does not read.
+UNREADABLE = (
+    *(".m4a", ".m4b", ".aac", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".amr", ".alac"),
+    *(".webm", ".weba", ".mka", ".mkv", ".wma", ".wmv", ".asf", ".avi", ".flv", ".mpg", ".mpeg"),
+    *(".ac3", ".eac3", ".dts", ".ape", ".wv", ".tta", ".mpc", ".spx", ".ra", ".dsf", ".dff"),
+)
 BLOCK_SECONDS = 10.0
 LEAST = 4096  # samples that are asked for, where a header says that fewer are left
+LINKS = "/"  # what counts links to folders among suffixes, none of which holds a slash
+SHOWN = 10  # suffixes that are named at most, of files that are left out
 UNKNOWN = 2**40  # frames from which a header says that it does not know, or what cannot be
+
+
+# What a file begins with, at which byte, that libsndfile does not read.
+FOREIGN = {
+    (4, b"ftyp"): "MP4 (AAC or ALAC)",
+    (0, b"\x1aE\xdf\xa3"): "Matroska or WebM",
+    (28, b"\x7fFLAC"): "FLAC in Ogg",
+    (28, b"Speex"): "Speex in Ogg",
+    (0, b"0&\xb2u\x8ef\xcf\x11"): "Windows Media",
+    (0, b"#!AMR"): "AMR",
+    (0, b"wvpk"): "WavPack",
+    (0, b"MAC "): "Monkey's Audio",
+}
+UNRECOGNISED = (1, 7)  # libsndfile's errors: of a format, and, by a misleading name, of an MP3
+SAME = ("format", "subtype", "channels", "samplerate")  # of streams of one file that are read
+MOST_VALUES = 2**23  # samples of all channels together that are read at once
+# In libsndfile's notes: the stated size of the samples, and what there is where that differs.
+SIZES = re.compile(r"^ *(?:data|SSND|BODY|riff|Data Size) *: (\d+)\b(?: \(should be (\d+))?", re.M)
+LOWEST_RATE, HIGHEST_RATE = 1000, 1_000_000  # Hz; ultrasound is recorded at up to 1 MHz
 
 
 @dataclass(frozen=True)
 class Recording:
     """The samples of a file, resampled: (channels, samples) float32, full scale at 1.
 
-    ``file_rate`` is the file's own sample rate in Hz, ``duration`` its length in seconds.
+    Four channels are first-order Ambisonics in AmbiX (W, Y, Z, X), whatever the file has.
+
+    ``file_rate`` is the file's own sample rate in Hz, ``duration`` its length in seconds,
+    ``convention`` that of the file's four channels (None for one or two).
     """
 
     audio: np.ndarray
     file_rate: int
     duration: float
+    convention: str | None = None
 
 
-def find_audio(folder: Path) -> Iterator[Path]:
+def find_audio(folder: Path, left_out: Counter[str] | None = None) -> Iterator[Path]:
     """Yield the sound files below a folder, by their suffix, in sorted order; hidden ones not.
 
     A folder that cannot be listed is yielded itself: reading it fails and says why.
+
+    Args:
+        folder: where to look. Links to folders are not followed.
+        left_out: counts the files of other suffixes, by suffix, and the links to folders, as
+            :data:`LINKS`; :func:`warn_of_left_out` tells of them.
     """
+    left_out = Counter() if left_out is None else left_out
     unreadable: list[Path] = []
     for parent, folders, names in os.walk(
         folder, onerror=lambda error: unreadable.append(Path(error.filename))
     ):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        left_out[LINKS] += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
         for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(SUFFIXES):
                 yield Path(parent) / name
+            else:
+                left_out[os.path.splitext(name)[1].lower()] += 1
     yield from unreadable
+
+
+def warn_of_left_out(left_out: Counter[str]) -> None:
+    """Warn of what :func:`find_audio` left out: how many files of which suffixes, and why."""
+    unreadable = {suffix: left_out[suffix] for suffix in UNREADABLE if left_out[suffix]}
+    others = {suffix: n for suffix, n in left_out.items() if suffix not in (*unreadable, LINKS)}
+    if unreadable:
+        name = f"recording{next(iter(unreadable))}"
+        warnings.warn(
+            f"{_count(unreadable)} are left out: libsndfile does not read sound of these formats. "
+            f"Convert them first, for example with ffmpeg -i {name} recording.flac.",
+            stacklevel=3,
+        )
+    if others:
+        warnings.warn(
+            f"{_count(others)} are left out: they are not sound by their suffix.", stacklevel=3
+        )
+    if left_out[LINKS]:
+        warnings.warn(
+            f"{left_out[LINKS]} links to folders are left out: such links are not followed. Name "
+            "the folders themselves.",
+            stacklevel=3,
+        )
+
+
+def _count(suffixes: dict[str, int]) -> str:
+    """Return how many files there are of each suffix, the most frequent first."""
+    ranked = sorted(suffixes.items(), key=lambda each: (-each[1], each[0]))
+    shown = [f"{suffix or 'without a suffix'} {count}" for suffix, count in ranked[:SHOWN]]
+    if len(ranked) > SHOWN:
+        shown.append(f"{len(ranked) - SHOWN} other suffixes")
+    return f"{sum(suffixes.values())} files ({', '.join(shown)})"
 
 
 def file_status(path: Path) -> os.stat_result:
@@ -63,20 +160,56 @@ def file_status(path: Path) -> os.stat_result:
     return status
 
 
-def read_audio(path: str | os.PathLike, sample_rate: int) -> Recording:
+def check_rate(rate: int, name: str) -> None:
+    """Raise an AudioError where the sample rate that a file states cannot be that of sound."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise AudioError(
+            f"{name} states a sample rate of {rate} Hz; it must be {LOWEST_RATE} to "
+            f"{HIGHEST_RATE} Hz. Correct its header, or export the file again."
+        )
+
+
+def read_audio(
+    path: str | os.PathLike, sample_rate: int, *, convention: str | None = None
+) -> Recording:
     """Read a whole sound file and resample it.
 
     Args:
         path: a file that libsndfile reads: WAV, FLAC, OGG, Opus, MP3, AIFF, and others.
         sample_rate: to resample to, in Hz (soxr, high quality).
+        convention: of a file of four channels, ``"ambix"``, ``"fuma"`` or ``"soundspaces"``; None
+            is what the file says, else AmbiX.
+
+    Returns:
+        The sound. Four channels come in AmbiX, whatever the file has.
 
     Raises:
-        AudioError: for a missing, empty, damaged or foreign file, one without samples, or with
-            another number of channels than 1, 2 or 4.
+        AudioError: for a missing, empty, damaged or foreign file, one without samples, with
+            another number of channels than 1, 2 or 4, with four channels for loudspeakers, with an
+            impossible sample rate, or that says that it has another convention.
     """
-    with SoundReader(path, sample_rate) as reader:
+    with SoundReader(path, sample_rate, convention=convention) as reader:
         audio = np.concatenate(list(reader.blocks()), axis=1)
-        return Recording(audio, reader.file_rate, reader.duration)
+        return Recording(audio, reader.file_rate, reader.duration, reader.convention)
+
+
+def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """Read a whole sound file as it is.
+
+    Args:
+        path: a file as of :func:`read_audio`, of any number of channels.
+
+    Returns:
+        (samples, channels) float32, which may be empty, and the sample rate. Four channels are in
+        AmbiX.
+
+    Raises:
+        AudioError: as :func:`read_audio`.
+    """
+    with SoundReader(path, HIGHEST_RATE, any_channels=True) as reader:
+        reader.check_layout(any_number=True)
+        blocks = [*reader.samples(), np.zeros((0, reader.channels), dtype=np.float32)]
+        return np.concatenate(blocks), reader.file_rate
 
 
 class SoundReader:
@@ -87,11 +220,23 @@ class SoundReader:
         file_rate: the file's own sample rate in Hz.
         duration: seconds of the file; from its header (0 where that does not know) until all blocks
             are read, then as read.
+        convention: of the file, if it has four channels, else None. Blocks come in AmbiX.
+        is_plain: whether the file itself holds what is read. False where it was converted to AmbiX,
+            or where its header does not say how much sound there is.
     """
 
     def __init__(
-        self, path: str | os.PathLike, sample_rate: int, *, any_channels: bool = False
+        self,
+        path: str | os.PathLike,
+        sample_rate: int,
+        *,
+        convention: str | None = None,
+        any_channels: bool = False,
     ) -> None:
+        """Open a file; the arguments are those of :func:`read_audio`.
+
+        Any number of channels, and any meaning of four, is allowed with ``any_channels``.
+        """
         import soundfile
 
         self.path = Path(path)
@@ -99,26 +244,23 @@ class SoundReader:
         self._failures = (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError)
         if file_status(self.path).st_size == 0:
             raise AudioError(f"{self.path} is empty (0 bytes).")
-        # As bytes, so that names that are not UTF-8 can be opened too.
-        name = os.fsencode(self.path) if os.name == "posix" else str(self.path)
-        try:
-            self._file = soundfile.SoundFile(name)
-        except self._failures as error:
-            reason = getattr(error, "error_string", error)  # libsndfile's, without the path
-            raise AudioError(f"{self.path} could not be read as sound: {reason}") from error
-        # soundfile seeks after every read where it can; that fails where a header does not know the
-        # length (a FLAC from a pipe) or lies, and nothing here needs it.
-        self._file.seekable = lambda: False
+        self._view: ByteView | None = None
+        self._start = 0  # the byte where the stream that is read begins
+        self._unsized = 0
+        self._file = self._open()
         self.channels: int = self._file.channels
         self.file_rate: int = self._file.samplerate
-        self._promised = 0 if self._file.frames >= UNKNOWN else self._file.frames
+        try:
+            self._stated = stated_layout(self._file)
+            check_rate(self.file_rate, str(self.path))
+            if not any_channels:
+                self.check_layout()
+            self.convention = self._convention(convention)
+        except AudioError:
+            self.close()
+            raise
+        self.is_plain = self.convention in (None, "ambix") and not self._unsized
         self.duration: float = self._promised / self.file_rate
-        if self.channels not in LAYOUT_OF_AUDIO and not any_channels:
-            self._file.close()
-            raise AudioError(
-                f"{self.path} has {self.channels} channels; allowed are 1 (mono), 2 (binaural) and "
-                "4 (first-order Ambisonics)."
-            )
 
     def __enter__(self) -> "SoundReader":
         return self
@@ -129,14 +271,126 @@ class SoundReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
+        if self._view is not None:
+            self._view.close()
+
+    def check_layout(self, any_number: bool = False) -> None:
+        """Raise an AudioError where the channels are not mono, binaural or Ambisonic.
+
+        With ``any_number`` other numbers of channels are allowed.
+        """
+        if self._stated == "speakers" and self.channels == 4:
+            raise AudioError(
+                f"{self.path} says that its 4 channels are for loudspeakers (such as quad); 4 "
+                "channels must be first-order Ambisonics. If they are, write the file anew as "
+                "plain WAV, which names no loudspeakers; else mix it down to 1 or 2 channels."
+            )
+        if self._stated == "fuma" and self.channels < 4:
+            raise AudioError(
+                f"{self.path} says that it is Ambisonic B-format and has {self.channels} channels; "
+                "first-order Ambisonics has 4."
+            )
+        if self.channels not in LAYOUT_OF_AUDIO and not any_number:
+            raise AudioError(
+                f"{self.path} has {self.channels} channels; allowed are 1 (mono), 2 (binaural) and "
+                "4 (first-order Ambisonics)."
+            )
+
+    def _convention(self, given: str | None) -> str | None:
+        if self.channels != 4 or self._stated == "speakers":
+            return None
+        if given is not None and self._stated not in (None, given):
+            raise AudioError(
+                f"{self.path} says that it is in the convention {self._stated!r}, and {given!r} "
+                "was asked for. Leave the convention out to follow the file."
+            )
+        return given or self._stated or "ambix"
+
+    def _open(self) -> "soundfile.SoundFile":
+        """Open the file at its start, through a view of its bytes where that takes one."""
+        import soundfile
+
+        # As bytes, so that names that are not UTF-8 can be opened too.
+        name = os.fsencode(self.path) if os.name == "posix" else str(self.path)
+        try:
+            file = soundfile.SoundFile(name)
+            if file.format == "MP3":
+                file.close()
+                return self._open_at(0, "MP3")
+            if file.format in ("WAV", "WAVEX", "RF64") and file.frames == 0:
+                self._unsized = unsized_data(self.path)
+            if self._unsized:
+                file.close()
+                self._view = ByteView(self.path, patch=self._unsized)
+                file = soundfile.SoundFile(self._view)
+        except self._failures as error:
+            reason = self._why(error)
+            raise AudioError(f"{self.path} could not be read as sound: {reason}") from error
+        if file.format == "RAW":
+            file.close()
+            raise AudioError(
+                f"{self.path} could not be read as sound: it has no header, and what its samples "
+                "are would be a guess from its suffix. Convert it to WAV or FLAC."
+            )
+        return self._prepare(file)
+
+    def _open_at(self, start: int, format: str) -> "soundfile.SoundFile":
+        """Open a stream of an MP3 or Ogg file through a view of its bytes.
+
+        mpg123 guesses the length of an MP3 without a count of its frames from the file's size, and
+        reads no further. Where it cannot know the size, it looks at every frame; but then it takes
+        a frame that is cut off for an error. So the size is hidden where that makes a difference.
+        """
+        import soundfile
+
+        view = ByteView(self.path, start)
+        file = soundfile.SoundFile(view)
+        if format == "MP3":
+            unending = ByteView(self.path, start, hides_end=True)
+            counted = soundfile.SoundFile(unending)
+            if counted.frames != file.frames:
+                file, counted, view, unending = counted, file, unending, view
+            counted.close()
+            unending.close()
+        self._view = view
+        return self._prepare(file)
+
+    def _prepare(self, file: "soundfile.SoundFile") -> "soundfile.SoundFile":
+        # soundfile seeks after every read where it can; that fails where a header does not know the
+        # length (a FLAC from a pipe) or lies, and nothing here needs it.
+        file.seekable = lambda: False
+        self._promised = 0 if file.frames >= UNKNOWN else file.frames
+        return file
+
+    def _why(self, error: Exception) -> str:
+        """Say why a file cannot be opened: what it is instead, or libsndfile's reason."""
+        with open(self.path, "rb") as file:
+            head = file.read(64)
+        for (place, mark), format in FOREIGN.items():
+            if head[place:].startswith(mark):
+                return (
+                    f"it is {format}, which libsndfile does not read. Convert it, as by ffmpeg -i "
+                    f"{self.path.name} {self.path.stem}.flac"
+                )
+        if getattr(error, "code", None) in UNRECOGNISED:
+            suffix = self.path.suffix[1:].upper()
+            return (
+                f"it is no {suffix or 'sound'} file, nor of another format that libsndfile reads."
+            )
+        return str(getattr(error, "error_string", error))  # libsndfile's, without the path
 
     def blocks(self, seconds: float = BLOCK_SECONDS) -> Iterator[np.ndarray]:
         """Yield the sound from the start, (channels, samples) float32 at ``sample_rate``.
 
-        The blocks joined are the same whatever their length. A file that ends before its header
-        says so brings a warning (WAV, AIFF, W64, and MP3 with a frame count; OGG and Opus end
-        silently); one whose stream is damaged, as a truncated FLAC, is an error.
+        Four channels are in AmbiX. The blocks joined are the same whatever their length. A file
+        that ends before its header says so brings a warning (WAV, AIFF, W64, and MP3 with a count
+        of its frames), and so does one whose header was never completed; one whose stream is
+        damaged, as a truncated FLAC, or an Ogg or Opus file that lacks a page, is an error.
 
         Raises:
             AudioError: for a damaged file, or one that holds no samples.
@@ -148,20 +402,14 @@ class SoundReader:
         )
         same_rate = self.file_rate == self.sample_rate
         read = written = 0
-        last = False
-        while not last:
-            count = round(seconds * self.file_rate)
-            if self._promised:  # a buffer would be filled for what is not there, too
-                count = min(count, max(self._promised - read, LEAST))
-            samples = self._read(count)
-            last = len(samples) == 0
+        end = np.zeros((0, self.channels), dtype=np.float32)
+        for samples in itertools.chain(self.samples(seconds), [end]):
             read += len(samples)
             if not same_rate:
-                samples = stream.resample_chunk(samples, last=last)
+                samples = stream.resample_chunk(samples, last=samples is end)
             written += len(samples)
             if len(samples):
                 yield np.ascontiguousarray(samples.T)
-        self._check_end(read)
         if written == 0:
             raise AudioError(
                 f"{self.path} holds no samples."
@@ -170,40 +418,105 @@ class SoundReader:
                 f"{self.sample_rate} Hz."
             )
 
-    def _read(self, count: int) -> np.ndarray:
+    def samples(self, seconds: float = BLOCK_SECONDS) -> Iterator[np.ndarray]:
+        """Yield the sound at the file's own rate, (samples, channels) float32; may yield nothing.
+
+        Four channels are in AmbiX. Warnings and errors are those of :meth:`blocks`.
+        """
+        # All of a file, which may be MP3s or Ogg streams one after another.
+        ogg_starts, is_cut = self._ogg_streams()
+        most = min(round(seconds * self.file_rate), MOST_VALUES // self.channels)
+        before = 0
+        while True:
+            read = 0
+            while len(samples := self._read(most, read)):
+                read += len(samples)
+                yield self._in_ambix(samples)
+            before += read
+            if read < self._promised:
+                is_cut = True
+                break
+            if not self._open_next(ogg_starts, before / self.file_rate):
+                break
+        self._warn_of_header(before / self.file_rate, is_cut)
+        self.duration = before / self.file_rate
+
+    def _read(self, most: int, read: int) -> np.ndarray:
+        """Return the next samples of a stream of which ``read`` were read; none at its end."""
+        if self._promised:  # a buffer would be filled for what is not there, too
+            most = min(most, max(self._promised - read, LEAST))
         try:
-            return self._file.read(max(1, count), dtype="float32", always_2d=True)
+            samples = self._file.read(max(1, most), dtype="float32", always_2d=True)
+            if self._view is not None and self._view.error is not None:
+                raise self._view.error
         except self._failures as error:
             raise AudioError(f"{self.path} is damaged: reading it failed ({error}).") from error
+        return samples
 
-    def _check_end(self, read: int) -> None:
-        """Note the true duration, and warn where the header promised more."""
-        if self._file.format == "MP3" and not _counts_frames(self.path):
+    def _in_ambix(self, samples: np.ndarray) -> np.ndarray:
+        if self.convention in (None, "ambix"):
+            return samples
+        from gram_hear.audio.layouts import in_ambix  # brings torch, which few files need
+
+        return np.ascontiguousarray(in_ambix(samples.T, self.convention).T)
+
+    def _ogg_streams(self) -> tuple[list[int], bool]:
+        """Return where the streams of an Ogg file after the first begin, and whether it is cut."""
+        if self._file.format != "OGG":
+            return [], False
+        granules = 48000 if self._file.subtype == "OPUS" else self.file_rate
+        try:
+            starts, is_whole = ogg_streams(self.path, granules)
+        except OSError as error:
+            raise AudioError(f"{self.path} cannot be read: {error.strerror}.") from error
+        return starts[1:], not is_whole
+
+    def _open_next(self, ogg_starts: list[int], seconds: float) -> bool:
+        """Open the stream after the one that was read, if there is one that goes on with it."""
+        old, view = self._file, self._view
+        size = file_status(self.path).st_size
+        try:
+            if old.format == "MP3" and view is not None:
+                start = after_tags(self.path, view.start + view.tell())
+            else:
+                start = ogg_starts.pop(0) if ogg_starts else size
+            if start >= size:
+                return False
+            self._file = self._open_at(start, old.format)
+            goes_on = self._promised > 0 and all(
+                getattr(self._file, name) == getattr(old, name) for name in SAME
+            )
+        except self._failures:
+            goes_on = False
+        if self._file is not old:
+            old.close()
+            if view is not None:
+                view.close()
+        if not goes_on:
             warnings.warn(
-                f"{self.path} does not say how long it is: libsndfile estimates the length of such "
-                f"an MP3, and what lies beyond {read / self.file_rate:.2f} s, if anything, is not "
-                "read. Encode it anew (WAV, FLAC, or MP3 with a frame count) to be sure.",
+                f"{self.path}: no more could be read after {seconds:.2f} s, at byte {start} of "
+                f"{size}. The file is cut off or damaged there, or goes on with other channels or "
+                "at another sample rate. Get it again, or split it there.",
                 stacklevel=3,
             )
-        if read < self._promised or "(should be " in self._file.extra_info:
+        return goes_on
+
+    def _warn_of_header(self, seconds: float, is_cut: bool) -> None:
+        """Warn where the header states more sound than there is, or was never completed."""
+        notes = self._file.extra_info
+        is_unsized = bool(self._unsized)
+        for stated, there in SIZES.findall(notes):
+            is_unsized |= int(stated) == 0 and seconds > 0
+            is_cut |= bool(there) and int(there) < int(stated) < UNSIZED
+        if is_unsized:
             warnings.warn(
-                f"{self.path} ends before its header says; the {read / self.file_rate:.2f} s that "
-                "are there are used.",
+                f"{self.path} does not say how much sound it holds, as if its recording had been "
+                f"broken off; the {seconds:.2f} s up to its end are used.",
                 stacklevel=3,
             )
-        self.duration = read / self.file_rate
-
-
-def _counts_frames(path: Path) -> bool:
-    """Whether an MP3 begins with a frame that counts the others (Xing, Info or VBRI)."""
-    with open(path, "rb") as file:
-        head = file.read(10)
-        if head[:3] == b"ID3":  # tags come first; their size is written in 7 bits of each byte
-            size = sum(
-                byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)
+        elif is_cut or "from 'ds64' chunk" in notes:
+            warnings.warn(
+                f"{self.path} ends before its header says, or is broken at its end; the "
+                f"{seconds:.2f} s that are there are used.",
+                stacklevel=3,
             )
-            file.seek(10 + size)
-        else:
-            file.seek(0)
-        first = file.read(4096)
-    return any(mark in first for mark in (b"Xing", b"Info", b"VBRI"))

@@ -86,9 +86,13 @@ def from_soundspaces(audio: Signal) -> Signal:
 
 def in_ambix(audio: Signal, convention: str) -> Signal:
     """Return sound (channels, samples) in AmbiX, where it is Ambisonic; else as it is."""
-    if LAYOUT_OF_AUDIO[len(audio)] != "ambisonic":
+    check_convention(convention)
+    if convention == "ambix" or LAYOUT_OF_AUDIO[len(audio)] != "ambisonic":
         return audio
-    return from_soundspaces(to_soundspaces(audio, convention))
+    if convention == "soundspaces":
+        return from_soundspaces(audio)
+    w, x, y, z = _components(audio)
+    return _stack([w * math.sqrt(2.0), y, z, x])
 
 
 def _components(audio: Signal) -> list[Signal]:

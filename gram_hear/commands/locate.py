@@ -10,7 +10,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from gram_hear.audio.layouts import check_convention, in_ambix
+from gram_hear.audio.layouts import check_convention
 from gram_hear.commands.parts import Part, channels_of, check_part, check_picture, read_part
 from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.console import print_table, say
@@ -43,8 +43,12 @@ def locate(
         float | None, typer.Option(help="Seconds that are used. Default: all that follow.")
     ] = None,
     convention: Annotated[
-        str, typer.Option(help="Of four-channel files: ambix, fuma or soundspaces.")
-    ] = "ambix",
+        str | None,
+        typer.Option(
+            help="Of four-channel files: ambix, fuma or soundspaces. Default: what the file says, "
+            "else ambix."
+        ),
+    ] = None,
     step: Annotated[float, typer.Option(help="Seconds of a line of the table.")] = 0.5,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, with every row, instead of a table.")
@@ -68,28 +72,29 @@ def locate(
     if not SHORTEST_STEP <= step < float("inf"):
         raise OptionError(f"--step is {step:g} s; it must be {SHORTEST_STEP:g} or more.")
     check_part(start, duration)
-    check_convention(convention)
+    if convention is not None:
+        check_convention(convention)
     if output is not None:
         check_picture(audio, output, force)
     channels = channels_of(audio)
     check_layout(str(audio), channels, BUNDLED)
     layout = "" if head else LAYOUT_OF_AUDIO[channels]
-    locator = load_locator(head, layout=layout, model=model, convention=convention, device=device)
+    locator = load_locator(head, layout=layout, model=model, device=device)
     check_layout(str(audio), channels, [locator.layout])
-    part = read_part(audio, locator.sample_rate, start, duration)
+    part = read_part(audio, locator.sample_rate, start, duration, convention)
     found = locator.locate(part.audio)
     if found.silent.all():
         say(f"{audio}: all of it is silent; there is no direction.")
     _print(audio, part, found, locator, step, as_json, as_csv)
     if output is not None:
-        save_figure(direction_figure(_picture(audio, part, found, convention)), output)
+        save_figure(direction_figure(_picture(audio, part, found)), output)
         say(f"drawn: {output}")
 
 
-def _picture(path: Path, part: Part, found: Located, convention: str) -> DirectionPicture:
+def _picture(path: Path, part: Part, found: Located) -> DirectionPicture:
     return DirectionPicture(
         title=f"{path.name}: where the sound comes from",
-        audio=in_ambix(part.audio, convention),
+        audio=part.audio,
         rate=part.rate,
         start=part.start,
         times=part.start + found.timestamps / 1000,

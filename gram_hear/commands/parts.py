@@ -15,7 +15,7 @@ class Part:
     """A part of a sound file, resampled.
 
     Attributes:
-        audio: (channels, samples) float32.
+        audio: (channels, samples) float32; four channels are in AmbiX.
         rate: Hz of ``audio``.
         start: seconds of the file at which it begins.
         file_rate: Hz of the file.
@@ -34,7 +34,13 @@ class Part:
         return self.start + self.audio.shape[1] / self.rate
 
 
-def read_part(path: Path, rate: int, start: float, duration: float | None) -> Part:
+def read_part(
+    path: Path,
+    rate: int,
+    start: float,
+    duration: float | None,
+    convention: str | None = None,
+) -> Part:
     """Read a part of a sound file, and nothing after it.
 
     Args:
@@ -42,6 +48,7 @@ def read_part(path: Path, rate: int, start: float, duration: float | None) -> Pa
         rate: Hz that the sound is resampled to.
         start: seconds.
         duration: seconds, at most; None is all that follows.
+        convention: of four channels; None is what the file says, else AmbiX.
 
     Raises:
         AudioError: for a file that cannot be read, or that holds values that are not finite.
@@ -52,7 +59,7 @@ def read_part(path: Path, rate: int, start: float, duration: float | None) -> Pa
     last = None if duration is None else first + max(1, round(duration * rate))
     blocks: list[np.ndarray] = []
     place, goes_on = 0, False
-    with SoundReader(path, rate) as reader:
+    with SoundReader(path, rate, convention=convention) as reader:
         for block in reader.blocks():
             goes_on = last is not None and place + block.shape[1] > last
             stop = None if last is None else max(0, last - place)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import typer
 
-from gram_hear.audio.layouts import check_convention, in_ambix, to_layout
+from gram_hear.audio.layouts import check_convention, to_layout
 from gram_hear.checkpoints.registry import offline_name
 from gram_hear.checkpoints.store import (
     Checkpoint,
@@ -72,8 +72,12 @@ def plot(
     strategy: Annotated[str, typer.Option(help="Of the embedding: raw or mean.")] = "raw",
     layer: Annotated[int | None, typer.Option(help="Embed after this many blocks.")] = None,
     convention: Annotated[
-        str, typer.Option(help="Of four-channel files: ambix, fuma or soundspaces.")
-    ] = "ambix",
+        str | None,
+        typer.Option(
+            help="Of four-channel files: ambix, fuma or soundspaces. Default: what the file says, "
+            "else ambix."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
@@ -92,7 +96,8 @@ def plot(
     if not 0 <= seed < 2**63:
         raise OptionError(f"--seed is {seed}; it must be 0 or more, and below 2^63.")
     check_picture(audio, output, force)
-    check_convention(convention)
+    if convention is not None:
+        check_convention(convention)
     name = model or offline_name(LAYOUT_OF_AUDIO[channels_of(audio)])
     if reconstruction:
         check_part(start, None)
@@ -103,10 +108,8 @@ def plot(
                 f"The strategy is {strategy!r}; a picture over time takes raw or mean."
             )
         check_part(start, duration)
-        loaded = load_model(
-            name, strategy=strategy, layer=layer, convention=convention, device=device
-        )
-        figure = sound_figure(_sound_picture(audio, loaded, start, duration))
+        loaded = load_model(name, strategy=strategy, layer=layer, device=device)
+        figure = sound_figure(_sound_picture(audio, loaded, start, duration, convention))
     save_figure(figure, output)
     typer.echo(output)
 
@@ -129,17 +132,21 @@ def _refuse_with_reconstruction(
 
 
 def _sound_picture(
-    path: Path, model: HearModel, start: float, duration: float | None
+    path: Path,
+    model: HearModel,
+    start: float,
+    duration: float | None,
+    convention: str | None = None,
 ) -> SoundPicture:
-    """Read and embed what the picture of a sound shows."""
+    """Read what the picture of a sound shows, and embed it with a model that takes AmbiX."""
     if duration is not None and duration > LONGEST:
         raise OptionError(
             f"--duration is {duration:g} s; at most {LONGEST:g} s fit into a picture."
         )
-    part = read_part(path, model.sample_rate, start, duration or SHOWN)
+    part = read_part(path, model.sample_rate, start, duration or SHOWN, convention)
     if part.goes_on and duration is None:
         say(f"{path} goes on: {part.start:g} to {part.end:g} s are shown; see --duration.")
-    heard = in_ambix(torch.from_numpy(part.audio), model.options.convention)
+    heard = torch.from_numpy(part.audio)
     embeddings, timestamps = get_timestamp_embeddings([part.audio], model)
     plan = model.plan(part.audio.shape[1])
     source = model.source.name or "model"
@@ -192,16 +199,18 @@ def _band_centres(model: HearModel) -> np.ndarray:
     return 700 * (10 ** (mels / 2595) - 1)
 
 
-def _reconstruction(path: Path, name: str, start: float, convention: str, seed: int) -> object:
+def _reconstruction(
+    path: Path, name: str, start: float, convention: str | None, seed: int
+) -> object:
     """Mask the window that begins at ``start``, reconstruct it, and return the figure."""
     checkpoint = load_checkpoint(name)
     _need_decoder(checkpoint, name)
     config = checkpoint.config
     rate = config.front_end.sample_rate
     seconds = config.window_frames * config.front_end.hop / rate
-    part = read_part(path, rate, start, seconds)
+    part = read_part(path, rate, start, seconds, convention)
     encoder, autoencoder = build_encoder(checkpoint), build_autoencoder(checkpoint)
-    sound = to_layout(torch.from_numpy(part.audio), config.front_end.layout, convention)
+    sound = to_layout(torch.from_numpy(part.audio), config.front_end.layout)
     missing = config.front_end.n_fft - sound.shape[1]
     sound = torch.nn.functional.pad(sound, (0, max(0, missing)))
     generator = torch.Generator().manual_seed(seed)

@@ -5,13 +5,12 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from gram_hear.audio.files import SoundReader, file_status, read_samples
 from gram_hear.errors import AudioError, TaskError
 from gram_hear.tasks import RESAMPLED, Task, names_in
 from gram_hear.writing import write_whole
@@ -80,25 +79,20 @@ class TaskAudio:
         return rates[0] if rates else 0
 
     def _header(self, file: str, path: Path, rate: int) -> Source:
-        import soundfile
-
-        with _reading(path):
-            info = soundfile.info(str(path))
-            changed = path.stat().st_mtime_ns
-        if info.samplerate != rate:
-            raise AudioError(
-                f"{path} has a sample rate of {info.samplerate} Hz; in the folder {rate} it must "
-                f"be {rate} Hz."
-            )
-        samples = _resampled(info.frames, rate, self.rate)
-        return Source(file, path, rate, samples, info.channels, changed)
+        with SoundReader(path, rate, any_channels=True) as reader:
+            reader.check_layout(any_number=True)
+            changed = file_status(path).st_mtime_ns
+            if reader.file_rate != rate:
+                raise AudioError(
+                    f"{path} has a sample rate of {reader.file_rate} Hz; in the folder {rate} it "
+                    f"must be {rate} Hz."
+                )
+            samples = _resampled(round(reader.duration * rate), rate, self.rate)
+            return Source(file, path, rate, samples, reader.channels, changed)
 
     def load(self, split: str, source: Source) -> np.ndarray:
         """Return a clip, (samples,) or (samples, channels) float32 at the module's rate."""
-        import soundfile
-
-        with _reading(source.path):
-            audio, rate = soundfile.read(str(source.path), dtype="float32", always_2d=True)
+        audio, rate = read_samples(source.path)
         if len(audio) == 0:
             raise AudioError(f"{source.path} holds no samples.")
         if not np.isfinite(audio).all():
@@ -167,15 +161,3 @@ def _resampled(samples: int, rate: int, new_rate: int) -> int:
 def _write_as_of(path: Path, content: memoryview, time: int) -> None:
     path.write_bytes(content)
     os.utime(path, ns=(time, time))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn what soundfile raises into an AudioError that names the file."""
-    import soundfile
-
-    try:
-        yield
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
-        reason = getattr(error, "error_string", error)
-        raise AudioError(f"{path} could not be read as sound: {reason}") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gram_hear.audio.files import SUFFIXES, UNKNOWN, find_audio
+from gram_hear.audio.files import SUFFIXES, UNKNOWN, check_rate, find_audio
 from gram_hear.audio.synthesis import synthesise_clip
 from gram_hear.errors import AudioError, OptionError, SceneError
 from gram_hear.scenes.archives import NPY, Member, find_below, find_members, first_channel
@@ -153,7 +153,7 @@ def open_clips(paths: Paths | None, seed: int = 0, count: int = SYNTHETIC_CLIPS)
     if len(clips) == 0:
         raise SceneError(
             f"{', '.join(map(str, given)) or 'An empty list'} holds no clips; give sound files "
-            f"({', '.join(SUFFIXES)}), or tars of these or of .npy arrays. gram-hear prepare makes "
+            "(.wav, .flac, .mp3, ...), or tars of these or of .npy arrays. gram-hear prepare makes "
             "such tars."
         )
     return clips
@@ -238,6 +238,7 @@ def _decode(
 
     try:
         with io.BufferedReader(file, 2**16) as buffered, soundfile.SoundFile(buffered) as sound:  # type: ignore[type-var]
+            check_rate(sound.samplerate, "its header")
             if sound.frames >= UNKNOWN:  # a header that does not know: from the start, and as it is
                 sound.seekable = lambda: False
             else:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gram_hear.audio.files import SUFFIXES, SoundReader, find_audio
+from gram_hear.audio.files import SUFFIXES, SoundReader, check_rate, find_audio
 from gram_hear.audio.synthesis import synthesise_noise
 from gram_hear.errors import AudioError, OptionError, SceneError
 from gram_hear.scenes.archives import NPY, Member, find_below, find_members, first_channel
@@ -133,7 +133,7 @@ def open_noise(path: Path | None, rate: int) -> NoiseSet:
         sounds += find_members(tar, (*SUFFIXES, NPY))
     if not sounds:
         raise SceneError(
-            f"{path} holds no noise; it must hold sound files ({', '.join(SUFFIXES)}), or tars of "
+            f"{path} holds no noise; it must hold sound files (.wav, .flac, .mp3, ...), or tars of "
             "these or of .npy arrays."
         )
     return RecordedNoises(path, rate, sounds)
@@ -169,7 +169,10 @@ def _read_member(member: Member, rate: int) -> np.ndarray:
     import soundfile
 
     try:
-        audio, file_rate = soundfile.read(io.BytesIO(member.read()), dtype="float32")
+        with soundfile.SoundFile(io.BytesIO(member.read())) as sound:
+            file_rate = sound.samplerate
+            check_rate(file_rate, "its header")
+            audio = sound.read(dtype="float32")
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
         reason = getattr(error, "error_string", error)
         raise SceneError(f"{member} could not be read as sound: {reason}") from error

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gram_hear.audio.files import find_audio
+from gram_hear.audio.files import UNREADABLE, find_audio
 from gram_hear.errors import OptionError, TaskError, nearest
 
 TIMES = ("onset", "offset")
@@ -23,7 +23,6 @@ AXES = ("x", "y", "z")
 SIDES = ("split", "fold")
 COLUMNS = ("file", "label", *SIDES, *TIMES, *ANGLES, *AXES)
 EVERY = "all"  # of --ignore-columns
-UNREAD = (".m4a", ".aac", ".wma", ".webm", ".mp4", ".amr", ".au", ".mka", ".3gp")  # not looked for
 SHOWN = 3  # of what is wrong in many places
 
 Row = dict[str, str]
@@ -129,7 +128,7 @@ def _describe_unread(source: Path, named: set[str]) -> list[str]:
         Path(parent, name).relative_to(source)
         for parent, _, names in os.walk(source)
         for name in names
-        if name.lower().endswith(UNREAD)
+        if name.lower().endswith(UNREADABLE)
     )
     visible = (place for place in places if not any(part[0] == "." for part in place.parts))
     unread = sorted(file for place in visible if (file := place.as_posix()) not in named)

@@ -116,7 +116,7 @@ def make_sound(path: Path, header: Header, form: Form, place: Path, stem: str) -
 def decode(path: Path, header: Header, duration: float | None) -> tuple[np.ndarray, bool]:
     """Return the samples that are used, (channels, samples) float32 at the file's own rate.
 
-    Also whether they are all that the header promises.
+    Also whether the file holds just these samples, so that a copy of it can stand for them.
     """
     most = None if duration is None else int(np.ceil(duration * header.rate))
     blocks, read = [], 0
@@ -130,7 +130,7 @@ def decode(path: Path, header: Header, duration: float | None) -> tuple[np.ndarr
     audio = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
     if not np.isfinite(audio).all():
         raise AudioError(f"{path} holds NaN or infinite samples; repair or remove it.")
-    return audio[:, :most], read == round(header.seconds * header.rate)
+    return audio[:, :most], reader.is_plain and read == round(header.seconds * header.rate)
 
 
 def digest(audio: np.ndarray, rate: int) -> str:

@@ -1,0 +1,239 @@
+"""What libsndfile leaves to its callers: sizes never written, joined MP3s, lost Ogg pages.
+
+Nothing here decodes sound. Files are read in bounded pieces, and nothing is allocated by a size
+that a file states.
+"""
+
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gram_hear.errors import AudioError
+
+if TYPE_CHECKING:
+    import soundfile
+
+UNSIZED = 0xFFFFFFFF  # the size of a chunk whose writer could not know it
+OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the longest
+PIECE = 2**20  # bytes that are read at once
+MOST_BROKEN = 100  # pages, from which on none is looked for that is not
+MOST_CHUNKS = 10_000
+BIT_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+# Commands of sf_command, and what they answer (sndfile.h).
+GET_CHANNEL_MAP, WAVEX_GET_AMBISONIC, B_FORMAT = 0x1100, 0x1201, 0x41
+B_FORMAT_MAP = [23, 24, 25, 26]  # W, X, Y, Z
+
+
+class ByteView(io.RawIOBase):
+    """A file from one of its bytes on, which libsndfile opens as a file of its own.
+
+    Attributes:
+        error: what the file system answered when a read failed. libsndfile sees the file's end.
+    """
+
+    def __init__(
+        self, path: Path, start: int = 0, *, hides_end: bool = False, patch: int = 0
+    ) -> None:
+        """Open a view.
+
+        Args:
+            path: the file.
+            start: its byte at which the view begins.
+            hides_end: find the end but once. That is for libsndfile; mpg123 below it then does not
+                know the size.
+            patch: the byte that holds the size of a WAV's samples, to be read as unknown; an RF64
+                file, whose size stands elsewhere, is then read as RIFF. 0 leaves the file as it is.
+        """
+        self.start = start
+        self.error: OSError | None = None
+        self._hides_end = hides_end
+        self._end_was_found = False
+        self._patches = {patch: b"\xff" * 4, 0: b"RIFF"} if patch else {}
+        self._file = open(path, "rb")  # noqa: SIM115
+        self._file.seek(start)
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position in the view."""
+        return self._file.tell() - self.start
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to another position of the view."""
+        if whence == io.SEEK_END and self._hides_end:
+            if self._end_was_found:
+                return 0
+            self._end_was_found = True
+        self._file.seek(offset + self.start if whence == io.SEEK_SET else offset, whence)
+        return self.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; return how many bytes were there."""
+        position = self._file.tell()
+        view = memoryview(buffer).cast("B")
+        try:
+            count = self._file.readinto(view)
+        except OSError as error:
+            self.error = error
+            return 0
+        for place, content in self._patches.items():
+            for i, byte in enumerate(content, place - position):
+                if 0 <= i < count:
+                    view[i] = byte
+        return count
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
+def stated_layout(file: "soundfile.SoundFile") -> str | None:
+    """Return what an open file says that its channels are.
+
+    Returns:
+        ``"fuma"`` for Ambisonic B-format: the subformat of a WAVEX file, as ``.amb`` files have it,
+        or the channel layout of a CAF file. ``"speakers"`` for positions of loudspeakers. None
+        where the file says nothing.
+    """
+    from soundfile import _ffi, _snd
+
+    positions = _ffi.new("int[]", file.channels)
+    size = _ffi.sizeof(positions)
+    has_map = _snd.sf_command(file._file, GET_CHANNEL_MAP, positions, size)
+    if _snd.sf_command(file._file, WAVEX_GET_AMBISONIC, _ffi.NULL, 0) == B_FORMAT:
+        return "fuma"
+    # Of W64 libsndfile tells the subformat in its notes alone.
+    if file.format == "W64" and re.search(r"^ +format : .*\(Ambisonic B\)$", file.extra_info, re.M):
+        return "fuma"
+    if has_map and list(positions) == B_FORMAT_MAP:
+        return "fuma"
+    return "speakers" if has_map and any(positions) else None
+
+
+def unsized_data(path: Path) -> int:
+    """Return where a WAV or RF64 file states the size of its samples, if it was never written.
+
+    That is a size of 0, or none, before bytes that are not chunks up to the file's end. 0 is
+    returned for any other file.
+    """
+    size, position, found = path.stat().st_size, 12, 0
+    with open(path, "rb") as file:
+        for _ in range(MOST_CHUNKS):
+            if position + 8 > size:
+                break
+            file.seek(position)
+            name, length = file.read(4), int.from_bytes(file.read(4), "little")
+            if name == b"data" and length in (0, UNSIZED):
+                found, length = position + 4, 0
+            elif not all(32 <= byte < 127 for byte in name) or position + 8 + length > size:
+                return found  # samples, or what is damaged
+            position += 8 + length + length % 2
+    return 0
+
+
+def after_tags(path: Path, position: int) -> int:
+    """Return where what follows an MP3's sound begins, past tags (ID3v1, APE) and zeros."""
+    with open(path, "rb") as file:
+        while True:
+            file.seek(position)
+            head = file.read(4096)
+            if head.startswith(b"TAG"):
+                position += 128
+            elif head.startswith(b"APETAGEX"):
+                position += 32 + int.from_bytes(head[12:16], "little")
+            elif head.startswith(b"\0"):
+                position += len(head) - len(head.lstrip(b"\0"))
+            else:
+                return position
+
+
+# --- Ogg --------------------------------------------------------------------------------------
+
+
+def ogg_streams(path: Path, rate: int) -> tuple[list[int], bool]:
+    """Find the streams of an Ogg file, one after another, and see that they are whole.
+
+    A decoder goes on after a lost page as if nothing were missing, and all that follows is early.
+
+    Args:
+        path: the file.
+        rate: positions (granules) per second: the sample rate, or 48000 for Opus.
+
+    Returns:
+        The byte at which each begins; and whether the file ends with a whole page.
+
+    Raises:
+        AudioError: where a page is damaged or lost before others. The message says where.
+    """
+    starts: list[int] = []
+    expected: dict[int, int] = {}  # the number of the next page, by stream
+    seconds, passed, end, broken = 0.0, 0.0, 0, 0
+    in_headers = False
+    with open(path, "rb") as file:
+        for position, page, intact in _ogg_pages(file):
+            flags, granule = page[5], int.from_bytes(page[6:14], "little", signed=True)
+            stream, number = (int.from_bytes(page[i : i + 4], "little") for i in (14, 18))
+            if not intact:
+                broken += 1
+                if broken < MOST_BROKEN:
+                    continue
+            begins = bool(flags & 2)
+            if broken >= MOST_BROKEN or (not begins and number != expected.get(stream, number)):
+                raise AudioError(
+                    f"{path} is damaged: a page of it is lost or broken about "
+                    f"{passed + seconds:.2f} s after its start (byte {end}), and all that follows "
+                    "would be at wrong times. Get the file again, or cut it there."
+                )
+            if begins and not in_headers:  # those that begin together are multiplexed
+                starts.append(position)
+                passed, seconds = passed + seconds, 0.0
+            in_headers = begins
+            expected[stream] = (number + 1) % 2**32
+            if granule > 0:
+                seconds = granule / rate
+            end = position + len(page)
+        return starts, end == file.seek(0, io.SEEK_END)
+
+
+def _ogg_pages(file: io.BufferedReader) -> Iterator[tuple[int, bytes, bool]]:
+    """Yield what looks like the pages of an Ogg file: where, the page, whether it is intact.
+
+    One that is broken is searched for others.
+    """
+    data, base, at, is_all = b"", 0, 0, False
+    while True:
+        if len(data) - at < OGG_PAGE and not is_all:
+            more = file.read(PIECE)
+            data, base, at, is_all = data[at:] + more, base + at, 0, not more
+        found = data.find(b"OggS", at)
+        at = found if found >= 0 else max(at, len(data) - 3)  # the mark may be cut in two
+        if is_all and (found < 0 or len(data) - at < 27):
+            return
+        if found < 0 or (len(data) - at < OGG_PAGE and not is_all):
+            continue
+        body = at + 27 + data[at + 26]
+        page = data[at : body + sum(data[at + 27 : body])]
+        intact = _ogg_is_intact(page)
+        yield base + at, page, intact
+        at += len(page) if intact else 1
+
+
+def _ogg_is_intact(page: bytes) -> bool:
+    """Whether a page has its checksum: CRC-32 from the highest bit down, with 0 in its own place.
+
+    zlib's is from the lowest bit up, so the bits of each byte, and of the result, are reversed.
+    """
+    content = page[:22] + bytes(4) + page[26:]
+    found = zlib.crc32(content.translate(BIT_REVERSED), UNSIZED) ^ UNSIZED
+    return int(f"{found:032b}"[::-1], 2) == int.from_bytes(page[22:26], "little")

@@ -1,0 +1,19 @@
+"""A few damaged inputs of each kind; benchmarks/mutations.py tries thousands."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = Path(__file__).parents[1] / "benchmarks" / "mutations.py"
+
+
+def test_damaged_inputs_are_read_or_refused():
+    done = subprocess.run(
+        [sys.executable, PROGRAM, "--count", "5", "--seed", "7"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("slowest") == 7
