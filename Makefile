@@ -1,6 +1,7 @@
-# make demo   embeds the bundled sounds, draws one and tells where it comes from, offline
-# make test   runs the tests
-# make lint   runs ruff and mypy
+# make demo        embeds the bundled sounds, draws one and tells where it comes from, offline
+# make test        runs the tests
+# make test-fast   runs those that are quick and reach every library, in minutes
+# make lint        runs ruff and mypy
 # Each makes .venv first, unless PYTHON=/path/to/bin/python names an environment that has all.
 
 VENV = .venv
@@ -13,7 +14,18 @@ else
 READY = $(VENV)/ready
 endif
 
-.PHONY: demo test lint format clean
+# Golden numbers, a run of each program, and what calls the libraries whose versions differ.
+FAST = $(patsubst %,tests/test_%.py,adapters clips collection config files frontend golden heads hear hub \
+	layouts package patches registry scene_command tasks windows) \
+	tests/test_cli.py::test_embed_writes_files_says_so_and_warns_that_the_model_is_untrained \
+	tests/test_cli.py::test_help_has_an_example_for_every_command_and_the_version_is_printed \
+	tests/test_hear_eval.py::test_everything_in_one_command \
+	tests/test_pretrain.py::test_a_checkpoint_converts_and_embeds \
+	tests/test_pretrain.py::test_a_run_is_seen \
+	tests/test_pretrain.py::test_shipped_configs_are_understood \
+	-k "not killed"
+
+.PHONY: demo test test-fast lint format clean
 
 demo: $(READY)
 	$(BIN)gram-hear embed tests/data/sounds --output .demo --model gram-tiny --force
@@ -24,6 +36,9 @@ demo: $(READY)
 # The pytest command, not python -m pytest: that would put this folder before the installed package.
 test: $(READY)
 	$(BIN)pytest
+
+test-fast: $(READY)
+	$(BIN)pytest $(FAST)
 
 lint: $(READY)
 	$(BIN)ruff check .
@@ -37,7 +52,13 @@ format: $(READY)
 clean:
 	rm -rf $(VENV) .demo build *.egg-info
 
+# The usual Python if it is one that is declared, else the newest of those.
 $(VENV)/ready: setup.cfg setup.py pyproject.toml constraints.txt
-	python3 -m venv $(VENV)
+	@for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+		if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then \
+			echo "$$python -m venv $(VENV)"; $$python -m venv $(VENV); exit; \
+		fi; \
+	done; \
+	echo "No Python 3.11 to 3.14 was found on the path: install one, or name an environment with PYTHON=." >&2; exit 1
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gram_hear.config import EncoderConfig, Mamba1Config, Mamba2Config, TransformerConfig
+from gram_hear.extras import install_command
 from gram_hear.nn.encoder import make_encoder
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mamba import MambaEncoder
@@ -236,7 +237,7 @@ def main() -> None:
         against_kernels(arguments.windows, arguments.repeats, arguments.device)
         return
     if find_spec("transformers") is None:
-        print("peer is left out: it needs pip install 'gram-hear[benchmark]'")
+        print(f"peer is left out: it needs {install_command('benchmark')}")
         arguments.only = [part for part in arguments.only or PARTS if part != "peer"]
     parts: dict[str, Call] = {
         "transformer": lambda: against_transformer(arguments.windows, arguments.repeats),

@@ -29,6 +29,7 @@ from gram_hear.audio.files import find_audio, warn_of_left_out
 from gram_hear.config import EMBEDDINGS
 from gram_hear.embed import Block, FileDone, FileFailed, Group, embed_groups, group_files
 from gram_hear.errors import GramError, OptionError
+from gram_hear.extras import install_command
 from gram_hear.hear import HearModel
 from gram_hear.writing import temporary_prefix, write_whole
 
@@ -457,7 +458,7 @@ def import_pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise OptionError(
-            "Parquet needs pyarrow: pip install 'gram-hear[parquet]', or give an output folder for "
+            f"Parquet needs pyarrow: {install_command('parquet')}. Or give an output folder for "
             ".npz files."
         ) from error
     return pyarrow

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub
+import hypothesis
 import numpy as np
 import pytest
 import soundfile
@@ -41,6 +42,8 @@ from gram_hear.nn.mae import MaskedAutoencoder
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["PYTHONSAFEPATH"] = "1"  # commands import the package that is tested, not this folder
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("shared", deadline=None)  # of a machine that others load too
+hypothesis.settings.load_profile("shared")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of some shells
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

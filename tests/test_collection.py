@@ -800,7 +800,7 @@ def test_pyarrow_is_asked_for_before_any_work(tmp_path, tree, model, monkeypatch
         return imported(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(OptionError, match=r"pip install 'gram-hear\[parquet\]'"):
+    with pytest.raises(OptionError, match=r'pip install "gram-hear\[parquet\]"'):
         embed_collection([tree], tmp_path / "out.parquet", model)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     assert len(embed_collection([tree], tmp_path / "out", model)) == 10

@@ -1,7 +1,9 @@
 """The house: where the package is, what it imports, and which way its imports point."""
 
 import ast
+import configparser
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -9,8 +11,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 import gram_hear
+from gram_hear.errors import OptionError
+from gram_hear.extras import need
 
 PACKAGE = Path(gram_hear.__file__).parent
 CHECKOUT = Path(__file__).parent.parent
@@ -28,7 +33,7 @@ ARROWS = {
     "audio": BASE,
     "frontend": BASE | {"audio"},
     "windows": BASE | {"audio"},
-    "nn": BASE | {"audio"},
+    "nn": BASE | {"audio", "extras"},
     "model": MODEL,
     "stream": MODEL | {"model"},
     "checkpoints": MODEL | {"model"},
@@ -42,7 +47,7 @@ ARROWS = {
     "plots": BASE | {"audio", "extras", "scenes"},
     "localisation": MODEL | {"model", "checkpoints", "hear", "scenes"},
     "evaluation": BASE | {"audio", "tasks", "console", "extras", "interrupts", "start"},
-    "collection": MODEL | {"model", "checkpoints", "hear", "embed"},
+    "collection": MODEL | {"model", "checkpoints", "hear", "embed", "extras"},
     "preparation": BASE | {"audio", "scenes"},
     "pretrain": MODEL | {"scenes", "checkpoints", "extras", "console", "plots", "start"},
     "commands": MODEL
@@ -110,3 +115,48 @@ def test_version_and_public_names():
 
 def test_weights_ship_with_the_package():
     assert (files("gram_hear.weights") / "registry.json").is_file()
+
+
+def pins(name):
+    """The versions of a file of constraints, by the package's name in lower case."""
+    lines = (CHECKOUT / name).read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {package.lower(): found for package, found in pairs}
+
+
+def test_the_lowest_versions_that_are_tested_are_those_declared():
+    declared = configparser.ConfigParser(interpolation=None)
+    declared.read(CHECKOUT / "setup.cfg", encoding="utf-8")
+    needed = declared["options"]["install_requires"]
+    for extra, packages in declared["options.extras_require"].items():
+        needed += packages if extra not in ("mamba", "benchmark") else ""  # not of [dev]
+    floors = dict(re.findall(r"^([\w-]+)(?:\[\w+\])?>=([\d.]+)", needed, re.MULTILINE))
+    lowest, newest = pins("constraints-lowest.txt"), pins("constraints.txt")
+    assert floors.pop("torch") == "2.6"
+    assert lowest["torch"] == newest["torch"]  # of older ones indexes have the CUDA build alone
+    assert floors
+    for package, floor in floors.items():
+        assert Version(lowest[package.lower()]) == Version(floor), package
+        assert package.lower() in newest
+
+
+def test_an_absent_extra_is_told_with_commands_for_an_index_and_a_clone():
+    with pytest.raises(OptionError) as told:
+        need("no_such_package", "plot")
+    assert 'pip install "gram-hear[plot]"' in str(told.value)
+    assert 'pip install ".[plot]"' in str(told.value)
+
+
+def test_the_readme_of_a_package_index_has_no_dead_links():
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--long-description"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+    )
+    assert "# gram-hear" in done.stdout
+    links = re.findall(r"\]\(([^)]+)\)", done.stdout)
+    assert links
+    assert all(link.startswith(("https://", "#")) for link in links)

@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
+from gram_hear.extras import install_command
+
 KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNEL_CHUNK = 256  # tokens; mamba-ssm's own default
 KERNEL_STATE = 256  # the largest of mamba-ssm's Mamba-1 scan
@@ -88,7 +90,7 @@ def _warn_of_plain_path(description: str) -> None:
     """Warn in the first call alone."""
     warnings.warn(
         f"GRAM-M runs on CUDA without mamba-ssm's kernels: {description}. The result is "
-        "the same up to rounding, and slower: pip install 'gram-hear[mamba]'.",
+        f"the same up to rounding, and slower. They come with {install_command('mamba')}.",
         stacklevel=2,
     )
 
