@@ -1,12 +1,14 @@
-"""JSON that other people wrote, parsed within bounds.
+"""JSON and tars that other people made, read within bounds.
 
-Files, archives and servers can hold anything: this much of the JSON standard is enough for all
-that is read here, and keeps a crafted text from costing memory, time or a traceback.
+Files, archives and servers can hold anything. What is allowed here is enough for all that is read,
+and keeps a crafted file from costing memory, time or a traceback.
 """
 
 import json
 import math
 import re
+import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -16,6 +18,11 @@ from gram_hear.errors import GramError
 LARGEST = 64 << 20  # bytes
 DEEPEST = 64  # objects and lists inside each other
 LONGEST = 100  # characters of a number
+LARGEST_HEADER = 1 << 20  # bytes of a tar member's long name, or of its other properties
+TAR_FAULTS = (  # what tarfile and gzip raise for a damaged or a crafted archive
+    *(tarfile.TarError, EOFError, zlib.error, OSError),
+    *(ValueError, ArithmeticError, LookupError, TypeError, RuntimeError, MemoryError),
+)
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character beyond 16 bits
 
 
@@ -93,3 +100,26 @@ def _check_depth(value: Any) -> None:
 
 def _children(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value
+
+
+class BoundedMember(tarfile.TarInfo):
+    """A member whose sizes are looked at before tarfile reads what they are of into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> "BoundedMember":
+        """Read a header.
+
+        Raises:
+            ReadError: for a size below 0, or a name or properties that are absurdly long.
+        """
+        member = super().frombuf(buf, encoding, errors)
+        of_a_header = member.type in (
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.SOLARIS_XHDTYPE,
+        )
+        if member.size < 0 or (of_a_header and member.size > LARGEST_HEADER):
+            raise tarfile.ReadError(f"a header has the size {member.size}")
+        return member

@@ -15,7 +15,6 @@ import re
 import shutil
 import tarfile
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from urllib.request import Request, urlopen
 
 from gram_hear.errors import OptionError, TaskError, nearest
 from gram_hear.evaluation.lock import locked
-from gram_hear.foreign import LARGEST, parse_json
+from gram_hear.foreign import LARGEST, TAR_FAULTS, BoundedMember, parse_json
 from gram_hear.tasks import LONGEST_NAME, METADATA, short
 
 RECORD = "5885750"  # HEAR 2021, all tasks, at 48,000 Hz
@@ -50,14 +49,9 @@ BLOCK = 1 << 20
 MOST_MEMBERS = 500_000
 MOST_FOLDERS = 32  # inside each other
 LONGEST_PATH = 1024  # characters
-LARGEST_HEADER = 1 << 20  # bytes of a long name or of a member's other properties
 LARGEST_RATIO = 100  # of what is unpacked to the archive ...
 SMALL = 256 << 20  # ... from so many bytes on
 GZIP = b"\x1f\x8b"
-BROKEN = (  # what tarfile and gzip raise for a damaged or a crafted archive
-    *(tarfile.TarError, EOFError, zlib.error, OSError),
-    *(ValueError, ArithmeticError, LookupError, TypeError, RuntimeError, MemoryError),
-)
 TIMEOUT = 60.0  # seconds without a byte until a connection counts as cut
 ATTEMPTS = 5  # at an archive, in a row, that bring nothing, with pauses that double
 QUESTIONS = 3  # at a record: who is offline hears so soon
@@ -557,7 +551,7 @@ def unpack(
     try:
         _extract(stored, temporary, progress)
         os.replace(_task_folder(archive, temporary), target)
-    except BROKEN as error:
+    except TAR_FAULTS as error:
         if isinstance(error, OSError) and error.errno in REMEDIES:
             raise TaskError(
                 f"{archive.file} could not be unpacked: {error.strerror or error}. The archive is "
@@ -575,29 +569,6 @@ def unpack(
     return target
 
 
-class _Member(tarfile.TarInfo):
-    """A member whose sizes are looked at before tarfile reads what they are of into memory."""
-
-    @classmethod
-    def frombuf(cls, buf: Any, encoding: str, errors: str) -> "_Member":
-        """Read a header.
-
-        Raises:
-            ReadError: for a size below 0, or a name or properties that are absurdly long.
-        """
-        member = super().frombuf(buf, encoding, errors)
-        of_a_header = member.type in (
-            tarfile.GNUTYPE_LONGNAME,
-            tarfile.GNUTYPE_LONGLINK,
-            tarfile.XHDTYPE,
-            tarfile.XGLTYPE,
-            tarfile.SOLARIS_XHDTYPE,
-        )
-        if member.size < 0 or (of_a_header and member.size > LARGEST_HEADER):
-            raise tarfile.ReadError(f"a header has the size {member.size}")
-        return member
-
-
 def _extract(stored: Path, folder: Path, progress: Progress) -> None:
     """Extract an archive into a new folder.
 
@@ -612,7 +583,9 @@ def _extract(stored: Path, folder: Path, progress: Progress) -> None:
         mode: Literal["r:gz", "r:"] = "r:gz" if raw.read(len(GZIP)) == GZIP else "r:"
         raw.seek(0)
         try:
-            with tarfile.open(fileobj=raw, mode=mode, errorlevel=1, tarinfo=_Member) as archive:
+            with tarfile.open(
+                fileobj=raw, mode=mode, errorlevel=1, tarinfo=BoundedMember
+            ) as archive:
                 for member in archive:
                     name, members, unpacked = member.name, members + 1, unpacked + member.size
                     _check_member(member)
@@ -623,7 +596,7 @@ def _extract(stored: Path, folder: Path, progress: Progress) -> None:
                         )
                     archive.extract(member, folder, filter="data")
                     progress(raw.tell(), size)
-        except BROKEN as error:
+        except TAR_FAULTS as error:
             if isinstance(error, OSError) and error.errno in REMEDIES:
                 raise
             place = f"at its member {short(name)}" if name else "at its beginning"

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from gram_hear.errors import SceneError
+from gram_hear.foreign import TAR_FAULTS, BoundedMember
 from gram_hear.writing import write_whole
 
 NPY = ".npy"
@@ -111,10 +112,10 @@ def index_tar(path: Path, suffixes: tuple[str, ...], labels: bool = False) -> li
     """
     _refuse_compressed(path)
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(path, "r:", tarinfo=BoundedMember) as tar:
             files = [each for each in tar if not each.isdir() and not _is_hidden(each.name)]
         size = path.stat().st_size
-    except (OSError, tarfile.TarError, ValueError) as error:
+    except TAR_FAULTS as error:
         reason = getattr(error, "strerror", None) or error
         raise SceneError(
             f"{path} cannot be read as a tar ({reason}); it must be whole and not compressed."
