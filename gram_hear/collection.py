@@ -30,6 +30,7 @@ from gram_hear.config import EMBEDDINGS
 from gram_hear.embed import Block, FileDone, FileFailed, Group, embed_groups, group_files
 from gram_hear.errors import GramError, OptionError
 from gram_hear.extras import install_command
+from gram_hear.foreign import ZIP_FAULTS, read_array
 from gram_hear.hear import HearModel
 from gram_hear.writing import temporary_prefix, write_whole
 
@@ -381,10 +382,10 @@ def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None
 def read_metadata(part: Path) -> dict[str, Any] | None:
     """Return the metadata of a part; None where the file is no part of a collection."""
     try:
-        with zipfile.ZipFile(part) as archive, archive.open("metadata.npy") as file:
-            text = np.lib.format.read_array(file, allow_pickle=False)
+        with zipfile.ZipFile(part) as archive:
+            text = read_array(archive, "metadata", OutputError, np.str_)
         metadata = json.loads(str(text))
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
+    except (OSError, *ZIP_FAULTS):  # OutputError is an OSError
         return None
     keys = {"model", "options", "holds", "size_bytes", "modified_ns"}
     if not isinstance(metadata, dict) or not keys <= set(metadata):
@@ -542,21 +543,19 @@ def _rows_of(part: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         with zipfile.ZipFile(part) as archive:
             members = set(archive.namelist())
             if "scene.npy" in members:
-                yield np.array([np.nan]), _read_array(archive, "scene")[None]
+                yield (
+                    np.array([np.nan]),
+                    read_array(archive, "scene", OutputError, np.float32)[None],
+                )
             if "vectors.npy" in members:
-                timestamps = _read_array(archive, "timestamps")
+                timestamps = read_array(archive, "timestamps", OutputError, np.float64)
                 with archive.open("vectors.npy") as file:
                     yield from _stretches(file, timestamps)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, *ZIP_FAULTS) as error:
         raise OutputError(
             f"The part {part} is damaged ({error}). Delete it, and run the same command again to "
             "make it anew."
         ) from error
-
-
-def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    with archive.open(name + ".npy") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _stretches(file: IO[bytes], timestamps: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,17 +1,22 @@
-"""JSON and tars that other people made, read within bounds.
+"""JSON, arrays and archives that other people made, read within bounds.
 
 Files, archives and servers can hold anything. What is allowed here is enough for all that is read,
 and keeps a crafted file from costing memory, time or a traceback.
 """
 
+import io
 import json
 import math
 import re
 import tarfile
+import tokenize
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 from gram_hear.errors import GramError
 
@@ -23,6 +28,17 @@ TAR_FAULTS = (  # what tarfile and gzip raise for a damaged or a crafted archive
     *(tarfile.TarError, EOFError, zlib.error, OSError),
     *(ValueError, ArithmeticError, LookupError, TypeError, RuntimeError, MemoryError),
 )
+ZIP_FAULTS = (  # what zipfile raises for such a zip, or one without the member
+    *(zipfile.BadZipFile, EOFError, zlib.error, KeyError, ValueError, RuntimeError),
+)
+HEADER_FAULTS = (  # what numpy's reading of a header's Python literal may raise
+    *(ValueError, TypeError, KeyError, EOFError, SyntaxError, tokenize.TokenError),
+    *(RecursionError, MemoryError, OverflowError),
+)
+FLOATS = (np.float16, np.float32, np.float64)
+MOST_AXES = 4  # of an array
+LARGEST_RATIO = 100  # of an array to its bytes in a zip ...
+SMALL = 64 << 20  # ... from so many bytes on
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character beyond 16 bits
 
 
@@ -123,3 +139,65 @@ class BoundedMember(tarfile.TarInfo):
         if member.size < 0 or (of_a_header and member.size > LARGEST_HEADER):
             raise tarfile.ReadError(f"a header has the size {member.size}")
         return member
+
+
+def parse_array(
+    data: bytes, name: str, error: type[GramError], *allowed: type[np.generic]
+) -> np.ndarray:
+    """Return the array of a ``.npy`` file's bytes.
+
+    Args:
+        data: the whole file.
+        name: what messages call it.
+        error: the class that is raised.
+        allowed: the types that the array may have.
+
+    Raises:
+        error: for what is no ``.npy`` file of one of these types and at most 4 axes, or has
+            another size than its header says.
+    """
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran_order, dtype = read_header(file)
+    except HEADER_FAULTS as fault:
+        reason = str(fault).partition("\n")[0][:100] or type(fault).__name__
+        raise error(f"{name} is no .npy file ({reason}).") from fault
+    if dtype.type not in allowed:
+        names = ", ".join(each.__name__ for each in allowed)
+        raise error(f"{name} holds {str(dtype)[:100]}; allowed are {names}.")
+    start = file.tell()
+    if len(shape) > MOST_AXES or any(not 0 <= length <= len(data) for length in shape):
+        raise error(
+            f"{name} has {len(shape)} axes or lengths that a file of {len(data)} bytes cannot hold."
+        )
+    count = math.prod(shape)
+    if len(data) - start != count * dtype.itemsize:
+        raise error(
+            f"{name} has {len(data) - start} bytes of values; its shape {shape} of {dtype} needs "
+            f"{count * dtype.itemsize}. It is cut or damaged; fetch it anew."
+        )
+    values = np.frombuffer(data, dtype, count, start)
+    return values.reshape(shape, order="F" if fortran_order else "C")
+
+
+def read_array(
+    archive: zipfile.ZipFile, member: str, error: type[GramError], *allowed: type[np.generic]
+) -> np.ndarray:
+    """Return an array of an open ``.npz`` file, as :func:`parse_array`.
+
+    Raises:
+        error: as there, and for an array that is far larger than its bytes in the zip.
+        ZIP_FAULTS: for a damaged zip, or one without the member.
+    """
+    info, name = archive.getinfo(f"{member}.npy"), f"{archive.filename}: {member}"
+    if info.file_size > max(SMALL, LARGEST_RATIO * info.compress_size):
+        raise error(
+            f"{name} would have {info.file_size:,} bytes, of {info.compress_size:,} in the file; "
+            "that is no array of embeddings or scores."
+        )
+    return parse_array(archive.read(info), name, error, *allowed)

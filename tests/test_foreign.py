@@ -1,12 +1,16 @@
-"""JSON that other people wrote: what is read, and what is refused in one line."""
+"""What other people made: what is read of it, and what is refused in one line."""
 
+import io
 import json
 import math
+import tarfile
+import zipfile
 
+import numpy as np
 import pytest
 
 from gram_hear.errors import SceneError
-from gram_hear.foreign import parse_json
+from gram_hear.foreign import BoundedMember, parse_array, parse_json, read_array
 
 
 @pytest.mark.parametrize(
@@ -62,3 +66,64 @@ def test_numbers_that_are_not_finite_are_read_where_they_may_be():
     assert value["b"] == -math.inf
     with pytest.raises(SceneError, match="1e999"):
         parse_json("[1e999]", "scores", SceneError, finite=False)
+
+
+def npy(array=None, shape=None):
+    """The bytes of an array's file; with ``shape``, one whose header claims that."""
+    file = io.BytesIO()
+    np.save(file, np.zeros((2, 3), np.float32) if array is None else array)
+    if shape is not None:
+        old = b"(2, 3), }"
+        new = repr(shape).encode() + b", }"
+        data = file.getvalue().replace(old + b" " * (len(new) - len(old)), new)
+        assert new in data
+        return data
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_are_read(order):
+    array = np.asarray(np.arange(6.0).reshape(2, 3), order=order)
+    assert np.array_equal(parse_array(npy(array), "x.npy", SceneError, np.float64), array)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (npy(shape=(10**12, 3)), "cannot hold"),
+        (npy(shape=(-2, 3)), "cannot hold"),
+        (npy(shape=(9, 9)), "needs 324"),
+        (npy(np.zeros((1,) * 5, np.float32)), "5 axes"),
+        (npy(np.zeros(3, np.complex64)), "complex64"),
+        (npy(np.array([None])), "object"),
+        (npy()[:-1], "23 bytes"),
+        (b"\x93NUMPY\x01\x00\x10\x00{'descr':[[[[[[[[", "no .npy file"),
+        (b"RIFF", "no .npy file"),
+    ],
+    ids=range(9),
+)
+def test_an_array_is_held_against_its_header(data, said):
+    with pytest.raises(SceneError, match=r"^x\.npy ") as caught:
+        parse_array(data, "x.npy", SceneError, np.float32)
+    assert said in str(caught.value)
+
+
+def test_an_array_far_larger_than_its_bytes_in_the_zip_is_not_unpacked(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, small=np.zeros(4), bomb=np.zeros(10**7, np.float64))
+    with zipfile.ZipFile(path) as archive:
+        assert len(read_array(archive, "small", SceneError, np.float64)) == 4
+        with pytest.raises(SceneError, match="bomb would have 80,000,128 bytes"):
+            read_array(archive, "bomb", SceneError, np.float64)
+
+
+def test_a_long_name_of_a_tar_is_not_read_into_memory(tmp_path):
+    path = tmp_path / "x.tar"
+    header = tarfile.TarInfo("a")
+    header.type, header.size = tarfile.XHDTYPE, 2**40
+    path.write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with (
+        pytest.raises(tarfile.TarError, match="size 1099511627776"),
+        tarfile.open(path, tarinfo=BoundedMember),
+    ):
+        pass

@@ -39,14 +39,14 @@ def _create(path: Path, content: str) -> bool:
         return False
     except OSError as error:
         raise TaskError(f"{path} cannot be written: {error.strerror or error}.") from error
-    with os.fdopen(handle, "w") as file:
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(content)
     return True
 
 
 def _content(path: Path) -> str | None:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from gram_hear.evaluation import knn
 from gram_hear.evaluation.comparison import Comparison, Run, Score
 from gram_hear.evaluation.prediction import folds_of
 from gram_hear.evaluation.scores import SEMITONES, angular_errors, named_metric
+from gram_hear.foreign import FLOATS, ZIP_FAULTS, read_array
 from gram_hear.tasks import read_task
 
 LEVEL = 0.05  # below which an adjusted p-value tells two models apart
@@ -180,9 +181,11 @@ def _read_evidence(score: Score) -> dict[str, Evidence]:
 def _read_outputs(run: Run, fold: str) -> tuple[np.ndarray, np.ndarray]:
     path: Path = run.folder / PREDICTIONS[run.result.probe].format(fold=fold)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            target, prediction = arrays["target"], arrays["prediction"]
-    except (ValueError, KeyError, EOFError, BadZipFile) as error:
+        with ZipFile(path) as archive:
+            target, prediction = (
+                read_array(archive, name, TaskError, *FLOATS) for name in ("target", "prediction")
+            )
+    except ZIP_FAULTS as error:
         raise TaskError(f"{path} is broken; predict the task again, with --force") from error
     if target.ndim != 2 or prediction.shape != target.shape:
         raise TaskError(

@@ -15,6 +15,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from gram_hear.checkpoints.store import DAMAGE
 from gram_hear.console import say
 from gram_hear.errors import CheckpointError, GramError
 from gram_hear.pretrain.callbacks import StepCounter
@@ -94,7 +95,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"There is no checkpoint {path}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for what is not a checkpoint
+    except DAMAGE as error:
         raise CheckpointError(
             f"{path} cannot be resumed from: it is not a whole checkpoint of gram_hear.pretrain "
             f"({type(error).__name__})."

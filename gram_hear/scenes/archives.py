@@ -3,11 +3,8 @@
 Nothing is unpickled and nothing is unpacked: a tar's members are read from their place in it.
 """
 
-import io
-import math
 import os
 import tarfile
-import tokenize
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -18,17 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from gram_hear.errors import SceneError
-from gram_hear.foreign import TAR_FAULTS, BoundedMember
+from gram_hear.foreign import FLOATS, TAR_FAULTS, ZIP_FAULTS, BoundedMember, parse_array, read_array
 from gram_hear.writing import write_whole
 
 NPY = ".npy"
 LARGEST = 1 << 30  # bytes of an array's file
-MOST_AXES = 4  # of an array
-# What numpy's reading of a header's Python literal may raise.
-HEADER_FAULTS = (
-    *(ValueError, TypeError, KeyError, EOFError, SyntaxError, tokenize.TokenError),
-    *(RecursionError, MemoryError, OverflowError),
-)
 TAR = ".tar"
 COMPRESSED_TARS = (
     *(".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4"),
@@ -174,14 +165,12 @@ def _read_index(path: Path, tar: Path, stamp: np.ndarray) -> list[Member] | None
     """Return a tar's members as they are kept; None where nothing is, or what is wrong."""
     try:
         with zipfile.ZipFile(path) as kept:
-            if any(each.compress_type != zipfile.ZIP_STORED for each in kept.infolist()):
-                return None
             found, places, names = (
-                _parse_array(kept.read(f"{part}.npy"), part, kind)
+                read_array(kept, part, SceneError, kind)
                 for part, kind in (("stamp", np.int64), ("places", np.int64), ("names", np.uint8))
             )
-    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, EOFError):
-        return None  # ValueError: SceneError too; RuntimeError: an encrypted one
+    except (OSError, SceneError, *ZIP_FAULTS):
+        return None
     split = os.fsdecode(names.tobytes()).split("\0")
     if not np.array_equal(found, stamp) or places.shape != (len(split), 2):
         return None
@@ -253,41 +242,10 @@ def parse_npy(data: bytes, name: str) -> np.ndarray:
             holds NaN or infinite values.
     """
     with np.errstate(over="ignore"):
-        values = _parse_array(data, name, np.float16, np.float32, np.float64).astype(np.float32)
+        values = parse_array(data, name, SceneError, *FLOATS).astype(np.float32)
     if not np.isfinite(values).all():
         raise SceneError(f"{name} holds NaN or infinite values; repair it or leave it out.")
     return values
-
-
-def _parse_array(data: bytes, name: str, *allowed: type[np.generic]) -> np.ndarray:
-    """Return the array of a ``.npy`` file's bytes, which must have one of these types."""
-    file = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran_order, dtype = read_header(file)
-    except HEADER_FAULTS as error:
-        reason = str(error).partition("\n")[0][:100] or type(error).__name__
-        raise SceneError(f"{name} is no .npy file ({reason}).") from error
-    if dtype.newbyteorder("=") not in [np.dtype(each) for each in allowed]:
-        names = ", ".join(each.__name__ for each in allowed)
-        raise SceneError(f"{name} holds {str(dtype)[:100]}; allowed are {names}.")
-    start = file.tell()
-    if len(shape) > MOST_AXES or any(not 0 <= length <= len(data) for length in shape):
-        raise SceneError(
-            f"{name} has {len(shape)} axes or lengths that a file of {len(data)} bytes cannot hold."
-        )
-    count = math.prod(shape)
-    if len(data) - start != count * dtype.itemsize:
-        raise SceneError(
-            f"{name} has {len(data) - start} bytes of values; its shape {shape} of {dtype} needs "
-            f"{count * dtype.itemsize}. It is cut or damaged; fetch it anew."
-        )
-    values = np.frombuffer(data, dtype, count, start)
-    return values.reshape(shape, order="F" if fortran_order else "C")
 
 
 def first_channel(member: Member) -> np.ndarray:
