@@ -16,13 +16,14 @@ endif
 
 # Golden numbers, a run of each program, and what calls the libraries whose versions differ.
 FAST = $(patsubst %,tests/test_%.py,adapters clips collection config files frontend golden heads hear hub \
-	layouts package patches registry scene_command tasks windows) \
+	layouts package patches registry tasks windows) \
 	tests/test_cli.py::test_embed_writes_files_says_so_and_warns_that_the_model_is_untrained \
 	tests/test_cli.py::test_help_has_an_example_for_every_command_and_the_version_is_printed \
 	tests/test_hear_eval.py::test_everything_in_one_command \
 	tests/test_pretrain.py::test_a_checkpoint_converts_and_embeds \
 	tests/test_pretrain.py::test_a_run_is_seen \
 	tests/test_pretrain.py::test_shipped_configs_are_understood \
+	tests/test_scene_command.py::test_both_formats_hear_the_same_scene_and_say_their_channels \
 	-k "not killed"
 
 .PHONY: demo test test-fast lint format clean
