@@ -230,7 +230,7 @@ def test_what_a_folder_has_beside_its_noises_is_counted(folder, sounds):
     with pytest.warns(UserWarning, match="left out") as caught:
         assert len(open_noise(folder, RATE)) == len(sounds) + 1
     unreadable, others = (str(each.message) for each in caught)
-    assert "2 files (.m4a 2) are left out" in unreadable
+    assert f"{folder}: 2 files (.m4a 2) are left out" in unreadable
     assert "ffmpeg" in unreadable
     assert "1 files (.txt 1) are left out" in others
 

@@ -1,4 +1,4 @@
-"""What libsndfile leaves to its callers: sizes never written, joined MP3s, lost Ogg pages.
+"""What libsndfile leaves to its callers: parts of files, unknown sizes, joined MP3s, lost pages.
 
 Nothing here decodes sound. Files are read in bounded pieces, and nothing is allocated by a size
 that a file states.

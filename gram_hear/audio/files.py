@@ -119,25 +119,30 @@ def find_audio(
     yield from unreadable
 
 
-def warn_of_left_out(left_out: Counter[str]) -> None:
-    """Warn of what :func:`find_audio` left out: how many files of which suffixes, and why."""
+def warn_of_left_out(left_out: Counter[str], folder: Path | None = None) -> None:
+    """Warn of what :func:`find_audio` left out: how many files of which suffixes, and why.
+
+    The messages begin with the name of the folder, where it is given.
+    """
+    start = "" if folder is None else f"{folder}: "
     unreadable = {suffix: left_out[suffix] for suffix in UNREADABLE if left_out[suffix]}
     others = {suffix: n for suffix, n in left_out.items() if suffix not in (*unreadable, LINKS)}
     if unreadable:
         name = f"recording{next(iter(unreadable))}"
         warnings.warn(
-            f"{_count(unreadable)} are left out: libsndfile does not read sound of these formats. "
-            f"Convert them first, for example with ffmpeg -i {name} recording.flac.",
+            f"{start}{_count(unreadable)} are left out: libsndfile does not read sound of these "
+            f"formats. Convert them first, for example with ffmpeg -i {name} recording.flac.",
             stacklevel=3,
         )
     if others:
         warnings.warn(
-            f"{_count(others)} are left out: they are not sound by their suffix.", stacklevel=3
+            f"{start}{_count(others)} are left out: they are not sound by their suffix.",
+            stacklevel=3,
         )
     if left_out[LINKS]:
         warnings.warn(
-            f"{left_out[LINKS]} links to folders are left out: such links are not followed. Name "
-            "the folders themselves.",
+            f"{start}{left_out[LINKS]} links to folders are left out: such links are not followed. "
+            "Name the folders themselves.",
             stacklevel=3,
         )
 

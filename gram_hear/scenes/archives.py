@@ -92,7 +92,7 @@ def find_sounds(path: Path) -> Iterator[Path | Member]:
             yield found
     if (path / SUMMARY).is_file():
         left_out -= Counter([os.path.splitext(SUMMARY)[1]])
-    warn_of_left_out(left_out)
+    warn_of_left_out(left_out, path)
     for tar in tars:
         if is_folder and tar.name.lower().endswith(COMPRESSED_TARS):
             warnings.warn(
