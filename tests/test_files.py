@@ -578,3 +578,10 @@ def test_a_part_of_a_file_is_read_as_a_file_of_its_own(tmp_path, b_format):
         (tmp_path / "all").write_bytes(b"before" + content + content)
         part = Part(tmp_path / "all", name, 6, len(content))
         assert outcome(part, str(part)) == outcome(tmp_path / name, str(tmp_path / name)), name
+
+
+def test_a_part_that_lies_past_the_end_of_its_file_is_an_error(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(RATE), RATE)
+    size = (tmp_path / "a.wav").stat().st_size
+    with pytest.raises(AudioError, match=r"a\.wav: b ends early"):
+        SoundReader(Part(tmp_path / "a.wav", "b", 1, size), RATE)

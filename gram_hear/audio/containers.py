@@ -8,6 +8,7 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -122,6 +123,15 @@ class ByteView(io.RawIOBase):
         super().close()
 
 
+@contextmanager
+def reading(view: ByteView) -> Iterator[BinaryIO]:
+    """Open a view to read from it, and close it; errors of the file system are raised."""
+    with io.BufferedReader(view) as file:
+        yield file
+    if view.error is not None:
+        raise view.error
+
+
 def stated_layout(file: "soundfile.SoundFile") -> str | None:
     """Return what an open file says that its channels are.
 
@@ -145,53 +155,56 @@ def stated_layout(file: "soundfile.SoundFile") -> str | None:
     return "speakers" if has_map and any(positions) else None
 
 
-def unsized_data(file: BinaryIO) -> int:
+def unsized_data(view: ByteView) -> int:
     """Return where a WAV or RF64 file states the size of its samples, if it was never written.
 
     That is a size of 0, or none, before bytes that are not chunks up to the file's end. 0 is
     returned for any other file.
     """
-    size, position, found = file.seek(0, io.SEEK_END), 12, 0
-    for _ in range(MOST_CHUNKS):
-        if position + 8 > size:
-            break
-        file.seek(position)
-        name, length = file.read(4), int.from_bytes(file.read(4), "little")
-        if name == b"data" and length in (0, UNSIZED):
-            found, length = position + 4, 0
-        elif not all(32 <= byte < 127 for byte in name) or position + 8 + length > size:
-            return found  # samples, or what is damaged
-        position += 8 + length + length % 2
+    position, found = 12, 0
+    with reading(view) as file:
+        size = file.seek(0, io.SEEK_END)
+        for _ in range(MOST_CHUNKS):
+            if position + 8 > size:
+                break
+            file.seek(position)
+            name, length = file.read(4), int.from_bytes(file.read(4), "little")
+            if name == b"data" and length in (0, UNSIZED):
+                found, length = position + 4, 0
+            elif not all(32 <= byte < 127 for byte in name) or position + 8 + length > size:
+                return found  # samples, or what is damaged
+            position += 8 + length + length % 2
     return 0
 
 
-def after_tags(file: BinaryIO, position: int) -> int:
+def after_tags(view: ByteView, position: int) -> int:
     """Return where what follows an MP3's sound begins, past tags (ID3v1, APE) and zeros."""
-    while True:
-        file.seek(position)
-        head = file.read(4096)
-        if head.startswith(b"TAG"):
-            position += 128
-        elif head.startswith(b"APETAGEX"):
-            position += 32 + int.from_bytes(head[12:16], "little")
-        elif head.startswith(b"\0"):
-            position += len(head) - len(head.lstrip(b"\0"))
-        else:
-            return position
+    with reading(view) as file:
+        while True:
+            file.seek(position)
+            head = file.read(4096)
+            if head.startswith(b"TAG"):
+                position += 128
+            elif head.startswith(b"APETAGEX"):
+                position += 32 + int.from_bytes(head[12:16], "little")
+            elif head.startswith(b"\0"):
+                position += len(head) - len(head.lstrip(b"\0"))
+            else:
+                return position
 
 
 # --- Ogg --------------------------------------------------------------------------------------
 
 
-def ogg_streams(file: BinaryIO, rate: int, name: str) -> tuple[list[int], bool]:
+def ogg_streams(view: ByteView, rate: int, name: str) -> tuple[list[int], bool]:
     """Find the streams of an Ogg file, one after another, and see that they are whole.
 
     A decoder goes on after a lost page as if nothing were missing, and all that follows is early.
 
     Args:
-        file: the file, at its start.
+        view: of the file.
         rate: positions (granules) per second: the sample rate, or 48000 for Opus.
-        name: what messages call it.
+        name: what messages call the file.
 
     Returns:
         The byte at which each begins; and whether the file ends with a whole page.
@@ -203,29 +216,30 @@ def ogg_streams(file: BinaryIO, rate: int, name: str) -> tuple[list[int], bool]:
     expected: dict[int, int] = {}  # the number of the next page, by stream
     seconds, passed, end, broken = 0.0, 0.0, 0, 0
     in_headers = False
-    for position, page, intact in _ogg_pages(file):
-        flags, granule = page[5], int.from_bytes(page[6:14], "little", signed=True)
-        stream, number = (int.from_bytes(page[i : i + 4], "little") for i in (14, 18))
-        if not intact:
-            broken += 1
-            if broken < MOST_BROKEN:
-                continue
-        begins = bool(flags & 2)
-        if broken >= MOST_BROKEN or (not begins and number != expected.get(stream, number)):
-            raise AudioError(
-                f"{name} is damaged: a page of it is lost or broken about "
-                f"{passed + seconds:.2f} s after its start (byte {end}), and all that follows "
-                "would be at wrong times. Get the file again, or cut it there."
-            )
-        if begins and not in_headers:  # those that begin together are multiplexed
-            starts.append(position)
-            passed, seconds = passed + seconds, 0.0
-        in_headers = begins
-        expected[stream] = (number + 1) % 2**32
-        if granule > 0:
-            seconds = granule / rate
-        end = position + len(page)
-    return starts, end == file.seek(0, io.SEEK_END)
+    with reading(view) as file:
+        for position, page, intact in _ogg_pages(file):
+            flags, granule = page[5], int.from_bytes(page[6:14], "little", signed=True)
+            stream, number = (int.from_bytes(page[i : i + 4], "little") for i in (14, 18))
+            if not intact:
+                broken += 1
+                if broken < MOST_BROKEN:
+                    continue
+            begins = bool(flags & 2)
+            if broken >= MOST_BROKEN or (not begins and number != expected.get(stream, number)):
+                raise AudioError(
+                    f"{name} is damaged: a page of it is lost or broken about "
+                    f"{passed + seconds:.2f} s after its start (byte {end}), and all that follows "
+                    "would be at wrong times. Get the file again, or cut it there."
+                )
+            if begins and not in_headers:  # those that begin together are multiplexed
+                starts.append(position)
+                passed, seconds = passed + seconds, 0.0
+            in_headers = begins
+            expected[stream] = (number + 1) % 2**32
+            if granule > 0:
+                seconds = granule / rate
+            end = position + len(page)
+        return starts, end == file.seek(0, io.SEEK_END)
 
 
 def _ogg_pages(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:

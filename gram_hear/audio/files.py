@@ -1,6 +1,5 @@
 """Sound files in: any format of libsndfile, any rate, 1, 2 or 4 channels; whole or in blocks."""
 
-import io
 import itertools
 import os
 import re
@@ -21,6 +20,7 @@ from gram_hear.audio.containers import (
     Part,
     after_tags,
     ogg_streams,
+    reading,
     stated_layout,
     unsized_data,
 )
@@ -279,6 +279,8 @@ class SoundReader:
         self._part = path if isinstance(path, Part) else Part(self.path, self.path.name, 0, size)
         if self._part.size == 0:
             raise AudioError(f"{self.name} is empty (0 bytes).")
+        if self._part.offset + self._part.size > size:
+            raise AudioError(f"{self.name} ends early; {self.path} was cut. Get it again.")
         self._view: ByteView | None = None
         self._unsized = 0
         self._file = self._open()
@@ -358,8 +360,7 @@ class SoundReader:
                 file.close()
                 return self._open_at(0, "MP3")
             if file.format in ("WAV", "WAVEX", "RF64") and file.frames == 0:
-                with io.BufferedReader(self._bytes()) as whole:
-                    self._unsized = unsized_data(whole)
+                self._unsized = unsized_data(self._bytes())
             if self._unsized:
                 file.close()
                 self._view = self._bytes(patch=self._unsized)
@@ -411,7 +412,7 @@ class SoundReader:
     def _why(self, error: Exception) -> str:
         """Say why a file cannot be opened: what it is instead, or libsndfile's reason."""
         try:
-            with io.BufferedReader(self._bytes()) as file:
+            with reading(self._bytes()) as file:
                 head = file.read(64)
         except OSError as reason:
             return str(reason.strerror)
@@ -514,8 +515,7 @@ class SoundReader:
             return [], False
         granules = 48000 if self._file.subtype == "OPUS" else self.file_rate
         try:
-            with io.BufferedReader(self._bytes()) as file:
-                starts, is_whole = ogg_streams(file, granules, self.name)
+            starts, is_whole = ogg_streams(self._bytes(), granules, self.name)
         except OSError as error:
             raise AudioError(f"{self.name} cannot be read: {error.strerror}.") from error
         return starts[1:], not is_whole
@@ -523,13 +523,13 @@ class SoundReader:
     def _open_next(self, ogg_starts: list[int], seconds: float) -> bool:
         """Open the stream after the one that was read, if there is one that goes on with it."""
         old, view = self._file, self._view
-        size = self._part.size
+        start = size = self._part.size
         try:
             if old.format == "MP3" and view is not None:
-                with io.BufferedReader(self._bytes()) as file:
-                    start = after_tags(file, view.start - self._part.offset + view.tell())
-            else:
-                start = ogg_starts.pop(0) if ogg_starts else size
+                read = view.start - self._part.offset + view.tell()
+                start = after_tags(self._bytes(), read)
+            elif ogg_starts:
+                start = ogg_starts.pop(0)
             if start >= size:
                 return False
             self._file = self._open_at(start, old.format)

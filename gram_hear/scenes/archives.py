@@ -121,7 +121,7 @@ def index_tar(path: Path, suffixes: tuple[str, ...], labels: bool = False) -> li
     if program := _compressor(path):
         raise SceneError(
             f"{path} is compressed ({program}), and members of such tars cannot be read at random. "
-            f"Decompress it to .tar first: {program} -d {path.name}"
+            f"Decompress it once: {program} -dc {path.name} > {path.name}.tar"
         )
     try:
         with tarfile.open(path, "r:", tarinfo=BoundedMember) as tar:
