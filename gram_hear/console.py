@@ -39,7 +39,7 @@ Version = Annotated[
 
 def run(app: typer.Typer) -> None:
     """Run a command line; errors of ours become one message and exit code 1."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = show_warning
     try:
         app()
     except GramError as error:
@@ -65,7 +65,8 @@ def say(message: object, console: Console = messages) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning; in place of ``warnings.showwarning``, which prints its line of code too."""
     say(f"warning: {message}")
 
 

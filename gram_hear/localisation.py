@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gram_hear.audio.clips import as_clips
+from gram_hear.audio.files import resample
 from gram_hear.checkpoints.registry import find_entry
 from gram_hear.checkpoints.store import (
     Checkpoint,
@@ -557,9 +558,7 @@ def _resample(clip: Tensor, rate: int, wanted: int) -> Tensor:
         raise OptionError(f"The rate is {rate} Hz; it must be at least 1.")
     if rate == wanted:
         return clip
-    import soxr
-
-    resampled = soxr.resample(clip.cpu().numpy().T, rate, wanted, quality="HQ")
+    resampled = resample(clip.cpu().numpy().T, rate, wanted)
     if len(resampled) == 0:
         raise AudioError(f"The audio holds less than one sample at {wanted} Hz.")
     return torch.from_numpy(np.ascontiguousarray(resampled.T))

@@ -25,12 +25,11 @@ import numpy as np
 
 from gram_hear.audio.files import SoundReader, find_audio, warn_of_left_out
 from gram_hear.errors import AudioError, OptionError
-from gram_hear.scenes.archives import index_tar
+from gram_hear.scenes.archives import SUMMARY, index_tar
 from gram_hear.scenes.workers import cores, work
 from gram_hear.writing import hold, write_whole
 
 FORMAT, VERSION = "gram-hear clips", 1
-SUMMARY = "prepared.json"
 STATE = ".preparing"  # what is done, in the output folder
 LEAST = 1.0  # seconds of what remains at the end of a file that is cut, to be a clip
 MEGABYTE = 10**6

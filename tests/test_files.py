@@ -11,6 +11,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gram_hear.audio.containers import Part
 from gram_hear.audio.files import SUFFIXES, UNREADABLE, SoundReader, find_audio, read_audio
 from gram_hear.errors import AudioError, OptionError
 
@@ -537,3 +538,50 @@ def test_whole_ogg_files_of_any_length_bring_no_complaint(tmp_path, samples, for
     with SoundReader(tmp_path / "a.ogg", rate) as reader, warnings.catch_warnings():
         warnings.simplefilter("error")
         assert sum(len(block) for block in reader.samples()) == samples
+
+
+# --- parts of files ---------------------------------------------------------------------------
+
+
+def test_a_part_of_a_file_is_read_as_a_file_of_its_own(tmp_path, b_format):
+    """With what follows the part being more of the same sound."""
+    joined = mp3(tmp_path / "1.mp3") + ID3V1 + mp3(tmp_path / "2.mp3", seed=1)
+    pages = ogg(tmp_path / "a.ogg", "VORBIS", 3)
+    soundfile.write(tmp_path / "a.wav", tone(RATE), RATE)
+    unsized = bytearray((tmp_path / "a.wav").read_bytes())
+    unsized[40:44] = bytes(4)
+    contents = {
+        "whole.flac": (tmp_path / "a.wav").read_bytes(),
+        "b_format.amb": b_format[0].read_bytes(),
+        "joined.mp3": joined,
+        "uncounted.mp3": without_count(joined),
+        "unsized.wav": bytes(unsized),
+        "joined.ogg": 2 * b"".join(pages),
+        "broken.ogg": b"".join(pages[:3] + pages[4:]),
+        "foreign.wav": b"\0\0\0 ftypM4A " + bytes(60),
+        "empty.wav": b"",
+    }
+
+    def outcome(sound, name):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                with SoundReader(sound, 16000, any_channels=True) as reader:
+                    found = np.concatenate(list(reader.blocks()), axis=1).tobytes()
+                    facts = (reader.duration, reader.convention, reader.is_plain, reader.file_rate)
+            except AudioError as error:
+                found, facts = str(error).replace(name, ""), ()
+        return found, facts, [str(each.message).replace(name, "") for each in caught]
+
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / "all").write_bytes(b"before" + content + content)
+        part = Part(tmp_path / "all", name, 6, len(content))
+        assert outcome(part, str(part)) == outcome(tmp_path / name, str(tmp_path / name)), name
+
+
+def test_a_part_that_lies_past_the_end_of_its_file_is_an_error(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(RATE), RATE)
+    size = (tmp_path / "a.wav").stat().st_size
+    with pytest.raises(AudioError, match=r"a\.wav: b ends early"):
+        SoundReader(Part(tmp_path / "a.wav", "b", 1, size), RATE)

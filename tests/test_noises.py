@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import warnings
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ def test_a_rate_that_makes_hours_of_a_sound_is_refused(tmp_path):
     data = bytearray(file.getvalue())
     data[24:28] = (1).to_bytes(4, "little")
     write_tar(tmp_path / "n.tar", {"a.wav": bytes(data)})
-    with pytest.raises(SceneError, match=r"n\.tar: a\.wav could not be read as sound: .*1 Hz"):
+    with pytest.raises(SceneError, match=r"n\.tar: a\.wav states a sample rate of 1 Hz"):
         open_noise(tmp_path, RATE).draw([0], 100)
 
 
@@ -196,7 +197,8 @@ def test_frames_that_only_the_header_has_are_not_waited_for(tmp_path):
     data[21] |= 15
     data[22:26] = b"\xff" * 4  # 2^36 - 1 samples: 256 GB
     write_tar(tmp_path / "n.tar", {"a.flac": bytes(data)})
-    assert len(open_noise(tmp_path, RATE).draw([0], 10**4).audio) == 4000
+    with pytest.warns(UserWarning, match=r"n\.tar: a\.flac ends before its header says"):
+        assert len(open_noise(tmp_path, RATE).draw([0], 10**4).audio) == 4000
 
 
 def test_nothing_is_unpickled(tmp_path):
@@ -215,6 +217,22 @@ def test_other_members_and_compressed_tars_are_refused(tmp_path):
         tar.add(__file__, "a.npy")
     with pytest.raises(SceneError, match=r"n\.tar is compressed \(gzip\)"):
         open_noise(tmp_path, RATE)
+
+
+def test_what_a_folder_has_beside_its_noises_is_counted(folder, sounds):
+    write_tar(folder / "n.tar", {"a.npy": npy(np.ones(100, np.float32))})
+    (folder / "prepared.json").write_text("{}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(open_noise(folder, RATE)) == len(sounds) + 1
+    for name in ("a.m4a", "deep/b.m4a", "c.txt"):
+        (folder / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match="left out") as caught:
+        assert len(open_noise(folder, RATE)) == len(sounds) + 1
+    unreadable, others = (str(each.message) for each in caught)
+    assert f"{folder}: 2 files (.m4a 2) are left out" in unreadable
+    assert "ffmpeg" in unreadable
+    assert "1 files (.txt 1) are left out" in others
 
 
 def test_link_to_no_tar_is_an_error(tmp_path):

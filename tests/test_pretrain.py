@@ -610,6 +610,15 @@ def test_what_cannot_be_is_said_before_the_first_step(fit, capsys, tmp_path, opt
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_warnings_are_printed_as_by_the_other_commands(fit, capsys, tmp_path):
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sounds" / "a.m4a").write_bytes(b"")
+    assert fit(data__clips="sounds") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("warning: sounds: 1 files (.m4a 1) are left out") for line in said)
+    assert not any("UserWarning" in line for line in said)
+
+
 def test_without_a_config_nothing_is_left_behind(fit, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pretrain", "fit"])
     assert main() == 1

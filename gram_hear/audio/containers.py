@@ -1,4 +1,4 @@
-"""What libsndfile leaves to its callers: sizes never written, joined MP3s, lost Ogg pages.
+"""What libsndfile leaves to its callers: parts of files, unknown sizes, joined MP3s, lost pages.
 
 Nothing here decodes sound. Files are read in bounded pieces, and nothing is allocated by a size
 that a file states.
@@ -8,8 +8,10 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gram_hear.errors import AudioError
 
@@ -28,25 +30,46 @@ GET_CHANNEL_MAP, WAVEX_GET_AMBISONIC, B_FORMAT = 0x1100, 0x1201, 0x41
 B_FORMAT_MAP = [23, 24, 25, 26]  # W, X, Y, Z
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some bytes of a file, such as a member of a tar: ``size`` of them from ``offset`` on."""
+
+    path: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.name}"
+
+
 class ByteView(io.RawIOBase):
-    """A file from one of its bytes on, which libsndfile opens as a file of its own.
+    """Some bytes of a file, which libsndfile opens as a file of its own.
 
     Attributes:
         error: what the file system answered when a read failed. libsndfile sees the file's end.
     """
 
     def __init__(
-        self, path: Path, start: int = 0, *, hides_end: bool = False, patch: int = 0
+        self,
+        path: Path,
+        start: int = 0,
+        size: int | None = None,
+        *,
+        hides_end: bool = False,
+        patch: int = 0,
     ) -> None:
         """Open a view.
 
         Args:
             path: the file.
             start: its byte at which the view begins.
+            size: of the view in bytes; None is up to the file's end.
             hides_end: find the end but once. That is for libsndfile; mpg123 below it then does not
                 know the size.
-            patch: the byte that holds the size of a WAV's samples, to be read as unknown; an RF64
-                file, whose size stands elsewhere, is then read as RIFF. 0 leaves the file as it is.
+            patch: the byte of the view that holds the size of a WAV's samples, to be read as
+                unknown; an RF64 file, whose size stands elsewhere, is then read as RIFF. 0 leaves
+                the file as it is.
         """
         self.start = start
         self.error: OSError | None = None
@@ -54,6 +77,7 @@ class ByteView(io.RawIOBase):
         self._end_was_found = False
         self._patches = {patch: b"\xff" * 4, 0: b"RIFF"} if patch else {}
         self._file = open(path, "rb")  # noqa: SIM115
+        self.end = self._file.seek(0, io.SEEK_END) if size is None else start + size
         self._file.seek(start)
 
     def readable(self) -> bool:
@@ -74,13 +98,14 @@ class ByteView(io.RawIOBase):
             if self._end_was_found:
                 return 0
             self._end_was_found = True
-        self._file.seek(offset + self.start if whence == io.SEEK_SET else offset, whence)
+        base = {io.SEEK_SET: self.start, io.SEEK_CUR: self._file.tell(), io.SEEK_END: self.end}
+        self._file.seek(max(self.start, base[whence] + offset))
         return self.tell()
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer; return how many bytes were there."""
-        position = self._file.tell()
-        view = memoryview(buffer).cast("B")
+        position = self.tell()
+        view = memoryview(buffer).cast("B")[: max(0, self.end - self.start - position)]
         try:
             count = self._file.readinto(view)
         except OSError as error:
@@ -96,6 +121,15 @@ class ByteView(io.RawIOBase):
         """Close the file."""
         self._file.close()
         super().close()
+
+
+@contextmanager
+def reading(view: ByteView) -> Iterator[BinaryIO]:
+    """Open a view to read from it, and close it; errors of the file system are raised."""
+    with io.BufferedReader(view) as file:
+        yield file
+    if view.error is not None:
+        raise view.error
 
 
 def stated_layout(file: "soundfile.SoundFile") -> str | None:
@@ -121,14 +155,15 @@ def stated_layout(file: "soundfile.SoundFile") -> str | None:
     return "speakers" if has_map and any(positions) else None
 
 
-def unsized_data(path: Path) -> int:
+def unsized_data(view: ByteView) -> int:
     """Return where a WAV or RF64 file states the size of its samples, if it was never written.
 
     That is a size of 0, or none, before bytes that are not chunks up to the file's end. 0 is
     returned for any other file.
     """
-    size, position, found = path.stat().st_size, 12, 0
-    with open(path, "rb") as file:
+    position, found = 12, 0
+    with reading(view) as file:
+        size = file.seek(0, io.SEEK_END)
         for _ in range(MOST_CHUNKS):
             if position + 8 > size:
                 break
@@ -142,9 +177,9 @@ def unsized_data(path: Path) -> int:
     return 0
 
 
-def after_tags(path: Path, position: int) -> int:
+def after_tags(view: ByteView, position: int) -> int:
     """Return where what follows an MP3's sound begins, past tags (ID3v1, APE) and zeros."""
-    with open(path, "rb") as file:
+    with reading(view) as file:
         while True:
             file.seek(position)
             head = file.read(4096)
@@ -161,14 +196,15 @@ def after_tags(path: Path, position: int) -> int:
 # --- Ogg --------------------------------------------------------------------------------------
 
 
-def ogg_streams(path: Path, rate: int) -> tuple[list[int], bool]:
+def ogg_streams(view: ByteView, rate: int, name: str) -> tuple[list[int], bool]:
     """Find the streams of an Ogg file, one after another, and see that they are whole.
 
     A decoder goes on after a lost page as if nothing were missing, and all that follows is early.
 
     Args:
-        path: the file.
+        view: of the file.
         rate: positions (granules) per second: the sample rate, or 48000 for Opus.
+        name: what messages call the file.
 
     Returns:
         The byte at which each begins; and whether the file ends with a whole page that says that
@@ -181,7 +217,7 @@ def ogg_streams(path: Path, rate: int) -> tuple[list[int], bool]:
     expected: dict[int, int] = {}  # the number of the next page, by stream
     seconds, passed, end, broken = 0.0, 0.0, 0, 0
     in_headers = ended = False
-    with open(path, "rb") as file:
+    with reading(view) as file:
         for position, page, intact in _ogg_pages(file):
             flags, granule = page[5], int.from_bytes(page[6:14], "little", signed=True)
             stream, number = (int.from_bytes(page[i : i + 4], "little") for i in (14, 18))
@@ -192,7 +228,7 @@ def ogg_streams(path: Path, rate: int) -> tuple[list[int], bool]:
             begins = bool(flags & 2)
             if broken >= MOST_BROKEN or (not begins and number != expected.get(stream, number)):
                 raise AudioError(
-                    f"{path} is damaged: a page of it is lost or broken about "
+                    f"{name} is damaged: a page of it is lost or broken about "
                     f"{passed + seconds:.2f} s after its start (byte {end}), and all that follows "
                     "would be at wrong times. Get the file again, or cut it there."
                 )
@@ -207,7 +243,7 @@ def ogg_streams(path: Path, rate: int) -> tuple[list[int], bool]:
         return starts, ended and end == file.seek(0, io.SEEK_END)
 
 
-def _ogg_pages(file: io.BufferedReader) -> Iterator[tuple[int, bytes, bool]]:
+def _ogg_pages(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
     """Yield what looks like the pages of an Ogg file: where, the page, whether it is intact.
 
     One that is broken is searched for others.

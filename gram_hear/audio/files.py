@@ -8,17 +8,19 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gram_hear.audio.containers import (
     UNSIZED,
     ByteView,
+    Part,
     after_tags,
     ogg_streams,
+    reading,
     stated_layout,
     unsized_data,
 )
@@ -85,7 +87,11 @@ class Recording:
     convention: str | None = None
 
 
-def find_audio(folder: Path, left_out: Counter[str] | None = None) -> Iterator[Path]:
+def find_audio(
+    folder: Path,
+    left_out: Counter[str] | None = None,
+    suffixes: tuple[str, ...] = SUFFIXES,
+) -> Iterator[Path]:
     """Yield the sound files below a folder, by their suffix, in sorted order; hidden ones not.
 
     A folder that cannot be listed is yielded itself: reading it fails and says why.
@@ -94,6 +100,7 @@ def find_audio(folder: Path, left_out: Counter[str] | None = None) -> Iterator[P
         folder: where to look. Links to folders are not followed.
         left_out: counts the files of other suffixes, by suffix, and the links to folders, as
             :data:`LINKS`; :func:`warn_of_left_out` tells of them.
+        suffixes: what is looked for, in lower case.
     """
     left_out = Counter() if left_out is None else left_out
     unreadable: list[Path] = []
@@ -105,32 +112,37 @@ def find_audio(folder: Path, left_out: Counter[str] | None = None) -> Iterator[P
         for name in sorted(names):
             if name.startswith("."):
                 continue
-            if name.lower().endswith(SUFFIXES):
+            if name.lower().endswith(suffixes):
                 yield Path(parent) / name
             else:
                 left_out[os.path.splitext(name)[1].lower()] += 1
     yield from unreadable
 
 
-def warn_of_left_out(left_out: Counter[str]) -> None:
-    """Warn of what :func:`find_audio` left out: how many files of which suffixes, and why."""
+def warn_of_left_out(left_out: Counter[str], folder: Path | None = None) -> None:
+    """Warn of what :func:`find_audio` left out: how many files of which suffixes, and why.
+
+    The messages begin with the name of the folder, where it is given.
+    """
+    start = "" if folder is None else f"{folder}: "
     unreadable = {suffix: left_out[suffix] for suffix in UNREADABLE if left_out[suffix]}
     others = {suffix: n for suffix, n in left_out.items() if suffix not in (*unreadable, LINKS)}
     if unreadable:
         name = f"recording{next(iter(unreadable))}"
         warnings.warn(
-            f"{_count(unreadable)} are left out: libsndfile does not read sound of these formats. "
-            f"Convert them first, for example with ffmpeg -i {name} recording.flac.",
+            f"{start}{_count(unreadable)} are left out: libsndfile does not read sound of these "
+            f"formats. Convert them first, for example with ffmpeg -i {name} recording.flac.",
             stacklevel=3,
         )
     if others:
         warnings.warn(
-            f"{_count(others)} are left out: they are not sound by their suffix.", stacklevel=3
+            f"{start}{_count(others)} are left out: they are not sound by their suffix.",
+            stacklevel=3,
         )
     if left_out[LINKS]:
         warnings.warn(
-            f"{left_out[LINKS]} links to folders are left out: such links are not followed. Name "
-            "the folders themselves.",
+            f"{start}{left_out[LINKS]} links to folders are left out: such links are not followed. "
+            "Name the folders themselves.",
             stacklevel=3,
         )
 
@@ -166,6 +178,21 @@ def check_rate(rate: int, name: str) -> None:
             f"{name} states a sample rate of {rate} Hz; it must be {LOWEST_RATE} to "
             f"{HIGHEST_RATE} Hz. Correct its header, or export the file again."
         )
+
+
+def resample(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """Return (samples,) or (samples, channels) at another rate in Hz (soxr, high quality)."""
+    import soxr
+
+    audio = np.ascontiguousarray(audio)
+    return audio if rate == wanted else soxr.resample(audio, rate, wanted, quality="HQ")
+
+
+def decoding_faults() -> tuple[type[Exception], ...]:
+    """Return what soundfile raises where a file cannot be opened or read."""
+    import soundfile
+
+    return (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError)
 
 
 def read_audio(
@@ -216,6 +243,8 @@ class SoundReader:
     """A sound file, open to be read in resampled blocks.
 
     Attributes:
+        path: of the file, or of the file that holds it.
+        name: what messages call it.
         channels: 1, 2 or 4, or any number where that was asked for.
         file_rate: the file's own sample rate in Hz.
         duration: seconds of the file; from its header (0 where that does not know) until all blocks
@@ -227,27 +256,31 @@ class SoundReader:
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike | Part,
         sample_rate: int,
         *,
         convention: str | None = None,
         any_channels: bool = False,
     ) -> None:
-        """Open a file; the arguments and errors are those of :func:`read_audio`.
+        """Open a file, or a part of one; arguments and errors are those of :func:`read_audio`.
 
         Any number of channels, and any meaning of four, is allowed with ``any_channels``.
         """
-        import soundfile
-
-        self.path = Path(path)
+        self._is_part = isinstance(path, Part)
+        self.path = path.path if isinstance(path, Part) else Path(path)
+        self.name = str(path) if isinstance(path, Part) else str(self.path)
         self.sample_rate = sample_rate
-        self._failures = (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError)
+        self._failures = decoding_faults()
         if convention is not None:
             from gram_hear.audio.layouts import check_convention  # brings torch
 
             check_convention(convention)
-        if file_status(self.path).st_size == 0:
-            raise AudioError(f"{self.path} is empty (0 bytes).")
+        size = file_status(self.path).st_size
+        self._part = path if isinstance(path, Part) else Part(self.path, self.path.name, 0, size)
+        if self._part.size == 0:
+            raise AudioError(f"{self.name} is empty (0 bytes).")
+        if self._part.offset + self._part.size > size:
+            raise AudioError(f"{self.name} ends early; {self.path} was cut. Get it again.")
         self._view: ByteView | None = None
         self._unsized = 0
         self._file = self._open()
@@ -255,7 +288,7 @@ class SoundReader:
         self.file_rate: int = self._file.samplerate
         try:
             self._stated = stated_layout(self._file)
-            check_rate(self.file_rate, str(self.path))
+            check_rate(self.file_rate, self.name)
             if not any_channels:
                 self.check_layout()
             self.convention = self._convention(convention)
@@ -289,18 +322,18 @@ class SoundReader:
         """
         if self._stated == "speakers" and self.channels == 4:
             raise AudioError(
-                f"{self.path} says that its 4 channels are for loudspeakers (such as quad); 4 "
+                f"{self.name} says that its 4 channels are for loudspeakers (such as quad); 4 "
                 "channels must be first-order Ambisonics. If they are, convert the file to FLAC "
                 "or plain WAV, which name no loudspeakers; else mix it down to 1 or 2 channels."
             )
         if self._stated == "fuma" and self.channels < 4:
             raise AudioError(
-                f"{self.path} says that it is Ambisonic B-format and has {self.channels} channels; "
+                f"{self.name} says that it is Ambisonic B-format and has {self.channels} channels; "
                 "first-order Ambisonics has 4."
             )
         if self.channels not in LAYOUT_OF_AUDIO and not any_number:
             raise AudioError(
-                f"{self.path} has {self.channels} channels; allowed are 1 (mono), 2 (binaural) and "
+                f"{self.name} has {self.channels} channels; allowed are 1 (mono), 2 (binaural) and "
                 "4 (first-order Ambisonics)."
             )
 
@@ -309,7 +342,7 @@ class SoundReader:
             return None
         if given is not None and self._stated not in (None, given):
             raise AudioError(
-                f"{self.path} says that it is in the convention {self._stated!r}, and {given!r} "
+                f"{self.name} says that it is in the convention {self._stated!r}, and {given!r} "
                 "was asked for. Leave the convention out to follow the file."
             )
         return given or self._stated or "ambix"
@@ -321,26 +354,32 @@ class SoundReader:
         # As bytes, so that names that are not UTF-8 can be opened too.
         name = os.fsencode(self.path) if os.name == "posix" else str(self.path)
         try:
-            file = soundfile.SoundFile(name)
+            self._view = self._bytes() if self._is_part else None
+            file = soundfile.SoundFile(self._view or name)
             if file.format == "MP3":
                 file.close()
                 return self._open_at(0, "MP3")
             if file.format in ("WAV", "WAVEX", "RF64") and file.frames == 0:
-                self._unsized = unsized_data(self.path)
+                self._unsized = unsized_data(self._bytes())
             if self._unsized:
                 file.close()
-                self._view = ByteView(self.path, patch=self._unsized)
+                self._view = self._bytes(patch=self._unsized)
                 file = soundfile.SoundFile(self._view)
         except self._failures as error:
             reason = self._why(error)
-            raise AudioError(f"{self.path} could not be read as sound: {reason}") from error
+            raise AudioError(f"{self.name} could not be read as sound: {reason}") from error
         if file.format == "RAW":
             file.close()
             raise AudioError(
-                f"{self.path} could not be read as sound: it has no header, and what its samples "
+                f"{self.name} could not be read as sound: it has no header, and what its samples "
                 "are would be a guess from its suffix. Convert it to WAV or FLAC."
             )
         return self._prepare(file)
+
+    def _bytes(self, start: int = 0, **options: Any) -> ByteView:
+        """Return a view of the file from one of its bytes on."""
+        part = self._part
+        return ByteView(self.path, part.offset + start, part.size - start, **options)
 
     def _open_at(self, start: int, format: str) -> "soundfile.SoundFile":
         """Open a stream of an MP3 or Ogg file through a view of its bytes.
@@ -351,10 +390,10 @@ class SoundReader:
         """
         import soundfile
 
-        view = ByteView(self.path, start)
+        view = self._bytes(start)
         file = soundfile.SoundFile(view)
         if format == "MP3":
-            unending = ByteView(self.path, start, hides_end=True)
+            unending = self._bytes(start, hides_end=True)
             counted = soundfile.SoundFile(unending)
             if counted.frames != file.frames:
                 file, counted, view, unending = counted, file, unending, view
@@ -373,11 +412,12 @@ class SoundReader:
     def _why(self, error: Exception) -> str:
         """Say why a file cannot be opened: what it is instead, or libsndfile's reason."""
         try:
-            with open(self.path, "rb") as file:
+            with reading(self._bytes()) as file:
                 head = file.read(64)
         except OSError as reason:
             return str(reason.strerror)
-        suffix = self.path.suffix
+        file_name = PurePath(self._part.name)
+        suffix = file_name.suffix
         is_unknown = getattr(error, "code", None) in UNRECOGNISED
         format = suffix[1:].upper() if is_unknown and suffix.lower() in UNREADABLE else ""
         for (place, mark), name in FOREIGN.items():
@@ -386,7 +426,7 @@ class SoundReader:
         if format:
             return (
                 f"it is {format}, which libsndfile does not read. Convert it, as by ffmpeg -i "
-                f"{self.path.name} {self.path.stem}.flac"
+                f"{file_name.name} {file_name.stem}.flac"
             )
         if is_unknown:
             kind = suffix[1:].upper() or "sound"
@@ -421,9 +461,9 @@ class SoundReader:
                 yield np.ascontiguousarray(samples.T)
         if written == 0:
             raise AudioError(
-                f"{self.path} holds no samples."
+                f"{self.name} holds no samples."
                 if read == 0
-                else f"{self.path} holds {read} samples at {self.file_rate} Hz: less than one at "
+                else f"{self.name} holds {read} samples at {self.file_rate} Hz: less than one at "
                 f"{self.sample_rate} Hz."
             )
 
@@ -459,7 +499,7 @@ class SoundReader:
             if self._view is not None and self._view.error is not None:
                 raise self._view.error
         except self._failures as error:
-            raise AudioError(f"{self.path} is damaged: reading it failed ({error}).") from error
+            raise AudioError(f"{self.name} is damaged: reading it failed ({error}).") from error
         return samples
 
     def _in_ambix(self, samples: np.ndarray) -> np.ndarray:
@@ -475,18 +515,19 @@ class SoundReader:
             return [], False
         granules = 48000 if self._file.subtype == "OPUS" else self.file_rate
         try:
-            starts, is_whole = ogg_streams(self.path, granules)
+            starts, is_whole = ogg_streams(self._bytes(), granules, self.name)
         except OSError as error:
-            raise AudioError(f"{self.path} cannot be read: {error.strerror}.") from error
+            raise AudioError(f"{self.name} cannot be read: {error.strerror}.") from error
         return starts[1:], not is_whole
 
     def _open_next(self, ogg_starts: list[int], seconds: float) -> bool:
         """Open the stream after the one that was read, if there is one that goes on with it."""
         old, view = self._file, self._view
-        start = size = file_status(self.path).st_size
+        start = size = self._part.size
         try:
             if old.format == "MP3" and view is not None:
-                start = after_tags(self.path, view.start + view.tell())
+                read = view.start - self._part.offset + view.tell()
+                start = after_tags(self._bytes(), read)
             elif ogg_starts:
                 start = ogg_starts.pop(0)
             if start >= size:
@@ -503,7 +544,7 @@ class SoundReader:
                 view.close()
         if not goes_on:
             warnings.warn(
-                f"{self.path}: no more could be read after {seconds:.2f} s, at byte {start} of "
+                f"{self.name}: no more could be read after {seconds:.2f} s, at byte {start} of "
                 f"{size}. The file is cut off or damaged there, or goes on with other channels or "
                 "at another sample rate. Get it again, or split it there.",
                 stacklevel=3,
@@ -519,13 +560,13 @@ class SoundReader:
             is_cut |= bool(there) and int(there) < int(stated) < UNSIZED
         if is_unsized:
             warnings.warn(
-                f"{self.path} does not say how much sound it holds, as if its recording had been "
+                f"{self.name} does not say how much sound it holds, as if its recording had been "
                 f"broken off; the {seconds:.2f} s up to its end are used.",
                 stacklevel=3,
             )
         elif is_cut or "from 'ds64' chunk" in notes:
             warnings.warn(
-                f"{self.path} ends before its header says, or is broken at its end; the "
+                f"{self.name} ends before its header says, or is broken at its end; the "
                 f"{seconds:.2f} s that are there are used.",
                 stacklevel=3,
             )

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from gram_hear.checkpoints.store import describe
-from gram_hear.console import say
+from gram_hear.console import say, show_warning
 from gram_hear.errors import GramError, OptionError, nearest
 from gram_hear.pretrain.callbacks import Curves, Pictures, ProgressBar, shows_progress
 from gram_hear.pretrain.checkpoints import (
@@ -289,6 +289,7 @@ def _dump_yaml(data: Any) -> str:
 
 def run() -> int:
     """Run the command line of this process, and return what it exits with."""
+    warnings.showwarning = show_warning
     # Lightning starts further processes with this process's command line, so it is changed.
     try:
         sys.argv[1:] = find_configs(complete(sys.argv[1:]))

@@ -10,25 +10,17 @@ import math
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from gram_hear.audio.files import SUFFIXES, UNKNOWN, check_rate, find_audio
+from gram_hear.audio.containers import ByteView
+from gram_hear.audio.files import UNKNOWN, check_rate, decoding_faults, resample
 from gram_hear.audio.synthesis import synthesise_clip
 from gram_hear.errors import AudioError, OptionError, SceneError
-from gram_hear.scenes.archives import (
-    COMPRESSED_TARS,
-    NPY,
-    TAR,
-    Member,
-    find_members,
-    find_tars,
-    first_channel,
-)
+from gram_hear.scenes.archives import NPY, NPY_RATE, Member, find_sounds, first_channel
 
-NPY_RATE = 32000  # Hz of arrays, which do not say it: that of the published recipe
 SYNTHETIC_CLIPS = 4096
 IN_FOLDER = -1  # in place of a tar's number
 MARGIN = 64  # samples read beyond an excerpt, so that resampling cannot leave it short
@@ -96,7 +88,7 @@ class RecordedClips(ClipSet):
         places, names, ends = array("q"), bytearray(), array("q")
         for sound in sounds:
             if isinstance(sound, Member):
-                places.extend((tars.setdefault(sound.tar, len(tars)), sound.offset, sound.size))
+                places.extend((tars.setdefault(sound.path, len(tars)), sound.offset, sound.size))
                 names += os.fsencode(sound.name)
             else:
                 places.extend((IN_FOLDER, 0, 0))
@@ -125,13 +117,12 @@ class RecordedClips(ClipSet):
         generator = np.random.default_rng([*seed])
         try:
             if isinstance(sound, Path):
-                # As bytes, so that names that are not UTF-8 can be opened too.
-                with open(os.fsencode(sound), "rb") as file:
-                    audio = _decode(file, str(sound), samples, rate, generator)
+                audio = _decode(ByteView(sound), str(sound), samples, rate, generator)
             elif sound.name.lower().endswith(NPY):
                 audio = _excerpt(_first(sound), samples, rate, generator)
             else:
-                audio = _decode(_Part(sound), str(sound), samples, rate, generator)
+                view = ByteView(sound.path, sound.offset, sound.size)
+                audio = _decode(view, str(sound), samples, rate, generator)
         except OSError as error:
             raise AudioError(f"{sound} cannot be read: {error.strerror or error}.") from error
         if len(audio) == 0:
@@ -158,7 +149,7 @@ def open_clips(paths: Paths | None, seed: int = 0, count: int = SYNTHETIC_CLIPS)
     if paths is None:
         return SyntheticClips(seed, count)
     given = [paths] if isinstance(paths, str | Path) else list(paths)
-    clips = RecordedClips(sound for path in given for sound in _find(Path(path)))
+    clips = RecordedClips(sound for path in given for sound in find_sounds(Path(path)))
     if len(clips) == 0:
         raise SceneError(
             f"{', '.join(map(str, given)) or 'An empty list'} holds no clips; give sound files "
@@ -166,55 +157,6 @@ def open_clips(paths: Paths | None, seed: int = 0, count: int = SYNTHETIC_CLIPS)
             "gram-hear prepare makes such tars."
         )
     return clips
-
-
-def _find(path: Path) -> Iterator[Path | Member]:
-    """Yield what a folder, a tar or a sound file holds."""
-    if path.is_dir():
-        yield from find_audio(path)
-    elif not path.is_file():
-        raise SceneError(f"There is no folder or file {path} of clips.")
-    elif not path.name.lower().endswith((TAR, *COMPRESSED_TARS)):
-        yield path
-    for tar in find_tars(path):
-        yield from find_members(tar, (*SUFFIXES, NPY), labels=True)
-
-
-# --- tars -----------------------------------------------------------------------------------
-
-
-class _Part(io.RawIOBase):
-    """A member of a tar as a file of its own."""
-
-    def __init__(self, member: Member) -> None:
-        self._member = member
-        self._file = open(member.tar, "rb")  # noqa: SIM115 - closed in close
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._member.size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def readinto(self, buffer: "memoryview[int]") -> int:  # type: ignore[override]
-        count = max(0, min(len(buffer), self._member.size - self._at))
-        self._file.seek(self._member.offset + self._at)
-        read = self._file.readinto(memoryview(buffer)[:count])
-        self._at += read
-        return read
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 # --- decoding -------------------------------------------------------------------------------
@@ -234,17 +176,17 @@ def _excerpt(
     """Return an excerpt of an array, resampled."""
     wanted = _span(samples, NPY_RATE, rate)
     start = _draw_start(generator, len(audio), samples, NPY_RATE, rate)
-    return _resample(audio[start : start + wanted], NPY_RATE, rate)[:samples]
+    return resample(audio[start : start + wanted], NPY_RATE, rate)[:samples]
 
 
 def _decode(
-    file: io.IOBase, name: str, samples: int, rate: int, generator: np.random.Generator
+    view: ByteView, name: str, samples: int, rate: int, generator: np.random.Generator
 ) -> np.ndarray:
     """Return an excerpt of an open sound file's first channel, resampled."""
     import soundfile
 
     try:
-        with io.BufferedReader(file, 2**16) as buffered, soundfile.SoundFile(buffered) as sound:  # type: ignore[type-var]
+        with io.BufferedReader(view, 2**16) as file, soundfile.SoundFile(file) as sound:
             check_rate(sound.samplerate, "its header")
             if sound.frames >= UNKNOWN:  # a header that does not know: from the start, and as it is
                 sound.seekable = lambda: False
@@ -252,8 +194,10 @@ def _decode(
                 sound.seek(_draw_start(generator, sound.frames, samples, sound.samplerate, rate))
             wanted = _span(samples, sound.samplerate, rate)
             audio = sound.read(wanted, dtype="float32", always_2d=True)[:, 0]
-            return _resample(audio, sound.samplerate, rate)[:samples]
-    except (soundfile.SoundFileError, TypeError, ValueError, MemoryError) as error:
+            if view.error is not None:
+                raise view.error
+            return resample(audio, sound.samplerate, rate)[:samples]
+    except decoding_faults() as error:
         reason = getattr(error, "error_string", error)
         raise AudioError(f"{name} could not be read as sound: {reason}") from error
 
@@ -269,11 +213,3 @@ def _draw_start(
     """Draw where a clip starts in a file; 0 where it is no longer than the clip."""
     spare = length - math.ceil(samples * file_rate / rate)
     return int(generator.integers(spare + 1)) if spare > 0 else 0
-
-
-def _resample(audio: np.ndarray, file_rate: int, rate: int) -> np.ndarray:
-    import soxr
-
-    if file_rate == rate:
-        return np.ascontiguousarray(audio)
-    return soxr.resample(np.ascontiguousarray(audio), file_rate, rate, quality="HQ")

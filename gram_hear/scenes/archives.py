@@ -7,6 +7,7 @@ import os
 import tarfile
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,16 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
+from gram_hear.audio.containers import Part
+from gram_hear.audio.files import SUFFIXES, find_audio, warn_of_left_out
 from gram_hear.errors import SceneError
 from gram_hear.foreign import FLOATS, TAR_FAULTS, ZIP_FAULTS, BoundedMember, parse_array, read_array
 from gram_hear.writing import write_whole
 
 NPY = ".npy"
+NPY_RATE = 32000  # Hz of arrays of sound, which do not say it: that of the published recipe
 LARGEST = 1 << 30  # bytes of an array's file
-TAR = ".tar"
 COMPRESSED_TARS = (
     *(".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4"),
 )
+TARS = (".tar", *COMPRESSED_TARS)
+SUMMARY = "prepared.json"  # what gram-hear prepare puts beside its tars
 COMPRESSIONS = {  # how files begin, and the program that unpacks them
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -34,16 +39,8 @@ COMPRESSIONS = {  # how files begin, and the program that unpacks them
 
 
 @dataclass(frozen=True)
-class Member:
-    """A file in a tar, by its place: ``size`` bytes from ``offset`` on."""
-
-    tar: Path
-    name: str
-    offset: int
-    size: int
-
-    def __str__(self) -> str:
-        return f"{self.tar}: {self.name}"
+class Member(Part):
+    """A file in a tar, by its place."""
 
     def read(self) -> bytes:
         """Return the member's bytes.
@@ -54,11 +51,11 @@ class Member:
         if self.size > LARGEST:
             raise SceneError(f"{self} has {self.size:,} bytes; {LARGEST:,} are read at most.")
         try:
-            with open(self.tar, "rb") as file:
+            with open(self.path, "rb") as file:
                 file.seek(self.offset)
                 data = file.read(self.size)
         except OSError as error:
-            raise SceneError(f"{self.tar} cannot be read: {error.strerror or error}.") from error
+            raise SceneError(f"{self.path} cannot be read: {error.strerror or error}.") from error
         if len(data) < self.size:
             raise SceneError(f"{self} ends early; the tar was cut or altered. Fetch it anew.")
         return data
@@ -73,18 +70,38 @@ def find_below(folder: Path, suffixes: str | tuple[str, ...]) -> Iterator[Path]:
                 yield Path(parent) / name
 
 
-def find_tars(path: Path) -> Iterator[Path]:
-    """Yield a tar itself, or those below a folder; warn of compressed ones, which cannot be read.
+def find_sounds(path: Path) -> Iterator[Path | Member]:
+    """Yield a sound file itself, the members of a tar, or both of all below a folder.
 
-    A compressed one that is given by name is yielded too: :func:`index_tar` says what to do.
+    Warns of the files that are left out, and of compressed tars. Other files in tars, such as
+    WebDataset's labels, are passed over.
+
+    Raises:
+        SceneError: where nothing is there, for tars that cannot be read or hold other files alone,
+            and for a compressed one that is named.
     """
-    if path.is_file():
-        if path.name.lower().endswith((TAR, *COMPRESSED_TARS)):
-            yield path
-        return
-    for compressed in find_below(path, COMPRESSED_TARS):
-        warnings.warn(f"{compressed} is left out: it is compressed. Unpack it first.", stacklevel=2)
-    yield from find_below(path, TAR)
+    left_out: Counter[str] = Counter()
+    tars = []
+    is_folder = path.is_dir()
+    if not is_folder and not path.is_file():
+        raise SceneError(f"There is no folder or file {path}.")
+    for found in find_audio(path, left_out, (*SUFFIXES, *TARS)) if is_folder else [path]:
+        if found.name.lower().endswith(TARS):
+            tars.append(found)
+        else:
+            yield found
+    if (path / SUMMARY).is_file():
+        left_out -= Counter([os.path.splitext(SUMMARY)[1]])
+    warn_of_left_out(left_out, path)
+    for tar in tars:
+        if is_folder and tar.name.lower().endswith(COMPRESSED_TARS):
+            warnings.warn(
+                f"{tar} is left out: it is compressed. Decompress it to .tar first "
+                f"({_compressor(tar) or 'gzip'} -d).",
+                stacklevel=2,
+            )
+        else:
+            yield from find_members(tar, (*SUFFIXES, NPY), labels=True)
 
 
 def index_tar(path: Path, suffixes: tuple[str, ...], labels: bool = False) -> list[Member]:
@@ -101,7 +118,12 @@ def index_tar(path: Path, suffixes: tuple[str, ...], labels: bool = False) -> li
         SceneError: for a file that is no whole, uncompressed tar, for members of other kinds, and
             with ``labels`` where all members are of other kinds.
     """
-    _refuse_compressed(path)
+    if program := _compressor(path):
+        stem = path.name.partition(".")[0]
+        raise SceneError(
+            f"{path} is compressed ({program}), and members of such tars cannot be read at random. "
+            f"Decompress it once: {program} -dc {path.name} > {stem}-plain.tar"
+        )
     try:
         with tarfile.open(path, "r:", tarinfo=BoundedMember) as tar:
             files = [each for each in tar if not each.isdir() and not _is_hidden(each.name)]
@@ -180,16 +202,13 @@ def _read_index(path: Path, tar: Path, stamp: np.ndarray) -> list[Member] | None
     return [Member(tar, name, *place) for name, place in zip(split, places.tolist(), strict=True)]
 
 
-def _refuse_compressed(path: Path) -> None:
+def _compressor(path: Path) -> str | None:
+    """Return the program that a file was compressed with; None where it was not."""
     with suppress(OSError):  # what cannot be opened is said by who reads it
         with open(path, "rb") as file:
             start = file.read(6)
-        for magic, program in COMPRESSIONS.items():
-            if start.startswith(magic):
-                raise SceneError(
-                    f"{path} is compressed ({program}), and members of such tars cannot be read "
-                    f"at random. Decompress it once: {program} -dc {path.name} > {path.name}.tar"
-                )
+        return next((name for mark, name in COMPRESSIONS.items() if start.startswith(mark)), None)
+    return None
 
 
 def _is_hidden(name: str) -> bool:

@@ -1,7 +1,6 @@
 """Sets of noises: synthetic, a folder of sound files, or tars of sound files or ``.npy`` arrays."""
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,21 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from gram_hear.audio.files import SUFFIXES, SoundReader, check_rate, find_audio
+from gram_hear.audio.files import SoundReader, resample
 from gram_hear.audio.synthesis import synthesise_noise
 from gram_hear.errors import AudioError, OptionError, SceneError
-from gram_hear.scenes.archives import (
-    COMPRESSED_TARS,
-    NPY,
-    TAR,
-    Member,
-    find_members,
-    find_tars,
-    first_channel,
-)
-
-NPY_RATE = 32000  # Hz of arrays, which do not say it: that of the published recipe
-BLOCK = 2**16  # samples that are decoded at a time
+from gram_hear.scenes.archives import NPY, NPY_RATE, Member, find_sounds, first_channel
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +97,7 @@ class RecordedNoises(NoiseSet):
     def _name(self, sound: Path | Member) -> str:
         if isinstance(sound, Path):
             return sound.relative_to(self.folder).as_posix()
-        return f"{sound.tar.relative_to(self.folder).as_posix()}/{sound.name}"
+        return f"{sound.path.relative_to(self.folder).as_posix()}/{sound.name}"
 
 
 def open_noise(path: Path | None, rate: int) -> NoiseSet:
@@ -129,16 +117,7 @@ def open_noise(path: Path | None, rate: int) -> NoiseSet:
     if path is None:
         return NoiseSet("synthetic", rate)
     path = Path(path)
-    if path.is_dir():
-        sounds: list[Path | Member] = list(find_audio(path))
-    elif not path.is_file():
-        raise SceneError(f"There is no folder or file {path} of noises.")
-    elif path.name.lower().endswith((TAR, *COMPRESSED_TARS)):
-        sounds = []
-    else:
-        sounds = [path]
-    for tar in find_tars(path):
-        sounds += find_members(tar, (*SUFFIXES, NPY), labels=True)
+    sounds = list(find_sounds(path))
     if not sounds:
         raise SceneError(
             f"{path} holds no noise; it must hold sound files (.wav, .flac, .mp3, ...), or tars, "
@@ -152,48 +131,16 @@ def open_noise(path: Path | None, rate: int) -> NoiseSet:
 
 def _read(sound: Path | Member, rate: int) -> np.ndarray:
     """Return the first channel of a sound, resampled: (samples,) float32."""
-    if isinstance(sound, Path):
-        audio = _read_file(sound, rate)
-    elif sound.name.lower().endswith(NPY):
-        audio = _resample(first_channel(sound), NPY_RATE, rate)
+    if isinstance(sound, Member) and sound.name.lower().endswith(NPY):
+        audio = resample(first_channel(sound), NPY_RATE, rate)
     else:
-        audio = _read_member(sound, rate)
+        try:
+            with SoundReader(sound, rate, any_channels=True) as reader:
+                audio = np.concatenate([block[0] for block in reader.blocks()])
+        except AudioError as error:
+            raise SceneError(f"A noise cannot be used: {error}") from error
     if len(audio) == 0:
         raise SceneError(f"{sound} holds no samples; leave it out of the set.")
     if not np.isfinite(audio).all():
         raise SceneError(f"{sound} holds NaN or infinite samples; leave it out of the set.")
     return audio
-
-
-def _read_file(path: Path, rate: int) -> np.ndarray:
-    try:
-        with SoundReader(path, rate, any_channels=True) as reader:
-            return np.concatenate([block[0] for block in reader.blocks()])
-    except AudioError as error:
-        raise SceneError(f"A noise cannot be used: {error}") from error
-
-
-def _read_member(member: Member, rate: int) -> np.ndarray:
-    import soundfile
-
-    data, blocks = member.read(), []
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as sound:
-            file_rate = sound.samplerate
-            check_rate(file_rate, "its header")
-            sound.seekable = lambda: False  # soundfile would seek after each read
-            # In blocks, since a header may promise more than there is; it alone says the rate.
-            while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
-                blocks.append(block[:, 0].copy())
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError) as error:
-        reason = getattr(error, "error_string", error)
-        raise SceneError(f"{member} could not be read as sound: {reason}") from error
-    return _resample(np.concatenate(blocks or [np.zeros(0, np.float32)]), file_rate, rate)
-
-
-def _resample(audio: np.ndarray, file_rate: int, rate: int) -> np.ndarray:
-    import soxr
-
-    if file_rate == rate:
-        return np.ascontiguousarray(audio)
-    return soxr.resample(np.ascontiguousarray(audio), file_rate, rate, quality="HQ")

@@ -379,11 +379,11 @@ class WebDatasetRirs(RirSet):
     def name(self, i: int) -> str:
         """Return the path of the tar in the set, and the member's name."""
         member = self.members[i]
-        return f"{member.tar.relative_to(self._top).as_posix()}/{member.name}"
+        return f"{member.path.relative_to(self._top).as_posix()}/{member.name}"
 
     def split(self, i: int) -> str | None:
         """Return what the name of a folder or tar begins with: train, val (valid) or test."""
-        return _find_split(self.members[i].tar.relative_to(self._top))
+        return _find_split(self.members[i].path.relative_to(self._top))
 
     def _load(self, i: int) -> tuple[np.ndarray, dict[str, Any]]:
         member = self.members[i]

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gram_hear.audio.files import UNREADABLE, find_audio
+from gram_hear.audio.files import SUFFIXES, UNREADABLE, find_audio
 from gram_hear.errors import OptionError, TaskError, nearest
 
 TIMES = ("onset", "offset")
@@ -106,13 +106,16 @@ def read_labels(source: Path, labels: Labels) -> Collection:
         )
     if not source.is_dir():
         raise TaskError(f"There is no folder {source}; give the one that the recordings lie in.")
-    found = [path.relative_to(source).as_posix() for path in find_audio(source)]
+    everything = find_audio(source, suffixes=(*SUFFIXES, *UNREADABLE))
+    files = [path.relative_to(source).as_posix() for path in everything]
+    unread = {file for file in files if file.lower().endswith(UNREADABLE)}
+    found = [file for file in files if file not in unread]
     rows = [{"file": file} for file in found] if labels.csv is None else []
     notes: list[str] = []
     if labels.csv is not None and found:
         rows = read_table(labels.csv, labels)
         notes = _match_files(source, found, rows, labels)
-    notes = [*_describe_unread(source, {row["file"] for row in rows}), *notes]
+    notes = [*_describe_unread(unread - {row["file"] for row in rows}), *notes]
     if not found:
         raise TaskError(" ".join([f"No sound file was found in {source}.", *notes]))
     _add_names(rows, labels)
@@ -122,21 +125,13 @@ def read_labels(source: Path, labels: Labels) -> Collection:
     return _collect(source, rows, notes, labels)
 
 
-def _describe_unread(source: Path, named: set[str]) -> list[str]:
+def _describe_unread(unread: set[str]) -> list[str]:
     """Return a sentence on the sound files of formats that are not looked for, if there are any."""
-    places = (
-        Path(parent, name).relative_to(source)
-        for parent, _, names in os.walk(source)
-        for name in names
-        if name.lower().endswith(UNREADABLE)
-    )
-    visible = (place for place in places if not any(part[0] == "." for part in place.parts))
-    unread = sorted(file for place in visible if (file := place.as_posix()) not in named)
     if not unread:
         return []
     return [
         f"{len(unread)} files are left out, as sound of their format is not read: "
-        f"{some(unread)}. Convert them, to WAV or FLAC, if they belong to the task."
+        f"{some(sorted(unread))}. Convert them, to WAV or FLAC, if they belong to the task."
     ]
 
 
