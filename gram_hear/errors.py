@@ -40,6 +40,11 @@ class OptionError(GramError, ValueError):
     """An option that is unknown, out of range, or contradicts another."""
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, as ``"1 file"`` or ``"2,000 files"``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def nearest(given: object, allowed: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest allowed name, or an empty string."""
     matches = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)

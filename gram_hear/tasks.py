@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import TaskError, nearest
+from gram_hear.errors import TaskError, count, nearest
 from gram_hear.foreign import parse_json
 
 METADATA, VOCABULARY = "task_metadata.json", "labelvocabulary.csv"
@@ -549,8 +549,8 @@ def _describe(folder: Path) -> dict[str, Any]:
     empty = _empty_clips(task) if readable else []
     if empty:
         faults.append(
-            f"{empty_in_words(empty, sum(counts.values()))} --empty-clips says how the task is "
-            "embedded nevertheless."
+            f"{empty_in_words(empty, sum(counts.values()))} Embed with --empty-clips skip (leave "
+            f"{'it' if len(empty) == 1 else 'them'} out) or zero (1 s of silence)."
         )
     return {
         "name": task.name,
@@ -578,11 +578,15 @@ def _empty_clips(task: Task) -> list[str]:
     return empty
 
 
-def empty_in_words(empty: Sequence[str], clips: int) -> str:
-    """Return a sentence that names clips without samples, given as "split/file"."""
-    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+def empty_in_words(empty: Sequence[str], clips: int | None = None) -> str:
+    """Return a sentence that names clips without samples, given as "split/file".
+
+    ``clips`` is how many the task has, where that is known.
+    """
+    number = count(len(empty), "clip") if clips is None else f"{len(empty):,} of {clips:,} clips"
     hold = "holds" if len(empty) == 1 else "hold"
-    return f"Of {clips} clips, {', '.join(empty[:5])}{more} {hold} no samples."
+    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+    return f"{number} {hold} no samples: {', '.join(empty[:5])}{more}."
 
 
 def _places(paths: Iterable[Path]) -> set[tuple[str, str]]:
