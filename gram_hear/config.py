@@ -13,7 +13,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
-from gram_hear.errors import ConfigError, nearest
+from gram_hear.errors import ConfigError, OptionError, nearest
 from gram_hear.foreign import parse_json
 
 FORMAT = "gram-hear/1"
@@ -22,10 +22,14 @@ PUBLISHED_LOG_FLOOR = 1.1920929e-07  # float32 epsilon: what the published embed
 TRAINING_LOG_FLOOR = 1e-5  # what the published training of 1 and 2 channels used
 AMBISONIC_LOG_FLOOR = 1e-6
 
+# Sample rates in Hz, least and most.
+SOUND_RATES = (1000, 1_000_000)  # of files; ultrasound is recorded at up to 1 MHz
+RIR_RATES = (8000, 192_000)  # of heads, RIRs, and the sound that is put into rooms or trained on
+
 LARGEST = 100_000  # any size of a model; above all real ones, and below what breaks a machine
 LIMITS = {  # of sizes that cost more, or stand for something else
-    "sample_rate": 1_000_000,
-    "f_max": 1_000_000,
+    "sample_rate": SOUND_RATES[1],
+    "f_max": SOUND_RATES[1],
     "n_fft": 16_384,
     "mels": 512,
     "depth": 1_000,
@@ -44,6 +48,13 @@ LAYOUT_OF_AUDIO = {audio: layout for layout, (audio, _) in LAYOUTS.items()}
 
 _short = reprlib.Repr()  # a value in a message, however large it is in the file
 _short.maxstring = _short.maxother = 80
+
+
+def require_rate(rate: float, rates: tuple[int, int] = RIR_RATES) -> None:
+    """Raise an OptionError for a sample rate out of range, or one that is no whole number."""
+    least, most = rates
+    if isinstance(rate, bool) or not least <= rate <= most or int(rate) != rate:
+        raise OptionError(f"The rate is {rate}; it must be {least} to {most} Hz, a whole number.")
 
 
 def _require(condition: bool, message: str) -> None:

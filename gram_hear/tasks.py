@@ -33,7 +33,6 @@ TYPES = {
 }
 SPLITS = ("train", "valid", "test")
 FEWEST_FOLDS = 3  # one to test, one to validate, one to train
-SAMPLE_RATES = (1000, 1_000_000)  # Hz, the lowest and the highest that sound is read at
 LONGEST_CLIP = 86_400.0  # seconds
 LARGEST_EMPTY = 4096  # bytes of a file without samples; in a larger one the header may be wrong
 LONGEST_NAME = 255  # bytes of a file's name, which file systems allow

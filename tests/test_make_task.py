@@ -600,6 +600,13 @@ def test_highest_rate_is_the_default(tmp_path):
     assert any("2 sample rates" in note for note in made.notes)
 
 
+def test_ultrasound_becomes_a_task(tmp_path):
+    for i in range(6):
+        sound(tmp_path / "s" / "ab"[i % 2] / f"{i}.wav", i, 50_000, 500_000)
+    made = make(tmp_path / "s", tmp_path / "tasks")
+    assert read_task(made.folder).rates() == [500_000]
+
+
 def test_form_of_a_file(tmp_path):
     sound(tmp_path / "a.wav", 1, 44100, 44100)
     header = read_header(tmp_path / "a.wav")

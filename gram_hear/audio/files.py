@@ -22,7 +22,7 @@ from gram_hear.audio.containers import (
     stated_layout,
     unsized_data,
 )
-from gram_hear.config import LAYOUT_OF_AUDIO
+from gram_hear.config import LAYOUT_OF_AUDIO, SOUND_RATES
 from gram_hear.errors import AudioError
 
 if TYPE_CHECKING:
@@ -66,7 +66,6 @@ SAME = ("format", "subtype", "channels", "samplerate")  # of streams of one file
 MOST_VALUES = 2**23  # samples of all channels together that are read at once
 # In libsndfile's notes: the stated size of the samples, and what there is where that differs.
 SIZES = re.compile(r"^ *(?:data|SSND|BODY|riff|Data Size) *: (\d+)\b(?: \(should be (\d+))?", re.M)
-LOWEST_RATE, HIGHEST_RATE = 1000, 1_000_000  # Hz; ultrasound is recorded at up to 1 MHz
 
 
 @dataclass(frozen=True)
@@ -161,10 +160,11 @@ def file_status(path: Path) -> os.stat_result:
 
 def check_rate(rate: int, name: str) -> None:
     """Raise an AudioError where the sample rate that a file states cannot be that of sound."""
-    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+    least, most = SOUND_RATES
+    if not least <= rate <= most:
         raise AudioError(
-            f"{name} states a sample rate of {rate} Hz; it must be {LOWEST_RATE} to "
-            f"{HIGHEST_RATE} Hz. Correct its header, or export the file again."
+            f"{name} states a sample rate of {rate} Hz; it must be {least} to {most} Hz. Correct "
+            "its header, or export the file again."
         )
 
 
@@ -206,7 +206,7 @@ def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, int]:
     Raises:
         AudioError: as :func:`read_audio`.
     """
-    with SoundReader(path, HIGHEST_RATE, any_channels=True) as reader:
+    with SoundReader(path, SOUND_RATES[1], any_channels=True) as reader:
         reader.check_layout(any_number=True)
         blocks = [*reader.samples(), np.zeros((0, reader.channels), dtype=np.float32)]
         return np.concatenate(blocks), reader.file_rate

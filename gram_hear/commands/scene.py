@@ -10,11 +10,11 @@ import typer
 
 from gram_hear.audio.files import SoundReader
 from gram_hear.audio.wav import write_wav
+from gram_hear.config import require_rate
 from gram_hear.console import say
 from gram_hear.errors import OptionError, nearest
 from gram_hear.extras import need
 from gram_hear.plots import plot_scene
-from gram_hear.scenes.heads import RATES
 from gram_hear.scenes.noises import open_noise
 from gram_hear.scenes.recipes import FORMATS
 from gram_hear.scenes.single import MadeScene, make_scene
@@ -85,8 +85,7 @@ def scene(
             f"Unknown format {format!r}; allowed are {' and '.join(FORMATS)}."
             + nearest(format, FORMATS)
         )
-    if not RATES[0] <= rate <= RATES[1]:
-        raise OptionError(f"The rate is {rate}; it must be {RATES[0]} to {RATES[1]} Hz.")
+    require_rate(rate)
     description = output.with_suffix(".json")
     _check_outputs(audio, output, description, plot, force)
     made = make_scene(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gram_hear.audio.layouts import CHANNEL_NAMES, encode_ambix
+from gram_hear.config import RIR_RATES
 from gram_hear.errors import OptionError, nearest
 from gram_hear.extras import need
 from gram_hear.scenes.acoustics import (
@@ -27,7 +28,7 @@ from gram_hear.scenes.acoustics import (
     measured_rt60,
     octave,
 )
-from gram_hear.scenes.heads import RATES, Head, load_head
+from gram_hear.scenes.heads import Head, load_head
 from gram_hear.scenes.rooms import ImageSources, Position, Room, Scene, image_sources
 
 LAYOUTS = {layout: len(names) for layout, names in CHANNEL_NAMES.items()}  # channels
@@ -104,10 +105,10 @@ def render(
         head = None
     places = (scene.source, *scene.noises)
     seconds = seconds or _ringing(scene, places)
-    if seconds > LONGEST or rate > RATES[1]:
+    if seconds > LONGEST or rate > RIR_RATES[1]:
         raise OptionError(
             f"RIRs of {seconds:.1f} s at {rate} Hz would be rendered; they may be {LONGEST:g} s "
-            f"long, at {RATES[1]} Hz, at most."
+            f"long, at {RIR_RATES[1]} Hz, at most."
         )
     samples = math.ceil(seconds * rate)
     if samples < (least := math.ceil((scene.distance / SPEED + FILTER_SECONDS) * rate)):

@@ -18,9 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gram_hear.config import require_rate
 from gram_hear.errors import OptionError, SceneError, nearest
 from gram_hear.foreign import parse_json
-from gram_hear.scenes.heads import RATES, load_head
+from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.rendering import LAYOUTS, LONGEST, Rendered, render, tune
 from gram_hear.scenes.rir_writers import WRITERS, Place, RirWriter, clear
 from gram_hear.scenes.rirs import (
@@ -84,8 +85,7 @@ class RirPlan:
                 f"{self.rooms} rooms with {self.scenes_per_room} scenes each are more than "
                 f"{MOST_SCENES:,} scenes; build several sets."
             )
-        if not RATES[0] <= self.rate <= RATES[1]:
-            raise OptionError(f"The rate is {self.rate}; it must be {RATES[0]} to {RATES[1]} Hz.")
+        require_rate(self.rate)
         if self.seconds is not None and not 0.05 <= self.seconds <= LONGEST:
             raise OptionError(f"seconds is {self.seconds}; it must be 0.05 to {LONGEST:g}.")
         _check_names("layout", self.layouts, tuple(LAYOUTS))
