@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import TaskError, count, nearest
+from gram_hear.errors import TaskError, count, nearest, short
 from gram_hear.foreign import parse_json
 
 METADATA, VOCABULARY = "task_metadata.json", "labelvocabulary.csv"
@@ -133,7 +133,7 @@ class Task:
         if not isinstance(label, str | int) or str(label) not in self._known:
             raise TaskError(
                 f"{place} has the label {short(label)}, which {VOCABULARY} ({len(self.labels)} "
-                f"labels) lacks.{nearest(str(label)[:80], self.labels)}"
+                f"labels) lacks.{nearest(label, self.labels)}"
             )
         return str(label)
 
@@ -257,12 +257,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def short(value: Any) -> str:
-    """Return what a file holds as a message may show it: on one line, 80 characters at most."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 # --- reading --------------------------------------------------------------------------------
 
 
@@ -329,7 +323,7 @@ def _choice(path: Path, metadata: dict, key: str, allowed: Sequence[str]) -> str
     if value not in allowed:
         raise TaskError(
             f"{path}: {key} is {short(value)}; allowed are {', '.join(allowed)}."
-            + nearest(str(value)[:80], allowed)
+            + nearest(value, allowed)
         )
     return value
 

@@ -23,7 +23,7 @@ from gram_hear.audio.containers import (
     unsized_data,
 )
 from gram_hear.config import LAYOUT_OF_AUDIO, SOUND_RATES
-from gram_hear.errors import AudioError
+from gram_hear.errors import AudioError, count
 
 if TYPE_CHECKING:
     import soundfile
@@ -118,29 +118,27 @@ def warn_of_left_out(left_out: Counter[str]) -> None:
     if unreadable:
         name = f"recording{next(iter(unreadable))}"
         warnings.warn(
-            f"{_count(unreadable)} are left out: libsndfile does not read sound of these formats. "
+            f"{_by_suffix(unreadable)} left out: libsndfile does not read sound of these formats. "
             f"Convert them first, for example with ffmpeg -i {name} recording.flac.",
             stacklevel=3,
         )
     if others:
-        warnings.warn(
-            f"{_count(others)} are left out: they are not sound by their suffix.", stacklevel=3
-        )
+        warnings.warn(f"{_by_suffix(others)} left out: not sound by their suffix.", stacklevel=3)
     if left_out[LINKS]:
+        links = count(left_out[LINKS], "link to a folder", "links to folders")
         warnings.warn(
-            f"{left_out[LINKS]} links to folders are left out: such links are not followed. Name "
-            "the folders themselves.",
+            f"{links} left out: links are not followed. Name the folders themselves.",
             stacklevel=3,
         )
 
 
-def _count(suffixes: dict[str, int]) -> str:
+def _by_suffix(suffixes: dict[str, int]) -> str:
     """Return how many files there are of each suffix, the most frequent first."""
     ranked = sorted(suffixes.items(), key=lambda each: (-each[1], each[0]))
-    shown = [f"{suffix or 'without a suffix'} {count}" for suffix, count in ranked[:SHOWN]]
+    shown = [f"{suffix or 'without a suffix'} {number}" for suffix, number in ranked[:SHOWN]]
     if len(ranked) > SHOWN:
-        shown.append(f"{len(ranked) - SHOWN} other suffixes")
-    return f"{sum(suffixes.values())} files ({', '.join(shown)})"
+        shown.append(f"{count(len(ranked) - SHOWN, 'other suffix', 'other suffixes')}")
+    return f"{count(sum(suffixes.values()), 'file')} ({', '.join(shown)})"
 
 
 def file_status(path: Path) -> os.stat_result:

@@ -11,7 +11,7 @@ import typer
 from gram_hear.audio.files import SoundReader
 from gram_hear.audio.wav import write_wav
 from gram_hear.config import require_rate
-from gram_hear.console import say
+from gram_hear.console import NoCheckHead, say
 from gram_hear.errors import OptionError, nearest
 from gram_hear.extras import need
 from gram_hear.plots import plot_scene
@@ -57,14 +57,7 @@ def scene(
         str | None,
         typer.Option(help="Whose ears hear: kemar (default), sphere, or a SOFA file."),
     ] = None,
-    no_check_head: Annotated[
-        bool,
-        typer.Option(
-            "--no-check-head",
-            help="Take a SOFA file though its nearer ear is the quieter or later one, it was "
-            "measured in a room, or its directions lie in one plane.",
-        ),
-    ] = False,
+    no_check_head: NoCheckHead = False,
     rate: Annotated[int, typer.Option(help="Sample rate of the output, Hz.")] = 32000,
     tail: Annotated[
         bool, typer.Option("--tail/--no-tail", help="Let the room ring on after the sound.")

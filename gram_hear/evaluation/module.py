@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from gram_hear.config import EMBEDDINGS, SOUND_RATES
-from gram_hear.errors import GramError, ModuleError, OptionError
-from gram_hear.tasks import short
+from gram_hear.errors import GramError, ModuleError, OptionError, short
 
 FUNCTIONS = ("load_model", "get_scene_embeddings", "get_timestamp_embeddings")
 CHANNELS_FIRST = "channels_first"

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import TaskError
+from gram_hear.errors import TaskError, count, short
 from gram_hear.evaluation import knn
 from gram_hear.evaluation.embeddings import DONE, EMPTY, EMPTY_FILES
 from gram_hear.evaluation.prediction import DONE_FILE, LOCALISATION_FILE, SCORES_FILE
-from gram_hear.tasks import METADATA, NATURAL, empty_in_words, read_json, short
+from gram_hear.tasks import METADATA, NATURAL, empty_in_words, read_json
 from gram_hear.writing import write_whole
 
 RESULTS_FILE = "results.json"
@@ -202,7 +202,7 @@ def heading_of(results: Sequence[Result]) -> str:
     cells = _cells(trained[0])
     words = {
         "grid": f"grid {cells['grid']}",
-        "points": f"{cells['points']} grid points",
+        "points": count(trained[0].grid_points or 0, "grid point"),
         "seed": f"seed {cells['seed'] or 'unknown'}",
         "shuffled": "training rows shuffled" if trained[0].shuffle else "training rows in order",
     }

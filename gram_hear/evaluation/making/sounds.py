@@ -53,9 +53,8 @@ def read_header(path: Path) -> Header:
     Raises:
         AudioError: for what cannot be read as sound, or has other channels than 1, 2 or 4.
     """
-    with SoundReader(
-        path, SOUND_RATES[1]
-    ) as reader:  # nothing is resampled until blocks are asked for
+    # Nothing is resampled until blocks are asked for.
+    with SoundReader(path, SOUND_RATES[1]) as reader:
         return Header(reader.file_rate, reader.channels, reader.duration)
 
 
