@@ -98,6 +98,10 @@ def make_sounds(folder: Path) -> None:
     }.items():
         channels = 4 if name == "sound.amb" else 1 if "adpcm" in name else 2
         soundfile.write(folder / name, noise(1, channels), RATE, **options)
+    # As libsndfile writes it, the header speaks of four loudspeakers.
+    ambisonic = bytearray((folder / "sound.amb").read_bytes())
+    ambisonic[40:60] = bytes(4) + ambisonic[44:48] + bytes.fromhex("2107d3118644c8c1ca000000")
+    (folder / "sound.amb").write_bytes(ambisonic)
 
 
 def make_checkpoints(folder: Path) -> None:

@@ -55,9 +55,20 @@ def __getattr__(name: str) -> Any:
     elif name in _MODULES:
         value = getattr(import_module(f"gram_hear.{_MODULES[name]}"), name)
     else:
-        raise AttributeError(f"module 'gram_hear' has no attribute {name!r}")
+        value = _module(name)
     globals()[name] = value
     return value
+
+
+def _module(name: str) -> Any:
+    """Return a module of the package, as ``gram_hear.errors`` is asked for after the import."""
+    try:
+        if not name.startswith("_"):
+            return import_module(f"gram_hear.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"gram_hear.{name}":
+            raise
+    raise AttributeError(f"module 'gram_hear' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -153,8 +153,9 @@ def load_model(
             their mean; ``"cls"``, its window's CLS token (GRAM-T alone); with parity also
             ``"sum"``.
         layer: embed after this many blocks and the final norm, 1 to depth; None is all blocks.
-        convention: of four-channel input: ``"ambix"``, ``"fuma"`` or ``"soundspaces"``. None is
-            ``"ambix"`` for arrays, and for files what they say themselves, else ``"ambix"``.
+        convention: of four-channel arrays: ``"ambix"`` (None), ``"fuma"`` or ``"soundspaces"``.
+            ``read_audio`` returns AmbiX: leave it out for these. Of files that are embedded, the
+            convention of those that do not say their own.
         parity: reproduce the authors' windows, rows and timestamps, faults included.
         window_fill: what fills a window past the end of its clip: ``"repeat"`` (None), a clip
             shorter than a window again and again (and half a row, at most, of a longer one

@@ -157,6 +157,9 @@ def _unfailing(name: str) -> Iterator[_Output]:
     characters that the encoding does not have become "?".
     """
     before = getattr(sys, name)
+    if before is not None and not hasattr(before, "buffer"):  # a caller's own, as in a notebook
+        yield _Output(None)
+        return
     stream = before if before is not None else open(os.devnull, "w")  # noqa: SIM115
     output = _Output(getattr(stream.buffer, "raw", stream.buffer))
     buffered = io.BufferedWriter(output)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, utils
 from safetensors.torch import save, save_file
 
 import gram_hear
@@ -247,7 +247,7 @@ class Hub:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
-        huggingface_hub.close_session()  # no connection of the client outlives the server
+        close_session()  # no connection of the client outlives the server
 
     def commit(self, repository):
         return self.commits.get(repository, self.COMMIT)
@@ -454,6 +454,12 @@ def registered():
     return [entry for entry in gram_hear.list_models() if entry.repository]
 
 
+def close_session():
+    """Let the client forget its connections; before version 1.0 it has another name for that."""
+    close = getattr(huggingface_hub, "close_session", None) or utils.reset_sessions
+    close()
+
+
 @pytest.fixture(scope="session")
 def small_files(published_tensors):
     """Each registered model's channels and patching -> the bytes of a small random one."""
@@ -476,6 +482,6 @@ def hub(small_files, monkeypatch, tmp_path):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-login"))
-    huggingface_hub.close_session()
+    close_session()
     yield hub
     hub.stop()

@@ -228,14 +228,14 @@ def test_a_module_that_fails_leaves_its_traceback(place):
         assert log.read_text().endswith("LibraryError: the codec\nis unknown\n")
 
 
-@pytest.mark.parametrize("command", [("embed", "failing"), ("check", "failing")])
+@pytest.mark.parametrize("command", [("embed", "unloadable"), ("check", "unloadable")])
 def test_a_module_that_cannot_be_loaded_leaves_its_traceback(place, monkeypatch, command):
-    (place / "failing.py").write_text(
+    (place / "unloadable.py").write_text(
         "class E(Exception): pass\ndef load(): raise E('x')\nload()\n"
     )
     code, stdout, stderr = evaluate(*command)
     assert code == 1
-    assert "Importing failing failed: E: x" in stdout + stderr
+    assert "Importing unloadable failed: E: x" in stdout + stderr
     assert "The traceback is in hear-eval-traceback.log" in stderr
     assert "in load" in (place / "hear-eval-traceback.log").read_text()
 

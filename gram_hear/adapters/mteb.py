@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gram_hear.audio.clips import as_tensor, check_clip
+from gram_hear.audio.files import check_rate
 from gram_hear.checkpoints.registry import Entry, find_entry, list_models
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.hear import get_scene_embeddings, load_model
@@ -120,9 +121,9 @@ class GramEncoder:
         """Return a clip at the model's rate, (channels, samples) float32."""
         if hasattr(item, "get_all_samples"):  # its ["array"] is the mean of the channels
             samples = item.get_all_samples()
-            array, rate = samples.data, int(samples.sample_rate)
+            array, rate = samples.data, samples.sample_rate
         elif isinstance(item, Mapping) and {"array", "sampling_rate"} <= set(item):
-            array, rate = item["array"], int(item["sampling_rate"])
+            array, rate = item["array"], item["sampling_rate"]
         else:
             keys = f" with {', '.join(map(str, item))}" if isinstance(item, Mapping) else ""
             raise AudioError(
@@ -130,7 +131,14 @@ class GramEncoder:
                 "a dict with array and sampling_rate. Cast its column: "
                 'dataset.cast_column("audio", datasets.Audio()).'
             )
-        array = np.asarray(array) if isinstance(array, (list, tuple)) else array
+        try:
+            array = np.asarray(array) if isinstance(array, (list, tuple)) else array
+        except ValueError as error:
+            raise AudioError("A clip is a list of rows of unequal lengths.") from error
+        if not isinstance(rate, int | np.integer):
+            raise AudioError(f"A clip has the sampling rate {rate!r}; it must be a whole number.")
+        rate = int(rate)
+        check_rate(rate, "A clip")
         clip, _ = check_clip(as_tensor(array), "A clip")
         if rate == self.model.sample_rate:
             return clip

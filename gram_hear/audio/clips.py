@@ -73,9 +73,11 @@ def as_tensor(audio: Any) -> Tensor:
             f"The audio is a {type(audio).__name__}; it must be a numpy array, a torch tensor, or "
             "a list of those."
         )
-    if audio.layout != torch.strided:
+    if audio.layout != torch.strided or audio.is_nested or audio.is_meta:
+        kind = "nested" if audio.is_nested else "meta" if audio.is_meta else audio.layout
         raise AudioError(
-            f"The audio is a {audio.layout} tensor; it must be dense: audio.to_dense()."
+            f"The audio is a {kind} tensor; it must be dense, with values. Give clips of unequal "
+            "lengths as a list."
         )
     if audio.dtype not in (torch.float32, torch.float64):
         scale = FULL_SCALE.get(audio.dtype)

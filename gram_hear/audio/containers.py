@@ -171,7 +171,8 @@ def ogg_streams(path: Path, rate: int) -> tuple[list[int], bool]:
         rate: positions (granules) per second: the sample rate, or 48000 for Opus.
 
     Returns:
-        The byte at which each begins; and whether the file ends with a whole page.
+        The byte at which each begins; and whether the file ends with a whole page that says that
+        it is the last.
 
     Raises:
         AudioError: where a page is damaged or lost before others. The message says where.
@@ -179,7 +180,7 @@ def ogg_streams(path: Path, rate: int) -> tuple[list[int], bool]:
     starts: list[int] = []
     expected: dict[int, int] = {}  # the number of the next page, by stream
     seconds, passed, end, broken = 0.0, 0.0, 0, 0
-    in_headers = False
+    in_headers = ended = False
     with open(path, "rb") as file:
         for position, page, intact in _ogg_pages(file):
             flags, granule = page[5], int.from_bytes(page[6:14], "little", signed=True)
@@ -202,8 +203,8 @@ def ogg_streams(path: Path, rate: int) -> tuple[list[int], bool]:
             expected[stream] = (number + 1) % 2**32
             if granule > 0:
                 seconds = granule / rate
-            end = position + len(page)
-        return starts, end == file.seek(0, io.SEEK_END)
+            end, ended = position + len(page), bool(flags & 4)
+        return starts, ended and end == file.seek(0, io.SEEK_END)
 
 
 def _ogg_pages(file: io.BufferedReader) -> Iterator[tuple[int, bytes, bool]]:

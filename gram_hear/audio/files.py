@@ -288,8 +288,8 @@ class SoundReader:
         if self._stated == "speakers" and self.channels == 4:
             raise AudioError(
                 f"{self.path} says that its 4 channels are for loudspeakers (such as quad); 4 "
-                "channels must be first-order Ambisonics. If they are, write the file anew as "
-                "plain WAV, which names no loudspeakers; else mix it down to 1 or 2 channels."
+                "channels must be first-order Ambisonics. If they are, convert the file to FLAC "
+                "or plain WAV, which name no loudspeakers; else mix it down to 1 or 2 channels."
             )
         if self._stated == "fuma" and self.channels < 4:
             raise AudioError(
@@ -481,12 +481,12 @@ class SoundReader:
     def _open_next(self, ogg_starts: list[int], seconds: float) -> bool:
         """Open the stream after the one that was read, if there is one that goes on with it."""
         old, view = self._file, self._view
-        size = file_status(self.path).st_size
+        start = size = file_status(self.path).st_size
         try:
             if old.format == "MP3" and view is not None:
                 start = after_tags(self.path, view.start + view.tell())
-            else:
-                start = ogg_starts.pop(0) if ogg_starts else size
+            elif ogg_starts:
+                start = ogg_starts.pop(0)
             if start >= size:
                 return False
             self._file = self._open_at(start, old.format)

@@ -18,6 +18,8 @@ from threading import Thread
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
+from filelock import FileLock
+
 from gram_hear.checkpoints.integrity import check_cached, require_inside
 from gram_hear.checkpoints.registry import list_models
 from gram_hear.errors import CheckpointError, GramError, OptionError
@@ -30,7 +32,7 @@ PAUSES = (1.0, 2.0)  # seconds before the question is put again to a server that
 LARGEST_FILE = 50_000_000_000  # bytes; above every checkpoint
 LARGEST_LIST = 16 << 20  # bytes of what the Hub says of a repository
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 ETAG = re.compile(r"[0-9A-Za-z_-]{1,128}")
 PATH_PART = re.compile(r"(?!\.{1,2}$)[^\\/:\x00-\x1f\x7f]{1,255}")
 TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -225,14 +227,13 @@ def _take(
                 f"{free:,} left. Make room, or give another cache_dir."
             )
 
-        def fetch(temporary: Path) -> None:
-            same = urlsplit(hf_hub_url(repository, file)).netloc == urlsplit(answer.location).netloc
-            with open(temporary, "wb") as content:
-                _get(answer.location, content, answer.size, token if same else False, file)
-                if content.tell() != answer.size:
-                    raise OSError(f"{content.tell():,} of {answer.size:,} bytes came")
-
-        write_whole(blob, fetch)
+        same = urlsplit(hf_hub_url(repository, file)).netloc == urlsplit(answer.location).netloc
+        partial = blob.with_name(f"{answer.etag}.incomplete")
+        require_inside(partial, cache)
+        with FileLock(f"{partial}.lock"):
+            if not blob.is_file():  # now that nobody else is at it
+                _go_on(answer.location, partial, answer.size, token if same else False, file)
+                os.replace(partial, blob)
     if are_symlinks_supported(cache):
         write_whole(path, lambda link: link.symlink_to(os.path.relpath(blob, path.parent)))
     else:
@@ -261,13 +262,37 @@ class _Bounded:
 
 
 def _get(url: str, file: BinaryIO, size: int, token: str | bool | None, name: str) -> None:
-    """Fetch at most ``size`` bytes into a file, under a progress bar of this name."""
+    """Fetch ``size`` bytes at most into a file, after those that it has, under a progress bar.
+
+    Raises:
+        CheckpointError: where more come.
+    """
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
     headers = build_hf_headers(token=token) | {"Accept-Encoding": "identity"}
     bounded = cast(BinaryIO, _Bounded(file, size))
-    http_get(url, bounded, headers=headers, displayed_filename=name)
+    there = file.seek(0, os.SEEK_END)
+    http_get(url, bounded, resume_size=there, headers=headers, displayed_filename=name)
+
+
+def _go_on(url: str, partial: Path, size: int, token: str | bool | None, name: str) -> None:
+    """Fetch a file of ``size`` bytes, or the rest of it where an earlier run broke off.
+
+    Raises:
+        CheckpointError: where more come; the file is removed.
+        OSError: where less come; what is there is kept.
+    """
+    with open(partial, "ab") as file:
+        if file.tell() >= size:  # whole, and never renamed: not to be trusted
+            file.truncate(0)
+        try:
+            _get(url, file, size, token, name)
+        except CheckpointError:
+            partial.unlink()
+            raise
+        if file.tell() != size:
+            raise OSError(f"{file.tell():,} of {size:,} bytes came")
 
 
 def _list_files(repository: str, revision: str | None, token: str | None) -> dict[str, str | None]:
@@ -371,20 +396,13 @@ def _within(seconds: float, ask: Callable[[], _Answer]) -> _Answer:
     The limit holds for all of it, also for what takes no timeout (looking up a name, several
     addresses in turn): the question is left to a thread, which ends by itself.
     """
-    from huggingface_hub.errors import HTTPError
-
     answers: list[_Answer] = []
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
 
     def work() -> None:
         try:
             answers.append(ask())
-        except (
-            HTTPError,
-            OSError,
-            ValueError,
-            RecursionError,
-        ) as error:  # the last: of old clients
+        except BaseException as error:  # raised again by who waits
             failures.append(error)
 
     thread = Thread(target=work, daemon=True)
@@ -394,7 +412,7 @@ def _within(seconds: float, ask: Callable[[], _Answer]) -> _Answer:
         raise TimeoutError(f"no answer within {seconds:g} s")
     if failures:
         raise failures[0]
-    return answers[0] if answers else ask()  # which meets the rare other fault here
+    return answers[0]
 
 
 def _commit(path: Path, repository: str) -> str:
@@ -404,7 +422,7 @@ def _commit(path: Path, repository: str) -> str:
 
 def _etag_hash(etag: str) -> dict[str, str]:
     """Return the SHA-256 that an ETag is: that of every large file on the Hub."""
-    return {"the Hub's ETag": etag} if SHA256.fullmatch(etag) else {}
+    return {"the Hub's ETag": etag.lower()} if SHA256.fullmatch(etag) else {}
 
 
 def _cached_hash(path: Path) -> dict[str, str]:

@@ -10,11 +10,8 @@ from gram_hear.errors import CheckpointError
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_inside(path: Path, cache: Path) -> None:

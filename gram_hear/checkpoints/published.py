@@ -106,12 +106,11 @@ def published_shape(name: str, shape: Iterable[int]) -> tuple[int, ...]:
     return (*shape, 1) if ".bias_tables." in name else tuple(shape)
 
 
-def strip_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the wrappers' name parts and the model's prefix, whatever it is.
+def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove what torch.compile, data parallelism and the like put into names.
 
     Raises:
-        CheckpointError: where no published model, or more than one, is in the file, or two
-            names become one.
+        CheckpointError: where two names become one.
     """
     bare: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -122,6 +121,17 @@ def strip_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 f"({', '.join(WRAPPER_NAMES)}); the file must hold one model."
             )
         bare[short] = tensor
+    return bare
+
+
+def strip_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the wrappers' name parts and the model's prefix, whatever it is.
+
+    Raises:
+        CheckpointError: where no published model, or more than one, is in the file, or two
+            names become one.
+    """
+    bare = strip_wrappers(tensors)
     anchors = [n for n in bare if n == ANCHOR or n.endswith("." + ANCHOR)]
     if not anchors:
         raise CheckpointError(

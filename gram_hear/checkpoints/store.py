@@ -278,6 +278,7 @@ def _read(source: Source, heads: int | None) -> Checkpoint:
                     f"heads={heads} was given, but the file holds its own configuration. "
                     "Leave it out."
                 )
+            tensors = published.strip_wrappers(tensors)
             config = ModelConfig.from_json(metadata[CONFIG_KEY])
             shapes = expected_shapes(config)
             names = {name: name for name in shapes}

@@ -166,10 +166,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was short, on a GPU or not."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    message = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in message or "can't allocate memory" in message
-    )
+    if not isinstance(error, RuntimeError):
+        return False
+    message = _reason(error).lower()
+    return "out of memory" in message or "can't allocate memory" in message
 
 
 class HearModule:
@@ -473,14 +473,11 @@ def _hash_folder(folder: Path, pattern: str) -> str:
 
 
 def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModuleError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return digest.hexdigest()
 
 
 def _digest(text: str) -> str:

@@ -49,6 +49,7 @@ class TaskAudio:
         # A folder that holds files of its own is not for us to fill up.
         self.made = (self.target / RESAMPLED).exists()
         self.keep = self.made or not self.target.exists()
+        self._said_convention = False
 
     def sources(self, split: str) -> list[Source]:
         """Return the clips of a split in the order of the rows, from their headers.
@@ -94,6 +95,13 @@ class TaskAudio:
                 raise AudioError(
                     f"{path} has a sample rate of {reader.file_rate} Hz; in the folder {rate} it "
                     f"must be {rate} Hz."
+                )
+            if reader.convention not in (None, "ambix") and not self._said_convention:
+                self._said_convention = True
+                warnings.warn(
+                    f"{path} is Ambisonic in {reader.convention!r}; such files are handed over in "
+                    "AmbiX. Leave convention out of --model-options.",
+                    stacklevel=3,
                 )
             samples = _resampled(round(reader.duration * rate), rate, self.rate)
             return Source(file, path, rate, samples, reader.channels, changed)

@@ -188,7 +188,7 @@ def _refuse_compressed(path: Path) -> None:
             if start.startswith(magic):
                 raise SceneError(
                     f"{path} is compressed ({program}), and members of such tars cannot be read "
-                    f"at random. Unpack it to a .tar once: {program} -d {path.name}"
+                    f"at random. Decompress it once: {program} -dc {path.name} > {path.name}.tar"
                 )
 
 

@@ -319,7 +319,8 @@ def _mix(
 
 
 def _hash_file(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash_array(array: np.ndarray) -> str:

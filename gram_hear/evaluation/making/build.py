@@ -398,7 +398,7 @@ def _read_journal(work: Path, plan: Plan) -> dict[str, Facts]:
             entry = json.loads(line)
             facts[entry.pop("file")] = entry
             whole.append(line)
-        except ValueError:  # the line that a killed run was writing
+        except (ValueError, KeyError, TypeError, AttributeError):  # cut short, or not ours
             continue
     text = "".join(f"{line}\n" for line in whole)
     write_whole(path, lambda place: place.write_text(text, encoding="utf-8"))
