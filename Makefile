@@ -15,7 +15,7 @@ READY = $(VENV)/ready
 endif
 
 # Golden numbers, a run of each program, and what calls the libraries whose versions differ.
-FAST = $(patsubst %,tests/test_%.py,adapters clips collection config files frontend golden heads hear hub \
+FAST = $(patsubst %,tests/test_%.py,adapters clips collection config errors files frontend golden heads hear hub \
 	layouts package patches registry tasks windows) \
 	tests/test_cli.py::test_embed_writes_files_says_so_and_warns_that_the_model_is_untrained \
 	tests/test_cli.py::test_help_has_an_example_for_every_command_and_the_version_is_printed \

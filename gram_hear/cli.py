@@ -27,7 +27,7 @@ from gram_hear.commands.plot import plot
 from gram_hear.commands.prepare import prepare
 from gram_hear.commands.rirs import rirs
 from gram_hear.commands.scene import scene
-from gram_hear.console import AsJson, Version, messages, print_table, results, run, say
+from gram_hear.console import AsJson, Convention, Version, messages, print_table, results, run, say
 from gram_hear.errors import OptionError
 from gram_hear.hear import load_model
 
@@ -77,13 +77,7 @@ def embed(
         "raw"
     ),
     layer: Annotated[int | None, typer.Option(help="Embed after this many blocks.")] = None,
-    convention: Annotated[
-        str | None,
-        typer.Option(
-            help="Of four-channel files: ambix, fuma or soundspaces. Default: what the file says, "
-            "else ambix."
-        ),
-    ] = None,
+    convention: Convention = None,
     parity: Annotated[
         bool, typer.Option("--parity", help="The authors' windows and rows, faults included.")
     ] = False,

@@ -28,7 +28,7 @@ import numpy as np
 from gram_hear.audio.files import find_audio, warn_of_left_out
 from gram_hear.config import EMBEDDINGS
 from gram_hear.embed import Block, FileDone, FileFailed, Group, embed_groups, group_files
-from gram_hear.errors import GramError, OptionError
+from gram_hear.errors import GramError, OptionError, count
 from gram_hear.extras import install_command
 from gram_hear.foreign import ZIP_FAULTS, read_array
 from gram_hear.hear import HearModel
@@ -207,9 +207,9 @@ def find_done(
             done[job] = stamp
     if foreign and not force:
         raise OptionError(
-            f"{len(foreign)} outputs are there already that another model, other options, "
-            f"another version or another program made, such as {foreign[0]}. Use --force "
-            "(force=True) to replace them, or another output."
+            f"{count(len(foreign), 'output is', 'outputs are')} there already that another model, "
+            f"other options, another version or another program made, such as {foreign[0]}. Use "
+            "--force (force=True) to replace them, or another output."
         )
     return done
 

@@ -7,13 +7,12 @@ so no number stands in two places.
 import dataclasses
 import json
 import math
-import reprlib
 import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
-from gram_hear.errors import ConfigError, nearest
+from gram_hear.errors import ConfigError, OptionError, nearest, short
 from gram_hear.foreign import parse_json
 
 FORMAT = "gram-hear/1"
@@ -22,16 +21,20 @@ PUBLISHED_LOG_FLOOR = 1.1920929e-07  # float32 epsilon: what the published embed
 TRAINING_LOG_FLOOR = 1e-5  # what the published training of 1 and 2 channels used
 AMBISONIC_LOG_FLOOR = 1e-6
 
+# Sample rates in Hz, least and most.
+SOUND_RATES = (1000, 1_000_000)  # of files; ultrasound is recorded at up to 1 MHz
+RIR_RATES = (8000, 192_000)  # of heads, RIRs, and the sound that is put into rooms or trained on
+
 LARGEST = 100_000  # any size of a model; above all real ones, and below what breaks a machine
 LIMITS = {  # of sizes that cost more, or stand for something else
-    "sample_rate": 1_000_000,
-    "f_max": 1_000_000,
+    "sample_rate": SOUND_RATES[1],
+    "f_max": SOUND_RATES[1],
     "n_fft": 16_384,
     "mels": 512,
     "depth": 1_000,
     "heads": 256,
 }
-LONGEST = 1 << 16  # bytes of a configuration
+LARGEST_CONFIG = 1 << 16  # bytes of a configuration
 
 # Raised when embeddings change, if only the default ones: old and new are not taken for the same.
 EMBEDDINGS = 2  # 2: last windows are moved back, or filled with the clip again
@@ -42,8 +45,11 @@ LAYOUT_OF_CHANNELS = {features: layout for layout, (_, features) in LAYOUTS.item
 LAYOUT_OF_AUDIO = {audio: layout for layout, (audio, _) in LAYOUTS.items()}
 
 
-_short = reprlib.Repr()  # a value in a message, however large it is in the file
-_short.maxstring = _short.maxother = 80
+def require_rate(rate: float, rates: tuple[int, int] = RIR_RATES) -> None:
+    """Raise an OptionError for a sample rate out of range, or one that is no whole number."""
+    least, most = rates
+    if isinstance(rate, bool) or not least <= rate <= most or int(rate) != rate:
+        raise OptionError(f"The rate is {rate}; it must be {least} to {most} Hz, a whole number.")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -65,7 +71,7 @@ def _require_choice(config: object, name: str, allowed: tuple[str, ...]) -> None
     value = getattr(config, name)
     _require(
         value in allowed,
-        f"{type(config).__name__}.{name} is {_short.repr(value)}; allowed are "
+        f"{type(config).__name__}.{name} is {short(value)}; allowed are "
         f"{', '.join(allowed)}." + nearest(value, allowed),
     )
 
@@ -244,8 +250,7 @@ class DecoderConfig:
         )
         _require(
             all(window >= 0 for window in self.windows),
-            f"DecoderConfig: windows {_short.repr(self.windows)} must not be negative "
-            "(0 = global).",
+            f"DecoderConfig: windows {short(self.windows)} must not be negative (0 = global).",
         )
 
 
@@ -322,12 +327,12 @@ class ModelConfig:
     @classmethod
     def from_json(cls, text: str | bytes) -> "ModelConfig":
         """Read what :meth:`to_json` wrote; an unknown key or a wrong type is a ConfigError."""
-        data = parse_json(text, "The model configuration", ConfigError, LONGEST)
+        data = parse_json(text, "The model configuration", ConfigError, LARGEST_CONFIG)
         _require(isinstance(data, dict), "The model configuration must be a JSON object.")
         given = data.pop("format", None)
         _require(
             given == FORMAT,
-            f"The model configuration has format {_short.repr(given)}; this version reads "
+            f"The model configuration has format {short(given)}; this version reads "
             f"{FORMAT!r}. A newer gram-hear may be needed.",
         )
         return _build(cls, data, "model")
@@ -343,7 +348,7 @@ def _build(cls: type[_Config], data: Any, path: str) -> _Config:
     for key in data:
         _require(
             key in hints,
-            f"Configuration '{path}' has the unknown key {_short.repr(key)}; allowed are "
+            f"Configuration '{path}' has the unknown key {short(key)}; allowed are "
             f"{', '.join(hints)}." + nearest(key, hints),
         )
     missing = [name for name in hints if name not in data]
@@ -364,8 +369,8 @@ def _backbone_class(data: Any, path: str) -> type[EncoderConfig]:
     backbone = data.get("backbone")
     _require(
         isinstance(backbone, str) and backbone in BACKBONES,
-        f"Configuration '{path}' has backbone {_short.repr(backbone)}; allowed are "
-        f"{', '.join(BACKBONES)}." + nearest(str(backbone), BACKBONES),
+        f"Configuration '{path}' has backbone {short(backbone)}; allowed are "
+        f"{', '.join(BACKBONES)}." + nearest(backbone, BACKBONES),
     )
     return BACKBONES[typing.cast(str, backbone)]
 
@@ -389,7 +394,7 @@ def _parse(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     _require(
         isinstance(value, hint) and not isinstance(value, bool),
-        f"Configuration '{path}' is {_short.repr(value)}; it must be of type {hint.__name__}.",
+        f"Configuration '{path}' is {short(value)}; it must be of type {hint.__name__}.",
     )
     return value
 

@@ -31,6 +31,21 @@ def _show_version(show: bool) -> None:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Convention = Annotated[
+    str | None,
+    typer.Option(
+        help="Of four-channel files: ambix, fuma or soundspaces. Default: what the file says, "
+        "else ambix."
+    ),
+]
+NoCheckHead = Annotated[
+    bool,
+    typer.Option(
+        "--no-check-head",
+        help="Take a SOFA file though its nearer ear is the quieter or later one, it was "
+        "measured in a room, or its directions lie in one plane.",
+    ),
+]
 Version = Annotated[
     bool,
     typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),

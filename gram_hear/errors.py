@@ -40,7 +40,25 @@ class OptionError(GramError, ValueError):
     """An option that is unknown, out of range, or contradicts another."""
 
 
+def short(value: object, most: int = 80) -> str:
+    """Return a value as a message may show it: on one line, at most ``most`` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no integer of more than 4,300 digits
+        return "a value too large to show"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """Return a number and its noun: ``count(1, "file")`` is ``"1 file"``.
+
+    ``many`` is the plural, if it is not ``one`` with an s: ``count(2, "file is", "files are")``.
+    """
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def nearest(given: object, allowed: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest allowed name, or an empty string."""
-    matches = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
+    given = str(given)[:80]  # the comparison takes long for long texts
+    matches = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean '{matches[0]}'?" if matches else ""

@@ -37,7 +37,7 @@ from gram_hear.checkpoints.store import (
     read_tensors,
     write_tensors,
 )
-from gram_hear.config import LAYOUT_OF_AUDIO, LONGEST, ModelConfig
+from gram_hear.config import LARGEST_CONFIG, LAYOUT_OF_AUDIO, ModelConfig
 from gram_hear.errors import AudioError, CheckpointError, OptionError, nearest
 from gram_hear.foreign import parse_json
 from gram_hear.hear import HearModel, Options, check_finite, find_device, from_checkpoint
@@ -413,7 +413,7 @@ def _parse(text: str | None) -> HeadConfig:
     if text is None:
         raise CheckpointError(f"its metadata have no {HEAD_KEY}; it may be an embedding model.")
     try:
-        given = parse_json(text, f"its {HEAD_KEY}", CheckpointError, LONGEST)
+        given = parse_json(text, f"its {HEAD_KEY}", CheckpointError, LARGEST_CONFIG)
         config = HeadConfig(**given)
     except TypeError as error:
         raise CheckpointError(f"its {HEAD_KEY} is not understood ({error}).") from error

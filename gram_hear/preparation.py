@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from gram_hear.audio.files import SoundReader, find_audio, warn_of_left_out
+from gram_hear.config import require_rate
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.scenes.archives import SUMMARY, index_tar
 from gram_hear.scenes.workers import cores, work
@@ -58,8 +59,7 @@ class Preparation:
     def __post_init__(self) -> None:
         if self.seconds is not None and not LEAST <= self.seconds < math.inf:
             raise OptionError(f"seconds is {self.seconds:g}; clips last at least {LEAST:g} s.")
-        if not 8000 <= self.rate <= 192000:
-            raise OptionError(f"The rate is {self.rate}; it must be 8000 to 192000 Hz.")
+        require_rate(self.rate)
         if not 0.1 <= self.tar_size < math.inf:
             raise OptionError(f"tar_size is {self.tar_size:g} MB; it must be 0.1 or more.")
 

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import TaskError, nearest
+from gram_hear.errors import TaskError, count, nearest, short
 from gram_hear.foreign import parse_json
 
 METADATA, VOCABULARY = "task_metadata.json", "labelvocabulary.csv"
@@ -33,7 +33,6 @@ TYPES = {
 }
 SPLITS = ("train", "valid", "test")
 FEWEST_FOLDS = 3  # one to test, one to validate, one to train
-SAMPLE_RATES = (1000, 1_000_000)  # Hz, the lowest and the highest that sound is read at
 LONGEST_CLIP = 86_400.0  # seconds
 LARGEST_EMPTY = 4096  # bytes of a file without samples; in a larger one the header may be wrong
 LONGEST_NAME = 255  # bytes of a file's name, which file systems allow
@@ -134,7 +133,7 @@ class Task:
         if not isinstance(label, str | int) or str(label) not in self._known:
             raise TaskError(
                 f"{place} has the label {short(label)}, which {VOCABULARY} ({len(self.labels)} "
-                f"labels) lacks.{nearest(str(label)[:80], self.labels)}"
+                f"labels) lacks.{nearest(label, self.labels)}"
             )
         return str(label)
 
@@ -258,12 +257,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def short(value: Any) -> str:
-    """Return what a file holds as a message may show it: on one line, 80 characters at most."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 # --- reading --------------------------------------------------------------------------------
 
 
@@ -330,7 +323,7 @@ def _choice(path: Path, metadata: dict, key: str, allowed: Sequence[str]) -> str
     if value not in allowed:
         raise TaskError(
             f"{path}: {key} is {short(value)}; allowed are {', '.join(allowed)}."
-            + nearest(str(value)[:80], allowed)
+            + nearest(value, allowed)
         )
     return value
 
@@ -549,8 +542,8 @@ def _describe(folder: Path) -> dict[str, Any]:
     empty = _empty_clips(task) if readable else []
     if empty:
         faults.append(
-            f"{empty_in_words(empty, sum(counts.values()))} --empty-clips says how the task is "
-            "embedded nevertheless."
+            f"{empty_in_words(empty, sum(counts.values()))} Embed with --empty-clips skip (leave "
+            f"{'it' if len(empty) == 1 else 'them'} out) or zero (1 s of silence)."
         )
     return {
         "name": task.name,
@@ -578,11 +571,15 @@ def _empty_clips(task: Task) -> list[str]:
     return empty
 
 
-def empty_in_words(empty: Sequence[str], clips: int) -> str:
-    """Return a sentence that names clips without samples, given as "split/file"."""
-    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+def empty_in_words(empty: Sequence[str], clips: int | None = None) -> str:
+    """Return a sentence that names clips without samples, given as "split/file".
+
+    ``clips`` is how many the task has, where that is known.
+    """
+    number = count(len(empty), "clip") if clips is None else f"{len(empty):,} of {clips:,} clips"
     hold = "holds" if len(empty) == 1 else "hold"
-    return f"Of {clips} clips, {', '.join(empty[:5])}{more} {hold} no samples."
+    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+    return f"{number} {hold} no samples: {', '.join(empty[:5])}{more}."
 
 
 def _places(paths: Iterable[Path]) -> set[tuple[str, str]]:

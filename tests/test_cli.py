@@ -237,8 +237,8 @@ def test_embed_counts_what_it_leaves_out(tmp_path, published_file):
         (tmp_path / name).touch()
     done = run("embed", tmp_path, "-o", tmp_path / "out", "-m", published_file(1))
     assert done.returncode == 0
-    assert "1 files (.m4a 1) are left out" in done.stderr
-    assert "2 files (.txt 2) are left out" in done.stderr
+    assert "1 file (.m4a 1) left out" in done.stderr
+    assert "2 files (.txt 2) left out" in done.stderr
     assert "1 of 1 files are embedded" in done.stderr
 
 

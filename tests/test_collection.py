@@ -143,10 +143,10 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path):
         jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
     assert {job.name for job in jobs} == {"a.WAVE", "b.amb"}
     unreadable, others, links = (str(each.message) for each in caught)
-    assert "2 files (.m4a 1, .webm 1) are left out" in unreadable
+    assert "2 files (.m4a 1, .webm 1) left out" in unreadable
     assert "ffmpeg -i" in unreadable
-    assert "4 files (.txt 2, without a suffix 1, .jpg 1) are left out" in others
-    assert "1 links to folders are left out" in links
+    assert "4 files (.txt 2, without a suffix 1, .jpg 1) left out" in others
+    assert "1 link to a folder left out" in links
     for path in (tmp_path / "in" / "a.WAVE", tmp_path / "in" / "b.amb"):
         path.unlink()
     with pytest.raises(OptionError, match="No sound file"), pytest.warns(match="left out"):
@@ -584,7 +584,7 @@ def test_what_is_no_part_of_ours_is_kept_without_force(tmp_path, tree, model, ki
     else:
         part.write_bytes(b"precious" if kind == "text" else half(part.read_bytes()))
     before = part.read_bytes()
-    with pytest.raises(OptionError, match="1 outputs are there already"):
+    with pytest.raises(OptionError, match="1 output is there already"):
         embed_collection([tree], out, model)
     assert part.read_bytes() == before
     embed_collection([tree], out, model, force=True)

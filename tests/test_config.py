@@ -17,8 +17,9 @@ from gram_hear.config import (
     PatchConfig,
     TransformerConfig,
     named_config,
+    require_rate,
 )
-from gram_hear.errors import ConfigError
+from gram_hear.errors import ConfigError, OptionError
 from gram_hear.model import GramModel
 from gram_hear.nn.mae import MaskedAutoencoder
 
@@ -33,6 +34,14 @@ def changed(*path, value, backbone="transformer"):
         place = place[key]
     place[path[-1]] = value
     return json.dumps(data)
+
+
+def test_sample_rates_out_of_range_are_refused():
+    require_rate(8000)
+    require_rate(1000, (1000, 2000))
+    for rate in (7999, 192_001, 16000.5, float("nan"), float("inf"), True):
+        with pytest.raises(OptionError, match=f"The rate is {rate}; it must be 8000 to 192000 Hz"):
+            require_rate(rate)
 
 
 # --- JSON -----------------------------------------------------------------------------------

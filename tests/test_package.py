@@ -157,6 +157,7 @@ def test_the_readme_of_a_package_index_has_no_dead_links():
         check=True,
     )
     assert "# gram-hear" in done.stdout
+    assert "@@" not in done.stdout, "a placeholder was left in the README"
     links = re.findall(r"\]\(([^)]+)\)", done.stdout)
     assert links
     assert all(link.startswith(("https://", "#")) for link in links)

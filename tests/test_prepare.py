@@ -370,7 +370,7 @@ def test_command_prints_the_folder(tmp_path, sounds):
     result = invoke(sounds, "-o", tmp_path / "out", "--seconds", 1)
     assert result.exit_code == 0
     assert result.stdout == f"{tmp_path / 'out'}\n"
-    assert "7 clips, 0.00 hours of sound, of 4 files in 1 tars" in result.stderr
+    assert "7 clips, 0.00 hours of sound, of 4 files in 1 tar." in result.stderr
 
 
 def test_what_is_left_out_of_a_folder_is_counted(tmp_path, sounds):
@@ -379,8 +379,8 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path, sounds):
     with pytest.warns(UserWarning, match="left out") as caught:
         run(sounds, tmp_path / "out")
     unreadable, others = (str(each.message) for each in caught)
-    assert "1 files (.m4a 1) are left out" in unreadable
-    assert "2 files (.txt 2) are left out" in others
+    assert "1 file (.m4a 1) left out" in unreadable
+    assert "2 files (.txt 2) left out" in others
 
 
 def test_command_lists_failures_at_the_end(tmp_path, damaged):

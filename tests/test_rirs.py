@@ -854,7 +854,7 @@ def test_command_builds_a_set_and_prints_its_folder(tmp_path, command):
     done = command("--rooms", 1, "-o", tmp_path / "set", "--format", "ambisonics", *small)
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == str(tmp_path / "set")
-    assert "1 scenes for train" in done.stderr
+    assert "1 scene for train" in done.stderr
     found = open_rirs(tmp_path / "set")
     assert (found.layout, len(found), found.rate) == ("ambisonic", 1, RATE)
 

@@ -413,7 +413,7 @@ def test_clips_without_samples_are_named(make_task, tmp_path):
     (found,) = describe_tasks(tmp_path / "tasks")
     assert found["empty"] == ["valid/valid_1.wav", "test/test_0.wav"]
     (fault,) = found["faults"]
-    assert "Of 6 clips, valid/valid_1.wav, test/test_0.wav hold no samples." in fault
+    assert "2 of 6 clips hold no samples: valid/valid_1.wav, test/test_0.wav. " in fault
     assert "--empty-clips" in fault
 
     # A recorder that never wrote how much there is: sound follows, so it must not be left out.

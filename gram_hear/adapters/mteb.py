@@ -26,7 +26,7 @@ from gram_hear.errors import AudioError, OptionError
 from gram_hear.hear import get_scene_embeddings, load_model
 
 ORGANIZATION = "gram-hear"  # of the names of models that no repository gives one
-SHOWN = 12  # digits of the weights' hash in a name
+NAME_DIGITS = 12  # digits of the weights' hash in a name
 
 
 class GramEncoder:
@@ -211,7 +211,7 @@ class GramEncoder:
             if self.entry is not None and source.repository is None:
                 return f"{ORGANIZATION}/{self.entry.name}", weights
         name = self.model_name.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
-        return f"{ORGANIZATION}/{name}-{weights[:SHOWN]}", weights
+        return f"{ORGANIZATION}/{name}-{weights[:NAME_DIGITS]}", weights
 
 
 def _entry(name: str) -> Entry | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 UNSIZED = 0xFFFFFFFF  # the size of a chunk whose writer could not know it
 OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the longest
 PIECE = 2**20  # bytes that are read at once
-MOST_BROKEN = 100  # pages, from which on none is looked for that is not
+MOST_BROKEN = 100  # broken pages after which the search stops
 MOST_CHUNKS = 10_000
 BIT_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
@@ -65,11 +65,10 @@ class ByteView(io.RawIOBase):
             path: the file.
             start: its byte at which the view begins.
             size: of the view in bytes; None is up to the file's end.
-            hides_end: find the end but once. That is for libsndfile; mpg123 below it then does not
-                know the size.
-            patch: the byte of the view that holds the size of a WAV's samples, to be read as
-                unknown; an RF64 file, whose size stands elsewhere, is then read as RIFF. 0 leaves
-                the file as it is.
+            hides_end: answer only the first seek to the end, so that mpg123 cannot tell the file
+                size.
+            patch: offset of the WAV data size field, read as unknown (0: none). An RF64 file, whose
+                size stands elsewhere, is then read as RIFF.
         """
         self.start = start
         self.error: OSError | None = None

@@ -24,8 +24,8 @@ from gram_hear.audio.containers import (
     stated_layout,
     unsized_data,
 )
-from gram_hear.config import LAYOUT_OF_AUDIO
-from gram_hear.errors import AudioError
+from gram_hear.config import LAYOUT_OF_AUDIO, SOUND_RATES
+from gram_hear.errors import AudioError, count
 
 if TYPE_CHECKING:
     import soundfile
@@ -68,7 +68,6 @@ SAME = ("format", "subtype", "channels", "samplerate")  # of streams of one file
 MOST_VALUES = 2**23  # samples of all channels together that are read at once
 # In libsndfile's notes: the stated size of the samples, and what there is where that differs.
 SIZES = re.compile(r"^ *(?:data|SSND|BODY|riff|Data Size) *: (\d+)\b(?: \(should be (\d+))?", re.M)
-LOWEST_RATE, HIGHEST_RATE = 1000, 1_000_000  # Hz; ultrasound is recorded at up to 1 MHz
 
 
 @dataclass(frozen=True)
@@ -130,30 +129,29 @@ def warn_of_left_out(left_out: Counter[str], folder: Path | None = None) -> None
     if unreadable:
         name = f"recording{next(iter(unreadable))}"
         warnings.warn(
-            f"{start}{_count(unreadable)} are left out: libsndfile does not read sound of these "
+            f"{start}{_by_suffix(unreadable)} left out: libsndfile does not read sound of these "
             f"formats. Convert them first, for example with ffmpeg -i {name} recording.flac.",
             stacklevel=3,
         )
     if others:
         warnings.warn(
-            f"{start}{_count(others)} are left out: they are not sound by their suffix.",
-            stacklevel=3,
+            f"{start}{_by_suffix(others)} left out: not sound by their suffix.", stacklevel=3
         )
     if left_out[LINKS]:
+        links = count(left_out[LINKS], "link to a folder", "links to folders")
         warnings.warn(
-            f"{start}{left_out[LINKS]} links to folders are left out: such links are not followed. "
-            "Name the folders themselves.",
+            f"{start}{links} left out: links are not followed. Name the folders themselves.",
             stacklevel=3,
         )
 
 
-def _count(suffixes: dict[str, int]) -> str:
+def _by_suffix(suffixes: dict[str, int]) -> str:
     """Return how many files there are of each suffix, the most frequent first."""
     ranked = sorted(suffixes.items(), key=lambda each: (-each[1], each[0]))
-    shown = [f"{suffix or 'without a suffix'} {count}" for suffix, count in ranked[:SHOWN]]
+    shown = [f"{suffix or 'without a suffix'} {number}" for suffix, number in ranked[:SHOWN]]
     if len(ranked) > SHOWN:
-        shown.append(f"{len(ranked) - SHOWN} other suffixes")
-    return f"{sum(suffixes.values())} files ({', '.join(shown)})"
+        shown.append(f"{count(len(ranked) - SHOWN, 'other suffix', 'other suffixes')}")
+    return f"{count(sum(suffixes.values()), 'file')} ({', '.join(shown)})"
 
 
 def file_status(path: Path) -> os.stat_result:
@@ -173,10 +171,11 @@ def file_status(path: Path) -> os.stat_result:
 
 def check_rate(rate: int, name: str) -> None:
     """Raise an AudioError where the sample rate that a file states cannot be that of sound."""
-    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+    least, most = SOUND_RATES
+    if not least <= rate <= most:
         raise AudioError(
-            f"{name} states a sample rate of {rate} Hz; it must be {LOWEST_RATE} to "
-            f"{HIGHEST_RATE} Hz. Correct its header, or export the file again."
+            f"{name} states a sample rate of {rate} Hz; it must be {least} to {most} Hz. Correct "
+            "its header, or export the file again."
         )
 
 
@@ -233,7 +232,7 @@ def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, int]:
     Raises:
         AudioError: as :func:`read_audio`.
     """
-    with SoundReader(path, HIGHEST_RATE, any_channels=True) as reader:
+    with SoundReader(path, SOUND_RATES[1], any_channels=True) as reader:
         reader.check_layout(any_number=True)
         blocks = [*reader.samples(), np.zeros((0, reader.channels), dtype=np.float32)]
         return np.concatenate(blocks), reader.file_rate

@@ -29,7 +29,7 @@ from gram_hear.checkpoints.registry import (
     find_entry,
     unknown_model,
 )
-from gram_hear.config import LONGEST, ModelConfig, named_config
+from gram_hear.config import LARGEST_CONFIG, ModelConfig, named_config
 from gram_hear.errors import CheckpointError, ConfigError, OptionError, nearest
 from gram_hear.foreign import parse_json
 from gram_hear.model import GramModel
@@ -230,7 +230,7 @@ def _read_local(name: str, path: Path, heads: int | None) -> Checkpoint:
     if checkpoint.source.layout == "gram-hear" and written.exists():
         try:
             with open(written, "rb") as file:
-                config = ModelConfig.from_json(file.read(LONGEST + 1))
+                config = ModelConfig.from_json(file.read(LARGEST_CONFIG + 1))
         except (ConfigError, OSError) as error:
             raise CheckpointError(f"{written} cannot be read: {error}") from error
         if config != checkpoint.config:

@@ -13,7 +13,7 @@ from rich.table import Table
 from gram_hear.audio.layouts import check_convention
 from gram_hear.commands.parts import Part, channels_of, check_part, check_picture, read_part
 from gram_hear.config import LAYOUT_OF_AUDIO
-from gram_hear.console import print_table, say
+from gram_hear.console import Convention, print_table, say
 from gram_hear.errors import OptionError
 from gram_hear.localisation import BUNDLED, Located, Locator, check_layout, load_locator
 from gram_hear.plots import DirectionPicture, direction_figure, save_figure
@@ -42,13 +42,7 @@ def locate(
     duration: Annotated[
         float | None, typer.Option(help="Seconds that are used. Default: all that follow.")
     ] = None,
-    convention: Annotated[
-        str | None,
-        typer.Option(
-            help="Of four-channel files: ambix, fuma or soundspaces. Default: what the file says, "
-            "else ambix."
-        ),
-    ] = None,
+    convention: Convention = None,
     step: Annotated[float, typer.Option(help="Seconds of a line of the table.")] = 0.5,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, with every row, instead of a table.")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gram_hear.console import progress_bar, say
+from gram_hear.console import NoCheckHead, progress_bar, say
 from gram_hear.errors import GramError
 from gram_hear.scenes.naturalistic import Settings, naturalise_task, obstacle
 from gram_hear.scenes.workers import cores
@@ -35,14 +35,7 @@ def naturalistic(
         int | None, typer.Option(help="Hz of the new audio. Default: the task's highest rate.")
     ] = None,
     head: Annotated[str, typer.Option(help="kemar, sphere, or a SOFA file.")] = "kemar",
-    no_check_head: Annotated[
-        bool,
-        typer.Option(
-            "--no-check-head",
-            help="Take a SOFA file though its nearer ear is the quieter or later one, it was "
-            "measured in a room, or its directions lie in one plane.",
-        ),
-    ] = False,
+    no_check_head: NoCheckHead = False,
     jobs: Annotated[
         int | None, typer.Option(help="Processes side by side. Default: one for each processor.")
     ] = None,

@@ -18,7 +18,7 @@ from gram_hear.checkpoints.store import (
 )
 from gram_hear.commands.parts import channels_of, check_part, check_picture, read_part
 from gram_hear.config import LAYOUT_OF_AUDIO
-from gram_hear.console import say
+from gram_hear.console import Convention, say
 from gram_hear.errors import OptionError
 from gram_hear.frontend import FrontEnd
 from gram_hear.hear import HearModel, get_timestamp_embeddings, load_model
@@ -71,13 +71,7 @@ def plot(
     seed: Annotated[int, typer.Option(help="Of the mask.")] = 0,
     strategy: Annotated[str, typer.Option(help="Of the embedding: raw or mean.")] = "raw",
     layer: Annotated[int | None, typer.Option(help="Embed after this many blocks.")] = None,
-    convention: Annotated[
-        str | None,
-        typer.Option(
-            help="Of four-channel files: ambix, fuma or soundspaces. Default: what the file says, "
-            "else ambix."
-        ),
-    ] = None,
+    convention: Convention = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:

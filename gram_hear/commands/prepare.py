@@ -10,6 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gram_hear.console import messages, say
+from gram_hear.errors import count
 from gram_hear.preparation import Preparation
 from gram_hear.preparation import prepare as prepare_clips
 
@@ -51,12 +52,12 @@ def prepare(
     failed = summary["failed"]
     hours = summary["sound_seconds"] / 3600
     say(
-        f"{summary['clips']} clips, {hours:.2f} hours of sound, of {summary['files']} files in "
-        f"{len(summary['tars'])} tars."
+        f"{count(summary['clips'], 'clip')}, {hours:.2f} hours of sound, of "
+        f"{count(summary['files'], 'file')} in {count(len(summary['tars']), 'tar')}."
     )
     typer.echo(json.dumps(summary, indent=2) if as_json else output)
     if failed:
-        say(f"{len(failed)} files failed:")
+        say(f"{count(len(failed), 'file')} failed:")
         for each in failed:
             say(f"  {each['reason']}")
         raise typer.Exit(1)

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from gram_hear.console import progress_bar, say
-from gram_hear.errors import OptionError, nearest
+from gram_hear.console import NoCheckHead, progress_bar, say
+from gram_hear.errors import OptionError, count, nearest
 from gram_hear.scenes.rir_building import RirPlan, build_rirs
 from gram_hear.scenes.rooms import Ranges
 
@@ -47,14 +47,7 @@ def rirs(
         tuple[int, int], typer.Option(help="In each scene, fewest and most.")
     ] = DEFAULT.noise_sources,
     head: Annotated[str, typer.Option(help="kemar, sphere, or a SOFA file.")] = "kemar",
-    no_check_head: Annotated[
-        bool,
-        typer.Option(
-            "--no-check-head",
-            help="Take a SOFA file though its nearer ear is the quieter or later one, it was "
-            "measured in a room, or its directions lie in one plane.",
-        ),
-    ] = False,
+    no_check_head: NoCheckHead = False,
     rate: Annotated[int, typer.Option(help="Hz.")] = 32000,
     seconds: Annotated[
         float | None,
@@ -94,5 +87,7 @@ def rirs(
         counts = build_rirs(
             output, plan, jobs=jobs, force=force, check_head=not no_check_head, progress=progress
         )
-    say(", ".join(f"{count} scenes for {split}" for split, count in counts.items()) + ".")
+    say(
+        ", ".join(f"{count(number, 'scene')} for {split}" for split, number in counts.items()) + "."
+    )
     typer.echo(output)

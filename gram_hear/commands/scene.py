@@ -10,11 +10,11 @@ import typer
 
 from gram_hear.audio.files import SoundReader
 from gram_hear.audio.wav import write_wav
-from gram_hear.console import say
+from gram_hear.config import require_rate
+from gram_hear.console import NoCheckHead, say
 from gram_hear.errors import OptionError, nearest
 from gram_hear.extras import need
 from gram_hear.plots import plot_scene
-from gram_hear.scenes.heads import RATES
 from gram_hear.scenes.noises import open_noise
 from gram_hear.scenes.recipes import FORMATS
 from gram_hear.scenes.single import MadeScene, make_scene
@@ -57,14 +57,7 @@ def scene(
         str | None,
         typer.Option(help="Whose ears hear: kemar (default), sphere, or a SOFA file."),
     ] = None,
-    no_check_head: Annotated[
-        bool,
-        typer.Option(
-            "--no-check-head",
-            help="Take a SOFA file though its nearer ear is the quieter or later one, it was "
-            "measured in a room, or its directions lie in one plane.",
-        ),
-    ] = False,
+    no_check_head: NoCheckHead = False,
     rate: Annotated[int, typer.Option(help="Sample rate of the output, Hz.")] = 32000,
     tail: Annotated[
         bool, typer.Option("--tail/--no-tail", help="Let the room ring on after the sound.")
@@ -85,8 +78,7 @@ def scene(
             f"Unknown format {format!r}; allowed are {' and '.join(FORMATS)}."
             + nearest(format, FORMATS)
         )
-    if not RATES[0] <= rate <= RATES[1]:
-        raise OptionError(f"The rate is {rate}; it must be {RATES[0]} to {RATES[1]} Hz.")
+    require_rate(rate)
     description = output.with_suffix(".json")
     _check_outputs(audio, output, description, plot, force)
     made = make_scene(

@@ -25,7 +25,7 @@ from gram_hear.evaluation.module import (
     traceback_of,
 )
 
-SAMPLE_RATES = (16000, 22050, 32000, 44100, 48000)
+USUAL_RATES = (16000, 22050, 32000, 44100, 48000)
 LENGTHS = (1.07, 1.98, 4.0)  # seconds, as in hear-validator: whole and broken numbers of windows
 SCENE_LENGTH = 2.74
 SHORT = 0.1
@@ -134,13 +134,13 @@ def _check_signature(module: HearModule) -> Iterator[Finding]:
 
 def _check_attributes(module: HearModule) -> Iterator[Finding]:
     rate = module.sample_rate
-    if rate in SAMPLE_RATES:
+    if rate in USUAL_RATES:
         yield Finding("ok", f"The model takes audio at {rate} Hz.")
     else:
         yield Finding(
             "error",
             f"The model's sample_rate is {rate} Hz; the API allows "
-            f"{', '.join(map(str, SAMPLE_RATES))}. Resample inside the module.",
+            f"{', '.join(map(str, USUAL_RATES))}. Resample inside the module.",
         )
     yield Finding(
         "ok",

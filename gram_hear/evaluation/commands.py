@@ -432,9 +432,9 @@ def _tell_steps(folder: Path, plan: Plan, min_steps: int) -> None:
         say(f"{said}.")
     else:
         say(
-            f"warning: {said}, fewer than {min_steps}: its score says more of them than of the "
-            "embeddings. Take --grid default, or give the task a smaller batch_size "
-            "(task_specific_param_grid). --min-steps moves this limit."
+            f"warning: {said}, fewer than {min_steps}: it is undertrained, and its score says "
+            "little about the embeddings. Take --grid default, or give the task a smaller "
+            "batch_size (task_specific_param_grid). --min-steps moves this limit."
         )
 
 

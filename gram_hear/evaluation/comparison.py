@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 
-from gram_hear.errors import OptionError, TaskError
+from gram_hear.errors import OptionError, TaskError, count
 from gram_hear.evaluation.report import PROBES, Result, read_results
 from gram_hear.evaluation.scores import METRICS, named_metric
 
@@ -227,7 +227,7 @@ def _plan_words(result: Result) -> dict[str, str]:
     return {
         "probe": result.probe,
         "grid": f"{result.grid}" if trained else "",
-        "points": f"{result.grid_points} points" if trained else "",
+        "points": count(result.grid_points or 0, "point") if trained else "",
         "shuffled": ("shuffled" if result.shuffle else "in order") if trained else "",
     }
 

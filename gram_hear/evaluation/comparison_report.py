@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import OptionError
+from gram_hear.errors import OptionError, count
 from gram_hear.evaluation.comparison import Change, Comparison, Score
 from gram_hear.evaluation.published import Published
 from gram_hear.evaluation.significance import LEVEL, PairTest
@@ -283,7 +283,8 @@ def write_report(report: Report, output: Path) -> list[Path]:
 def markdown_of(report: Report) -> str:
     """Return the report as Markdown, the best scores in bold."""
     comparison = report.comparison
-    lines = [f"# {len(comparison.models)} models on {len(comparison.tasks)} tasks", ""]
+    models, tasks = count(len(comparison.models), "model"), count(len(comparison.tasks), "task")
+    lines = [f"# {models} on {tasks}", ""]
     for table in tables_of(report):
         lines += [f"## {table.title}", ""]
         if table.rows:

@@ -31,7 +31,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from gram_hear.errors import AudioError, ModuleError, TaskError
+from gram_hear.errors import AudioError, ModuleError, TaskError, short
 from gram_hear.evaluation.lock import locked
 from gram_hear.evaluation.module import HearModule, is_out_of_memory
 from gram_hear.evaluation.task_audio import SILENCE, Source, TaskAudio
@@ -44,7 +44,6 @@ from gram_hear.tasks import (
     empty_in_words,
     read_json,
     read_task,
-    short,
 )
 from gram_hear.writing import write_whole
 

@@ -27,10 +27,10 @@ from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
-from gram_hear.errors import OptionError, TaskError, nearest
+from gram_hear.errors import OptionError, TaskError, nearest, short
 from gram_hear.evaluation.lock import locked
 from gram_hear.foreign import LARGEST, TAR_FAULTS, BoundedMember, parse_json
-from gram_hear.tasks import LONGEST_NAME, METADATA, short
+from gram_hear.tasks import LONGEST_NAME, METADATA
 
 RECORD = "5885750"  # HEAR 2021, all tasks, at 48,000 Hz
 SITE, SITE_VARIABLE = "https://zenodo.org", "GRAM_HEAR_ZENODO"

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from gram_hear.errors import OptionError, TaskError, nearest
-from gram_hear.tasks import short
+from gram_hear.errors import OptionError, TaskError, nearest, short
 
 # Names and values as the original kit writes them; each value is a list of choices.
 DEFAULT: dict[str, list] = {
@@ -138,7 +137,7 @@ def _checked(task_name: str, task_grid: Mapping[str, Sequence]) -> dict[str, lis
             allowed = [each for each in DEFAULT if each not in FIXED]
             raise TaskError(
                 f"{task_name}: task_specific_param_grid has {short(name)}; allowed are "
-                f"{', '.join(allowed)}." + nearest(name[:80], allowed)
+                f"{', '.join(allowed)}." + nearest(name, allowed)
             )
         known = DEFAULT[name][0]
         numbers = (int, float) if isinstance(known, float) else type(known)

@@ -23,9 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gram_hear.config import EMBEDDINGS
-from gram_hear.errors import GramError, ModuleError, OptionError
-from gram_hear.tasks import SAMPLE_RATES, short
+from gram_hear.config import EMBEDDINGS, SOUND_RATES
+from gram_hear.errors import GramError, ModuleError, OptionError, short
 
 FUNCTIONS = ("load_model", "get_scene_embeddings", "get_timestamp_embeddings")
 CHANNELS_FIRST = "channels_first"
@@ -398,7 +397,7 @@ def _size(name: str, model: Any, attribute: str) -> int:
             f"The model of {name}, a {type(model).__name__}, has no attribute {attribute}; it must "
             "have sample_rate, scene_embedding_size and timestamp_embedding_size, all int."
         )
-    least, most = SAMPLE_RATES if attribute == "sample_rate" else (1, LARGEST_SIZE)
+    least, most = SOUND_RATES if attribute == "sample_rate" else (1, LARGEST_SIZE)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ModuleError(
             f"The model of {name} has {attribute} = {short(value)} ({type(value).__name__}); it "

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 
-from gram_hear.errors import OptionError, TaskError
+from gram_hear.errors import OptionError, TaskError, short
 from gram_hear.evaluation.embeddings import (
     PREDICTED,
     dimensions,
@@ -36,7 +36,7 @@ from gram_hear.evaluation.probe import (
     train,
 )
 from gram_hear.evaluation.scores import Metric, named_metric, scene_scores, strict_json
-from gram_hear.tasks import Task, read_json, read_task, short
+from gram_hear.tasks import Task, read_json, read_task
 from gram_hear.writing import write_whole
 
 SCORES_FILE = "test.predicted-scores.json"

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import TaskError
+from gram_hear.errors import TaskError, count, short
 from gram_hear.evaluation import knn
 from gram_hear.evaluation.embeddings import DONE, EMPTY, EMPTY_FILES
 from gram_hear.evaluation.prediction import DONE_FILE, LOCALISATION_FILE, SCORES_FILE
-from gram_hear.tasks import METADATA, NATURAL, read_json, short
+from gram_hear.tasks import METADATA, NATURAL, empty_in_words, read_json
 from gram_hear.writing import write_whole
 
 RESULTS_FILE = "results.json"
@@ -139,12 +139,9 @@ def _finite(value: float | None) -> float | None:
 
 def notes_of(results: Sequence[Result]) -> list[str]:
     """Return what is to be known of results besides their numbers, a sentence for each task."""
-    done = {"skip": "left out", "zero": "embedded as silence"}
+    done = {"skip": "Left out.", "zero": "Embedded as silence."}
     return [
-        f"{result.task}: {len(result.empty_files)} of its clips "
-        f"{'holds' if len(result.empty_files) == 1 else 'hold'} no samples and "
-        f"{'was' if len(result.empty_files) == 1 else 'were'} {done.get(result.empty_clips)}: "
-        f"{', '.join(result.empty_files)}."
+        f"{result.task}: {empty_in_words(result.empty_files)} {done.get(result.empty_clips, '')}"
         for result in {each.task: each for each in results}.values()
         if result.empty_clips is not None
     ]
@@ -205,7 +202,7 @@ def heading_of(results: Sequence[Result]) -> str:
     cells = _cells(trained[0])
     words = {
         "grid": f"grid {cells['grid']}",
-        "points": f"{cells['points']} grid points",
+        "points": count(trained[0].grid_points or 0, "grid point"),
         "seed": f"seed {cells['seed'] or 'unknown'}",
         "shuffled": "training rows shuffled" if trained[0].shuffle else "training rows in order",
     }

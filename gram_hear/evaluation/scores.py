@@ -12,9 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from gram_hear.errors import OptionError, nearest
+from gram_hear.errors import OptionError, nearest, short
 from gram_hear.evaluation.events import COLLARS, SEGMENT_METRIC
-from gram_hear.tasks import short
 
 Kind = Literal["multiclass", "multilabel", "event", "localisation"]
 SEMITONES = 12
@@ -217,7 +216,7 @@ def named_metric(name: str) -> Metric:
     if name not in METRICS:
         raise OptionError(
             f"There is no metric {short(name)}; known are {', '.join(METRICS)}."
-            + nearest(name[:80], METRICS)
+            + nearest(name, METRICS)
         )
     return METRICS[name]
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import soxr
 
-from gram_hear.errors import OptionError, SceneError
+from gram_hear.config import require_rate
+from gram_hear.errors import SceneError
 from gram_hear.extras import need
 from gram_hear.scenes.acoustics import SPEED
 from gram_hear.scenes.geometry import unit_vector
@@ -42,7 +43,6 @@ SMOOTHING = 8000.0  # Hz at which a response is 3 dB down where its onset is loo
 SMOOTHING_OF_RATE = 0.2  # or this part of its rate
 UPSAMPLING = 8  # where an onset is looked for
 CHUNK = 64  # responses that are worked on at a time
-RATES = (8000, 192000)  # Hz of responses and RIRs, least and most
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,10 +185,7 @@ def load_head(head: str | Path = KEMAR, rate: int = 32000, *, check: bool = True
         OptionError: for a rate out of range, or where the packages of the extra "scenes" are not
             installed.
     """
-    if isinstance(rate, bool) or int(rate) != rate or not RATES[0] <= rate <= RATES[1]:
-        raise OptionError(
-            f"The rate is {rate}; heads come at whole rates of {RATES[0]} to {RATES[1]} Hz."
-        )
+    require_rate(rate)
     name = str(head)
     if name in (KEMAR, SPHERE):
         return _load(name, 0, int(rate), True)

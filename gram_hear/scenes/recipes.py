@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 
 from gram_hear.audio.files import read_audio
+from gram_hear.config import require_rate
 from gram_hear.errors import AudioError, OptionError, TaskError, nearest
-from gram_hear.scenes.heads import RATES, load_head
+from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.mixing import LARGEST_SNR, below_full_scale, fade, mix, place, to_level
 from gram_hear.scenes.noises import NoiseSet, open_noise
 from gram_hear.scenes.rendering import render, tune
@@ -63,8 +64,8 @@ class Settings:
                 f"Unknown format {self.format!r}; allowed are {' and '.join(FORMATS)}."
                 + nearest(self.format, FORMATS)
             )
-        if self.rate is not None and not RATES[0] <= self.rate <= RATES[1]:
-            raise OptionError(f"The rate is {self.rate}; it must be {RATES[0]} to {RATES[1]} Hz.")
+        if self.rate is not None:
+            require_rate(self.rate)
         if self.seed < 0:
             raise OptionError(f"The seed is {self.seed}; it must be 0 or more.")
         low, high = self.snr

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gram_hear.audio.layouts import CHANNEL_NAMES, encode_ambix
+from gram_hear.config import RIR_RATES
 from gram_hear.errors import OptionError, nearest
 from gram_hear.extras import need
 from gram_hear.scenes.acoustics import (
@@ -27,7 +28,7 @@ from gram_hear.scenes.acoustics import (
     measured_rt60,
     octave,
 )
-from gram_hear.scenes.heads import RATES, Head, load_head
+from gram_hear.scenes.heads import Head, load_head
 from gram_hear.scenes.rooms import ImageSources, Position, Room, Scene, image_sources
 
 LAYOUTS = {layout: len(names) for layout, names in CHANNEL_NAMES.items()}  # channels
@@ -40,7 +41,7 @@ TOGETHER = 128  # images filtered at once: what fits a core's cache
 MORE = 3  # times as many images, in rooms that ring briefly
 FADE = 0.25  # of the images' time, over which the tail takes over
 STREAM = {"binaural": 3, "ambisonic": 4}  # of the scene's randomness, for the tail
-LONGEST = 60.0  # seconds of an RIR
+LONGEST_RIR = 60.0  # seconds of an RIR
 TUNINGS, TUNED = 12, 0.02  # how often surfaces are tuned at most, and how close is enough
 
 
@@ -104,10 +105,10 @@ def render(
         head = None
     places = (scene.source, *scene.noises)
     seconds = seconds or _ringing(scene, places)
-    if seconds > LONGEST or rate > RATES[1]:
+    if seconds > LONGEST_RIR or rate > RIR_RATES[1]:
         raise OptionError(
-            f"RIRs of {seconds:.1f} s at {rate} Hz would be rendered; they may be {LONGEST:g} s "
-            f"long, at {RATES[1]} Hz, at most."
+            f"RIRs of {seconds:.1f} s at {rate} Hz would be rendered; they may be "
+            f"{LONGEST_RIR:g} s long, at {RIR_RATES[1]} Hz, at most."
         )
     samples = math.ceil(seconds * rate)
     if samples < (least := math.ceil((scene.distance / SPEED + FILTER_SECONDS) * rate)):

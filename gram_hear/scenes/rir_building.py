@@ -18,10 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gram_hear.config import require_rate
 from gram_hear.errors import OptionError, SceneError, nearest
 from gram_hear.foreign import parse_json
-from gram_hear.scenes.heads import RATES, load_head
-from gram_hear.scenes.rendering import LAYOUTS, LONGEST, Rendered, render, tune
+from gram_hear.scenes.heads import load_head
+from gram_hear.scenes.rendering import LAYOUTS, LONGEST_RIR, Rendered, render, tune
 from gram_hear.scenes.rir_writers import WRITERS, Place, RirWriter, clear
 from gram_hear.scenes.rirs import (
     BUILDING,
@@ -84,10 +85,9 @@ class RirPlan:
                 f"{self.rooms} rooms with {self.scenes_per_room} scenes each are more than "
                 f"{MOST_SCENES:,} scenes; build several sets."
             )
-        if not RATES[0] <= self.rate <= RATES[1]:
-            raise OptionError(f"The rate is {self.rate}; it must be {RATES[0]} to {RATES[1]} Hz.")
-        if self.seconds is not None and not 0.05 <= self.seconds <= LONGEST:
-            raise OptionError(f"seconds is {self.seconds}; it must be 0.05 to {LONGEST:g}.")
+        require_rate(self.rate)
+        if self.seconds is not None and not 0.05 <= self.seconds <= LONGEST_RIR:
+            raise OptionError(f"seconds is {self.seconds}; it must be 0.05 to {LONGEST_RIR:g}.")
         _check_names("layout", self.layouts, tuple(LAYOUTS))
         _check_names("container", (self.container,), CONTAINERS)
         if not (0 <= self.valid < 1 and 0 <= self.test < 1 and self.valid + self.test <= 1):

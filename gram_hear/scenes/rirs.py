@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from gram_hear.audio.layouts import from_soundspaces
-from gram_hear.config import LAYOUT_OF_AUDIO
+from gram_hear.config import LAYOUT_OF_AUDIO, RIR_RATES
 from gram_hear.errors import OptionError, SceneError, nearest
 from gram_hear.foreign import LARGEST, parse_json
 from gram_hear.scenes.archives import (
@@ -38,7 +38,6 @@ from gram_hear.scenes.archives import (
     read_whole,
 )
 from gram_hear.scenes.geometry import unit_vector
-from gram_hear.scenes.heads import RATES
 from gram_hear.scenes.rooms import MOST_NOISES
 
 FORMAT, VERSION = "gram-hear rirs", 1
@@ -219,7 +218,7 @@ def read_description(path: Path) -> dict[str, Any] | None:
     if not wrong:
         right = {
             "container": found["container"] in CONTAINERS,
-            "rate": RATES[0] <= found["rate"] <= RATES[1],
+            "rate": RIR_RATES[0] <= found["rate"] <= RIR_RATES[1],
             "layouts": found["layouts"] and all(each in [*LAYOUTS] for each in found["layouts"]),
             "counts": all(
                 split in SPLITS and isinstance(count, int) and count >= 0

@@ -21,7 +21,7 @@ SAME = 4  # decimals to which two directions are one
 MOST = 100_000  # directions
 SILENT = 1e-6  # of the loudest response's peak
 FARTHEST = 1e6  # metres
-RATES = (8000, 384_000)  # Hz, least and most
+MEASURED_RATES = (8000, 384_000)  # Hz, least and most
 LONGEST_DELAY = 0.02  # seconds, by which Data.Delay may differ between responses
 CPU_SECONDS = 3  # that a file may take to be read, and 1 s more for each
 MEGABYTE = 1e6  # of its bytes;
@@ -184,10 +184,10 @@ def _rate(sofa: _Sofa) -> float:
     name = "Data.SamplingRate"
     rates = np.unique(sofa.field(name))
     rate = float(rates[0]) * _factor(sofa, name, sofa.attribute(name, "Units", "hertz"), HERTZ)
-    if len(rates) != 1 or not RATES[0] <= rate <= RATES[1]:
+    if len(rates) != 1 or not MEASURED_RATES[0] <= rate <= MEASURED_RATES[1]:
         raise SceneError(
-            f"{sofa.path}: {name} is {rate:g} Hz; it must be one number of {RATES[0]} to "
-            f"{RATES[1]} Hz."
+            f"{sofa.path}: {name} is {rate:g} Hz; it must be one number of {MEASURED_RATES[0]} to "
+            f"{MEASURED_RATES[1]} Hz."
         )
     return rate
 

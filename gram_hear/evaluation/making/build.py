@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from gram_hear.errors import AudioError, OptionError, TaskError
+from gram_hear.errors import AudioError, OptionError, TaskError, count, short
 from gram_hear.evaluation.making.labelled import (
     AXES,
     Collection,
@@ -232,13 +232,18 @@ def _bound_events(
         clips.append(replace(clip, annotation=kept))
     if late:
         raise TaskError(
-            f"{len(late)} events begin after the end of their files: {some(late)}. Onsets and "
-            "offsets are seconds from the start of the file."
+            f"{count(len(late), 'event begins', 'events begin')} after the end of the file: "
+            f"{some(late)}. Onsets and offsets are seconds from the start of the file."
         )
     if lost:
-        notes.append(f"{lost} events begin where nothing is used of the file; they are left out.")
+        notes.append(
+            f"{count(lost, 'event begins', 'events begin')} where nothing is used of the file: "
+            "left out."
+        )
     if cut:
-        notes.append(f"{cut} events end after what is used of the file; they end with it.")
+        notes.append(
+            f"{count(cut, 'event ends', 'events end')} after what is used of the file: cut there."
+        )
     labels = vocabulary_of({label for clip in clips for label in clip.labels})
     check_vocabulary(labels, " of events in what is used of the files")
     return replace(collection, clips=tuple(clips), labels=labels)
@@ -436,20 +441,17 @@ def _describe_twins(
     if torn:
         named = [" = ".join(f"{side_of[file]}/{file}" for file in files) for files in torn]
         yield (
-            f"{len(torn)} sounds are on several of the sides given, so that what is tested was "
-            f"trained on: {some(named, '; ', NAMED)}."
+            f"{count(len(torn), 'sound is', 'sounds are')} on several of the sides given, so that "
+            f"what is tested was trained on: {some(named, '; ', NAMED)}."
         )
     if other := [files for files in twins if any(said[f] != said[files[0]] for f in files)]:
-        named = [" = ".join(f"{file} ({_short(said[file])})" for file in files) for files in other]
-        yield f"{len(other)} equal sounds are labelled differently: {some(named, '; ', NAMED)}."
+        named = [" = ".join(f"{file} {short(said[file], 40)}" for file in files) for files in other]
+        equal = count(len(other), "sound is there several times", "sounds are there several times")
+        yield f"{equal}, labelled differently: {some(named, '; ', NAMED)}."
     if kept := [files for files in twins if files not in torn]:
         named = [" = ".join(files) for files in kept]
-        yield f"{len(kept)} sounds are there several times, on one side: {some(named, '; ')}."
-
-
-def _short(annotation: list) -> str:
-    text = ", ".join(map(str, annotation))
-    return text if len(text) <= 40 else f"{text[:37]}..."
+        equal = count(len(kept), "sound is there several times", "sounds are there several times")
+        yield f"{equal}, on one side: {some(named, '; ')}."
 
 
 # --- the task's folder ----------------------------------------------------------------------

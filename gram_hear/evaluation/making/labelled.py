@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gram_hear.audio.files import SUFFIXES, UNREADABLE, find_audio
-from gram_hear.errors import OptionError, TaskError, nearest
+from gram_hear.errors import OptionError, TaskError, count, nearest
 
 TIMES = ("onset", "offset")
 ANGLES = ("azimuth", "elevation")
@@ -130,7 +130,7 @@ def _describe_unread(unread: set[str]) -> list[str]:
     if not unread:
         return []
     return [
-        f"{len(unread)} files are left out, as sound of their format is not read: "
+        f"{count(len(unread), 'file')} left out, as sound of such a format is not read: "
         f"{some(sorted(unread))}. Convert them, to WAV or FLAC, if they belong to the task."
     ]
 
@@ -231,18 +231,18 @@ def _match_files(
             absent.append(file)
     if absent := list(dict.fromkeys(absent)):
         raise TaskError(
-            f"{labels.csv} names {len(absent)} files that are not in {source}: {some(absent)}. "
+            f"{labels.csv} names {count(len(absent), 'file')} not in {source}: {some(absent)}. "
             f"Names are paths below that folder, with their suffix.{nearest(absent[0], found)}"
         )
     named = {row["file"] for row in rows}
     if unlisted := [file for file in found if file not in named]:
         if not labels.skip_unlisted:
             raise TaskError(
-                f"{len(unlisted)} files in {source} have no row in {labels.csv}: "
+                f"{count(len(unlisted), 'file')} in {source} without a row in {labels.csv}: "
                 f"{some(unlisted)}. Add rows (a file without events has one whose onset, offset "
                 "and label are empty), or leave them out with --skip-unlisted."
             )
-        return [f"{len(unlisted)} files without a row are left out."]
+        return [f"{count(len(unlisted), 'file')} without a row left out."]
     return []
 
 
@@ -404,8 +404,13 @@ def _collect(source: Path, rows: Sequence[Row], notes: Sequence[str], labels: La
         except TaskError as error:
             faults.append(str(error))
     if faults:
-        raise TaskError(f"{len(faults)} files are labelled wrongly: {some(faults, '; ')}.")
-    said = [*notes, *([f"{repeated} rows say the same as others."] if repeated else [])]
+        raise TaskError(
+            f"{count(len(faults), 'file is', 'files are')} labelled wrongly: {some(faults, '; ')}."
+        )
+    said = [
+        *notes,
+        *([f"{count(repeated, 'row says', 'rows say')} the same as others."] if repeated else []),
+    ]
     types = _prediction_type(kind, clips, labels, said)
     vocabulary = vocabulary_of({label for clip in clips for label in clip.labels})
     if kind != "localisation":

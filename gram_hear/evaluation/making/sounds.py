@@ -11,12 +11,12 @@ import numpy as np
 
 from gram_hear.audio.files import BLOCK_SECONDS, SoundReader
 from gram_hear.audio.wav import write_wav
+from gram_hear.config import SOUND_RATES, require_rate
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.evaluation.task_audio import resample
 from gram_hear.writing import write_whole
 
 COPIED = (".wav", ".flac")  # formats that lose nothing and know their length
-LOWEST, HIGHEST = 1000, 384_000  # Hz
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,7 @@ class Form:
 
     def __post_init__(self) -> None:
         for rate in self.rates:
-            if not LOWEST <= rate <= HIGHEST:
-                raise OptionError(
-                    f"The rate is {rate}; it must be {LOWEST} to {HIGHEST} Hz, as 16000 or 48000."
-                )
+            require_rate(rate, SOUND_RATES)
         if self.duration is not None and not 0.01 <= self.duration <= 3600:
             raise OptionError(f"The duration is {self.duration:g}; it must be 0.01 to 3600 s.")
 
@@ -56,7 +53,8 @@ def read_header(path: Path) -> Header:
     Raises:
         AudioError: for what cannot be read as sound, or has other channels than 1, 2 or 4.
     """
-    with SoundReader(path, HIGHEST) as reader:  # nothing is resampled until blocks are asked for
+    # Nothing is resampled until blocks are asked for.
+    with SoundReader(path, SOUND_RATES[1]) as reader:
         return Header(reader.file_rate, reader.channels, reader.duration)
 
 
