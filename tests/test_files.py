@@ -259,6 +259,7 @@ def test_a_whole_file_that_misstates_its_bytes_per_second_brings_no_warning(tmp_
         ("WAV", "PCM_16"),
         ("WAV", "MS_ADPCM"),
         ("WAVEX", "FLOAT"),
+        ("AU", "PCM_16"),
         ("RF64", "PCM_16"),
         ("W64", "PCM_24"),
     ],
@@ -271,7 +272,7 @@ def test_sound_whose_size_was_never_written_is_read_to_the_end(tmp_path, format,
     soundfile.write(path, sound, RATE, format=format, subtype=subtype)
     whole = read_silently(path).audio
     content = bytearray(path.read_bytes())
-    place = content.index(b"data") + (16 if format == "W64" else 4)
+    place = 8 if format == "AU" else content.index(b"data") + (16 if format == "W64" else 4)
     content[place : place + 4] = bytes(4)
     if format == "RF64":
         place = content.index(b"ds64")
@@ -378,7 +379,7 @@ def test_a_convention_that_is_given_holds_where_the_file_says_none(
 def test_four_loudspeakers_are_no_ambisonics(tmp_path, write_wavex, mask):
     write_wavex(tmp_path / "quad.wav", tone(RATE, channels=4), mask)
     for convention in (None, "ambix"):
-        with pytest.raises(AudioError, match=r"quad\.wav .*loudspeakers .*write the file anew"):
+        with pytest.raises(AudioError, match=r"quad\.wav .*loudspeakers .*FLAC"):
             read_audio(tmp_path / "quad.wav", RATE, convention=convention)
     with SoundReader(tmp_path / "quad.wav", RATE, any_channels=True) as reader:
         assert reader.convention is None

@@ -230,9 +230,9 @@ def test_what_a_folder_has_beside_its_noises_is_counted(folder, sounds):
     with pytest.warns(UserWarning, match="left out") as caught:
         assert len(open_noise(folder, RATE)) == len(sounds) + 1
     unreadable, others = (str(each.message) for each in caught)
-    assert f"{folder}: 2 files (.m4a 2) are left out" in unreadable
+    assert f"{folder}: 2 files (.m4a 2) left out" in unreadable
     assert "ffmpeg" in unreadable
-    assert "1 files (.txt 1) are left out" in others
+    assert "1 file (.txt 1) left out" in others
 
 
 def test_link_to_no_tar_is_an_error(tmp_path):

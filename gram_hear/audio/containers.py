@@ -18,6 +18,8 @@ from gram_hear.errors import AudioError
 if TYPE_CHECKING:
     import soundfile
 
+AU_HEADER = 32  # bytes of an AU file before its samples, as most programs write it
+AU_SIZE = 8  # offset of the data size field of an AU file
 UNSIZED = 0xFFFFFFFF  # the size of a chunk whose writer could not know it
 OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the longest
 PIECE = 2**20  # bytes that are read at once
@@ -67,14 +69,16 @@ class ByteView(io.RawIOBase):
             size: of the view in bytes; None is up to the file's end.
             hides_end: answer only the first seek to the end, so that mpg123 cannot tell the file
                 size.
-            patch: offset of the WAV data size field, read as unknown (0: none). An RF64 file, whose
-                size stands elsewhere, is then read as RIFF.
+            patch: offset of the data size field of a WAV or AU file, read as unknown (0: none). An
+                RF64 file, whose size stands elsewhere, is then read as RIFF.
         """
         self.start = start
         self.error: OSError | None = None
         self._hides_end = hides_end
         self._end_was_found = False
-        self._patches = {patch: b"\xff" * 4, 0: b"RIFF"} if patch else {}
+        self._patches = {patch: b"\xff" * 4} if patch else {}
+        if patch > AU_SIZE:
+            self._patches[0] = b"RIFF"
         self._file = open(path, "rb")  # noqa: SIM115
         self.end = self._file.seek(0, io.SEEK_END) if size is None else start + size
         self._file.seek(start)
@@ -155,7 +159,7 @@ def stated_layout(file: "soundfile.SoundFile") -> str | None:
 
 
 def unsized_data(view: ByteView) -> int:
-    """Return where a WAV or RF64 file states the size of its samples, if it was never written.
+    """Return where a WAV, RF64 or AU file states the size of its samples, if it was never written.
 
     That is a size of 0, or none, before bytes that are not chunks up to the file's end. 0 is
     returned for any other file.
@@ -163,6 +167,9 @@ def unsized_data(view: ByteView) -> int:
     position, found = 12, 0
     with reading(view) as file:
         size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        if file.read(4) in (b".snd", b"dns."):
+            return AU_SIZE if size > AU_HEADER and file.read(8)[4:] == bytes(4) else 0
         for _ in range(MOST_CHUNKS):
             if position + 8 > size:
                 break

@@ -358,7 +358,7 @@ class SoundReader:
             if file.format == "MP3":
                 file.close()
                 return self._open_at(0, "MP3")
-            if file.format in ("WAV", "WAVEX", "RF64") and file.frames == 0:
+            if file.format in ("WAV", "WAVEX", "RF64", "AU") and file.frames == 0:
                 self._unsized = unsized_data(self._bytes())
             if self._unsized:
                 file.close()
