@@ -615,7 +615,7 @@ def test_warnings_are_printed_as_by_the_other_commands(fit, capsys, tmp_path):
     (tmp_path / "sounds" / "a.m4a").write_bytes(b"")
     assert fit(data__clips="sounds") == 1
     said = capsys.readouterr().err.splitlines()
-    assert any(line.startswith("warning: sounds: 1 files (.m4a 1) are left out") for line in said)
+    assert any(line.startswith("warning: sounds: 1 file (.m4a 1) left out") for line in said)
     assert not any("UserWarning" in line for line in said)
 
 

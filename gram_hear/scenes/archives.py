@@ -17,7 +17,7 @@ import numpy as np
 
 from gram_hear.audio.containers import Part
 from gram_hear.audio.files import SUFFIXES, find_audio, warn_of_left_out
-from gram_hear.errors import SceneError
+from gram_hear.errors import SceneError, count
 from gram_hear.foreign import FLOATS, TAR_FAULTS, ZIP_FAULTS, BoundedMember, parse_array, read_array
 from gram_hear.writing import write_whole
 
@@ -143,8 +143,8 @@ def index_tar(path: Path, suffixes: tuple[str, ...], labels: bool = False) -> li
     keys = {_key(member.name) for member in members}
     if alone := [name for name in others if _key(name) not in keys]:
         warnings.warn(
-            f"{path} holds {len(alone)} files that belong to none that can be read, such as "
-            f"{alone[0]}; they are left out.",
+            f"{path}: {count(len(alone), 'file')} left out, with no readable sound of the same "
+            f"name, such as {alone[0]}.",
             stacklevel=2,
         )
     for member in members:
