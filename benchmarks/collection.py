@@ -21,9 +21,10 @@ import numpy as np
 import soundfile
 import torch
 
-from gram_hear import collection, embed
 from gram_hear.checkpoints.store import Source
 from gram_hear.config import named_config
+from gram_hear.embed import collection
+from gram_hear.embed import files as embed
 from gram_hear.frontend import FrontEnd
 from gram_hear.hear import HearModel, Options
 from gram_hear.model import GramModel

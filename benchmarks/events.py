@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from gram_hear.evaluation import events, scores
+from gram_hear.evaluation.predict import event_metrics as events
+from gram_hear.evaluation.predict import metrics as scores
 
 NAMES = ("event_onset_200ms_fms", "segment_1s_er")  # what both sides score
 GOLDEN = Path(__file__).parent.parent / "tests" / "data" / "golden" / "hear-eval"

@@ -55,10 +55,10 @@ from held_out_speakers import untrained_network
 from gram_hear.checkpoints.store import save_model
 from gram_hear.console import progress_bar, say
 from gram_hear.errors import GramError, OptionError
-from gram_hear.evaluation.module import load_model
-from gram_hear.evaluation.prediction import Plan
-from gram_hear.scenes.workers import cores, work
-from gram_hear.writing import write_whole
+from gram_hear.evaluation.embed.hear_module import load_model
+from gram_hear.evaluation.predict.prediction import Plan
+from gram_hear.jobs.workers import cores, work
+from gram_hear.jobs.writing import write_whole
 
 EVALUATED = (*DRY, *(f"{name}{NATURAL}" for name in DRY), DIRECTIONS, f"{KINDS}{LOCALISATION}")
 BLOCKS = {False: "evidence", True: "ablation"}  # by whether two models are compared

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from held_out_speakers import DECAYS, accuracy
 
-from gram_hear.evaluation.embeddings import DONE, embed_task
-from gram_hear.evaluation.module import load_model
-from gram_hear.evaluation.prediction import (
+from gram_hear.evaluation.compare.results import read_results
+from gram_hear.evaluation.embed.embeddings import DONE, embed_task
+from gram_hear.evaluation.embed.hear_module import load_model
+from gram_hear.evaluation.predict.metrics import angular_errors
+from gram_hear.evaluation.predict.prediction import (
     DONE_FILE,
     LOCALISATION_FILE,
     Plan,
@@ -24,11 +26,9 @@ from gram_hear.evaluation.prediction import (
     load_examples,
     predict_task,
 )
-from gram_hear.evaluation.report import read_results
-from gram_hear.evaluation.scores import angular_errors
+from gram_hear.jobs.writing import write_whole
 from gram_hear.scenes.geometry import angles
 from gram_hear.tasks import Task, read_task
-from gram_hear.writing import write_whole
 
 CLEAR = 15.0  # degrees off the interaural axis from which on front and back are told apart
 AHEAD = "straight ahead"  # what answers so always

@@ -16,12 +16,12 @@ from gram_hear.audio.files import read_audio
 from gram_hear.audio.synthesis import NOISES, SOUNDS, synthesise_noise, synthesise_sound
 from gram_hear.audio.wav import write_wav
 from gram_hear.errors import OptionError, TaskError
+from gram_hear.jobs.workers import work
+from gram_hear.jobs.writing import write_whole
 from gram_hear.scenes.naturalistic import DIRECTION_METRICS, Settings, naturalise_task
 from gram_hear.scenes.recipes import Recipe, clip_seed, follow
 from gram_hear.scenes.rirs import SPLITS, open_rirs
-from gram_hear.scenes.workers import work
 from gram_hear.tasks import METADATA, VOCABULARY, read_json, read_task
-from gram_hear.writing import write_whole
 
 DIGITS, SPEAKERS, KINDS = "digits-v1-full", "speakers-v1-full", "sounds-v1-full"
 DRY = (DIGITS, SPEAKERS, KINDS)

@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gram_hear.evaluation.prediction import Plan, predict_task
-from gram_hear.evaluation.probe import Trainer
+from gram_hear.evaluation.predict.prediction import Plan, predict_task
+from gram_hear.evaluation.predict.probe import Trainer
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "data" / "golden" / "hear-eval" / "embeddings"
 SIZE = 1024  # of torch.mm

@@ -30,7 +30,7 @@ import pyarrow.parquet
 import soundfile
 import torch
 
-from gram_hear import cli
+from gram_hear.commands.gram_hear import app as cli
 
 FILES = 40
 PATTERNS = {"part": "site*/.*.partial", "dataset": ".*.partial"}  # where a write is under way

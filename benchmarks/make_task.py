@@ -23,9 +23,9 @@ import numpy as np
 import soundfile
 import soxr
 
-from gram_hear.evaluation.making import build, sounds
-from gram_hear.evaluation.making.labelled import Labels
-from gram_hear.evaluation.making.sounds import Form
+from gram_hear.evaluation.make import build, sounds
+from gram_hear.evaluation.make.labels import Labels
+from gram_hear.evaluation.make.sounds import Form
 
 RATE = 44100
 CLASSES, SPEAKERS = 50, 100

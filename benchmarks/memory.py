@@ -20,8 +20,8 @@ import soundfile
 import torch
 
 from gram_hear.checkpoints.store import Source
-from gram_hear.collection import embed_collection
 from gram_hear.config import named_config
+from gram_hear.embed.collection import embed_collection
 from gram_hear.hear import HearModel, Options
 from gram_hear.model import GramModel
 from gram_hear.nn.initialise import initialise

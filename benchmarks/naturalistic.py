@@ -22,9 +22,9 @@ import numpy as np
 import soundfile
 import torch
 
+from gram_hear.jobs.workers import cores
 from gram_hear.scenes import naturalistic, recipes
 from gram_hear.scenes.naturalistic import Settings, naturalise_task
-from gram_hear.scenes.workers import cores
 from gram_hear.tasks import Task, read_task
 
 PARTS = {

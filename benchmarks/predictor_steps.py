@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from gram_hear.evaluation.grid import GRIDS, Setting, draw_settings, most_steps
-from gram_hear.evaluation.prediction import Scoring, load_examples, objective_of, point_seed
-from gram_hear.evaluation.probe import Examples, Rows, side_by_side, train
+from gram_hear.evaluation.predict.grid import GRIDS, Setting, draw_settings, most_steps
+from gram_hear.evaluation.predict.prediction import Scoring, load_examples, objective_of, point_seed
+from gram_hear.evaluation.predict.probe import Examples, Rows, side_by_side, train
 from gram_hear.tasks import Task, read_task
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "data" / "golden" / "hear-eval" / "embeddings"

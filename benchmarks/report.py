@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from gram_hear.evaluation.comparison import compare, read_runs
-from gram_hear.evaluation.comparison_report import Report, write_report
-from gram_hear.evaluation.significance import compare_models
+from gram_hear.evaluation.compare.comparison import compare, read_runs
+from gram_hear.evaluation.compare.report import Report, write_report
+from gram_hear.evaluation.compare.significance import compare_models
 
 LIMIT = 2.0  # seconds in which 100 results are to be read
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from gram_hear.checkpoints.push import push_to_hub
     from gram_hear.checkpoints.registry import list_models
     from gram_hear.checkpoints.store import save_model, save_pretrained
-    from gram_hear.collection import embed_collection
-    from gram_hear.embed import Block, FileDone, FileFailed, embed_files
+    from gram_hear.embed.collection import embed_collection
+    from gram_hear.embed.files import Block, FileDone, FileFailed, embed_files
     from gram_hear.hear import get_scene_embeddings, get_timestamp_embeddings, load_model
 
     __version__: str
@@ -34,11 +34,11 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Block": "embed",
-    "FileDone": "embed",
-    "FileFailed": "embed",
-    "embed_collection": "collection",
-    "embed_files": "embed",
+    "Block": "embed.files",
+    "FileDone": "embed.files",
+    "FileFailed": "embed.files",
+    "embed_collection": "embed.collection",
+    "embed_files": "embed.files",
     "get_scene_embeddings": "hear",
     "get_timestamp_embeddings": "hear",
     "list_models": "checkpoints.registry",

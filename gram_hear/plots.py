@@ -15,11 +15,11 @@ import numpy as np
 from gram_hear.audio.layouts import CHANNEL_NAMES
 from gram_hear.config import ModelConfig
 from gram_hear.extras import need
+from gram_hear.jobs.writing import write_whole
 from gram_hear.scenes.acoustics import BANDS, SPEECH_BAND, energy_decay, octave
 from gram_hear.scenes.geometry import turn
 from gram_hear.scenes.rooms import Scene
 from gram_hear.scenes.single import MadeScene
-from gram_hear.writing import write_whole
 
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 STYLE = {

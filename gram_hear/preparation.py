@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from gram_hear.audio.archives import SUMMARY, index_tar
 from gram_hear.audio.files import SoundReader, find_audio, warn_of_left_out
 from gram_hear.config import require_rate
 from gram_hear.errors import AudioError, OptionError
-from gram_hear.scenes.archives import SUMMARY, index_tar
-from gram_hear.scenes.workers import cores, work
-from gram_hear.writing import hold, write_whole
+from gram_hear.jobs.workers import cores, work
+from gram_hear.jobs.writing import hold, write_whole
 
 FORMAT, VERSION = "gram-hear clips", 1
 STATE = ".preparing"  # what is done, in the output folder

@@ -32,12 +32,12 @@ Program = Callable[[], int | None]
 
 def gram_hear() -> int:
     """Run ``gram-hear``."""
-    return start(lambda: import_module("gram_hear.cli").main)
+    return start(lambda: import_module("gram_hear.commands.gram_hear.app").main)
 
 
 def hear_eval() -> int:
     """Run ``hear-eval``."""
-    return start(lambda: import_module("gram_hear.evaluation.commands").main)
+    return start(lambda: import_module("gram_hear.commands.hear_eval.app").main)
 
 
 def start(load: Callable[[], Program]) -> int:

@@ -15,8 +15,9 @@ import pytest
 import soundfile
 
 import gram_hear
-from gram_hear import cli, collection
 from gram_hear.checkpoints.store import load_checkpoint
+from gram_hear.commands.gram_hear import app as cli
+from gram_hear.embed import collection
 from gram_hear.nn.mamba_kernels import find_kernels
 
 SOUNDS = Path(__file__).parent / "data" / "sounds"

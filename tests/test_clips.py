@@ -13,10 +13,10 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gram_hear.audio import archives
 from gram_hear.audio.containers import ByteView
 from gram_hear.errors import AudioError, OptionError, SceneError
 from gram_hear.pretrain.clips import open_clips
-from gram_hear.scenes import archives
 
 RATE = 32000
 

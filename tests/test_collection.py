@@ -15,12 +15,12 @@ import pytest
 import soundfile
 import torch
 
-from gram_hear import collection as module
 from gram_hear import embed_collection, embed_files
-from gram_hear.collection import Collection, Outcome, OutputError, plan_jobs
-from gram_hear.embed import Block, FileDone
+from gram_hear.embed import collection as module
+from gram_hear.embed.collection import Collection, Outcome, OutputError, plan_jobs
+from gram_hear.embed.files import Block, FileDone
 from gram_hear.errors import OptionError
-from gram_hear.writing import temporary_prefix
+from gram_hear.jobs.writing import temporary_prefix
 
 SOUNDS = Path(__file__).parent / "data" / "sounds"
 KILL = Path(__file__).parents[1] / "benchmarks" / "kill.py"

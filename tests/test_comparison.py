@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from gram_hear.commands.hear_eval.app import app
 from gram_hear.errors import OptionError, TaskError
-from gram_hear.evaluation import significance
-from gram_hear.evaluation.commands import app
-from gram_hear.evaluation.comparison import compare, read_runs
-from gram_hear.evaluation.comparison_report import (
+from gram_hear.evaluation.compare import significance
+from gram_hear.evaluation.compare.comparison import compare, read_runs
+from gram_hear.evaluation.compare.picture import report_figure
+from gram_hear.evaluation.compare.published import choose_published, read_published
+from gram_hear.evaluation.compare.report import (
     CSV_COLUMNS,
     Report,
     csv_of,
@@ -27,10 +29,8 @@ from gram_hear.evaluation.comparison_report import (
     tables_of,
     write_report,
 )
-from gram_hear.evaluation.published import choose_published, read_published
-from gram_hear.evaluation.report_plot import report_figure
-from gram_hear.evaluation.scores import METRICS, named_metric
-from gram_hear.evaluation.significance import CLIP_VALUES, compare_models
+from gram_hear.evaluation.compare.significance import CLIP_VALUES, compare_models
+from gram_hear.evaluation.predict.metrics import METRICS, named_metric
 from gram_hear.start import hear_eval
 
 CLASSES = 4

@@ -15,10 +15,10 @@ import soundfile
 import torch
 
 import gram_hear
-import gram_hear.embed
+import gram_hear.embed.files
 from gram_hear import embed_files, get_scene_embeddings, get_timestamp_embeddings
 from gram_hear.audio.files import SoundReader, read_audio
-from gram_hear.embed import Block, FileDone, FileFailed, group_files
+from gram_hear.embed.files import Block, FileDone, FileFailed, group_files
 from gram_hear.errors import OptionError
 
 SOUNDS = Path(__file__).parent / "data" / "sounds"
@@ -284,14 +284,14 @@ def test_what_is_wrong_late_in_a_long_file_voids_its_blocks_alone(tmp_path, mode
 
 def after_the_header(monkeypatch, change):
     """Call ``change`` once the headers are read and before the files are."""
-    group = gram_hear.embed.group_files
+    group = gram_hear.embed.files.group_files
 
     def spy(paths, model):
         groups = group(paths, model)
         change()
         return groups
 
-    monkeypatch.setattr(gram_hear.embed, "group_files", spy)
+    monkeypatch.setattr(gram_hear.embed.files, "group_files", spy)
 
 
 def test_a_file_that_is_removed_after_its_header_was_read(model, flock, monkeypatch):

@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 
 from gram_hear.config import EMBEDDINGS
 from gram_hear.errors import AudioError, ModuleError, OptionError, TaskError
-from gram_hear.evaluation import embeddings as embeddings_module
-from gram_hear.evaluation import module as module_module
-from gram_hear.evaluation.embeddings import (
+from gram_hear.evaluation.embed import embeddings as embeddings_module
+from gram_hear.evaluation.embed import hear_module as module_module
+from gram_hear.evaluation.embed.embeddings import (
     DONE,
     PREDICTED,
     PROGRESS,
@@ -40,9 +40,9 @@ from gram_hear.evaluation.embeddings import (
     row_labels,
     row_timestamps,
 )
-from gram_hear.evaluation.lock import LOCK, locked
-from gram_hear.evaluation.module import load_model
-from gram_hear.evaluation.task_audio import TaskAudio, resample
+from gram_hear.evaluation.embed.hear_module import load_model
+from gram_hear.evaluation.embed.task_audio import TaskAudio, resample
+from gram_hear.jobs.locks import LOCK, locked
 from gram_hear.tasks import RESAMPLED, read_task
 
 MODULES = Path(__file__).parent / "data" / "hear_modules"
@@ -240,8 +240,8 @@ RUN = """
 import sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-from gram_hear.evaluation import embeddings
-from gram_hear.evaluation.module import load_model
+from gram_hear.evaluation.embed import embeddings
+from gram_hear.evaluation.embed.hear_module import load_model
 from gram_hear.tasks import read_task
 embeddings.BATCH_SECONDS, embeddings.SAVE_SECONDS = 1.0, 0.0
 task, folder, log, pause, kill_after = sys.argv[1:]
@@ -377,8 +377,8 @@ def test_embeddings_of_a_module_that_was_edited(make_task, tmp_path):
     path = tmp_path / "edited.py"
     code = (
         "import sys; from pathlib import Path\n"
-        "from gram_hear.evaluation.embeddings import embed_task\n"
-        "from gram_hear.evaluation.module import load_model\n"
+        "from gram_hear.evaluation.embed.embeddings import embed_task\n"
+        "from gram_hear.evaluation.embed.hear_module import load_model\n"
         "from gram_hear.tasks import read_task\n"
         "task, module = read_task(Path(sys.argv[1])), load_model('edited', device='cpu')\n"
         "embed_task(task, module, Path(sys.argv[2]), force=sys.argv[3] == 'force')\n"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import median_filter
 
 from gram_hear.errors import TaskError
-from gram_hear.evaluation.events import (
+from gram_hear.evaluation.predict.event_metrics import (
     COLLARS,
     EVENT_METRICS,
     EventScorer,

@@ -22,10 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from gram_hear.commands.hear_eval.app import app
 from gram_hear.errors import GramError, OptionError, TaskError
-from gram_hear.evaluation import fetching
-from gram_hear.evaluation.commands import app
-from gram_hear.evaluation.lock import LOCK
+from gram_hear.evaluation.fetch import archive as fetching
+from gram_hear.jobs.locks import LOCK
 from gram_hear.tasks import find_tasks, read_task
 
 RECORD = fetching.RECORD

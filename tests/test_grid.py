@@ -6,7 +6,7 @@ import random
 import pytest
 
 from gram_hear.errors import OptionError, TaskError
-from gram_hear.evaluation.grid import DEFAULT, GRIDS, draw_settings, most_steps
+from gram_hear.evaluation.predict.grid import DEFAULT, GRIDS, draw_settings, most_steps
 
 CHECK_10 = {"check_val_every_n_epoch": [10]}
 MANY = 1000  # more points than any grid has

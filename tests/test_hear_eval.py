@@ -14,10 +14,11 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+from gram_hear.commands.hear_eval.app import app, make_plan, parse_options
 from gram_hear.errors import GramError, OptionError
-from gram_hear.evaluation import prediction, report
-from gram_hear.evaluation.commands import app, make_plan, parse_options
-from gram_hear.evaluation.lock import locked
+from gram_hear.evaluation.compare import results as report
+from gram_hear.evaluation.predict import prediction
+from gram_hear.jobs.locks import locked
 from gram_hear.tasks import RESAMPLED
 
 MODULES = Path(__file__).parent / "data" / "hear_modules"

@@ -128,7 +128,7 @@ def test_embedding_with_gradients_is_refused(model, noise):
 def test_the_command_takes_it(weights, noise, tmp_path):
     sound, output = tmp_path / "sound.wav", tmp_path / "output"
     soundfile.write(sound, noise(60_000, 2).numpy() / 2, 32000)
-    command = [sys.executable, "-c", "from gram_hear.cli import main; main()"]
+    command = [sys.executable, "-c", "from gram_hear.commands.gram_hear.app import main; main()"]
     command += ["embed", sound, "-o", output, "-m", weights(2), "--dtype", "int8"]
     command += ["--device", "cpu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

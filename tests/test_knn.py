@@ -13,11 +13,18 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 from typer.testing import CliRunner
 
+from gram_hear.commands.hear_eval.app import app
 from gram_hear.errors import OptionError, TaskError
-from gram_hear.evaluation import knn
-from gram_hear.evaluation.commands import app
-from gram_hear.evaluation.embeddings import _discard
-from gram_hear.evaluation.knn import (
+from gram_hear.evaluation.compare.results import (
+    columns_of,
+    heading_of,
+    read_result,
+    read_results,
+    rows_of,
+)
+from gram_hear.evaluation.embed.embeddings import _discard
+from gram_hear.evaluation.predict import knn
+from gram_hear.evaluation.predict.knn import (
     DONE_FILE,
     NEIGHBOURS,
     SCORES_FILE,
@@ -26,10 +33,9 @@ from gram_hear.evaluation.knn import (
     neighbour_votes,
     score_neighbours,
 )
-from gram_hear.evaluation.lock import locked
-from gram_hear.evaluation.prediction import is_predicted
-from gram_hear.evaluation.probe import Examples, Rows
-from gram_hear.evaluation.report import columns_of, heading_of, read_result, read_results, rows_of
+from gram_hear.evaluation.predict.prediction import is_predicted
+from gram_hear.evaluation.predict.probe import Examples, Rows
+from gram_hear.jobs.locks import locked
 from gram_hear.tasks import read_task
 
 LABELS = ("low", "middle", "high")

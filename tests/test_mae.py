@@ -11,7 +11,8 @@ from gram_hear.config import named_config
 from gram_hear.errors import ConfigError
 from gram_hear.frontend import FrontEnd
 from gram_hear.nn.initialise import initialise
-from gram_hear.nn.mae import MaskedAutoencoder, random_mask
+from gram_hear.nn.mae import MaskedAutoencoder
+from gram_hear.nn.masks import random_mask
 from gram_hear.nn.patches import position_table
 
 DECODERS = pytest.mark.parametrize("decoder", ["multi_window", "plain"])

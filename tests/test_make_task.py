@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 from typer.testing import CliRunner
 
+from gram_hear.commands.hear_eval.app import app
 from gram_hear.errors import GramError, OptionError, TaskError
-from gram_hear.evaluation.commands import app
-from gram_hear.evaluation.making import build
-from gram_hear.evaluation.making.build import Recipe, make_task, plan_task, task_names
-from gram_hear.evaluation.making.labelled import Labels, compile_pattern, kind_of, read_labels
-from gram_hear.evaluation.making.sounds import Form, digest, make_sound, read_header
-from gram_hear.evaluation.making.splitting import Division, deal_groups, divide, group_numbers
-from gram_hear.evaluation.prediction import Plan, settings_of
+from gram_hear.evaluation.make import build
+from gram_hear.evaluation.make.build import Recipe, make_task, plan_task, task_names
+from gram_hear.evaluation.make.labels import Labels, compile_pattern, kind_of, read_labels
+from gram_hear.evaluation.make.sounds import Form, digest, make_sound, read_header
+from gram_hear.evaluation.make.splits import Division, deal_groups, divide, group_numbers
+from gram_hear.evaluation.predict.prediction import Plan, settings_of
 from gram_hear.tasks import describe_tasks, read_task
 
 RATE = 16000
@@ -699,7 +699,7 @@ def test_killed_run_goes_on_and_repeats_nothing(classes, tmp_path, monkeypatch):
     whole = make(classes, tmp_path / "whole", form=Form((8000, 16000)))
     code = (
         "import os, pathlib\n"
-        "from gram_hear.evaluation.making.build import *\n"
+        "from gram_hear.evaluation.make.build import *\n"
         "def stop(done, total):\n"
         "    if done == 7:\n"
         "        os._exit(9)\n"

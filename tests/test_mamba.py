@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from gram_hear.config import Mamba1Config, Mamba2Config, TransformerConfig, named_config
 from gram_hear.nn.encoder import make_encoder
 from gram_hear.nn.initialise import initialise
-from gram_hear.nn.mae import MaskedAutoencoder, random_mask
+from gram_hear.nn.mae import MaskedAutoencoder
 from gram_hear.nn.mamba import Mamba1Mixer, Mamba2Mixer, MambaEncoder, RMSNorm
+from gram_hear.nn.masks import random_mask
 from gram_hear.nn.state_space import (
     CPU_CHUNK,
     GPU_CHUNK,

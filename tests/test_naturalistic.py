@@ -15,9 +15,9 @@ import typer
 from typer.testing import CliRunner
 
 from gram_hear.audio.wav import write_wav
-from gram_hear.commands.naturalistic import naturalistic
+from gram_hear.commands.gram_hear.naturalistic import naturalistic
+from gram_hear.commands.hear_eval.app import app as hear_eval
 from gram_hear.errors import GramError, OptionError, TaskError
-from gram_hear.evaluation.commands import app as hear_eval
 from gram_hear.scenes import naturalistic as tasks_module
 from gram_hear.scenes import recipes
 from gram_hear.scenes.naturalistic import (

@@ -19,72 +19,74 @@ from gram_hear.extras import need
 
 PACKAGE = Path(gram_hear.__file__).parent
 CHECKOUT = Path(__file__).parent.parent
+SOURCE = CHECKOUT / "gram_hear"
 
-# Each part may import the parts named with it, and itself.
-BASE = {"errors", "foreign", "config", "writing"}
-MODEL = BASE | {"audio", "frontend", "windows", "nn"}
-ARROWS = {
-    "weights": set(),
-    "errors": set(),
-    "foreign": {"errors"},
-    "writing": {"errors"},
-    "interrupts": set(),
-    "config": {"errors", "foreign"},
-    "audio": BASE,
-    "frontend": BASE | {"audio"},
-    "windows": BASE | {"audio"},
-    "nn": BASE | {"audio", "extras"},
-    "model": MODEL,
-    "stream": MODEL | {"model"},
-    "checkpoints": MODEL | {"model"},
-    "hear": MODEL | {"model", "stream", "checkpoints"},
-    "embed": MODEL | {"model", "checkpoints", "hear", "interrupts"},
-    "start": {"errors"},
-    "console": {"errors", "start"},
-    "extras": {"errors"},
-    "tasks": BASE | {"audio"},
-    "scenes": BASE | {"audio", "tasks", "extras", "interrupts"},
-    "plots": BASE | {"audio", "extras", "scenes"},
-    "localisation": MODEL | {"model", "checkpoints", "hear", "scenes"},
-    "evaluation": BASE | {"audio", "tasks", "console", "extras", "interrupts", "start"},
-    "collection": MODEL | {"model", "checkpoints", "hear", "embed", "extras"},
-    "preparation": BASE | {"audio", "scenes"},
-    "pretrain": MODEL | {"scenes", "checkpoints", "extras", "console", "plots", "start"},
-    "commands": MODEL
-    | {"model", "checkpoints", "hear", "localisation"}
-    | {"tasks", "scenes", "plots", "preparation", "extras", "console"},
-    "adapters": {"errors", "config", "audio", "checkpoints", "hear"},
-    "cli": MODEL
-    | {"model", "checkpoints", "hear", "embed", "collection", "commands", "console", "gram_hear"},
-    "__init__": MODEL | {"model", "checkpoints", "hear", "embed", "collection"},
-}
+PAGE = (CHECKOUT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
-def part_of(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def block(title):
+    """The lines of the fenced block below a heading of the page."""
+    return PAGE.split(f"## {title}\n", 1)[1].split("```\n")[1].splitlines()
 
 
-def imported_parts(path):
-    """The parts of gram_hear that a file imports; the package itself counts as gram_hear."""
+def tree():
+    """The modules that the picture names, as paths in the package."""
+    folders = []
+    for line in block("Rooms"):
+        if name := re.match(r"( *)([\w/]+(?:\.py)?)  ", line + "  "):
+            depth = len(name[1]) // 2
+            folders[depth:] = [name[2].rstrip("/")]
+            if name[2].endswith(".py"):
+                yield "/".join(folders)
+
+
+def room_of(module):
+    """The room of a module: rooms of evaluation and commands count for themselves."""
+    parts = module.split(".")[1:]
+    size = 2 if parts and parts[0] in ("evaluation", "commands") else 1
+    return ".".join(parts[:size]) or "__init__"
+
+
+def imported_rooms(path, module):
+    """The rooms that a file imports from, without its own."""
+    imported = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
+            imported.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            modules = [node.module]
-        else:
-            continue
-        for module in modules:
-            if module.split(".")[0] == "gram_hear":
-                yield [*module.split("."), "gram_hear"][1]
+            imported.update(f"{node.module}.{alias.name}" for alias in node.names)
+    ours = (each for each in imported if each.split(".")[0] == "gram_hear")
+    return {room_of(each) for each in ours} - {room_of(module)}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.name)
-def test_imports_point_down(path):
-    part = part_of(path)
-    assert part in ARROWS, f"{part} is new: give it its place in the picture and here"
-    wrong = set(imported_parts(path)) - ARROWS[part] - {part}
-    assert not wrong, f"{path.name} imports {wrong}"
+def module_of(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def test_imports_are_those_of_the_page_and_point_down():
+    arrows = {}
+    for line in block("Arrows"):
+        room, _, imported = line.partition("<-")
+        arrows[room.strip()] = imported.split()
+        above = set(imported.split()) - set(list(arrows)[:-1])
+        assert not above, f"{room.strip()} imports {above}, which stand below it on the page"
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        module = module_of(path)
+        found.setdefault(room_of(module), set()).update(imported_rooms(path, module))
+    assert {room: set(names) for room, names in arrows.items()} == {
+        room: names for room, names in found.items() if names or room in arrows
+    }
+
+
+def test_the_page_names_every_module():
+    modules = {path.relative_to(CHECKOUT).as_posix() for path in SOURCE.rglob("*.py")}
+    named = set(tree())
+    inits = {path for path in modules if path.endswith("__init__.py")}
+    assert named - modules == set()
+    assert modules - named - inits == set()
 
 
 def test_installed_package_is_what_is_tested():

@@ -14,10 +14,11 @@ import pytest
 import soundfile
 from matplotlib.image import imread
 
-from gram_hear import cli, localisation
+from gram_hear import localisation
 from gram_hear.checkpoints.store import encoder_only, load_checkpoint, save_checkpoint
-from gram_hear.commands import locate, plot
-from gram_hear.commands.plot import _sound_picture
+from gram_hear.commands.gram_hear import app as cli
+from gram_hear.commands.gram_hear import locate, plot
+from gram_hear.commands.gram_hear.plot import _sound_picture
 from gram_hear.hear import Options, from_checkpoint, load_model
 from gram_hear.localisation import Head, Locator, describe_head
 
@@ -94,7 +95,7 @@ def test_the_picture_is_named_after_the_sound_and_not_replaced(command, tmp_path
 
 def test_of_a_long_file_a_part_is_shown_and_that_is_said(command, tmp_path, monkeypatch):
     soundfile.write(tmp_path / "long.wav", 0.1 * np.ones((8000 * 12, 1)), 8000)
-    monkeypatch.setattr("gram_hear.commands.plot.SHOWN", 1.0)
+    monkeypatch.setattr("gram_hear.commands.gram_hear.plot.SHOWN", 1.0)
     code, _, err = command("plot", "long.wav", "--layer", 1, "--start", 10.5)
     assert code == 0
     assert "long.wav goes on: 10.5 to 11.5 s are shown; see --duration" in err

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from gram_hear.errors import OptionError, TaskError
-from gram_hear.evaluation import prediction as prediction_module
-from gram_hear.evaluation.grid import draw_settings
-from gram_hear.evaluation.lock import locked
-from gram_hear.evaluation.prediction import (
+from gram_hear.evaluation.predict import prediction as prediction_module
+from gram_hear.evaluation.predict.grid import draw_settings
+from gram_hear.evaluation.predict.metrics import scene_scores
+from gram_hear.evaluation.predict.prediction import (
     DONE_FILE,
     LOCALISATION_FILE,
     SCORES_FILE,
@@ -28,8 +28,8 @@ from gram_hear.evaluation.prediction import (
     predict_task,
     settings_of,
 )
-from gram_hear.evaluation.probe import Judgement
-from gram_hear.evaluation.scores import scene_scores
+from gram_hear.evaluation.predict.probe import Judgement
+from gram_hear.jobs.locks import locked
 from gram_hear.tasks import read_task
 
 LABELS = ("low", "middle", "high")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from gram_hear import preparation as module
-from gram_hear.commands.prepare import prepare as command
+from gram_hear.commands.gram_hear.prepare import prepare as command
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.preparation import Preparation, prepare
 from gram_hear.pretrain.clips import open_clips

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from typer.testing import CliRunner
 
 import gram_hear
-from gram_hear.cli import app
+from gram_hear.commands.gram_hear.app import app
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.pretrain import cli, datamodule, trust
 from gram_hear.pretrain.__main__ import main

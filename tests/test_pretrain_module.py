@@ -13,7 +13,8 @@ from gram_hear.config import named_config
 from gram_hear.errors import CheckpointError, ConfigError, OptionError
 from gram_hear.frontend import FrontEnd
 from gram_hear.nn.initialise import initialise
-from gram_hear.nn.mae import MaskedAutoencoder, random_mask
+from gram_hear.nn.mae import MaskedAutoencoder
+from gram_hear.nn.masks import random_mask
 from gram_hear.nn.patches import patchify
 from gram_hear.pretrain.datamodule import PretrainingData, accumulation
 from gram_hear.pretrain.module import Pretraining, schedule_factor

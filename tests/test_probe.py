@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gram_hear.errors import TaskError
-from gram_hear.evaluation.grid import Setting
-from gram_hear.evaluation.probe import (
+from gram_hear.evaluation.predict.grid import Setting
+from gram_hear.evaluation.predict.probe import (
     Examples,
     Judgement,
     Objective,

@@ -16,8 +16,8 @@ import soundfile
 import typer
 
 import gram_hear
-from gram_hear.cli import app as gram_hear_app
-from gram_hear.evaluation.commands import app as hear_eval_app
+from gram_hear.commands.gram_hear.app import app as gram_hear_app
+from gram_hear.commands.hear_eval.app import app as hear_eval_app
 from gram_hear.pretrain.cli import complete
 from gram_hear.pretrain.cli import run as run_pretraining
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from gram_hear.errors import TaskError
-from gram_hear.evaluation import report
-from gram_hear.evaluation.report import (
+from gram_hear.evaluation.compare import results as report
+from gram_hear.evaluation.compare.results import (
     COLUMNS,
     DRY_COLUMNS,
     RESULTS_FILE,

@@ -22,16 +22,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from gram_hear.audio.archives import find_members, parse_npy
 from gram_hear.audio.layouts import from_soundspaces, to_soundspaces
-from gram_hear.commands.rirs import rirs as rirs_command
+from gram_hear.commands.gram_hear.rirs import rirs as rirs_command
 from gram_hear.errors import AudioError, OptionError, SceneError
-from gram_hear.scenes.archives import find_members, parse_npy
+from gram_hear.jobs.workers import one_thread
 from gram_hear.scenes.rendering import Rendered, tune
 from gram_hear.scenes.rir_building import RirPlan, build_rirs, draw_room_of, simulate
 from gram_hear.scenes.rir_writers import Place
 from gram_hear.scenes.rirs import CONTAINERS, open_rirs
 from gram_hear.scenes.rooms import Ranges, Scene, draw_scene
-from gram_hear.scenes.workers import one_thread
 
 RATE = 32000
 BOTH = ("binaural", "ambisonic")

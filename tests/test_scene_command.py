@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from gram_hear import cli
 from gram_hear.audio.files import read_audio
+from gram_hear.commands.gram_hear import app as cli
 from gram_hear.errors import GramError
 from gram_hear.scenes.heads import icosphere, sphere_responses
 from gram_hear.scenes.noises import open_noise

@@ -12,8 +12,8 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from gram_hear.errors import OptionError
-from gram_hear.evaluation.events import EventScorer, EventTable, Timeline
-from gram_hear.evaluation.scores import (
+from gram_hear.evaluation.predict.event_metrics import EventScorer, EventTable, Timeline
+from gram_hear.evaluation.predict.metrics import (
     METRICS,
     angular_errors,
     class_auc,

@@ -11,8 +11,8 @@ from functools import partial
 import pytest
 import torch
 
-from gram_hear.interrupts import interrupts_held
-from gram_hear.scenes.workers import AHEAD, WorkerError, work
+from gram_hear.jobs.interrupts import interrupts_held
+from gram_hear.jobs.workers import AHEAD, WorkerError, work
 
 
 def test_work_is_done_here_or_in_processes_and_a_dead_one_is_told():
@@ -28,8 +28,8 @@ def test_work_is_done_here_or_in_processes_and_a_dead_one_is_told():
 INTERRUPTED = """
 import signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from gram_hear.interrupts import result_of, submit
-from gram_hear.scenes.workers import work
+from gram_hear.jobs.interrupts import result_of, submit
+from gram_hear.jobs.workers import work
 
 def send_ctrl_c_when(moment):
     "Ctrl-C comes when a lock was just taken, held back or not, or a result from the queue."

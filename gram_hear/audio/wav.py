@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from gram_hear.errors import AudioError
-from gram_hear.writing import write_whole
+from gram_hear.jobs.writing import write_whole
 
 FLOAT = 3  # the format's number
 LARGEST = 2**32 - 64  # bytes of samples

@@ -24,7 +24,7 @@ from gram_hear.checkpoints.integrity import check_cached, require_inside
 from gram_hear.checkpoints.registry import list_models
 from gram_hear.errors import CheckpointError, GramError, OptionError
 from gram_hear.foreign import parse_json
-from gram_hear.writing import write_whole
+from gram_hear.jobs.writing import write_whole
 
 ANSWER_SECONDS = 3.0  # until the Hub counts as not reached; the client alone tries for 23
 CREATE_SECONDS = 30.0  # until a new repository is there

@@ -32,10 +32,10 @@ from gram_hear.checkpoints.registry import (
 from gram_hear.config import LARGEST_CONFIG, ModelConfig, named_config
 from gram_hear.errors import CheckpointError, ConfigError, OptionError, nearest
 from gram_hear.foreign import parse_json
+from gram_hear.jobs.writing import write_whole
 from gram_hear.model import GramModel
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
-from gram_hear.writing import write_whole
 
 # In the metadata of our safetensors files, and beside the state dict in those of pretraining.
 CONFIG_KEY = "gram_hear_config"

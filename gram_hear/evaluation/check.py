@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from gram_hear.errors import ModuleError
-from gram_hear.evaluation.module import (
+from gram_hear.evaluation.embed.hear_module import (
     CHANNELS_FIRST,
     HearModule,
     is_out_of_memory,
@@ -62,7 +62,7 @@ def check_module(
 
     Args:
         name, model_path, options, device: as for
-            :func:`gram_hear.evaluation.module.load_model`.
+            :func:`gram_hear.evaluation.embed.hear_module.load_model`.
 
     Raises:
         OptionError: for a device that is not there.

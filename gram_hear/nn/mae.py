@@ -142,10 +142,3 @@ def visible_tokens(mask: Tensor, shape: torch.Size) -> Tensor:
             "number, at least one and not all."
         )
     return torch.nonzero(~mask)[:, 1].view(len(mask), -1)
-
-
-def random_mask(windows: int, tokens: int, masked: int, generator: torch.Generator) -> Tensor:
-    """Draw masks, (windows, tokens) bool on the generator's device, ``masked`` True in each row."""
-    device = generator.device
-    order = torch.rand(windows, tokens, generator=generator, device=device).argsort(dim=1)
-    return order < masked

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from gram_hear.console import say
 from gram_hear.errors import OptionError
+from gram_hear.jobs.writing import write_whole
 from gram_hear.pretrain.datamodule import PretrainingData, TimedLoader
 from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.pictures import draw_reconstruction, unpatchify
-from gram_hear.writing import write_whole
 
 PICTURES = "pictures"  # in the folder of the run
 

@@ -18,9 +18,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from gram_hear.checkpoints.store import DAMAGE
 from gram_hear.console import say
 from gram_hear.errors import CheckpointError, GramError
+from gram_hear.jobs.writing import write_whole
 from gram_hear.pretrain.callbacks import StepCounter
 from gram_hear.pretrain.datamodule import SIGNALS
-from gram_hear.writing import write_whole
 
 FOLDER = "checkpoints"  # in the folder of the run
 LAST, BEST = "last.ckpt", "best.ckpt"

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gram_hear.audio.archives import NPY, NPY_RATE, Member, find_sounds, first_channel
 from gram_hear.audio.containers import ByteView
 from gram_hear.audio.files import UNKNOWN, check_rate, decoding_faults, resample
 from gram_hear.audio.synthesis import synthesise_clip
 from gram_hear.errors import AudioError, OptionError, SceneError
-from gram_hear.scenes.archives import NPY, NPY_RATE, Member, find_sounds, first_channel
 
 SYNTHETIC_CLIPS = 4096
 IN_FOLDER = -1  # in place of a tar's number

@@ -27,6 +27,8 @@ from typing import Any
 from gram_hear.audio.wav import write_wav
 from gram_hear.errors import GramError, OptionError, TaskError
 from gram_hear.foreign import parse_json
+from gram_hear.jobs.workers import work
+from gram_hear.jobs.writing import hold, write_whole
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.recipes import (
     Settings,
@@ -37,9 +39,7 @@ from gram_hear.scenes.recipes import (
     open_rir_set,
     rerender,
 )
-from gram_hear.scenes.workers import work
 from gram_hear.tasks import METADATA, NATURAL, VOCABULARY, Task, read_json
-from gram_hear.writing import hold, write_whole
 
 __all__ = ["Naturalised", "Settings", "naturalise_task", "obstacle", "read_manifest", "rerender"]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from gram_hear.audio.archives import NPY, NPY_RATE, Member, find_sounds, first_channel
 from gram_hear.audio.files import SoundReader, resample
 from gram_hear.audio.synthesis import synthesise_noise
 from gram_hear.errors import AudioError, OptionError, SceneError
-from gram_hear.scenes.archives import NPY, NPY_RATE, Member, find_sounds, first_channel
 
 
 @dataclass(frozen=True, eq=False)

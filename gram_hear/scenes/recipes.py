@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from gram_hear.audio.files import read_audio
 from gram_hear.config import require_rate
 from gram_hear.errors import AudioError, OptionError, TaskError, nearest
+from gram_hear.jobs.workers import one_thread
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.mixing import LARGEST_SNR, below_full_scale, fade, mix, place, to_level
 from gram_hear.scenes.noises import NoiseSet, open_noise
 from gram_hear.scenes.rendering import render, tune
 from gram_hear.scenes.rirs import RirSet, open_rirs
 from gram_hear.scenes.rooms import Scene, draw_room_and_scene
-from gram_hear.scenes.workers import one_thread
 
 FORMATS = {"binaural": "binaural", "ambisonics": "ambisonic"}  # in names of folders -> layouts
 ONSET = 0.1  # of an RIR's peak: where the direct sound of one that does not say so begins

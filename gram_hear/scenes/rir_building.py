@@ -21,6 +21,8 @@ from typing import Any
 from gram_hear.config import require_rate
 from gram_hear.errors import OptionError, SceneError, nearest
 from gram_hear.foreign import parse_json
+from gram_hear.jobs.workers import cores, work
+from gram_hear.jobs.writing import hold, write_whole
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.rendering import LAYOUTS, LONGEST_RIR, Rendered, render, tune
 from gram_hear.scenes.rir_writers import WRITERS, Place, RirWriter, clear
@@ -34,8 +36,6 @@ from gram_hear.scenes.rirs import (
     read_description,
 )
 from gram_hear.scenes.rooms import Ranges, Room, Scene, draw_room, draw_scene
-from gram_hear.scenes.workers import cores, work
-from gram_hear.writing import hold, write_whole
 
 MOST_SCENES = 1_000_000
 PUBLISHED_SECONDS = 3.0  # of RIRs in tars, which must all have the same length

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from gram_hear.audio.archives import write_npy
 from gram_hear.audio.layouts import to_soundspaces
-from gram_hear.scenes.archives import write_npy
+from gram_hear.jobs.writing import write_whole
 from gram_hear.scenes.rendering import Rendered
 from gram_hear.scenes.rirs import BUILDING, KEYS
-from gram_hear.writing import write_whole
 
 
 @dataclass(frozen=True)

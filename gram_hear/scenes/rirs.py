@@ -24,11 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from gram_hear.audio.layouts import from_soundspaces
-from gram_hear.config import LAYOUT_OF_AUDIO, RIR_RATES
-from gram_hear.errors import OptionError, SceneError, nearest
-from gram_hear.foreign import LARGEST, parse_json
-from gram_hear.scenes.archives import (
+from gram_hear.audio.archives import (
     NPY,
     Member,
     find_below,
@@ -37,6 +33,10 @@ from gram_hear.scenes.archives import (
     read_npy,
     read_whole,
 )
+from gram_hear.audio.layouts import from_soundspaces
+from gram_hear.config import LAYOUT_OF_AUDIO, RIR_RATES
+from gram_hear.errors import OptionError, SceneError, nearest
+from gram_hear.foreign import LARGEST, parse_json
 from gram_hear.scenes.geometry import unit_vector
 from gram_hear.scenes.rooms import MOST_NOISES
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from gram_hear.audio.clips import check_clip
 from gram_hear.audio.layouts import CHANNEL_NAMES
 from gram_hear.errors import AudioError, OptionError
+from gram_hear.jobs.workers import one_thread
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.mixing import Mixed, below_full_scale, fade, mix, place
 from gram_hear.scenes.noises import NoiseSet, open_noise
 from gram_hear.scenes.rendering import Rendered, render, tune
 from gram_hear.scenes.rooms import Scene, draw_room_and_scene
-from gram_hear.scenes.workers import one_thread
 
 NOISE, START = 5, 6  # of the seed's randomness
 

@@ -25,8 +25,8 @@ import soxr
 from numpy.random import Generator
 
 from gram_hear.audio.synthesis import synthesise_clip
-from gram_hear.scenes.workers import cores, work
-from gram_hear.writing import write_whole
+from gram_hear.jobs.workers import cores, work
+from gram_hear.jobs.writing import write_whole
 
 SECONDS = 10.0
 RATE = 32000  # Hz of synthetic sounds

@@ -1,0 +1,291 @@
+"""What sets lie in: uncompressed tars, indexed once and read at random, and ``.npy`` arrays.
+
+Nothing is unpickled and nothing is unpacked: a tar's members are read from their place in it.
+"""
+
+import os
+import tarfile
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gram_hear.audio.containers import Part
+from gram_hear.audio.files import SUFFIXES, find_audio, warn_of_left_out
+from gram_hear.errors import SceneError, count
+from gram_hear.foreign import FLOATS, TAR_FAULTS, ZIP_FAULTS, BoundedMember, parse_array, read_array
+from gram_hear.jobs.writing import write_whole
+
+NPY = ".npy"
+NPY_RATE = 32000  # Hz of arrays of sound, which do not say it: that of the published recipe
+LARGEST = 1 << 30  # bytes of an array's file
+COMPRESSED_TARS = (
+    *(".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4"),
+)
+TARS = (".tar", *COMPRESSED_TARS)
+SUMMARY = "prepared.json"  # what gram-hear prepare puts beside its tars
+COMPRESSIONS = {  # how files begin, and the program that unpacks them
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+
+
+@dataclass(frozen=True)
+class Member(Part):
+    """A file in a tar, by its place."""
+
+    def read(self) -> bytes:
+        """Return the member's bytes.
+
+        Raises:
+            SceneError: where the tar cannot be read or is shorter than it was.
+        """
+        if self.size > LARGEST:
+            raise SceneError(f"{self} has {self.size:,} bytes; {LARGEST:,} are read at most.")
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise SceneError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+        if len(data) < self.size:
+            raise SceneError(f"{self} ends early; the tar was cut or altered. Fetch it anew.")
+        return data
+
+
+def find_below(folder: Path, suffixes: str | tuple[str, ...]) -> Iterator[Path]:
+    """Yield the files below a folder that end so, in sorted order; hidden ones not."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and name.lower().endswith(suffixes):
+                yield Path(parent) / name
+
+
+def find_sounds(path: Path) -> Iterator[Path | Member]:
+    """Yield a sound file itself, the members of a tar, or both of all below a folder.
+
+    Warns of the files that are left out, and of compressed tars. Other files in tars, such as
+    WebDataset's labels, are passed over.
+
+    Raises:
+        SceneError: where nothing is there, for tars that cannot be read or hold other files alone,
+            and for a compressed one that is named.
+    """
+    left_out: Counter[str] = Counter()
+    tars = []
+    is_folder = path.is_dir()
+    if not is_folder and not path.is_file():
+        raise SceneError(f"There is no folder or file {path}.")
+    for found in find_audio(path, left_out, (*SUFFIXES, *TARS)) if is_folder else [path]:
+        if found.name.lower().endswith(TARS):
+            tars.append(found)
+        else:
+            yield found
+    if (path / SUMMARY).is_file():
+        left_out -= Counter([os.path.splitext(SUMMARY)[1]])
+    warn_of_left_out(left_out, path)
+    for tar in tars:
+        if is_folder and tar.name.lower().endswith(COMPRESSED_TARS):
+            warnings.warn(
+                f"{tar} is left out: it is compressed. Decompress it to .tar first "
+                f"({_compressor(tar) or 'gzip'} -d).",
+                stacklevel=2,
+            )
+        else:
+            yield from find_members(tar, (*SUFFIXES, NPY), labels=True)
+
+
+def index_tar(path: Path, suffixes: tuple[str, ...], labels: bool = False) -> list[Member]:
+    """Return the members of a tar, in its order; folders and hidden files are passed over.
+
+    Args:
+        path: an uncompressed tar.
+        suffixes: what the members' names end in.
+        labels: whether files of other kinds may be there too, and are passed over: those that
+            WebDataset keeps beside each sound, such as key.json or key.txt beside key.flac. A
+            warning counts the keys that have no other member.
+
+    Raises:
+        SceneError: for a file that is no whole, uncompressed tar, for members of other kinds, and
+            with ``labels`` where all members are of other kinds.
+    """
+    if program := _compressor(path):
+        stem = path.name.partition(".")[0]
+        raise SceneError(
+            f"{path} is compressed ({program}), and members of such tars cannot be read at random. "
+            f"Decompress it once: {program} -dc {path.name} > {stem}-plain.tar"
+        )
+    try:
+        with tarfile.open(path, "r:", tarinfo=BoundedMember) as tar:
+            files = [each for each in tar if not each.isdir() and not _is_hidden(each.name)]
+        size = path.stat().st_size
+    except TAR_FAULTS as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SceneError(
+            f"{path} cannot be read as a tar ({reason}); it must be whole and not compressed."
+        ) from error
+    others = [each.name for each in files if not each.name.lower().endswith(suffixes)]
+    members = [_member(path, each) for each in files if each.name.lower().endswith(suffixes)]
+    if others and not (labels and members):
+        raise SceneError(
+            f"{path} holds {others[0]}; its members must end in {', '.join(suffixes)}. Make a "
+            "tar without the others."
+        )
+    keys = {_key(member.name) for member in members}
+    if alone := [name for name in others if _key(name) not in keys]:
+        warnings.warn(
+            f"{path}: {count(len(alone), 'file')} left out, with no readable sound of the same "
+            f"name, such as {alone[0]}.",
+            stacklevel=2,
+        )
+    for member in members:
+        if member.offset + member.size > size:
+            raise SceneError(f"{path} ends in the midst of {member.name}; fetch it anew.")
+    return members
+
+
+def find_members(path: Path, suffixes: tuple[str, ...], labels: bool = False) -> list[Member]:
+    """Return the members of a tar as :func:`index_tar`, from what an earlier call found.
+
+    That is kept beside the tar, where the folder can be written to, and is good for as long as the
+    tar has the same size and time.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return index_tar(path, suffixes, labels)  # which says what is wrong
+    stamp = np.array([status.st_size, status.st_mtime_ns])
+    kept = path.with_name(f".{path.name}.index.npz")
+    found = _read_index(kept, path, stamp)
+    if found is not None and all(
+        each.name.lower().endswith(suffixes) and not _is_hidden(each.name) for each in found
+    ):
+        return found
+    members = index_tar(path, suffixes, labels)
+    places = np.array([(m.offset, m.size) for m in members], dtype=np.int64).reshape(-1, 2)
+    names = np.frombuffer(b"\0".join(os.fsencode(m.name) for m in members), dtype=np.uint8)
+
+    def write(place: Path) -> None:
+        with open(place, "wb") as file:
+            np.savez(file, stamp=stamp, places=places, names=names)
+
+    with suppress(OSError):  # in a folder that cannot be written to, tars are indexed every time
+        write_whole(kept, write)
+    return members
+
+
+def _read_index(path: Path, tar: Path, stamp: np.ndarray) -> list[Member] | None:
+    """Return a tar's members as they are kept; None where nothing is, or what is wrong."""
+    try:
+        with zipfile.ZipFile(path) as kept:
+            found, places, names = (
+                read_array(kept, part, SceneError, kind)
+                for part, kind in (("stamp", np.int64), ("places", np.int64), ("names", np.uint8))
+            )
+    except (OSError, SceneError, *ZIP_FAULTS):
+        return None
+    split = os.fsdecode(names.tobytes()).split("\0")
+    if not np.array_equal(found, stamp) or places.shape != (len(split), 2):
+        return None
+    ends = places[:, 0].astype(np.float64) + places[:, 1]
+    if places.min() < 0 or ends.max() > stamp[0]:
+        return None
+    return [Member(tar, name, *place) for name, place in zip(split, places.tolist(), strict=True)]
+
+
+def _compressor(path: Path) -> str | None:
+    """Return the program that a file was compressed with; None where it was not."""
+    with suppress(OSError):  # what cannot be opened is said by who reads it
+        with open(path, "rb") as file:
+            start = file.read(6)
+        return next((name for mark, name in COMPRESSIONS.items() if start.startswith(mark)), None)
+    return None
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a member is a hidden file, such as ._a.flac, which macOS puts beside a.flac."""
+    return name.rpartition("/")[2].startswith(".")
+
+
+def _key(name: str) -> str:
+    """Return what WebDataset calls a member's key: its name up to the first dot, with folders."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _member(path: Path, found: tarfile.TarInfo) -> Member:
+    if not found.isreg() or found.issparse():
+        raise SceneError(f"{path} holds {found.name}, which is no plain file; leave it out.")
+    return Member(path, found.name, found.offset_data, found.size)
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """Return the floating-point array of a ``.npy`` file, as :func:`parse_npy`."""
+    return parse_npy(read_whole(path, LARGEST), str(path))
+
+
+def read_whole(path: Path, largest: int) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        SceneError: for a file that is missing, is no plain file, cannot be read, or is larger.
+    """
+    if not os.path.isfile(path):
+        raise SceneError(f"There is no file {path}.")
+    try:
+        if (size := path.stat().st_size) > largest:
+            raise SceneError(f"{path} has {size:,} bytes; {largest:,} are read at most.")
+        return path.read_bytes()
+    except OSError as error:
+        raise SceneError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def parse_npy(data: bytes, name: str) -> np.ndarray:
+    """Return the array of a ``.npy`` file's bytes, float32 and checked.
+
+    Args:
+        data: the whole file.
+        name: what messages call it.
+
+    Raises:
+        SceneError: for what is no ``.npy`` file of float16, float32 or float64, is cut short, or
+            holds NaN or infinite values.
+    """
+    with np.errstate(over="ignore"):
+        values = parse_array(data, name, SceneError, *FLOATS).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise SceneError(f"{name} holds NaN or infinite values; repair it or leave it out.")
+    return values
+
+
+def first_channel(member: Member) -> np.ndarray:
+    """Return the first channel (samples,) of a ``.npy`` member: (samples,) or (channels, samples).
+
+    Raises:
+        SceneError: for a member that cannot be read, or an array of another shape.
+    """
+    audio = parse_npy(member.read(), str(member))
+    if audio.ndim not in (1, 2) or 0 in audio.shape:
+        raise SceneError(
+            f"{member} has the shape {audio.shape}; it must be (samples,) or (channels, samples)."
+        )
+    if audio.ndim == 2 and audio.shape[0] > audio.shape[1]:
+        raise SceneError(
+            f"{member} has the shape {audio.shape}; channels must come first: (channels, samples)."
+        )
+    return audio if audio.ndim == 1 else audio[0]
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write an array as a ``.npy`` file."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)

@@ -1,0 +1,1 @@
+"""The gram-hear command."""

@@ -1,0 +1,81 @@
+"""The ``gram-hear naturalistic`` command: thin over the library."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gram_hear.console import NoCheckHead, progress_bar, say
+from gram_hear.errors import GramError
+from gram_hear.jobs.workers import cores
+from gram_hear.scenes.naturalistic import Settings, naturalise_task, obstacle
+from gram_hear.tasks import find_tasks, read_task
+
+
+def naturalistic(
+    tasks_dir: Annotated[Path, typer.Option(help="The folder that holds the task directories.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder that the new tasks are made in.")
+    ],
+    format: Annotated[str, typer.Option(help="binaural or ambisonics (AmbiX).")] = "binaural",
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="A task; repeat it for more. Default: all.")
+    ] = None,
+    rirs: Annotated[
+        Path | None, typer.Option(help="A set of RIRs. Default: a simulated room for each clip.")
+    ] = None,
+    noise: Annotated[
+        Path | None, typer.Option(help="A folder or tar files of noise. Default: synthetic.")
+    ] = None,
+    snr: Annotated[
+        tuple[float, float], typer.Option(help="dB, low and high, drawn for each clip.")
+    ] = (5.0, 40.0),
+    seed: Annotated[int, typer.Option(help="Of all scenes, noises and levels.")] = 0,
+    rate: Annotated[
+        int | None, typer.Option(help="Hz of the new audio. Default: the task's highest rate.")
+    ] = None,
+    head: Annotated[str, typer.Option(help="kemar, sphere, or a SOFA file.")] = "kemar",
+    no_check_head: NoCheckHead = False,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes side by side. Default: one for each processor.")
+    ] = None,
+) -> None:
+    """Put every clip of HEAR tasks into a room, with noise, and print the folders made.
+
+    Each task gives <task>-<format>, with the same labels and splits, and the task of finding the
+    source, <task>-<format>-localization. What is done is skipped: the same command goes on after an
+    interruption.
+
+    Example: gram-hear naturalistic --tasks-dir tasks --task esc50 -o natural --format binaural
+    """
+    settings = Settings(format, rate, seed, snr, rirs, noise, head)
+    jobs = cores() if jobs is None else jobs
+    wants_all = task is None or "all" in task
+    failed = []
+    for folder in find_tasks(tasks_dir, task):
+        try:
+            found = read_task(folder)
+            if wants_all and obstacle(found) is not None:
+                say(f"{folder.name} is left out: it stands in scenes, or is one of localisation.")
+                continue
+            with progress_bar(folder.name, "clips") as progress:
+                made = naturalise_task(
+                    found,
+                    output,
+                    settings,
+                    jobs=jobs,
+                    check_head=not no_check_head,
+                    progress=progress,
+                )
+        except GramError as error:
+            say(f"failed: {folder.name}: {error}")
+            failed.append(folder.name)
+            continue
+        if made.silent:
+            say(f"{made.silent} of {made.clips} clips of {folder.name} are silent, and stay so.")
+        typer.echo(made.folder)
+        if made.localisation is not None:
+            typer.echo(made.localisation)
+    if failed:
+        say(f"{len(failed)} failed: {', '.join(failed)}")
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""The hear-eval command."""

@@ -1,0 +1,122 @@
+"""The ``hear-eval fetch`` command: thin over the fetching."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from gram_hear.commands.hear_eval.parts import finish, split_names
+from gram_hear.console import AsJson, print_table, progress_bar, say
+from gram_hear.errors import GramError
+from gram_hear.evaluation.fetch.archive import (
+    RATE,
+    RECORD,
+    Archive,
+    Record,
+    check_space,
+    choose,
+    download,
+    fetching,
+    in_words,
+    read_record,
+    unpack,
+)
+
+
+def fetch(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Tasks, such as esc50, or all. Default: show all.")
+    ] = None,
+    rate: Annotated[int, typer.Option(help="The sample rate of the archives, in Hz.")] = RATE,
+    tasks_dir: Annotated[
+        Path, typer.Option("--tasks-dir", "--output", "-o", help="The folder to put the tasks in.")
+    ] = Path("tasks"),
+    show: Annotated[bool, typer.Option("--list", help="Show sizes, and fetch nothing.")] = False,
+    record: Annotated[str, typer.Option(help="The number of the Zenodo record.")] = RECORD,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch tasks of the public HEAR 2021 archive; print the folder of each.
+
+    What is cut or killed goes on where it stopped. Without names: show what there is.
+
+    Example: hear-eval fetch esc50 libricount -o tasks
+    """
+    found = read_record(record, report=say)
+    wanted = split_names(names)
+    if show or wanted is None:
+        shown = list(found.archives) if wanted is None else choose(found.archives, wanted, rate)
+        _show_archives(found, shown, tasks_dir, as_json)
+        return
+    chosen = choose(found.archives, wanted, rate)
+    with fetching(tasks_dir):
+        due, failed = _due_archives(chosen, tasks_dir)
+        check_space(due, tasks_dir)
+        failed += _fetch_archives(due, tasks_dir)
+    for each in chosen:
+        if each.task not in failed:
+            typer.echo(tasks_dir / each.task)
+    finish(failed)
+
+
+def _due_archives(archives: Sequence[Archive], tasks_dir: Path) -> tuple[list[Archive], list[str]]:
+    """Return which archives are still to be fetched, and the tasks that cannot be."""
+    due, failed = [], []
+    for each in archives:
+        try:
+            if each.is_unpacked(tasks_dir):
+                say(f"{each.task} is there already.")
+            else:
+                due.append(each)
+        except GramError as error:
+            say(f"failed: {each.task}: {error}")
+            failed.append(each.task)
+    return due, failed
+
+
+def _fetch_archives(archives: Sequence[Archive], tasks_dir: Path) -> list[str]:
+    """Fetch archives under a progress bar; return the names of the tasks that failed."""
+    if archives:
+        there = in_words(sum(each.fetched(tasks_dir) for each in archives))
+        total = in_words(sum(each.size for each in archives))
+        say(f"{len(archives)} to fetch: {total}, of which {there} are here.")
+    failed = []
+    for each in archives:
+        try:
+            with progress_bar(f"fetch {each.task}", "MB") as progress:
+                download(each, tasks_dir, _in_megabytes(progress), say)
+            with progress_bar(f"unpack {each.task}", "MB") as progress:
+                unpack(each, tasks_dir, _in_megabytes(progress))
+        except GramError as error:
+            say(f"failed: {each.task}: {error}")
+            failed.append(each.task)
+    return failed
+
+
+def _in_megabytes(progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Return a progress that is told bytes, and tells whole megabytes, rounded up."""
+    return lambda done, total: progress(-(-done // 10**6), -(-total // 10**6))
+
+
+def _show_archives(
+    record: Record, archives: Sequence[Archive], tasks_dir: Path, as_json: bool
+) -> None:
+    """Print what a record holds, how large it is, and what of it is there."""
+    total = sum(each.size for each in archives)
+    rows = [(each, each.state(tasks_dir)) for each in archives]
+    if as_json:
+        listed = [
+            {"task": each.task, "rate": each.rate, "bytes": each.size, "state": state}
+            for each, state in rows
+        ]
+        about = {"record": record.number, "title": record.title, "version": record.version}
+        typer.echo(json.dumps(about | {"bytes": total, "archives": listed}, indent=2))
+        return
+    typer.echo(f"Zenodo record {record.number}: {record.title} {record.version}".rstrip())
+    table = Table("task", "rate", "size", "state")
+    for each, state in rows:
+        table.add_row(each.task, str(each.rate or ""), in_words(each.size), state)
+    print_table(table)
+    typer.echo(f"{len(archives)} archives, {in_words(total)}")

@@ -1,0 +1,191 @@
+"""The ``hear-eval make-task`` command: thin over the making of tasks."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from gram_hear.console import AsJson, print_table, progress_bar, say
+from gram_hear.errors import OptionError
+from gram_hear.evaluation.make.build import Plan, Recipe, check_place, plan_task
+from gram_hear.evaluation.make.build import make_task as make
+from gram_hear.evaluation.make.labels import Labels, labels_of
+from gram_hear.evaluation.make.sounds import Form
+from gram_hear.evaluation.make.splits import Division
+from gram_hear.tasks import read_task
+
+LARGEST_TABLE = 60  # classes; of more only the counts of files are shown
+
+
+def make_task(
+    source: Annotated[
+        Path, typer.Argument(help="The folder of the recordings: a class per folder, unless told.")
+    ],
+    name: Annotated[str, typer.Option(help="Of the task. Default: the folder's name.")] = "",
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            help="Labels: file,label | file,onset,offset,label (seconds) | file,azimuth,elevation "
+            "(degrees) | file,x,y,z; and split or fold where they are given."
+        ),
+    ] = None,
+    pattern: Annotated[
+        str,
+        typer.Option(
+            help="What the files' names say, as {label}_{speaker}_{index}: label, split, fold, or "
+            "what to group by. Or a regular expression with named groups."
+        ),
+    ] = "",
+    group_by: Annotated[
+        str, typer.Option(help="Column or field whose values stay on one side, as speaker.")
+    ] = "",
+    columns: Annotated[
+        str, typer.Option(help="What the CSV calls them: file=filename,label=category.")
+    ] = "",
+    ignore_columns: Annotated[
+        str, typer.Option(help="Columns that count for nothing: a,b or all unknown ones: all.")
+    ] = "",
+    skip_unlisted: Annotated[
+        bool, typer.Option("--skip-unlisted", help="Leave out files without a row in the CSV.")
+    ] = False,
+    prediction_type: Annotated[
+        str, typer.Option(help="multiclass or multilabel. Default: as the labels are.")
+    ] = "",
+    shares: Annotated[
+        str, typer.Option(help="Of train, valid and test. Default: 0.6,0.2,0.2.")
+    ] = "",
+    folds: Annotated[int | None, typer.Option(help="Make so many folds instead.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the splits or folds.")] = 0,
+    allow_rare: Annotated[
+        bool, typer.Option("--allow-rare", help="Take classes that cannot be learned or tested.")
+    ] = False,
+    rates: Annotated[
+        str, typer.Option(help="Hz: 16000,32000. Default: the recordings' own, the highest.")
+    ] = "",
+    duration: Annotated[
+        float | None, typer.Option(help="Seconds to cut or pad all clips to. Default: as they are.")
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(help="Names: a,b; the first one chooses the predictor.")
+    ] = "",
+    task_version: Annotated[str, typer.Option(help="Of the task.")] = "v1",
+    tasks_dir: Annotated[Path, typer.Option(help="The folder for task directories.")] = Path(
+        "tasks"
+    ),
+    jobs: Annotated[
+        int | None, typer.Option(help="Threads side by side. Default: one for each processor.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be made; write nothing.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a task of this name, made otherwise.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a task of your own recordings, and print its folder.
+
+    The same command goes on after an interruption.
+
+    Example: hear-eval make-task recordings --pattern '{label}_{speaker}_{index}' --group-by speaker
+    """
+    labels = Labels(
+        csv,
+        pattern,
+        _pairs(columns),
+        tuple(_words(ignore_columns)),
+        group_by,
+        skip_unlisted,
+        prediction_type or None,
+    )
+    division = Division(_numbers(shares) or None, folds, seed, allow_rare=allow_rare)
+    form = Form(tuple(dict.fromkeys(_whole(rates))), duration)
+    name = name or source.resolve().name
+    recipe = Recipe(name, task_version, labels, division, form, tuple(_words(metric)))
+    check_place(source, tasks_dir)
+    plan = plan_task(source, recipe)
+    folder = tasks_dir / recipe.folder_name
+    if dry_run:
+        _say_notes([*plan.notes, *plan.sides.notes])
+        sides = {
+            side: [clip.annotation for clip in clips] for side, clips in plan.sides.clips.items()
+        }
+    else:
+        with progress_bar(f"make {folder.name}", "files") as progress:
+            made = make(plan, tasks_dir, jobs=jobs, force=force, progress=progress)
+        _say_notes(made.notes)
+        if made.found:
+            say(f"{made.found} of {len(plan.collection.clips)} files were done by an earlier run.")
+        task = read_task(folder)
+        sides = {side: list(task.annotations(side).values()) for side in task.splits}
+    _show(plan, sides, folder, as_json)
+
+
+def _say_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        say(f"warning: {note}")
+
+
+def _show(plan: Plan, sides: Mapping[str, Sequence[list]], folder: Path, as_json: bool) -> None:
+    """Print the folder, and how many clips of each class are on which side, from annotations."""
+    counts = {side: len(clips) for side, clips in sides.items()}
+    of_class: dict[str, dict[str, int]] = {
+        label: dict.fromkeys(sides, 0) for label in plan.collection.labels
+    }
+    for side, clips in sides.items():
+        for annotation in clips:
+            for label in labels_of(annotation):
+                of_class[label][side] += 1
+    if as_json:
+        said = {
+            "folder": str(folder),
+            "type": plan.collection.kind,
+            "prediction_type": plan.collection.prediction_type,
+            "metrics": plan.metrics,
+            "rates": plan.form.rates,
+            "splits": counts,
+            "classes": of_class,
+        }
+        typer.echo(json.dumps(said, indent=2))
+        return
+    table = Table("class", *counts)
+    for label, row in of_class.items() if len(of_class) <= LARGEST_TABLE else ():
+        table.add_row(Text(label), *map(str, row.values()))
+    table.add_section()
+    table.add_row("all clips", *map(str, counts.values()))
+    print_table(table)
+    typer.echo(folder)
+
+
+# --- lists on the command line --------------------------------------------------------------
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _pairs(text: str) -> dict[str, str]:
+    pairs = [word.partition("=") for word in _words(text)]
+    if wrong := [f"{here}{sign}{name}" for here, sign, name in pairs if not (here and name)]:
+        raise OptionError(
+            f"--columns has {wrong[0]!r}; it must be like file=filename,label=category."
+        )
+    return {here.strip(): name.strip() for here, _, name in pairs}
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in _words(text))
+    except ValueError:
+        raise OptionError(f"--shares is {text!r}; it must be like 0.6,0.2,0.2.") from None
+
+
+def _whole(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError:
+        raise OptionError(f"--rates is {text!r}; it must be like 16000,32000, in Hz.") from None

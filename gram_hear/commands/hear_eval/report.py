@@ -1,0 +1,91 @@
+"""The ``hear-eval report`` command: thin over the comparison."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import table as rich_table
+from rich.markup import escape
+
+from gram_hear.commands.hear_eval.parts import split_names
+from gram_hear.console import AsJson, print_table, progress_bar, say
+from gram_hear.errors import OptionError
+from gram_hear.evaluation.compare import significance
+from gram_hear.evaluation.compare.comparison import compare, read_runs, warn_of_gaps
+from gram_hear.evaluation.compare.picture import plot_report
+from gram_hear.evaluation.compare.published import Published, choose_published, read_published
+from gram_hear.evaluation.compare.report import Report, json_of, tables_of, write_report
+
+
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="EMBEDDINGS/MODULE ..., or folders that hold such, of any seeds."),
+    ],
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="Tasks: --task a,b. Default: all.")
+    ] = None,
+    published: Annotated[
+        list[str] | None,
+        typer.Option(help="Show published HEAR scores beside: all, or names: OpenL3,CREPE."),
+    ] = None,
+    published_file: Annotated[
+        Path | None, typer.Option(help="Take published scores from a JSON file of your own.")
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option(help="Of the permutation test; 0: no test.")
+    ] = significance.RESAMPLES,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write OUTPUT.md, .csv and .json.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw a PNG of the scores.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare models: scores with their spread, ranks, and what is more than chance.
+
+    Example: hear-eval report embeddings -o report --plot report.png
+    """
+    if 0 < resamples < significance.FEWEST or resamples < 0:
+        raise OptionError(
+            f"--resamples is {resamples}; a p-value needs {significance.FEWEST} or more, and 0 "
+            "leaves the test out."
+        )
+    others = _published(published, published_file)
+    comparison = compare(read_runs(folders, split_names(task) or []))
+    warn_of_gaps(comparison)
+    tests: list[significance.PairTest] = []
+    if resamples and len(comparison.models) > 1:
+        with progress_bar("test", "pairs of models") as progress:
+            tests = significance.compare_models(comparison, resamples, progress)
+    made = Report(comparison, tests, others)
+    if output is not None:
+        say(f"Written: {', '.join(str(path) for path in write_report(made, output))}")
+    if plot is not None:
+        plot_report(made, plot)
+        say(f"Written: {plot}")
+    if as_json:
+        typer.echo(json_of(made), nl=False)
+    else:
+        _show(made)
+
+
+def _published(names: list[str] | None, path: Path | None) -> list[Published]:
+    """Return the published models that are asked for; all of a file that is named alone."""
+    wanted = split_names(names)
+    if not wanted and path is None:
+        return []
+    return choose_published(read_published(path), wanted or ["all"])
+
+
+def _show(made: Report) -> None:
+    """Print the tables and what must be said of them."""
+    for number, table in enumerate(tables_of(made)):
+        if number:
+            typer.echo()
+        if table.rows:
+            shown = rich_table.Table(*map(escape, table.columns), title=table.title)
+            for row in table.rows:
+                shown.add_row(*map(escape, row))
+            print_table(shown)
+        for note in table.notes:
+            typer.echo(note)

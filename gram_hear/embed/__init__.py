@@ -1,0 +1,1 @@
+"""Sound files in, embeddings out: one after another, or a whole collection on disk."""

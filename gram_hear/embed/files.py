@@ -1,0 +1,288 @@
+"""Sound files in, embeddings out, in memory that does not grow with their length or number.
+
+Files are decoded ahead in threads, in blocks; their windows, each as soon as it is complete, are
+encoded in batches. Files that are shorter than a batch share batches with others of like length.
+Batches follow from the list of files alone, so the same list gives the same numbers.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gram_hear.audio.clips import check_clip, warn_if_loud
+from gram_hear.audio.files import SoundReader, file_status
+from gram_hear.errors import AudioError, OptionError
+from gram_hear.hear import HearModel, check_finite
+from gram_hear.jobs.interrupts import result_of, submit
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Embeddings of a stretch of a file, in order: ``vectors`` (rows, d) float32 and
+    ``timestamps`` (rows,) float64 in milliseconds from the file's start."""
+
+    path: Path
+    timestamps: np.ndarray
+    vectors: np.ndarray
+
+
+@dataclass(frozen=True)
+class FileDone:
+    """The end of a file: ``scene`` (d,) float32 is the mean of all its rows.
+
+    ``duration`` is in seconds; ``convention`` is that of the file, None where it is not Ambisonic;
+    ``modified`` and ``size`` are the file's time in nanoseconds and its bytes, which did not change
+    while it was read.
+    """
+
+    path: Path
+    scene: np.ndarray
+    rows: int
+    duration: float
+    file_rate: int
+    channels: int
+    convention: str | None
+    modified: int
+    size: int
+
+
+@dataclass(frozen=True)
+class FileFailed:
+    """A file that could not be embedded, and why; blocks of it that came before are void."""
+
+    path: Path
+    error: str
+
+
+def embed_files(
+    paths: Iterable[str | PathLike], model: HearModel, *, jobs: int = 1
+) -> Iterator[Block | FileDone | FileFailed]:
+    """Embed sound files of any number and length.
+
+    Args:
+        paths: files that libsndfile reads, of any rate and 1, 2 or 4 channels.
+        model: what ``load_model`` returned.
+        jobs: threads that decode ahead.
+
+    A file of four channels is Ambisonic, in the convention that it states itself, else the model's,
+    else AmbiX; one that states another than the model's fails.
+
+    Yields:
+        For each file its :class:`Block` objects in order and then a :class:`FileDone`, or a
+        :class:`FileFailed`. Files come in order of length, and short ones mix. The vectors are
+        those of ``get_timestamp_embeddings`` for the whole file.
+    """
+    if jobs < 1:
+        raise OptionError(f"jobs is {jobs}; it must be at least 1.")
+    yield from embed_groups(group_files(map(Path, paths), model), model, jobs)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Files that share batches, and their length in seconds as their headers tell it."""
+
+    paths: list[Path]
+    seconds: float
+
+
+def group_files(paths: Iterable[Path], model: HearModel) -> list[Group]:
+    """Put files that share batches together, by their length as the header tells it.
+
+    A group holds at most ``window_batch`` windows, or one longer file. A file that cannot be
+    opened counts as empty, and fails when its turn comes.
+    """
+    lengths = sorted((_header_seconds(path, model), str(path), path) for path in paths)
+    groups: list[Group] = []
+    room = 0.0
+    for seconds, _, path in lengths:
+        windows = 1 + int(1000 * seconds / (model.config.hop_ms * model.config.time_patches))
+        if windows > room:
+            groups.append(Group([], 0.0))
+            room = model.options.window_batch
+        groups[-1] = Group([*groups[-1].paths, path], groups[-1].seconds + seconds)
+        room -= windows
+    return groups
+
+
+def _header_seconds(path: Path, model: HearModel) -> float:
+    try:
+        with SoundReader(path, model.sample_rate) as reader:
+            return reader.duration
+    except AudioError:
+        return 0.0
+
+
+def embed_groups(
+    groups: Iterable[Group], model: HearModel, jobs: int
+) -> Iterator[Block | FileDone | FileFailed]:
+    """Embed the groups of :func:`group_files`; each group's numbers depend on it alone."""
+    with ThreadPoolExecutor(jobs) as pool:
+        clips = (
+            (_Clip(path, model, pool), path is group.paths[-1])
+            for group in groups
+            for path in group.paths
+        )
+        # Each clip that is ahead holds an open file.
+        yield from _embed_clips(_ahead(clips, 2 * jobs + 1), model)
+
+
+def _ahead(items: Iterator[_Item], count: int) -> Iterator[_Item]:
+    """Yield items, with the next ``count`` made already."""
+    made: deque[_Item] = deque()
+    for item in items:
+        made.append(item)
+        if len(made) > count:
+            yield made.popleft()
+    yield from made
+
+
+class _Clip:
+    """One file on its way: blocks that a thread decodes ahead, windows, rows."""
+
+    def __init__(self, path: Path, model: HearModel, pool: ThreadPoolExecutor) -> None:
+        self.path = path
+        self.model = model
+        self.stream = model.stream()
+        self.samples: int | None = None  # all of them, once known
+        self.windows = 0
+        self.rows = 0
+        self.scene = np.zeros(model.scene_embedding_size)
+        self._pool = pool
+        self._peak = 0.0
+        self._decoding = self._decode()
+        self._next: Future[np.ndarray | None] = submit(pool, next, self._decoding, None)
+
+    def _decode(self) -> Iterator[np.ndarray]:
+        """Yield the file's blocks; runs in a thread, one block ahead."""
+        before = file_status(self.path)
+        if self.model.options.parity:  # the authors' timestamps depend on the whole length
+            with self._open() as reader:
+                self.samples = sum(block.shape[1] for block in reader.blocks())
+        with self._open() as reader:
+            yield from reader.blocks()
+            self.reader = reader
+        after = file_status(self.path)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise AudioError(f"{self.path} changed while it was read; embed it again.")
+        self.stat = after
+
+    def _open(self) -> SoundReader:
+        convention = self.model.options.convention
+        return SoundReader(self.path, self.model.sample_rate, convention=convention)
+
+    def next_windows(self) -> tuple[Tensor, bool]:
+        """Return the feature windows that the next block completes, and whether it is the end.
+
+        Raises what decoding raised.
+        """
+        block = result_of(self._next)
+        if block is not None:
+            self._next = submit(self._pool, next, self._decoding, None)
+            clip, peak = check_clip(torch.from_numpy(block), str(self.path))
+            self._peak = max(self._peak, peak)
+            return self.stream.push(self.model.lay_out(clip, "ambix")), False
+        self.samples = self.stream.samples
+        warn_if_loud(str(self.path), self._peak)
+        return self.stream.finish(), True
+
+    def take(self, encoded: Tensor) -> Block | None:
+        """Make encoded windows, the next ones of this clip, a block of its kept rows."""
+        plan = self.model.plan(self.samples or self.stream.samples)
+        vectors = plan.keep(encoded, self.windows).cpu().numpy()
+        self.windows += len(encoded)
+        timestamps = plan.timestamps(self.rows, self.rows + len(vectors))
+        self.rows += len(vectors)
+        self.scene += vectors.sum(axis=0, dtype=np.float64)
+        return Block(self.path, timestamps, vectors) if len(vectors) else None
+
+    def done(self) -> FileDone | FileFailed:
+        """Return the clip's end, once all its windows are encoded."""
+        try:
+            check_finite(torch.from_numpy(self.scene), str(self.path))  # the sum of all rows
+        except AudioError as error:
+            return FileFailed(self.path, str(error))
+        return FileDone(
+            path=self.path,
+            scene=(self.scene / self.rows).astype(np.float32),
+            rows=self.rows,
+            duration=self.reader.duration,
+            file_rate=self.reader.file_rate,
+            channels=self.reader.channels,
+            convention=self.reader.convention,
+            modified=self.stat.st_mtime_ns,
+            size=self.stat.st_size,
+        )
+
+
+@dataclass
+class _Waiting:
+    """Windows of a clip that wait for their batch; ``last`` where they are the clip's last."""
+
+    clip: _Clip
+    windows: Tensor
+    last: bool
+
+
+def _embed_clips(
+    clips: Iterator[tuple[_Clip, bool]], model: HearModel
+) -> Iterator[Block | FileDone | FileFailed]:
+    """Embed clips in batches of exactly ``window_batch`` windows, in their order.
+
+    A batch ends where its group does: ``clips`` says of each whether it is the last of one.
+    """
+    batch = model.options.window_batch
+    queue: deque[_Waiting] = deque()
+    for clip, ends_group in clips:
+        last = False
+        while not last:
+            try:
+                windows, last = clip.next_windows()
+            except (AudioError, OSError, MemoryError) as error:
+                queue = deque(each for each in queue if each.clip is not clip)
+                message = str(error) or type(error).__name__
+                name = str(clip.path)
+                yield FileFailed(clip.path, message if name in message else f"{name}: {message}")
+                break
+            queue.append(_Waiting(clip, windows, last))
+            while sum(len(each.windows) for each in queue) >= batch:
+                yield from _encode_batch(queue, model)
+        while queue and ends_group:
+            yield from _encode_batch(queue, model)
+
+
+def _encode_batch(
+    queue: deque[_Waiting], model: HearModel
+) -> Iterator[Block | FileDone | FileFailed]:
+    """Encode the next windows of the queue, and hand them to their clips."""
+    room = model.options.window_batch
+    taken: list[_Waiting] = []
+    while queue and room:
+        first = queue.popleft()
+        part = _Waiting(first.clip, first.windows[:room], first.last)
+        if len(first.windows) > room:
+            part.last = False
+            queue.appendleft(_Waiting(first.clip, first.windows[room:], first.last))
+        room -= len(part.windows)
+        taken.append(part)
+    with torch.no_grad():
+        windows = torch.cat([part.windows for part in taken])
+        encoded = model.encode(windows) if len(windows) else windows
+    offset = 0
+    for part in taken:
+        if count := len(part.windows):
+            block = part.clip.take(encoded[offset : offset + count])
+            offset += count
+            if block is not None:
+                yield block
+        if part.last:
+            yield part.clip.done()

@@ -1,0 +1,1 @@
+"""The scores of one model and of several: tables, significance, pictures."""

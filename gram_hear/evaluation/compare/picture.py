@@ -1,0 +1,117 @@
+"""The picture of a comparison: a panel for each task, a row for each model, spread as bars."""
+
+from pathlib import Path
+from typing import Any
+
+from gram_hear.errors import OptionError
+from gram_hear.evaluation.compare.report import Report
+from gram_hear.extras import need
+from gram_hear.jobs.writing import write_whole
+
+GREY = "#777777"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLE = {
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+DPI = 120
+COLUMNS = 3  # panels side by side
+PANEL, ROW = 3.6, 0.28  # inches: the width of a panel, the height of a row
+
+
+def plot_report(report: Report, path: Path) -> None:
+    """Draw a report into a PNG, written whole or not at all: see :func:`report_figure`.
+
+    Raises:
+        OptionError: where matplotlib is not installed, or ``path`` cannot be written to.
+    """
+    figure = report_figure(report)
+    options = {"format": "png", "dpi": DPI, "metadata": {"Software": None}}
+    try:
+        write_whole(path, lambda temporary: figure.savefig(temporary, **options))
+    except OSError as error:
+        raise OptionError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def report_figure(report: Report) -> Any:
+    """Return a matplotlib figure of a report.
+
+    A panel for each task. A dot is the score, its bar the standard deviation; an open dot that of
+    the dry clips, where the task is one of scenes; published scores are grey crosses.
+
+    Raises:
+        OptionError: where matplotlib is not installed.
+    """
+    figures, matplotlib = need("matplotlib.figure", "plot"), need("matplotlib", "plot")
+    comparison = report.comparison
+    names = [*comparison.models, *_published_names(report)]
+    columns = min(COLUMNS, len(comparison.tasks))
+    rows = -(-len(comparison.tasks) // columns)
+    label = 0.075 * max(map(len, names))  # inches that the longest name takes
+    size = (columns * PANEL + label, rows * (len(names) * ROW + 0.9) + 0.35)
+    with matplotlib.rc_context(STYLE):
+        figure = figures.Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for place, axes in enumerate(panels.flat):
+            if place < len(comparison.tasks):
+                _draw_task(axes, report, comparison.tasks[place], names)
+            else:
+                axes.set_visible(False)
+        figure.supxlabel(_legend(report), fontsize=8, color=GREY)
+    return figure
+
+
+def _published_names(report: Report) -> list[str]:
+    """Return the published models that have a score of one of the tasks."""
+    comparison = report.comparison
+    return [
+        model.name
+        for model in report.published
+        if any(model.score(task, comparison.metric(task)) is not None for task in comparison.tasks)
+    ]
+
+
+def _draw_task(axes: Any, report: Report, task: str, names: list[str]) -> None:
+    """Draw the scores of one task into a panel."""
+    comparison = report.comparison
+    changes = {each.model: each for each in comparison.changes if each.task == task}
+    for row, model in enumerate(comparison.models):
+        score = comparison.scores.get((model, task))
+        if score is None or score.value is None:
+            continue
+        colour = COLOURS[row % len(COLOURS)]
+        if model in changes:
+            dry = changes[model].dry
+            axes.plot([dry, score.value], [row, row], color=colour, lw=0.8, alpha=0.5, zorder=1)
+            axes.plot(dry, row, "o", mfc="white", mec=colour, ms=5, zorder=2)
+        axes.errorbar(
+            score.value, row, xerr=score.deviation, fmt="o", color=colour, ms=5, capsize=3, lw=1.4
+        )
+    for other in report.published:
+        value = other.score(task, comparison.metric(task))
+        if value is not None:
+            axes.plot(value, names.index(other.name), "x", color=GREY, ms=5)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.margins(x=0.12)
+    axes.grid(axis="x", color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.set_title(task)
+    better = "more is better →" if comparison.maximised(task) else "← less is better"
+    axes.set_xlabel(f"{comparison.metric(task)}   {better}")
+
+
+def _legend(report: Report) -> str:
+    """Return what the marks of the picture mean."""
+    scores = report.comparison.scores.values()
+    kinds = sorted({f"{each.count} {each.over}" for each in scores if each.deviation is not None})
+    words = [f"bars: standard deviation (n - 1) over {' or '.join(kinds)}"] if kinds else []
+    if report.comparison.changes:
+        words.append("open: the dry clips")
+    if _published_names(report):
+        words.append("crosses: published")
+    return "; ".join(words)

@@ -1,0 +1,274 @@
+"""The scores of a module over its tasks, as one table: ``results.json``, ``results.md``, rows."""
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gram_hear.errors import TaskError, count, short
+from gram_hear.evaluation.embed.embeddings import DONE, EMPTY, EMPTY_FILES
+from gram_hear.evaluation.predict import knn
+from gram_hear.evaluation.predict.prediction import DONE_FILE, LOCALISATION_FILE, SCORES_FILE
+from gram_hear.jobs.writing import write_whole
+from gram_hear.tasks import METADATA, NATURAL, empty_in_words, read_json
+
+RESULTS_FILE = "results.json"
+RESULTS_TABLE = "results.md"
+COLUMNS = ("task", "metric", "score", "deviation", "minutes")
+DRY_COLUMNS = ("dry", "difference")  # beside natural scenes, where their dry task was run too
+PLAN_COLUMNS = ("probe", "grid", "points", "seed", "shuffled")  # those in which results differ
+PROBES = {  # what scores embeddings: the file that says it did, and those that may hold the scores
+    "shallow": (DONE_FILE, (SCORES_FILE, LOCALISATION_FILE)),
+    "knn": (knn.DONE_FILE, (knn.SCORES_FILE,)),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """The score of one task: its first metric, over its folds where it has several.
+
+    ``score`` and ``deviation`` (over the folds, n - 1; None for one test) are None where the metric
+    is infinite or undefined. ``minutes`` is what prediction took, ``scores`` every test score.
+
+    ``source`` is the task whose clips were put into scenes, or None; ``dry`` that task's score by
+    the same metric and the same plan, ``difference`` the score less ``dry``; None where not known.
+
+    ``probe`` is one of :data:`PROBES`; that of nearest neighbours has no grid, points and seed.
+    ``folds`` is the score of each fold, empty for one test.
+
+    ``empty_clips`` is what was done about clips without samples, ``"skip"`` or ``"zero"``, and
+    ``empty_files`` are those clips, as "split/file"; None and empty where the task has none.
+    """
+
+    task: str
+    metric: str
+    score: float | None
+    deviation: float | None
+    minutes: float
+    grid: str | None
+    grid_points: int | None
+    seed: int | None
+    shuffle: bool
+    scores: dict[str, float | None]
+    source: str | None = None
+    dry: float | None = None
+    difference: float | None = None
+    probe: str = "shallow"
+    folds: tuple[float | None, ...] = ()
+    empty_clips: str | None = None
+    empty_files: tuple[str, ...] = ()
+
+    @property
+    def comparable(self) -> tuple:
+        """What two results share whose scores can be set side by side."""
+        return (
+            *(self.metric, self.probe, self.grid, self.grid_points, self.seed, self.shuffle),
+            self.empty_clips,
+        )
+
+
+def read_result(folder: Path, probe: str = "shallow") -> Result | None:
+    """Return the result of a task's embeddings; None where they are not predicted yet.
+
+    Args:
+        folder: one task's embeddings.
+        probe: one of :data:`PROBES`.
+
+    Raises:
+        TaskError: for files that cannot be read, or lack what they must hold.
+    """
+    done_file, score_files = PROBES[probe]
+    marker = folder / done_file
+    if not marker.exists():
+        return None
+    files = [folder / name for name in score_files]
+    file = next((each for each in files if each.exists()), files[0])
+    try:
+        done, scores, metadata = (read_json(path) for path in (marker, file, folder / METADATA))
+        # Embeddings of the original kit lack this file.
+        made = read_json(folder / DONE) if (folder / DONE).is_file() else {}
+    except TaskError as error:
+        raise TaskError(f"{error} Predict the task again, with --force.") from error
+    try:
+        if (minutes := _finite(done["time"] / 60)) is None:
+            raise ValueError(f"time is {done['time']}")
+        folds: tuple[float | None, ...] = ()
+        if "aggregated_scores" in scores:
+            found = scores["aggregated_scores"]
+            score, deviation = found["test_score_mean"], found["test_score_std"]
+            folds = tuple(
+                _finite(each["test_score"])
+                for each in scores.values()
+                if isinstance(each, dict) and "test_score" in each
+            )
+        else:
+            found = scores["test"]
+            score, deviation = found["test_score"], None
+        return Result(
+            task=folder.name,
+            metric=str(metadata["evaluation"][0]),
+            score=_finite(score),
+            deviation=_finite(deviation),
+            minutes=minutes,
+            grid=str(done["grid"]) if probe == "shallow" else None,
+            grid_points=int(done["grid_points"]) if probe == "shallow" else None,
+            seed=None if done.get("seed") is None else int(done["seed"]),
+            shuffle=bool(done.get("shuffle", False)),
+            scores={key: _finite(each) for key, each in found.items() if key.startswith("test_")},
+            source=str(metadata[NATURAL]["source"]) if NATURAL in metadata else None,
+            probe=probe,
+            folds=folds,
+            empty_clips=None if made.get(EMPTY) is None else str(made[EMPTY]),
+            empty_files=tuple(map(str, made.get(EMPTY_FILES) or ())),
+        )
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise TaskError(
+            f"{file} or {marker.name} is not whole ({short(error)}). Predict the task again, "
+            "with --force."
+        ) from error
+
+
+def _finite(value: float | None) -> float | None:
+    """Return a score; None for the NaN and infinity that the original kit writes."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def notes_of(results: Sequence[Result]) -> list[str]:
+    """Return what is to be known of results besides their numbers, a sentence for each task."""
+    done = {"skip": "Left out.", "zero": "Embedded as silence."}
+    return [
+        f"{result.task}: {empty_in_words(result.empty_files)} {done.get(result.empty_clips, '')}"
+        for result in {each.task: each for each in results}.values()
+        if result.empty_clips is not None
+    ]
+
+
+def read_results(folder: Path) -> list[Result]:
+    """Return the results of all predicted tasks in a module's folder, by name.
+
+    Natural scenes have the score of their dry task with them. Tasks whose files are broken are left
+    out, with a warning.
+    """
+    results = []
+    found = [(each.parent, name) for name in PROBES for each in folder.glob(f"*/{PROBES[name][0]}")]
+    for task, probe in sorted(found, key=lambda each: (each[0], list(PROBES).index(each[1]))):
+        try:
+            result = read_result(task, probe)
+        except TaskError as error:
+            warnings.warn(f"{error} Its scores are left out.", stacklevel=2)
+            continue
+        if result is not None:
+            results.append(result)
+    by_name = {(result.task, result.probe): result for result in results}
+    return [
+        _beside_dry(result, by_name.get((result.source or "", result.probe))) for result in results
+    ]
+
+
+def _beside_dry(result: Result, dry: Result | None) -> Result:
+    """Return a result of natural scenes with that of its dry task, where they can be compared."""
+    if dry is None or dry.comparable != result.comparable or dry.score is None:
+        return result
+    difference = None if result.score is None else result.score - dry.score
+    return replace(result, dry=dry.score, difference=difference)
+
+
+def columns_of(results: Sequence[Result]) -> tuple[str, ...]:
+    """Return the heads of the table.
+
+    Those of dry tasks are there where one is beside natural scenes, and those of how tasks were
+    predicted where that differs.
+    """
+    dry = DRY_COLUMNS if any(result.dry is not None for result in results) else ()
+    trained = [result for result in results if result.probe == "shallow"]
+    differing = tuple(
+        column
+        for column in PLAN_COLUMNS
+        if len({_cells(each)[column] for each in (results if column == "probe" else trained)}) > 1
+    )
+    return (*COLUMNS[:-1], *dry, *differing, COLUMNS[-1])
+
+
+def heading_of(results: Sequence[Result]) -> str:
+    """Return what stands above the table: how all tasks were predicted, and what minutes are."""
+    trained = [result for result in results if result.probe == "shallow"]
+    by_neighbours = f"by the {knn.NEIGHBOURS} nearest neighbours" if trained != results else ""
+    if not trained:
+        return f"Predicted {by_neighbours}. Minutes are those of prediction."
+    cells = _cells(trained[0])
+    words = {
+        "grid": f"grid {cells['grid']}",
+        "points": count(trained[0].grid_points or 0, "grid point"),
+        "seed": f"seed {cells['seed'] or 'unknown'}",
+        "shuffled": "training rows shuffled" if trained[0].shuffle else "training rows in order",
+    }
+    columns = columns_of(results)
+    same = [words[column] for column in words if column not in columns]
+    how = f"Predicted with {', '.join(same)}. " if same else ""
+    if by_neighbours:
+        how += f"Where the probe is knn: {by_neighbours}. "
+    return f"{how}Minutes are those of prediction."
+
+
+def rows_of(results: Sequence[Result]) -> list[tuple[str, ...]]:
+    """Return the cells of the table, below :func:`columns_of`."""
+    columns = columns_of(results)
+    return [tuple(_cells(result)[column] for column in columns) for result in results]
+
+
+def _cells(result: Result) -> dict[str, str]:
+    return {
+        "task": result.task,
+        "metric": result.metric,
+        "score": "undefined" if result.score is None else f"{result.score:.4f}",
+        "deviation": _decimals(result.deviation, ".4f"),
+        "dry": _decimals(result.dry, ".4f"),
+        "difference": _decimals(result.difference, "+.4f"),
+        "probe": result.probe,
+        "grid": result.grid or "",
+        "points": "" if result.grid_points is None else str(result.grid_points),
+        "seed": "" if result.seed is None else str(result.seed),
+        "shuffled": ("yes" if result.shuffle else "no") if result.probe == "shallow" else "",
+        "minutes": f"{result.minutes:.1f}",
+    }
+
+
+def _decimals(value: float | None, decimals: str) -> str:
+    return "" if value is None else format(value, decimals)
+
+
+def write_results(folder: Path, module: str, results: Sequence[Result]) -> None:
+    """Write ``results.json`` and ``results.md`` beside the tasks of a module.
+
+    Where nothing is predicted, nothing is written.
+
+    Raises:
+        TaskError: where the folder cannot be written.
+    """
+    if not results:
+        return
+    content = {"module": module, "results": [asdict(result) for result in results]}
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    columns = columns_of(results)
+    table = [f"# {module}", "", heading_of(results), ""]
+    table += [_line(columns), _line("---" for _ in columns)]
+    table += [_line(row) for row in rows_of(results)]
+    for note in notes_of(results):
+        table += ["", note]
+    markdown = "\n".join(table) + "\n"
+    try:
+        for name, made in ((RESULTS_FILE, text), (RESULTS_TABLE, markdown)):
+            write_whole(folder / name, partial(Path.write_text, data=made, encoding="utf-8"))
+    except OSError as error:
+        raise TaskError(
+            f"{RESULTS_FILE} and {RESULTS_TABLE} cannot be written to {folder}: "
+            f"{error.strerror or error}. Run again when they can; the scores are kept."
+        ) from error
+
+
+def _line(cells: Any) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,297 @@
+"""Whether one model's score is better than another's by more than chance, clip by clip.
+
+A paired permutation test (Fisher; in the form of approximate randomisation, Noreen 1989): if two
+models were alike, each clip's two outputs could as well be exchanged. So they are, for a random
+half of the clips at a time, and the p-value is the share of the exchanges whose difference of
+scores is at least as large as the one that was seen.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+
+from gram_hear.errors import GramError, TaskError
+from gram_hear.evaluation.compare.comparison import Comparison, Run, Score
+from gram_hear.evaluation.predict import knn
+from gram_hear.evaluation.predict.metrics import SEMITONES, angular_errors, named_metric
+from gram_hear.evaluation.predict.prediction import folds_of
+from gram_hear.foreign import FLOATS, ZIP_FAULTS, read_array
+from gram_hear.tasks import read_task
+
+LEVEL = 0.05  # below which an adjusted p-value tells two models apart
+RESAMPLES = 9999  # exchanges, where the score is a mean over clips
+FEWEST = 199  # exchanges that a p-value is given from
+BUDGET = 2e8  # numbers that are sorted at most to score exchanges of a metric of whole splits
+SEED = 0
+GROUPS = 64  # up to how many sizes of differences are drawn as binomial counts
+CHUNK = 512  # exchanges that are drawn at once otherwise
+PREDICTIONS = {"shallow": "{fold}.predictions.npz", "knn": knn.PREDICTIONS}
+
+Progress = Callable[[int, int], None]  # pairs tested, of how many
+
+
+@dataclass(frozen=True)
+class PairTest:
+    """Two models on the same clips of a task.
+
+    Attributes:
+        task, first, second: of which the difference is first less second.
+        difference: of the scores, over seeds and folds.
+        clips: how many were compared; 0 where ``why`` says why none were.
+        resamples: how many exchanges were made.
+        p: two-sided; None where nothing can be said.
+        adjusted: ``p`` after Holm (1979) for all pairs of the task.
+        why: what keeps the models from being tested; "" where nothing does.
+    """
+
+    task: str
+    first: str
+    second: str
+    difference: float | None = None
+    clips: int = 0
+    resamples: int = 0
+    p: float | None = None
+    adjusted: float | None = None
+    why: str = ""
+
+    @property
+    def told_apart(self) -> bool | None:
+        """Whether the models differ by more than chance; None where nothing can be said."""
+        return None if self.adjusted is None else self.adjusted < LEVEL
+
+
+def _same_class(prediction: np.ndarray, target: np.ndarray, modulus: int | None) -> np.ndarray:
+    difference = prediction.argmax(axis=1) - target.argmax(axis=1)
+    return ((difference % modulus if modulus else difference) == 0).astype(np.float64)
+
+
+def _chord(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    half = np.linalg.norm(prediction - target, axis=1) / 2
+    return np.degrees(2 * np.arcsin(np.minimum(half, 1)))
+
+
+def _axis(axis: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    return lambda prediction, target: np.abs(prediction - target)[:, axis]
+
+
+# What each clip adds to a metric that is a mean over clips.
+CLIP_VALUES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "top1_acc": lambda prediction, target: _same_class(prediction, target, None),
+    "pitch_acc": lambda prediction, target: _same_class(prediction, target, None),
+    "chroma_acc": lambda prediction, target: _same_class(prediction, target, SEMITONES),
+    "MAE": angular_errors,
+    "DOA": _chord,
+    "3d_source_local": lambda prediction, target: np.abs(prediction - target).mean(axis=1),
+    "3d_source_local_x": _axis(0),
+    "3d_source_local_y": _axis(1),
+    "3d_source_local_z": _axis(2),
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A model's outputs on the test clips of one fold.
+
+    ``files`` are the rows' files, ``predictions`` (clips, outputs) one for each seed, ``values``
+    (clips,) what each clip adds to the score, the mean over the seeds; NaN for other metrics.
+    """
+
+    files: list[str]
+    target: np.ndarray
+    predictions: list[np.ndarray]
+    values: np.ndarray
+
+
+def compare_models(
+    comparison: Comparison, resamples: int = RESAMPLES, progress: Progress | None = None
+) -> list[PairTest]:
+    """Test every pair of models on every task that both have a score of.
+
+    Args:
+        comparison: the models.
+        resamples: exchanges; fewer where a metric must be computed anew for each and is costly.
+        progress: called with the number of pairs tested and that of all.
+
+    Returns:
+        By task, in the order of the models. Which scores are only read where there are two.
+    """
+    of_task = [
+        [
+            score
+            for model in comparison.models
+            if (score := comparison.scores.get((model, task))) and score.value is not None
+        ]
+        for task in comparison.tasks
+    ]
+    total = sum(math.comb(len(scores), 2) for scores in of_task)
+    progress = progress or (lambda done, total: None)
+    progress(0, total)
+    tests: list[PairTest] = []
+    for scores in of_task:
+        if len(scores) < 2:
+            continue
+        evidence = [_gather(score) for score in scores]
+        found = []
+        for first, second in combinations(zip(scores, evidence, strict=True), 2):
+            found.append(_test(*first, *second, resamples))
+            progress(len(tests) + len(found), total)
+        tests += _adjust(found)
+    return tests
+
+
+def _gather(score: Score) -> dict[str, Evidence] | str:
+    """Return a model's outputs by fold, or why they cannot be compared."""
+    if named_metric(score.metric).kind == "event":
+        return "events are counted over all files together, not clip by clip"
+    try:
+        return _read_evidence(score)
+    except FileNotFoundError as error:
+        return f"{score.model} has no predictions on disk ({Path(error.filename).name})"
+    except (GramError, OSError) as error:
+        return f"the predictions of {score.model} cannot be compared: {error}"
+
+
+def _read_evidence(score: Score) -> dict[str, Evidence]:
+    evidence: dict[str, Evidence] = {}
+    clip_values = CLIP_VALUES.get(score.metric)
+    task = read_task(score.runs[0].folder)
+    for fold in folds_of(task):
+        outputs = [_read_outputs(run, fold.name) for run in score.runs]
+        target = outputs[0][0]
+        for run, (other, _) in zip(score.runs, outputs, strict=True):
+            if not np.array_equal(target, other):
+                raise TaskError(f"{run.folder} has other targets than {score.runs[0].folder}")
+        predictions = [prediction for _, prediction in outputs]
+        values = np.full(len(target), np.nan)
+        if clip_values:
+            exact = [each.astype(np.float64) for each in predictions]
+            values = np.mean([clip_values(each, target.astype(np.float64)) for each in exact], 0)
+        files = task.row_files(fold.test)
+        if len(files) != len(target):
+            raise TaskError(f"there are {len(target)} of {len(files)} files")
+        evidence[fold.name] = Evidence(files, target, predictions, values)
+    return evidence
+
+
+def _read_outputs(run: Run, fold: str) -> tuple[np.ndarray, np.ndarray]:
+    path: Path = run.folder / PREDICTIONS[run.result.probe].format(fold=fold)
+    try:
+        with ZipFile(path) as archive:
+            target, prediction = (
+                read_array(archive, name, TaskError, *FLOATS) for name in ("target", "prediction")
+            )
+    except ZIP_FAULTS as error:
+        raise TaskError(f"{path} is broken; predict the task again, with --force") from error
+    if target.ndim != 2 or prediction.shape != target.shape:
+        raise TaskError(
+            f"{path} holds a target of the shape {target.shape} and a prediction of "
+            f"{prediction.shape}; both must be the same (clips, outputs): predict the task again, "
+            "with --force"
+        )
+    return target, prediction
+
+
+def _test(
+    first: Score,
+    of_first: dict[str, Evidence] | str,
+    second: Score,
+    of_second: dict[str, Evidence] | str,
+    resamples: int,
+) -> PairTest:
+    """Test one pair of models on one task."""
+    empty = PairTest(first.task, first.model, second.model)
+    for each in (of_first, of_second):
+        if isinstance(each, str):
+            return replace(empty, why=each)
+    assert isinstance(of_first, dict)
+    assert isinstance(of_second, dict)
+    pairs = [(of_first[fold], of_second[fold]) for fold in of_first if fold in of_second]
+    same = len(pairs) == len(of_first) == len(of_second) and all(
+        a.files == b.files and np.array_equal(a.target, b.target) for a, b in pairs
+    )
+    if not same:
+        return replace(empty, why="the models were tested on other clips")
+    empty = replace(empty, clips=sum(len(a.files) for a, _ in pairs))
+    if first.metric in CLIP_VALUES:
+        differences = [(a.values - b.values) / len(a.files) / len(pairs) for a, b in pairs]
+        seen, drawn = _exchange_means(np.concatenate(differences), resamples)
+    else:
+        found = _exchange_outputs(pairs, first.metric, resamples)
+        if isinstance(found, str):
+            return replace(empty, why=found)
+        seen, drawn = found
+    if not math.isfinite(seen):
+        return replace(empty, why=f"{first.metric} of the predictions on disk is undefined")
+    # A hair of tolerance: sums in another order must not lose an exchange that equals what is seen.
+    # An exchange without a finite difference (of two infinite scores) counts against a difference.
+    extreme = np.count_nonzero(~(np.abs(drawn) < abs(seen) * (1 - 1e-9) - 1e-12))
+    p = (extreme + 1) / (len(drawn) + 1)
+    return replace(empty, difference=float(seen), resamples=len(drawn), p=float(p))
+
+
+def _exchange_means(differences: np.ndarray, resamples: int) -> tuple[float, np.ndarray]:
+    """Return the sum of clips' differences, and those sums with random signs.
+
+    Where the differences have few sizes, as those of right and wrong answers, the clips of a size
+    that keep their sign are a binomial number.
+    """
+    generator = np.random.default_rng(SEED)
+    sizes, counts = np.unique(np.abs(differences).round(15), return_counts=True)
+    sizes, counts = sizes[sizes > 0], counts[sizes > 0]
+    drawn = np.zeros(resamples)
+    if len(sizes) <= GROUPS:
+        for size, count in zip(sizes, counts, strict=True):
+            drawn += size * (2.0 * generator.binomial(count, 0.5, resamples) - count)
+        return float(differences.sum()), drawn
+    for start in range(0, resamples, CHUNK):
+        part = drawn[start : start + CHUNK]
+        signs = generator.integers(0, 2, (len(part), len(differences)), dtype=np.int8)
+        part[:] = 2 * (signs @ differences) - differences.sum()
+    return float(differences.sum()), drawn
+
+
+def _exchange_outputs(
+    pairs: Sequence[tuple[Evidence, Evidence]], metric: str, resamples: int
+) -> tuple[float, np.ndarray] | str:
+    """Return the difference of a metric of whole splits, and those of exchanged outputs.
+
+    The models' seeds are paired in their order.
+    """
+    if len(pairs[0][0].predictions) != len(pairs[0][1].predictions):
+        return "the models have other numbers of seeds"
+    cost = sum(2 * a.target.size * len(a.predictions) for a, _ in pairs)
+    resamples = min(resamples, int(BUDGET / cost))
+    if resamples < FEWEST:
+        return f"{metric} would have to be computed {FEWEST} times over a test as large as this"
+    compute, kind = named_metric(metric).compute, named_metric(metric).kind
+    assert compute is not None
+    generator = np.random.default_rng(SEED)
+
+    def difference(exchange: bool) -> float:
+        found = []
+        for a, b in pairs:
+            swapped = generator.integers(0, 2, (len(a.files), 1)) == 1 if exchange else False
+            target = a.target if kind == "localisation" else a.target == 1
+            for x, y in zip(a.predictions, b.predictions, strict=True):
+                one, two = np.where(swapped, y, x), np.where(swapped, x, y)
+                found.append(compute(one, target) - compute(two, target))
+        return sum(found) / len(found)  # NaN where an infinite score meets another
+
+    seen = difference(False)
+    return seen, np.array([difference(True) for _ in range(resamples)])
+
+
+def _adjust(tests: Sequence[PairTest]) -> list[PairTest]:
+    """Adjust the p-values of a task's pairs to one another (Holm, 1979)."""
+    known = sorted((test for test in tests if test.p is not None), key=lambda test: test.p or 0.0)
+    adjusted: dict[tuple[str, str], float] = {}
+    least = 0.0
+    for place, test in enumerate(known):
+        least = max(least, min(1.0, (test.p or 0.0) * (len(known) - place)))
+        adjusted[test.first, test.second] = least
+    return [replace(test, adjusted=adjusted.get((test.first, test.second))) for test in tests]

@@ -1,0 +1,1 @@
+"""HEAR modules, a task's audio, and its embeddings on disk."""

@@ -1,0 +1,1 @@
+"""The benchmark's tasks from their public archive."""

@@ -1,1 +1,0 @@
-"""Labelled recordings made into HEAR task directories."""

@@ -1,0 +1,1 @@
+"""Predictors of tasks from their embeddings, and the metrics."""

@@ -1,0 +1,298 @@
+"""The metrics of the HEAR protocol, by the names that task metadata and score files have.
+
+Those of clips are computed here, :func:`scene_scores`; those of events by
+:class:`gram_hear.evaluation.predict.event_metrics.EventScorer`.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+
+from gram_hear.errors import OptionError, nearest, short
+from gram_hear.evaluation.predict.event_metrics import COLLARS, SEGMENT_METRIC
+
+Kind = Literal["multiclass", "multilabel", "event", "localisation"]
+SEMITONES = 12
+F_MEASURE = ("f_measure", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of the protocol.
+
+    Attributes:
+        name: in task metadata, and in score files after the split's name.
+        maximise: whether more is better.
+        kind: what it is computed from: "multiclass" (n, classes) scores and exactly one class for
+            each row, "multilabel" any number of classes, "event" events, "localisation" (n, 3)
+            directions.
+        compute: its value from the prediction and the target, float64 or float32 and bool or
+            float64; None for events.
+        parts: what score files list beside it, as ``<name>_<part>``; the first equals the metric.
+    """
+
+    name: str
+    maximise: bool
+    kind: Kind
+    compute: Callable[[np.ndarray, np.ndarray], float] | None = None
+    parts: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of this metric in a score file, without the split's name."""
+        return (self.name, *(f"{self.name}_{part}" for part in self.parts))
+
+
+# --- classes --------------------------------------------------------------------------------
+
+
+def top1_accuracy(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Return the share of rows whose highest score (the first of equals) is the target's class."""
+    return float((prediction.argmax(axis=1) == target.argmax(axis=1)).mean())
+
+
+def chroma_accuracy(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Return the same with class indices modulo 12: errors of whole octaves do not count.
+
+    The index counts, not the label's name: classes must be semitones in rising order.
+    """
+    difference = prediction.argmax(axis=1) - target.argmax(axis=1)
+    return float((difference % SEMITONES == 0).mean())
+
+
+def _each_class(
+    prediction: np.ndarray, target: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield for each class the sorted scores of all rows, and of its positive rows.
+
+    What average precision and the area under the ROC curve need to know of the negative rows is how
+    many score more than a positive one: a plain sort and a search, many times faster than the
+    curves, whose sort must carry the labels along.
+    """
+    columns = np.ascontiguousarray(prediction.T)
+    everything = np.sort(columns, axis=1)
+    for column, scores, positive in zip(columns, everything, target.T, strict=True):
+        yield scores, np.sort(column[positive])
+
+
+def class_average_precision(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return each class's average precision, (classes,) float64, as scikit-learn defines it.
+
+    That is the mean, over the positive rows, of the precision among the rows that score at least
+    as much. A class without any positive row gets 0, as from scikit-learn since 1.1.
+    """
+    values = []
+    for scores, positives in _each_class(prediction, target):
+        at_least = len(scores) - np.searchsorted(scores, positives)
+        right = len(positives) - np.searchsorted(positives, positives)
+        values.append((right / at_least).mean() if len(positives) else 0.0)
+    return np.array(values)
+
+
+def class_auc(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return each class's area under the ROC curve, (classes,) float64.
+
+    That is how often a positive row scores more than a negative one; equals count half. NaN for a
+    class without positive or without negative rows: nothing is there to compare.
+    """
+    values = []
+    for scores, positives in _each_class(prediction, target):
+        pairs = len(positives) * (len(scores) - len(positives))
+        # Twice the number of smaller ones, and once the number of equals: left + right.
+        twice = sum(
+            int(np.searchsorted(scores, positives, side).sum())
+            - int(np.searchsorted(positives, positives, side).sum())
+            for side in ("left", "right")
+        )
+        values.append(twice / 2 / pairs if pairs else math.nan)
+    return np.array(values)
+
+
+def mean_average_precision(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Return the plain mean over classes of :func:`class_average_precision`."""
+    return float(class_average_precision(prediction, target).mean())
+
+
+def mean_auc(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Return the plain mean over classes of :func:`class_auc`; NaN where one class has none."""
+    return float(class_auc(prediction, target).mean())
+
+
+def d_prime(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Return the mean over classes of sqrt(2) times the inverse normal CDF of the class's AUC.
+
+    Infinite where a class has an AUC of 1 (minus infinity at 0; NaN where both occur); NaN where
+    one class has no AUC.
+    """
+    values = [math.sqrt(2) * _inverse_normal(auc) for auc in class_auc(prediction, target).tolist()]
+    return sum(values) / len(values)
+
+
+def _inverse_normal(probability: float) -> float:
+    """Return the number below which a standard normal variable lies with this probability."""
+    if 0 < probability < 1:
+        return NormalDist().inv_cdf(probability)
+    return {0.0: -math.inf, 1.0: math.inf}.get(probability, math.nan)
+
+
+# --- directions -----------------------------------------------------------------------------
+
+
+def angular_errors(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return the degrees between directions, (n,): the great-circle distance on the unit sphere.
+
+    A prediction of length 0 has no direction; it counts as 90 degrees, what guessing comes to.
+    """
+    across = np.linalg.norm(np.cross(prediction, target), axis=1)
+    along = (prediction * target).sum(axis=1)
+    # Better than the arc cosine, which loses half of the digits of a small angle.
+    degrees = np.degrees(np.arctan2(across, along))
+    return np.where(prediction.any(axis=1), degrees, 90.0)
+
+
+def mean_angular_error(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Return the mean of :func:`angular_errors` (``MAE``)."""
+    return float(angular_errors(prediction, target).mean())
+
+
+def median_angular_error(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Return the median of :func:`angular_errors` (``DOE``)."""
+    return float(np.median(angular_errors(prediction, target)))
+
+
+def chord_error(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Return the mean of 2 asin(|p - t| / 2) in degrees, of raw vectors (``DOA``).
+
+    A distance above 2, which no chord of the unit sphere has, counts as 180 degrees. (The
+    benchmark's localisation fork counts it as 0 there, which rewards the worst predictions.)
+    """
+    half = np.linalg.norm(prediction - target, axis=1) / 2
+    return float(np.degrees(2 * np.arcsin(np.minimum(half, 1))).mean())
+
+
+def mean_absolute_error(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Return the mean over rows and columns of |p - t|."""
+    return float(np.abs(prediction - target).mean())
+
+
+def _axis_error(axis: int) -> Callable[[np.ndarray, np.ndarray], float]:
+    return lambda prediction, target: mean_absolute_error(prediction[:, axis], target[:, axis])
+
+
+# --- the registry ---------------------------------------------------------------------------
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("top1_acc", True, "multiclass", top1_accuracy),
+        Metric("pitch_acc", True, "multiclass", top1_accuracy),
+        Metric("chroma_acc", True, "multiclass", chroma_accuracy),
+        Metric("mAP", True, "multilabel", mean_average_precision),
+        Metric("aucroc", True, "multilabel", mean_auc),
+        Metric("d_prime", True, "multilabel", d_prime),
+        *(Metric(name, True, "event", parts=F_MEASURE) for name in COLLARS),
+        Metric(SEGMENT_METRIC, False, "event", parts=("error_rate",)),
+        Metric("DOA", False, "localisation", chord_error),
+        Metric("MAE", False, "localisation", mean_angular_error),
+        Metric("DOE", False, "localisation", median_angular_error),
+        Metric("3d_source_local", False, "localisation", mean_absolute_error),
+        Metric("3d_source_local_x", False, "localisation", _axis_error(0)),
+        Metric("3d_source_local_y", False, "localisation", _axis_error(1)),
+        Metric("3d_source_local_z", False, "localisation", _axis_error(2)),
+    )
+}
+
+
+def named_metric(name: str) -> Metric:
+    """Return the metric of this name.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if name not in METRICS:
+        raise OptionError(
+            f"There is no metric {short(name)}; known are {', '.join(METRICS)}."
+            + nearest(name, METRICS)
+        )
+    return METRICS[name]
+
+
+def scene_scores(
+    names: Sequence[str], prediction: np.ndarray, target: np.ndarray
+) -> dict[str, float]:
+    """Return the metrics of clips, by name, in the order given.
+
+    Values may be infinite or NaN where a metric's own description says so; :func:`strict_json`
+    makes them fit for a file.
+
+    Args:
+        names: of :data:`METRICS`, of one task: not of events.
+        prediction: (n, classes) scores, probabilities or logits; (n, 3) for localisation.
+        target: (n, classes) of 0 and 1, for multiclass with exactly one 1 in each row; for
+            localisation (n, 3) vectors other than 0.
+
+    Raises:
+        OptionError: a name is unknown or of an event metric; shapes or values do not fit.
+    """
+    metrics = [named_metric(name) for name in names]
+    prediction, target = np.asarray(prediction), np.asarray(target)
+    if prediction.ndim != 2 or prediction.shape != target.shape or not prediction.size:
+        raise OptionError(
+            f"The prediction has the shape {prediction.shape}, the target {target.shape}; "
+            "both must be the same (n, classes) with n and classes above 0."
+        )
+    for what, values in (("prediction", prediction), ("target", target)):
+        if not np.isfinite(values).all():
+            raise OptionError(f"The {what} holds NaN or infinity; it cannot be scored.")
+    scores = {}
+    for metric in metrics:
+        if metric.compute is None:
+            raise OptionError(
+                f"{metric.name} is scored from events, not from rows: use EventScorer."
+            )
+        scores[metric.name] = metric.compute(*_as_kind(metric, prediction, target))
+    return scores
+
+
+def _as_kind(
+    metric: Metric, prediction: np.ndarray, target: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Check the target against the metric's kind, and return both as its function takes them."""
+    if metric.kind == "localisation":
+        if prediction.shape[1] != 3 or not target.any(axis=1).all():
+            raise OptionError(
+                f"{metric.name} needs (n, 3) vectors, and targets that are not 0; the shape is "
+                f"{prediction.shape}, with {np.count_nonzero(~target.any(axis=1))} targets of 0."
+            )
+        return prediction.astype(np.float64), target.astype(np.float64)
+    positive = target == 1
+    if not (positive | (target == 0)).all():
+        raise OptionError(f"{metric.name} needs a target of 0 and 1, one column for each class.")
+    if metric.kind == "multiclass" and (positive.sum(axis=1) != 1).any():
+        row = int(np.flatnonzero(positive.sum(axis=1) != 1)[0])
+        raise OptionError(
+            f"{metric.name} needs exactly one class for each row; row {row} has "
+            f"{np.count_nonzero(positive[row])}."
+        )
+    return prediction, positive
+
+
+def strict_json(scores: Mapping[str, float]) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Return scores that strict JSON can hold, and a note for each that it cannot.
+
+    JSON has neither infinity nor NaN: such a score becomes None (null), and its note says which of
+    them it was.
+    """
+    values = {key: value if math.isfinite(value) else None for key, value in scores.items()}
+    notes = {
+        key: "undefined: a class or the whole target leaves nothing to compare"
+        if math.isnan(value)
+        else f"{'minus ' if value < 0 else ''}infinity: classes are told apart without any error"
+        for key, value in scores.items()
+        if not math.isfinite(value)
+    }
+    return values, notes

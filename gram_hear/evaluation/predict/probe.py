@@ -1,0 +1,507 @@
+"""The shallow predictor of the HEAR protocol, trained and stopped as the original kit does.
+
+[Linear -> BatchNorm -> Dropout -> ReLU] x hidden_layers -> Linear, with Adam. Predictors of one
+shape can be trained side by side as one batched model, in the first dimension of every tensor.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gram_hear.errors import TaskError
+from gram_hear.evaluation.predict.grid import Setting
+
+NORM_EPSILON, NORM_MOMENTUM = 1e-5, 0.1  # of BatchNorm1d
+LEVELS = 2**16  # in how many steps dropout's probability is cut
+SIDE_BY_SIDE_WIDTH = 128  # up to which a CPU gains by training predictors side by side
+RESIDENT_BYTES = 4 * 2**30  # of features that are moved to a GPU once
+
+
+class Rows:
+    """Rows of float32 numbers, one table after another; the tables may lie in files."""
+
+    def __init__(self, tables: Sequence[Tensor]) -> None:
+        self.tables = list(tables)
+        self.bounds = [0, *accumulate(len(table) for table in tables)]
+
+    def __len__(self) -> int:
+        return self.bounds[-1]
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        return self.tables[0].shape[1]
+
+    def batch(self, start: int, stop: int) -> Tensor:
+        """Return the rows from ``start`` to before ``stop``."""
+        parts = [
+            table[max(start - first, 0) : stop - first]
+            for table, (first, last) in zip(self.tables, pairwise(self.bounds), strict=True)
+            if start < last and stop > first
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Yield all rows in order, ``size`` at a time, the last time fewer."""
+        for start in range(0, len(self), size):
+            yield self.batch(start, start + size)
+
+    def take(self, index: Tensor) -> Tensor:
+        """Return rows by their index, a tensor on the CPU, in its order."""
+        taken = torch.empty(len(index), self.width, device=self.tables[0].device)
+        for table, first in zip(self.tables, self.bounds[:-1], strict=True):
+            places = ((index >= first) & (index < first + len(table))).nonzero()[:, 0]
+            rows = table[(index[places] - first).to(table.device)]
+            taken[places.to(table.device)] = rows
+        return taken
+
+    def to(self, device: torch.device) -> "Rows":
+        """Return the rows on a device; what is too large for it is moved batch by batch later."""
+        if device.type == "cpu" or sum(table.nbytes for table in self.tables) > RESIDENT_BYTES:
+            return self
+        return Rows([table.to(device) for table in self.tables])
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows to learn from or to judge: features (rows, inputs), targets (rows, outputs) float32.
+
+    Targets are 0 and 1, or the three coordinates of a direction.
+    """
+
+    features: Rows
+    targets: Tensor
+
+    def to(self, device: torch.device) -> "Examples":
+        """Return the examples on a device."""
+        return Examples(self.features.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is learned: ``"multiclass"``, ``"multilabel"`` or ``"localisation"``."""
+
+    kind: str
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return each predictor's mean loss, (predictors,).
+
+        Args:
+            outputs: (predictors, rows, outputs), before the activation.
+            targets: (rows, outputs).
+        """
+        predictors, rows, _ = outputs.shape
+        if self.kind == "multiclass":
+            index = targets.argmax(dim=1).repeat(predictors)
+            losses = F.cross_entropy(outputs.flatten(0, 1), index, reduction="none")
+            return losses.view(predictors, rows).mean(dim=1)
+        expanded = targets.expand_as(outputs)
+        if self.kind == "multilabel":
+            losses = F.binary_cross_entropy_with_logits(outputs, expanded, reduction="none")
+        else:
+            losses = F.mse_loss(outputs.tanh(), expanded, reduction="none")
+        return losses.mean(dim=(1, 2))
+
+    def activate(self, outputs: Tensor) -> Tensor:
+        """Turn outputs into probabilities, or into coordinates in [-1, 1]."""
+        if self.kind == "multiclass":
+            return outputs.softmax(dim=-1)
+        return outputs.sigmoid() if self.kind == "multilabel" else outputs.tanh()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a validation says: a score (greater is better) and whatever led to it."""
+
+    score: float
+    details: Any = None
+
+
+Judge = Callable[[Tensor, float], Judgement]  # activated outputs (rows, outputs), loss -> judgement
+
+
+class Predictors:
+    """Shallow predictors of one shape, side by side.
+
+    All that is trained stands in ``flat`` (predictors, numbers), and ``weights`` (predictors,
+    inputs, outputs), ``biases``, and the norms' ``scales`` and ``shifts`` (predictors, 1, outputs)
+    are views of it, one for each layer. ``means`` and ``variances`` are the norms' running ones.
+    """
+
+    def __init__(self, widths: Sequence[int], flat: Tensor, running: Tensor) -> None:
+        self.widths = tuple(widths)
+        self.flat, self.running = flat, running
+        self.weights, self.biases, self.scales, self.shifts = views(self.widths, flat)
+        hidden = self.widths[1:-1]
+        pieces = running.split([*hidden, *hidden], dim=1)
+        self.means = [piece[:, None] for piece in pieces[: len(hidden)]]
+        self.variances = [piece[:, None] for piece in pieces[len(hidden) :]]
+
+    @classmethod
+    def draw(
+        cls,
+        settings: Sequence[Setting],
+        inputs: int,
+        outputs: int,
+        generators: Sequence[torch.Generator],
+    ) -> "Predictors":
+        """Draw new predictors on the CPU: Xavier weights, and biases at PyTorch's default."""
+        first = settings[0]
+        widths = (inputs, *[first.hidden_dim] * first.hidden_layers, outputs)
+        hidden = sum(widths[1:-1])
+        flat = torch.zeros(len(settings), sum(a * b + b for a, b in pairwise(widths)) + 2 * hidden)
+        zeros, ones = torch.zeros(len(settings), hidden), torch.ones(len(settings), hidden)
+        drawn = cls(widths, flat, torch.cat([zeros, ones], dim=1))
+        for scale in drawn.scales:
+            scale.fill_(1.0)
+        for k, (setting, generator) in enumerate(zip(settings, generators, strict=True)):
+            initialise = getattr(torch.nn.init, setting.initialization)
+            for i, (weight, bias) in enumerate(zip(drawn.weights, drawn.biases, strict=True)):
+                initialise(weight[k], gain=math.sqrt(2) if i else 1.0, generator=generator)
+                bound = 1 / math.sqrt(widths[i])
+                bias[k].uniform_(-bound, bound, generator=generator)
+        return drawn
+
+    def select(self, members: Sequence[int]) -> "Predictors":
+        """Return copies of some of the predictors, by their index."""
+        chosen = torch.tensor(members, device=self.flat.device)
+        return Predictors(
+            self.widths, self.flat.index_select(0, chosen), self.running.index_select(0, chosen)
+        )
+
+    def to(self, device: torch.device) -> "Predictors":
+        """Return the predictors on a device."""
+        return Predictors(self.widths, self.flat.to(device), self.running.to(device))
+
+    def outputs(self, features: Rows, batch: int) -> Tensor:
+        """Return what the predictors make of any number of rows, before the activation.
+
+        Args:
+            features: (rows, inputs).
+            batch: rows at once.
+
+        Returns:
+            (predictors, rows, outputs).
+        """
+        parts = [self._outputs(part.to(self.flat.device)) for part in features.batches(batch)]
+        return torch.cat(parts, dim=1)
+
+    def _outputs(self, hidden: Tensor) -> Tensor:
+        hidden = hidden.expand(len(self.flat), -1, -1)
+        for i, scale in enumerate(self.scales):
+            mixed = torch.baddbmm(self.biases[i], hidden, self.weights[i])
+            factor = scale * (self.variances[i] + NORM_EPSILON).rsqrt()
+            offset = self.shifts[i] - self.means[i] * factor
+            hidden = torch.addcmul(offset, mixed, factor).clamp_min_(0)
+        return torch.baddbmm(self.biases[-1], hidden, self.weights[-1])
+
+
+def views(widths: Sequence[int], flat: Tensor) -> tuple[list[Tensor], ...]:
+    """Return weights, biases, scales and shifts as views of (predictors, numbers)."""
+    layers = list(pairwise(widths))
+    hidden = list(widths[1:-1])
+    sizes = [a * b for a, b in layers] + [b for _, b in layers] + hidden + hidden
+    pieces = list(flat.split(sizes, dim=1))
+    weights = [pieces.pop(0).unflatten(1, layer) for layer in layers]
+    rows = [piece[:, None] for piece in pieces]
+    n, m = len(layers), len(layers) + len(hidden)
+    return weights, rows[:n], rows[n:m], rows[m:]
+
+
+Bits = torch.Generator | np.random.Generator  # a source of dropout masks
+
+
+def bit_source(seed: int, device: torch.device) -> Bits:
+    """Return a source of random bits; on a CPU numpy's, which takes half the time of PyTorch's."""
+    if device.type == "cpu":
+        return np.random.Generator(np.random.SFC64(seed))
+    return torch.Generator(device).manual_seed(seed)
+
+
+class Trainer:
+    """Forward and backward for predictors in buffers that are made once, and PyTorch's Adam.
+
+    Written out by hand: on a CPU, making and dropping tensors of this size anew in every step
+    costs more than the arithmetic that is not matrix products.
+    """
+
+    def __init__(
+        self,
+        predictors: Predictors,
+        settings: Sequence[Setting],
+        sources: Sequence[Bits],
+        objective: Objective,
+    ) -> None:
+        self.predictors, self.objective = predictors, objective
+        self.settings, self.sources = list(settings), list(sources)
+        flat, first = predictors.flat, settings[0]
+        self.gradient = torch.zeros_like(flat)
+        self.rows = [row.detach() for row in flat]  # views: what the optimizer moves
+        for row, gradient in zip(self.rows, self.gradient, strict=True):
+            row.grad = gradient
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": [row], "lr": setting.lr}
+                for row, setting in zip(self.rows, settings, strict=True)
+            ],
+            fused=flat.device.type in ("cpu", "cuda") or None,
+        )
+        shape = (len(settings), first.batch_size, first.hidden_dim)
+        layers = range(first.hidden_layers)
+        self.centred = [torch.empty(shape, device=flat.device) for _ in layers]
+        self.hidden = [torch.empty(shape, device=flat.device) for _ in layers]
+        self.passing = [torch.empty(shape, device=flat.device) for _ in layers]
+        self.product = torch.empty(shape, device=flat.device)
+        self.dropped = round(first.dropout * LEVELS)
+        self.kept_scale = LEVELS / (LEVELS - self.dropped)
+
+    def keep(self, members: Sequence[int]) -> "Trainer":
+        """Return a trainer that goes on with some of the predictors."""
+        kept = Trainer(
+            self.predictors.select(members),
+            [self.settings[i] for i in members],
+            [self.sources[i] for i in members],
+            self.objective,
+        )
+        for row, i in zip(kept.rows, members, strict=True):
+            kept.optimizer.state[row] = self.optimizer.state[self.rows[i]]
+        return kept
+
+    def step(self, features: Tensor, targets: Tensor) -> None:
+        """Learn from one batch, features (rows, inputs) and targets (rows, outputs)."""
+        rows = len(features)
+        inputs, deviations = [features.expand(len(self.settings), -1, -1)], []
+        for i in range(len(self.hidden)):
+            deviations.append(self._forward(i, inputs[-1]))
+            inputs.append(self.hidden[i][:, :rows])
+        predictors = self.predictors
+        outputs = torch.baddbmm(predictors.biases[-1], inputs[-1], predictors.weights[-1])
+        outputs.requires_grad_()
+        (signal,) = torch.autograd.grad(self.objective.losses(outputs, targets).sum(), outputs)
+        self._backward(signal, inputs, deviations)
+        self.optimizer.step()
+
+    def _forward(self, i: int, inputs: Tensor) -> Tensor:
+        """Compute a hidden layer into its buffers; return the norm's 1 / deviation.
+
+        The bias moves the running mean alone: the norm takes it out again.
+        """
+        rows, predictors = inputs.shape[1], self.predictors
+        centred, hidden = self.centred[i][:, :rows], self.hidden[i][:, :rows]
+        torch.bmm(inputs, predictors.weights[i], out=centred)
+        mean = centred.mean(dim=1, keepdim=True)
+        centred.sub_(mean)
+        product = torch.mul(centred, centred, out=self.product[:, :rows])
+        variance = product.mean(dim=1, keepdim=True)
+        predictors.means[i].lerp_(mean + predictors.biases[i], NORM_MOMENTUM)
+        unbiased = variance * (rows / max(rows - 1, 1))
+        predictors.variances[i].lerp_(unbiased, NORM_MOMENTUM)
+        inverse = (variance + NORM_EPSILON).rsqrt()
+        scale = predictors.scales[i] * inverse * self.kept_scale
+        torch.addcmul(predictors.shifts[i] * self.kept_scale, centred, scale, out=hidden)
+        mask = self._draw_mask(self.passing[i][:, :rows])
+        hidden.mul_(mask).clamp_min_(0)
+        torch.gt(hidden, 0, out=mask)  # what passes back: neither dropped nor below 0
+        return inverse
+
+    def _draw_mask(self, mask: Tensor) -> Tensor:
+        """Fill (predictors, rows, width) with 0 where a value is dropped and 1 where it is kept."""
+        words = -(-mask[0].numel() // 4)  # a random word of 64 bits serves four values
+        for part, source in zip(mask, self.sources, strict=True):
+            if isinstance(source, torch.Generator):
+                bits = torch.empty(words, dtype=torch.int64, device=mask.device)
+                bits.random_(-(2**63), None, generator=source)
+            else:
+                drawn = source.integers(-(2**63), 2**63 - 1, words, endpoint=True)
+                bits = torch.from_numpy(drawn)
+            values = bits.view(torch.int16)[: part.numel()].view(part.shape)
+            torch.ge(values, self.dropped - LEVELS // 2, out=part)
+        return mask
+
+    def _backward(self, signal: Tensor, inputs: list[Tensor], deviations: list[Tensor]) -> None:
+        """Fill the gradient from the loss's gradient at the outputs.
+
+        What a layer's inputs were is overwritten by the signal that they get, once it is not
+        needed any more.
+        """
+        weights, biases, scales, shifts = views(self.predictors.widths, self.gradient)
+        torch.sum(signal, dim=1, keepdim=True, out=biases[-1])
+        for i in reversed(range(len(inputs))):
+            torch.bmm(inputs[i].transpose(1, 2), signal, out=weights[i])
+            if i == 0:
+                return
+            below = inputs[i]
+            torch.bmm(signal, self.predictors.weights[i].transpose(1, 2), out=below)
+            self._backward_norm(i - 1, below, deviations[i - 1], scales[i - 1], shifts[i - 1])
+            signal = below
+
+    def _backward_norm(
+        self, i: int, signal: Tensor, inverse: Tensor, scale: Tensor, shift: Tensor
+    ) -> None:
+        """Bring a signal through ReLU, dropout and norm, in place, and fill their gradients."""
+        rows = signal.shape[1]
+        centred = self.centred[i][:, :rows]
+        signal.mul_(self.passing[i][:, :rows])
+        torch.sum(signal, dim=1, keepdim=True, out=shift).mul_(self.kept_scale)
+        product = torch.mul(signal, centred, out=self.product[:, :rows])
+        torch.sum(product, dim=1, keepdim=True, out=scale).mul_(inverse * self.kept_scale)
+        if rows == 1:  # a row alone is its own mean: nothing passes, and Adam must not see rounding
+            signal.zero_()
+            return
+        factor = self.predictors.scales[i] * inverse
+        torch.addcmul(factor * shift / -rows, signal, factor * self.kept_scale, out=signal)
+        signal.addcmul_(centred, factor * inverse * scale / -rows)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A predictor at its best validation.
+
+    ``epoch`` counts from 0; ``judgement`` is that of its best validation.
+    """
+
+    setting: Setting
+    objective: Objective
+    predictor: Predictors
+    epoch: int
+    judgement: Judgement
+
+    def predict(self, features: Rows) -> tuple[Tensor, Tensor]:
+        """Return activated outputs and outputs before the activation, (rows, outputs) each."""
+        outputs = self.predictor.outputs(features, self.setting.batch_size)[0].cpu()
+        return self.objective.activate(outputs), outputs
+
+
+def side_by_side(
+    settings: Sequence[Setting], device: torch.device, shuffle: bool = False
+) -> list[list[int]]:
+    """Group grid points that are trained as one batched model, by their index.
+
+    They must have one shape and one batch size. On a CPU only narrow ones gain by it. Those that
+    see the rows in an order of their own (``shuffle``) are trained alone.
+    """
+    groups: dict[tuple, list[int]] = {}
+    for i, setting in enumerate(settings):
+        wide = device.type == "cpu" and setting.hidden_dim > SIDE_BY_SIDE_WIDTH
+        alone = wide or shuffle
+        key = (setting.hidden_layers, setting.hidden_dim, setting.batch_size, setting.dropout)
+        groups.setdefault((i,) if alone else key, []).append(i)
+    return list(groups.values())
+
+
+def train(
+    settings: Sequence[Setting],
+    training: Examples,
+    validation: Examples,
+    objective: Objective,
+    judge: Judge,
+    seeds: Sequence[int],
+    device: torch.device,
+    shuffle: bool = False,
+) -> list[Trained | None]:
+    """Train predictors of one shape side by side, each as if alone.
+
+    Args:
+        settings: alike in hidden layers, width, batch size and dropout.
+        training: rows in the order in which they are used, every epoch.
+        validation: rows that are judged.
+        objective: loss and activation.
+        judge: scores the validation; the best score wins, the earliest among equals.
+        seeds: of weights and dropout, one for each setting.
+        device: to train on.
+        shuffle: draw a new order of the rows for every epoch (the protocol does not), from the
+            first seed: give one setting alone.
+
+    Raises:
+        TaskError: where there are no rows.
+    """
+    if not len(training.features) or not len(validation.features):
+        raise TaskError("There are no rows to train on, or none to validate with.")
+    training, validation = training.to(device), validation.to(device)
+    run = _Run(settings, training, objective, seeds, device, shuffle)
+    for epoch in range(max(setting.max_epochs for setting in settings)):
+        run.train_epoch(training)
+        run.validate(epoch, validation, judge)
+        if not run.members:
+            break
+    return run.best
+
+
+class _Run:
+    """Predictors in training: who is still in, how long each has waited, and each one's best."""
+
+    def __init__(
+        self,
+        settings: Sequence[Setting],
+        training: Examples,
+        objective: Objective,
+        seeds: Sequence[int],
+        device: torch.device,
+        shuffle: bool,
+    ) -> None:
+        self.settings = settings
+        self.objective = objective
+        self.members = list(range(len(settings)))
+        self.waited = [0] * len(settings)
+        self.best: list[Trained | None] = [None] * len(settings)
+        starts = [torch.Generator().manual_seed(seed) for seed in seeds]
+        inputs, outputs = training.features.width, training.targets.shape[1]
+        predictors = Predictors.draw(settings, inputs, outputs, starts).to(device)
+        sources = [bit_source(seed, device) for seed in seeds]
+        self.trainer = Trainer(predictors, settings, sources, objective)
+        self.order = torch.Generator().manual_seed(seeds[0]) if shuffle else None
+
+    def train_epoch(self, training: Examples) -> None:
+        """Go through all rows once, in batches, the last one smaller."""
+        rows, size = len(training.features), self.settings[0].batch_size
+        device = self.trainer.gradient.device
+        order = None if self.order is None else torch.randperm(rows, generator=self.order)
+        for start in range(0, rows, size):
+            if order is None:
+                features = training.features.batch(start, start + size)
+                targets = training.targets[start : start + size]
+            else:
+                index = order[start : start + size]
+                features = training.features.take(index)
+                targets = training.targets[index.to(device)]
+            self.trainer.step(features.to(device), targets)
+
+    def validate(self, epoch: int, validation: Examples, judge: Judge) -> None:
+        """Judge those whose turn it is, keep their best, and let go those that are done."""
+        every = [self.settings[member].check_val_every_n_epoch for member in self.members]
+        due = [i for i, period in enumerate(every) if (epoch + 1) % period == 0]
+        stopped = set()
+        if due:
+            batch = self.settings[0].batch_size
+            outputs = self.trainer.predictors.outputs(validation.features, batch)
+            losses = self.objective.losses(outputs, validation.targets).tolist()
+            activated = self.objective.activate(outputs).cpu()
+            stopped = {i for i in due if self._record(i, epoch, judge(activated[i], losses[i]))}
+        last = [self.settings[member].max_epochs - 1 for member in self.members]
+        staying = [i for i in range(len(self.members)) if i not in stopped and epoch < last[i]]
+        if len(staying) < len(self.members):
+            self.members = [self.members[i] for i in staying]
+            if staying:
+                self.trainer = self.trainer.keep(staying)
+
+    def _record(self, i: int, epoch: int, judgement: Judgement) -> bool:
+        """Note a validation of the i-th predictor that is in; return whether it is to stop."""
+        member = self.members[i]
+        best = self.best[member]
+        if math.isnan(judgement.score):  # diverged, or undefined: the kit stops here too
+            return True
+        if best is None or judgement.score > best.judgement.score:
+            chosen = self.trainer.predictors.select([i])
+            setting = self.settings[member]
+            self.best[member] = Trained(setting, self.objective, chosen, epoch, judgement)
+            self.waited[member] = 0
+            return False
+        self.waited[member] += 1
+        return self.waited[member] >= self.settings[member].patience

@@ -1,0 +1,1 @@
+"""What every long job shares: files written whole, locks, processes side by side, Ctrl-C."""
