@@ -33,7 +33,7 @@ def tree():
     """The modules that the picture names, as paths in the package."""
     folders = []
     for line in block("Rooms"):
-        if name := re.match(r"( *)([\w/]+(?:\.py)?)  ", line + "  "):
+        if name := re.match(r"( *)(\w+(?:/|\.py))(?: |$)", line):
             depth = len(name[1]) // 2
             folders[depth:] = [name[2].rstrip("/")]
             if name[2].endswith(".py"):
