@@ -62,3 +62,14 @@ def nearest(given: object, allowed: Iterable[str]) -> str:
     given = str(given)[:80]  # the comparison takes long for long texts
     matches = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def allowed(given: object, names: Iterable[str]) -> str:
+    """Return ``"allowed are a, b."``, and which of the names was perhaps meant."""
+    names = list(names)
+    return f"allowed are {', '.join(names)}.{nearest(given, names)}"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why the system refused, in its own words: ``"No space left on device"``."""
+    return str(getattr(error, "strerror", None) or error)

@@ -26,6 +26,7 @@ from gram_hear.audio.clips import Audio, as_clips
 from gram_hear.audio.layouts import check_convention, to_layout
 from gram_hear.checkpoints.store import Checkpoint, Source, build_encoder, load_checkpoint
 from gram_hear.config import ModelConfig
+from gram_hear.devices import find_device
 from gram_hear.errors import AudioError, OptionError, nearest
 from gram_hear.model import GramModel
 from gram_hear.nn.encoder import Encoder
@@ -102,27 +103,6 @@ def _truth(name: str, value: Any) -> bool:
 
 def _absent(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value.lower() in ("", "none", "null"))
-
-
-def find_device(name: str | torch.device) -> torch.device:
-    """Return the device of this name; ``"auto"`` is CUDA, then MPS, then the CPU.
-
-    Raises:
-        OptionError: for an unknown device, or one that is not there.
-    """
-    if str(name) == "auto":
-        mps = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device).tolist()  # a device that holds no values, as meta, fails
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise OptionError(
-            f"The device {str(name)!r} is not available here ({reason}). Use 'cpu', or 'auto' for "
-            "the best that is there."
-        ) from error
-    return device
 
 
 def load_model(

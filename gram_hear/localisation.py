@@ -38,9 +38,10 @@ from gram_hear.checkpoints.store import (
     write_tensors,
 )
 from gram_hear.config import LARGEST_CONFIG, LAYOUT_OF_AUDIO, ModelConfig
+from gram_hear.devices import find_device
 from gram_hear.errors import AudioError, CheckpointError, OptionError, nearest
 from gram_hear.foreign import parse_json
-from gram_hear.hear import HearModel, Options, check_finite, find_device, from_checkpoint
+from gram_hear.hear import HearModel, Options, check_finite, from_checkpoint
 from gram_hear.scenes.geometry import angles
 
 BUNDLED = {  # in gram_hear.weights, by the layout that they hear

@@ -13,7 +13,7 @@ import re
 import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,7 +26,8 @@ import numpy as np
 from gram_hear.audio.archives import SUMMARY, index_tar
 from gram_hear.audio.files import SoundReader, find_audio, warn_of_left_out
 from gram_hear.config import require_rate
-from gram_hear.errors import AudioError, OptionError
+from gram_hear.errors import AudioError, OptionError, reason_of
+from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.workers import cores, work
 from gram_hear.jobs.writing import hold, write_whole
 
@@ -37,8 +38,6 @@ MEGABYTE = 10**6
 TAR_OVERHEAD = 1536  # bytes: a member's header, and its padding
 TAR_END = 10240  # bytes with which a tar ends
 STEM = 60  # characters of a file's name in that of its clips
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -123,11 +122,11 @@ def prepare(
             if is_other:
                 _clear(output)
             groups = _plan(output, options, files, preparation)
-            _run(output, groups, preparation, jobs, progress or (lambda done, total: None))
+            _run(output, groups, preparation, jobs, progress or silent)
             return _summarise(output, groups, preparation)
     except OSError as error:
         raise OptionError(
-            f"{output} cannot be written: {error.strerror or error}. What is finished is kept; "
+            f"{output} cannot be written: {reason_of(error)}. What is finished is kept; "
             "run again to go on."
         ) from error
 

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import TaskError, count, nearest, short
+from gram_hear.errors import TaskError, count, nearest, reason_of, short
 from gram_hear.foreign import parse_json
 
 METADATA, VOCABULARY = "task_metadata.json", "labelvocabulary.csv"
@@ -312,7 +312,7 @@ def read_json(path: Path) -> Any:
         with open(path, "rb") as file:
             data = file.read(min(os.fstat(file.fileno()).st_size, LARGEST_JSON) + 1)
     except OSError as error:
-        raise TaskError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise TaskError(f"{path} cannot be read: {reason_of(error)}.") from error
     return parse_json(data, str(path), TaskError, LARGEST_JSON, finite=False)
 
 
@@ -431,7 +431,7 @@ def _read_vocabulary(path: Path, kind: str, split: Path) -> tuple[str, ...]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(islice(csv.DictReader(file, restval="", strict=True), MOST_LABELS + 1))
     except OSError as error:
-        raise TaskError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise TaskError(f"{path} cannot be read: {reason_of(error)}.") from error
     except (ValueError, csv.Error) as error:
         raise TaskError(f"{path} is no CSV ({error}).") from error
     if not rows or not {"idx", "label"} <= {*rows[0]}:

@@ -17,7 +17,7 @@ import numpy as np
 
 from gram_hear.audio.containers import Part
 from gram_hear.audio.files import SUFFIXES, find_audio, warn_of_left_out
-from gram_hear.errors import SceneError, count
+from gram_hear.errors import SceneError, count, reason_of
 from gram_hear.foreign import FLOATS, TAR_FAULTS, ZIP_FAULTS, BoundedMember, parse_array, read_array
 from gram_hear.jobs.writing import write_whole
 
@@ -55,7 +55,7 @@ class Member(Part):
                 file.seek(self.offset)
                 data = file.read(self.size)
         except OSError as error:
-            raise SceneError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+            raise SceneError(f"{self.path} cannot be read: {reason_of(error)}.") from error
         if len(data) < self.size:
             raise SceneError(f"{self} ends early; the tar was cut or altered. Fetch it anew.")
         return data
@@ -246,7 +246,7 @@ def read_whole(path: Path, largest: int) -> bytes:
             raise SceneError(f"{path} has {size:,} bytes; {largest:,} are read at most.")
         return path.read_bytes()
     except OSError as error:
-        raise SceneError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise SceneError(f"{path} cannot be read: {reason_of(error)}.") from error
 
 
 def parse_npy(data: bytes, name: str) -> np.ndarray:

@@ -25,7 +25,7 @@ from gram_hear.audio.containers import (
     unsized_data,
 )
 from gram_hear.config import LAYOUT_OF_AUDIO, SOUND_RATES
-from gram_hear.errors import AudioError, count
+from gram_hear.errors import AudioError, count, reason_of
 
 if TYPE_CHECKING:
     import soundfile
@@ -163,7 +163,7 @@ def file_status(path: Path) -> os.stat_result:
     except (FileNotFoundError, ValueError) as error:
         raise AudioError(f"There is no file {path}.") from error
     except OSError as error:
-        raise AudioError(f"{path} cannot be read: {error.strerror}.") from error
+        raise AudioError(f"{path} cannot be read: {reason_of(error)}.") from error
     if is_folder:
         raise AudioError(f"{path} is a folder; a sound file was expected.")
     return status
@@ -516,7 +516,7 @@ class SoundReader:
         try:
             starts, is_whole = ogg_streams(self._bytes(), granules, self.name)
         except OSError as error:
-            raise AudioError(f"{self.name} cannot be read: {error.strerror}.") from error
+            raise AudioError(f"{self.name} cannot be read: {reason_of(error)}.") from error
         return starts[1:], not is_whole
 
     def _open_next(self, ogg_starts: list[int], seconds: float) -> bool:

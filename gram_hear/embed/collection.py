@@ -28,7 +28,7 @@ import numpy as np
 from gram_hear.audio.files import find_audio, warn_of_left_out
 from gram_hear.config import EMBEDDINGS
 from gram_hear.embed.files import Block, FileDone, FileFailed, Group, embed_groups, group_files
-from gram_hear.errors import GramError, OptionError, count
+from gram_hear.errors import GramError, OptionError, count, reason_of
 from gram_hear.extras import install_command
 from gram_hear.foreign import ZIP_FAULTS, read_array
 from gram_hear.hear import HearModel
@@ -300,7 +300,7 @@ def run_jobs(
                 if error.errno == errno.ENAMETOOLONG:
                     parts.pop(event.path).close()
                     due = due - {event.path}
-                    yield Outcome(job, f"{job.output}: {error.strerror}")
+                    yield Outcome(job, f"{job.output}: {reason_of(error)}")
                     continue
                 raise OutputError(
                     f"{job.output} could not be written: {error}. What was finished is kept; run "

@@ -1,102 +1,74 @@
-"""One run at a time in one directory."""
+"""Locks between runs, on one machine or several.
 
-import json
-import os
-import socket
-import uuid
+They are the system's own locks of files (``filelock``): the system lets go of them when a process
+ends, however it ends. Network file systems keep them between machines where they are mounted with
+locks, as NFS 4 is. Where they are not (``nolock`` of NFS, ``localflock`` of Lustre), a run does not
+see those of other machines. Where a file system has no locks at all, taking one fails or leaves a
+file that must be deleted by hand after a kill.
+"""
+
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gram_hear.errors import TaskError
+from filelock import FileLock, Timeout
 
-LOCK = "hear-eval.lock"
+from gram_hear.errors import GramError, OptionError
+
+LOCK = ".lock"  # in the folder that is locked, while it is
+POLL = 0.2  # seconds between attempts at a lock that is waited for
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold a directory's lock; one of a process that is gone from this machine is taken over.
+def try_lock(path: Path) -> Iterator[bool]:
+    """Hold the lock of this name until the block is left; yield False where another run does.
 
     Raises:
-        TaskError: where another run holds it, or may do so.
+        OSError: where the file cannot be made, or the file system has no locks.
     """
-    path = out / LOCK
-    mine = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "run": uuid.uuid4().hex})
-    if not _create(path, mine):
-        _take_over(path, mine)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        _release(lock)
+
+
+@contextmanager
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Hold the lock of this name until the block is left, as soon as no other run does.
+
+    Raises:
+        OSError: as for :func:`try_lock`.
+    """
+    lock = FileLock(path)
+    lock.acquire(poll_interval=POLL)
     try:
         yield
     finally:
-        if _content(path) == mine:
-            path.unlink(missing_ok=True)
+        _release(lock)
 
 
-def _create(path: Path, content: str) -> bool:
-    """Create a file with this content; return False where it is there already."""
-    try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise TaskError(f"{path} cannot be written: {error.strerror or error}.") from error
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(content)
-    return True
+def _release(lock: FileLock) -> None:
+    """Remove a lock's file and let go of it: who waits for the file that is gone tries again."""
+    with suppress(OSError):  # Windows removes no open file; filelock does so afterwards
+        Path(lock.lock_file).unlink()
+    lock.release()
 
 
-def _content(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return None
+@contextmanager
+def locked(folder: Path, error: type[GramError] = OptionError) -> Iterator[None]:
+    """Hold the lock of a folder, for one run that writes into it.
 
-
-def _in_use(path: Path) -> TaskError:
-    return TaskError(
-        f"Another run is writing {path.parent} (its lock {path.name} says {_content(path)}). Wait "
-        f"for it; if there is none, delete {path}."
-    )
-
-
-def _take_over(path: Path, mine: str) -> None:
-    """Replace the lock of a process that is gone; a TaskError where it may be running."""
-    if os.name != "posix":  # elsewhere nobody can be asked whether a process is running
-        raise _in_use(path)
-    import fcntl
-
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        # Of all that find the stale lock one at a time looks again and removes it; only a lock
-        # that is not there can be made. Without this, one would remove another's new lock.
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        except OSError as error:  # a file system without locks
-            raise _in_use(path) from error
-        if not _is_stale(_content(path)):
-            raise _in_use(path)
-        path.unlink(missing_ok=True)
-        if not _create(path, mine):
-            raise _in_use(path)
-    finally:
-        os.close(folder)
-
-
-def _is_stale(content: str | None) -> bool:
-    """Whether a lock was released by now, or is of a process of this machine that is gone."""
-    if content is None:
-        return True
-    try:
-        lock = json.loads(content)
-        return lock["host"] == socket.gethostname() and not _is_running(int(lock["pid"]))
-    except (ValueError, KeyError, TypeError):  # cut short, or not ours
-        return False
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    Raises:
+        GramError: of the class ``error``, where another run holds it.
+        OSError: as for :func:`try_lock`.
+    """
+    with try_lock(folder / LOCK) as held:
+        if not held:
+            raise error(f"Another run is writing {folder}; wait for it.")
+        yield

@@ -1,7 +1,9 @@
-"""Files written whole or not at all, and by one run at a time."""
+"""Files written whole or not at all."""
 
 import hashlib
+import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,29 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def temporary_prefix(path: Path) -> str:
     """Return how the temporary names for ``path`` begin; short, however long its name is."""
     return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}."
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of UTF-8, whole or not at all; see :func:`write_whole`."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: object, indent: int | None = 1) -> None:
+    """Write strict JSON, whole or not at all; see :func:`write_whole`.
+
+    Raises:
+        ValueError: for NaN and infinity, which JSON does not have.
+    """
+    text = json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=False)
+    write_text(path, f"{text}\n")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or, where the file system cannot, a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def hold(file: IO) -> bool:

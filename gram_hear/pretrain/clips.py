@@ -19,7 +19,7 @@ from gram_hear.audio.archives import NPY, NPY_RATE, Member, find_sounds, first_c
 from gram_hear.audio.containers import ByteView
 from gram_hear.audio.files import UNKNOWN, check_rate, decoding_faults, resample
 from gram_hear.audio.synthesis import synthesise_clip
-from gram_hear.errors import AudioError, OptionError, SceneError
+from gram_hear.errors import AudioError, OptionError, SceneError, reason_of
 
 SYNTHETIC_CLIPS = 4096
 IN_FOLDER = -1  # in place of a tar's number
@@ -124,7 +124,7 @@ class RecordedClips(ClipSet):
                 view = ByteView(sound.path, sound.offset, sound.size)
                 audio = _decode(view, str(sound), samples, rate, generator)
         except OSError as error:
-            raise AudioError(f"{sound} cannot be read: {error.strerror or error}.") from error
+            raise AudioError(f"{sound} cannot be read: {reason_of(error)}.") from error
         if len(audio) == 0:
             raise AudioError(f"{sound} holds no samples.")
         if not np.isfinite(audio).all():

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from gram_hear.audio.wav import write_wav
-from gram_hear.errors import GramError, OptionError, TaskError
+from gram_hear.errors import GramError, OptionError, TaskError, reason_of
 from gram_hear.foreign import parse_json
+from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.workers import work
 from gram_hear.jobs.writing import hold, write_whole
 from gram_hear.scenes.heads import load_head
@@ -86,7 +87,7 @@ def naturalise_task(
     *,
     jobs: int = 1,
     check_head: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Naturalised:
     """Put every clip of a task into a scene, and write the task and its localisation task.
 
@@ -167,7 +168,7 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise TaskError(
-            f"{folder} could not be written: {error.strerror or error}. What is finished is kept; "
+            f"{folder} could not be written: {reason_of(error)}. What is finished is kept; "
             "run the same command again to go on."
         ) from error
 
@@ -371,7 +372,7 @@ def _build(
     clips: Sequence[_Clip],
     made_of: Mapping[str, Any],
     jobs: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> None:
     """Make the clips that are left to make, and finish the task."""
     with _Journal(folder, made_of) as journal:
@@ -380,7 +381,7 @@ def _build(
             return
         for split in task.splits:
             (folder / str(settings.rate) / split).mkdir(parents=True, exist_ok=True)
-        failed = _make_clips(clips, journal, jobs, progress or (lambda done, total: None))
+        failed = _make_clips(clips, journal, jobs, progress or silent)
         if failed:
             more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
             raise TaskError(
@@ -400,7 +401,7 @@ def _make_clips(
     clips: Sequence[_Clip],
     journal: "_Journal",
     jobs: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> list[str]:
     """Make the clips that the journal does not have; return the errors of those that failed."""
     due = [clip for clip in clips if not journal.has(clip)]

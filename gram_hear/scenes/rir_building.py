@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from gram_hear.config import require_rate
-from gram_hear.errors import OptionError, SceneError, nearest
+from gram_hear.errors import OptionError, SceneError, nearest, reason_of
 from gram_hear.foreign import parse_json
+from gram_hear.jobs.progress import Progress
 from gram_hear.jobs.workers import cores, work
 from gram_hear.jobs.writing import hold, write_whole
 from gram_hear.scenes.heads import load_head
@@ -212,7 +213,7 @@ def build_rirs(
     jobs: int | None = None,
     force: bool = False,
     check_head: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     simulator: Simulator = simulate,
 ) -> dict[str, int]:
     """Build a set of RIRs, or go on with one that was interrupted.
@@ -254,7 +255,7 @@ def build_rirs(
             _build(output, plan, jobs, progress, simulator)
     except OSError as error:
         raise SceneError(
-            f"{output} cannot be written: {error.strerror or error}. What is finished is kept; "
+            f"{output} cannot be written: {reason_of(error)}. What is finished is kept; "
             "build the set again to go on."
         ) from error
     return counts
@@ -315,7 +316,7 @@ def _build(
     output: Path,
     plan: RirPlan,
     jobs: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
     simulator: Simulator,
 ) -> None:
     for leftover in output.rglob(".*.partial"):  # of a run that was killed

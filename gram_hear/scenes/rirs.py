@@ -35,7 +35,7 @@ from gram_hear.audio.archives import (
 )
 from gram_hear.audio.layouts import from_soundspaces
 from gram_hear.config import LAYOUT_OF_AUDIO, RIR_RATES
-from gram_hear.errors import OptionError, SceneError, nearest
+from gram_hear.errors import OptionError, SceneError, nearest, reason_of
 from gram_hear.foreign import LARGEST, parse_json
 from gram_hear.scenes.geometry import unit_vector
 from gram_hear.scenes.rooms import MOST_NOISES
@@ -325,7 +325,7 @@ class IndexedRirs(RirSet):
                 file.seek(start)
                 line = file.read(size)
         except OSError as error:
-            raise SceneError(f"{self._index(split)} cannot be read: {error.strerror}.") from error
+            raise SceneError(f"{self._index(split)} cannot be read: {reason_of(error)}.") from error
         where = f"{self._index(split)}, at byte {start},"
         entry = parse_json(line, where, SceneError)
         kinds = {"name": str, "files": dict, "metadata": dict}
@@ -355,7 +355,7 @@ def _find_lines(path: Path, split: str) -> list[tuple[str, int, int]]:
                 lines.append((split, start, len(line)))
                 start += len(line)
     except OSError as error:
-        raise SceneError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise SceneError(f"{path} cannot be read: {reason_of(error)}.") from error
     return lines
 
 

@@ -1,16 +1,18 @@
 """The ``gram-hear prepare`` command: thin over the library."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as BarOfProgress
 
 from gram_hear.console import messages, say
 from gram_hear.errors import count
+from gram_hear.jobs.progress import Progress
 from gram_hear.preparation import Preparation
 from gram_hear.preparation import prepare as prepare_clips
 
@@ -64,7 +66,7 @@ def prepare(
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress() -> Iterator[Progress]:
     """Show a progress bar on stderr; it is moved by a function (done, total)."""
     columns = (
         TextColumn("{task.description}"),
@@ -73,6 +75,6 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         TextColumn("files"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=messages) as bar:
+    with BarOfProgress(*columns, console=messages) as bar:
         task = bar.add_task("prepare", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

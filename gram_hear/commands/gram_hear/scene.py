@@ -12,7 +12,7 @@ from gram_hear.audio.files import SoundReader
 from gram_hear.audio.wav import write_wav
 from gram_hear.config import require_rate
 from gram_hear.console import NoCheckHead, say
-from gram_hear.errors import OptionError, nearest
+from gram_hear.errors import OptionError, nearest, reason_of
 from gram_hear.extras import need
 from gram_hear.jobs.writing import write_whole
 from gram_hear.plots import plot_scene
@@ -150,4 +150,4 @@ def _write(made: MadeScene, output: Path, description: Path, text: str) -> None:
     try:
         write_whole(description, write_both)
     except OSError as error:
-        raise OptionError(f"{output} cannot be written: {error.strerror}.") from error
+        raise OptionError(f"{output} cannot be written: {reason_of(error)}.") from error

@@ -19,6 +19,7 @@ from gram_hear.commands.hear_eval.parts import (
 )
 from gram_hear.commands.hear_eval.report import report
 from gram_hear.console import AsJson, Version, print_table, progress_bar, run, say
+from gram_hear.devices import find_device
 from gram_hear.errors import GramError, ModuleError, OptionError
 from gram_hear.evaluation.check import check_module
 from gram_hear.evaluation.compare.results import (
@@ -31,7 +32,7 @@ from gram_hear.evaluation.compare.results import (
     write_results,
 )
 from gram_hear.evaluation.embed.embeddings import EmptyClips, embed_task, is_embedded
-from gram_hear.evaluation.embed.hear_module import HearModule, find_device, load_model, traceback_of
+from gram_hear.evaluation.embed.hear_module import HearModule, load_model, traceback_of
 from gram_hear.evaluation.predict.knn import NeighbourPlan, check_neighbours, score_neighbours
 from gram_hear.evaluation.predict.prediction import (
     FEWEST_STEPS,

@@ -1,7 +1,7 @@
 """The ``hear-eval fetch`` command: thin over the fetching."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +24,7 @@ from gram_hear.evaluation.fetch.archive import (
     read_record,
     unpack,
 )
+from gram_hear.jobs.progress import Progress
 
 
 def fetch(
@@ -95,7 +96,7 @@ def _fetch_archives(archives: Sequence[Archive], tasks_dir: Path) -> list[str]:
     return failed
 
 
-def _in_megabytes(progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+def _in_megabytes(progress: Progress) -> Progress:
     """Return a progress that is told bytes, and tells whole megabytes, rounded up."""
     return lambda done, total: progress(-(-done // 10**6), -(-total // 10**6))
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import OptionError
+from gram_hear.errors import OptionError, reason_of
 from gram_hear.evaluation.compare.report import Report
 from gram_hear.extras import need
 from gram_hear.jobs.writing import write_whole
@@ -34,7 +34,7 @@ def plot_report(report: Report, path: Path) -> None:
     try:
         write_whole(path, lambda temporary: figure.savefig(temporary, **options))
     except OSError as error:
-        raise OptionError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise OptionError(f"{path} cannot be written: {reason_of(error)}.") from error
 
 
 def report_figure(report: Report) -> Any:

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import OptionError, count
+from gram_hear.errors import OptionError, count, reason_of
 from gram_hear.evaluation.compare.comparison import Change, Comparison, Score
 from gram_hear.evaluation.compare.published import Published
 from gram_hear.evaluation.compare.significance import LEVEL, PairTest
@@ -276,7 +276,7 @@ def write_report(report: Report, output: Path) -> list[Path]:
         try:
             write_whole(path, write)
         except OSError as error:
-            raise OptionError(f"{path} cannot be written: {error.strerror or error}.") from error
+            raise OptionError(f"{path} cannot be written: {reason_of(error)}.") from error
     return paths
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import TaskError, count, short
+from gram_hear.errors import TaskError, count, reason_of, short
 from gram_hear.evaluation.embed.embeddings import DONE, EMPTY, EMPTY_FILES
 from gram_hear.evaluation.predict import knn
 from gram_hear.evaluation.predict.prediction import DONE_FILE, LOCALISATION_FILE, SCORES_FILE
@@ -266,7 +266,7 @@ def write_results(folder: Path, module: str, results: Sequence[Result]) -> None:
     except OSError as error:
         raise TaskError(
             f"{RESULTS_FILE} and {RESULTS_TABLE} cannot be written to {folder}: "
-            f"{error.strerror or error}. Run again when they can; the scores are kept."
+            f"{reason_of(error)}. Run again when they can; the scores are kept."
         ) from error
 
 

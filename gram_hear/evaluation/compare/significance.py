@@ -21,6 +21,7 @@ from gram_hear.evaluation.predict import knn
 from gram_hear.evaluation.predict.metrics import SEMITONES, angular_errors, named_metric
 from gram_hear.evaluation.predict.prediction import folds_of
 from gram_hear.foreign import FLOATS, ZIP_FAULTS, read_array
+from gram_hear.jobs.progress import Progress, silent
 from gram_hear.tasks import read_task
 
 LEVEL = 0.05  # below which an adjusted p-value tells two models apart
@@ -31,8 +32,6 @@ SEED = 0
 GROUPS = 64  # up to how many sizes of differences are drawn as binomial counts
 CHUNK = 512  # exchanges that are drawn at once otherwise
 PREDICTIONS = {"shallow": "{fold}.predictions.npz", "knn": knn.PREDICTIONS}
-
-Progress = Callable[[int, int], None]  # pairs tested, of how many
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def compare_models(
         for task in comparison.tasks
     ]
     total = sum(math.comb(len(scores), 2) for scores in of_task)
-    progress = progress or (lambda done, total: None)
+    progress = progress or silent
     progress(0, total)
     tests: list[PairTest] = []
     for scores in of_task:

@@ -20,7 +20,7 @@ import shutil
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -31,11 +31,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from gram_hear.errors import AudioError, ModuleError, TaskError, short
+from gram_hear.errors import AudioError, ModuleError, TaskError, reason_of, short
 from gram_hear.evaluation.embed.hear_module import HearModule, is_out_of_memory
 from gram_hear.evaluation.embed.task_audio import SILENCE, Source, TaskAudio
 from gram_hear.jobs.interrupts import interrupts_held, result_of, submit
 from gram_hear.jobs.locks import locked
+from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.writing import write_whole
 from gram_hear.tasks import (
     LONGEST_CLIP,
@@ -72,7 +73,7 @@ def embed_task(
     module: HearModule,
     folder: Path,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     force: bool = False,
     empty_clips: EmptyClips = "error",
 ) -> Path:
@@ -113,9 +114,9 @@ def embed_task(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TaskError(f"{out} cannot be made: {error.strerror or error}.") from error
+        raise TaskError(f"{out} cannot be made: {reason_of(error)}.") from error
     identity = _identity(task, module, empty_clips)
-    with locked(out):
+    with locked(out, TaskError):
         try:
             if force and _difference(out, identity):
                 _discard(out)
@@ -123,8 +124,7 @@ def embed_task(
                 _Run(task, module, out, identity, progress).run()
         except OSError as error:  # sounds and modules have errors of their own
             raise TaskError(
-                f"{out} cannot be written: {error.strerror or error}. What is done is kept; "
-                "run again."
+                f"{out} cannot be written: {reason_of(error)}. What is done is kept; run again."
             ) from error
     return out
 
@@ -228,7 +228,7 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise TaskError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise TaskError(f"{path} cannot be read: {reason_of(error)}.") from error
 
 
 # --- a run ----------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class _Run:
         module: HearModule,
         out: Path,
         identity: dict[str, Any],
-        progress: Callable[[int, int], None] | None,
+        progress: Progress | None,
     ) -> None:
         self.task = task
         self.module = module
@@ -264,7 +264,7 @@ class _Run:
         self.events = task.embedding_type == "event"
         self.size: int = identity["embedding_size"]
         self.audio = TaskAudio(task, module.sample_rate)
-        self.progress = progress or (lambda done, total: None)
+        self.progress = progress or silent
         self.state: dict[str, Any] = {
             **identity,
             EMPTY: None,

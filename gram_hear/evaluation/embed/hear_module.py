@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from gram_hear.config import EMBEDDINGS, SOUND_RATES
-from gram_hear.errors import GramError, ModuleError, OptionError, short
+from gram_hear.devices import find_device
+from gram_hear.errors import GramError, ModuleError, reason_of, short
 
 FUNCTIONS = ("load_model", "get_scene_embeddings", "get_timestamp_embeddings")
 CHANNELS_FIRST = "channels_first"
@@ -102,25 +103,6 @@ def traceback_of(error: BaseException) -> str:
     if not isinstance(error, ModuleError) or cause is None or isinstance(cause, GramError):
         return ""
     return "".join(traceback.format_exception(cause))
-
-
-def find_device(name: str) -> torch.device:
-    """Return a device by PyTorch's name for it; ``"auto"`` is CUDA where it is, else the CPU.
-
-    Raises:
-        OptionError: for a device that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device).tolist()  # a device that holds no values, as meta, fails
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(
-            f"The device {name!r} is not available here ({_reason(error)}). Use 'cpu', or 'auto' "
-            "for CUDA where it is."
-        ) from error
-    return device
 
 
 def _import(name: str) -> ModuleType:
@@ -477,7 +459,7 @@ def _hash_file(path: Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ModuleError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise ModuleError(f"{path} cannot be read: {reason_of(error)}.") from error
 
 
 def _digest(text: str) -> str:

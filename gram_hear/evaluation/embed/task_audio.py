@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gram_hear.audio.files import SoundReader, file_status, read_samples
-from gram_hear.errors import AudioError, TaskError
+from gram_hear.errors import AudioError, TaskError, reason_of
 from gram_hear.jobs.writing import write_whole
 from gram_hear.tasks import RESAMPLED, Task, holds_no_samples, names_in
 
@@ -139,7 +139,7 @@ class TaskAudio:
             if self.keep:
                 self.keep = False
                 warnings.warn(
-                    f"Resampled audio cannot be kept in {self.target} ({error.strerror}); it is "
+                    f"Resampled audio cannot be kept in {self.target} ({reason_of(error)}); it is "
                     "made anew in every run.",
                     stacklevel=2,
                 )

@@ -27,9 +27,10 @@ from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
-from gram_hear.errors import OptionError, TaskError, nearest, short
+from gram_hear.errors import OptionError, TaskError, nearest, reason_of, short
 from gram_hear.foreign import LARGEST, TAR_FAULTS, BoundedMember, parse_json
 from gram_hear.jobs.locks import locked
+from gram_hear.jobs.progress import Progress, silent
 from gram_hear.tasks import LONGEST_NAME, METADATA
 
 RECORD = "5885750"  # HEAR 2021, all tasks, at 48,000 Hz
@@ -66,7 +67,6 @@ REMEDIES = {  # what a disk's own faults, which are not the archive's, need
 }
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # refusals that time may heal
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 Report = Callable[[str], None]
 _Answer = TypeVar("_Answer")
 
@@ -404,9 +404,9 @@ def fetching(tasks_dir: Path) -> Iterator[None]:
     try:
         store.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TaskError(f"{store} cannot be made: {error.strerror or error}.") from error
+        raise TaskError(f"{store} cannot be made: {reason_of(error)}.") from error
     try:
-        with locked(store):
+        with locked(store, TaskError):
             yield
     finally:
         with suppress(OSError):  # where something is left in it
@@ -416,7 +416,7 @@ def fetching(tasks_dir: Path) -> Iterator[None]:
 def download(
     archive: Archive,
     tasks_dir: Path,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
     report: Report = lambda text: None,
 ) -> None:
     """Download what is missing of an archive and check it; within :func:`fetching`.
@@ -480,7 +480,7 @@ def _receive(archive: Archive, part: Path, progress: Progress, report: Report) -
                 file.write(block)
             except OSError as error:
                 raise TaskError(
-                    f"{part} cannot be written: {error.strerror or error}. What has arrived is "
+                    f"{part} cannot be written: {reason_of(error)}. What has arrived is "
                     "kept: make room, and run the same command again."
                 ) from error
             have += len(block)
@@ -524,9 +524,7 @@ def _first_byte(archive: Archive, response: HTTPResponse, asked: int) -> int:
 # --- unpacking ------------------------------------------------------------------------------
 
 
-def unpack(
-    archive: Archive, tasks_dir: Path, progress: Progress = lambda done, total: None
-) -> Path:
+def unpack(archive: Archive, tasks_dir: Path, progress: Progress = silent) -> Path:
     """Unpack a downloaded archive to a task that appears whole; within :func:`fetching`.
 
     Args:
@@ -554,7 +552,7 @@ def unpack(
     except TAR_FAULTS as error:
         if isinstance(error, OSError) and error.errno in REMEDIES:
             raise TaskError(
-                f"{archive.file} could not be unpacked: {error.strerror or error}. The archive is "
+                f"{archive.file} could not be unpacked: {reason_of(error)}. The archive is "
                 f"kept: {REMEDIES[error.errno]}, and run the same command again."
             ) from error
         stored.unlink()

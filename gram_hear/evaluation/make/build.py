@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from gram_hear.errors import AudioError, OptionError, TaskError, count, short
+from gram_hear.errors import AudioError, OptionError, TaskError, count, reason_of, short
 from gram_hear.evaluation.make.labels import (
     AXES,
     Collection,
@@ -37,6 +37,7 @@ from gram_hear.evaluation.make.splits import Division, Sides, divide
 from gram_hear.evaluation.predict.metrics import named_metric
 from gram_hear.evaluation.predict.prediction import EVENT_POSTPROCESSING
 from gram_hear.jobs.interrupts import interrupts_held
+from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.writing import hold, write_whole
 from gram_hear.tasks import METADATA, VOCABULARY, read_json, read_task
 
@@ -50,7 +51,6 @@ METRICS = {
 }
 NAMED = 10  # files that a message names
 
-Progress = Callable[[int, int], None]
 Facts = dict[str, Any]
 
 
@@ -279,7 +279,7 @@ def make_task(
     folder = tasks_dir / plan.recipe.folder_name
     work = tasks_dir / f".{folder.name}.making"
     total = len(plan.collection.clips)
-    progress = progress or (lambda done, total: None)
+    progress = progress or silent
     if before := _made_before(folder, plan, force):
         progress(total, total)
         return Made(folder, (*plan.notes, *before.get("notes", plan.sides.notes)), total)
@@ -295,7 +295,7 @@ def make_task(
         shutil.rmtree(work)
     except OSError as error:
         raise OptionError(
-            f"{folder} cannot be written: {error.strerror or error} ({error.filename}). What is "
+            f"{folder} cannot be written: {reason_of(error)} ({error.filename}). What is "
             "finished is kept; run again to go on."
         ) from error
     return Made(folder, (*plan.notes, *sides.notes), found)

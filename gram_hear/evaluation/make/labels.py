@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gram_hear.audio.files import SUFFIXES, UNREADABLE, find_audio
-from gram_hear.errors import OptionError, TaskError, count, nearest
+from gram_hear.errors import OptionError, TaskError, count, nearest, reason_of
 
 TIMES = ("onset", "offset")
 ANGLES = ("azimuth", "elevation")
@@ -155,7 +155,7 @@ def read_table(path: Path, labels: Labels) -> list[Row]:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
     except OSError as error:
-        raise TaskError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise TaskError(f"{path} cannot be read: {reason_of(error)}.") from error
     except (ValueError, csv.Error) as error:
         raise TaskError(f"{path} is no CSV in UTF-8 ({error}).") from error
     if len(lines) < 2:

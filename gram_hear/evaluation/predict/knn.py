@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gram_hear.errors import OptionError, TaskError
+from gram_hear.errors import OptionError, TaskError, reason_of
 from gram_hear.evaluation.embed.embeddings import NEIGHBOURS_DONE
 from gram_hear.evaluation.predict.metrics import scene_scores
 from gram_hear.evaluation.predict.prediction import (
     Fold,
-    Progress,
     folds_of,
     load_examples,
     metrics_of,
@@ -34,6 +33,7 @@ from gram_hear.evaluation.predict.prediction import (
 )
 from gram_hear.evaluation.predict.probe import Examples, Rows
 from gram_hear.jobs.locks import locked
+from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.writing import write_whole
 from gram_hear.tasks import Task, read_task
 
@@ -96,11 +96,11 @@ def score_neighbours(
     task = read_task(folder)
     check_neighbours(task)
     try:
-        with locked(folder), unfinished(folder) as place:
-            return _score(task, plan, place, progress or (lambda done, of: None))
+        with locked(folder, TaskError), unfinished(folder) as place:
+            return _score(task, plan, place, progress or silent)
     except OSError as error:
         raise TaskError(
-            f"{folder} cannot be read or written: {error.strerror or error}. Scores that were "
+            f"{folder} cannot be read or written: {reason_of(error)}. Scores that were "
             "there are kept; run again."
         ) from error
 

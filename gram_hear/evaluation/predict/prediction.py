@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 
-from gram_hear.errors import OptionError, TaskError, short
+from gram_hear.errors import OptionError, TaskError, reason_of, short
 from gram_hear.evaluation.embed.embeddings import (
     PREDICTED,
     dimensions,
@@ -41,6 +41,7 @@ from gram_hear.evaluation.predict.probe import (
     train,
 )
 from gram_hear.jobs.locks import locked
+from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.writing import write_whole
 from gram_hear.tasks import Task, read_json, read_task
 
@@ -53,8 +54,6 @@ MOST_FILTERS = 100  # choices of each kind
 UNFINISHED = ".prediction.partial"  # a folder for what a run writes until it is whole
 HOW = ("hparams", "postprocessing")  # of a fold's result: what is no number
 EVENT_POSTPROCESSING = {"median_filter_ms": [250], "min_duration": [125, 250]}  # milliseconds
-
-Progress = Callable[[int, int], None]  # grid points and folds trained, of how many
 
 
 class AnyPlan(Protocol):
@@ -321,11 +320,11 @@ def predict_task(folder: Path, plan: Plan, progress: Progress | None = None) -> 
     task = read_task(folder)
     settings = settings_of(task, plan)
     try:
-        with locked(folder), unfinished(folder) as place:
-            return _predict(task, plan, settings, place, progress or (lambda done, of: None))
+        with locked(folder, TaskError), unfinished(folder) as place:
+            return _predict(task, plan, settings, place, progress or silent)
     except OSError as error:
         raise TaskError(
-            f"{folder} cannot be read or written: {error.strerror or error}. Scores that were "
+            f"{folder} cannot be read or written: {reason_of(error)}. Scores that were "
             "there are kept; run again."
         ) from error
 

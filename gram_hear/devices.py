@@ -1,0 +1,26 @@
+"""The device that computes, by its name."""
+
+import torch
+
+from gram_hear.errors import OptionError
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """Return the device of this name; ``"auto"`` is CUDA, then MPS, then the CPU.
+
+    Raises:
+        OptionError: for an unknown device, or one that is not there.
+    """
+    if str(name) == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device).tolist()  # a device that holds no values, as meta, fails
+    except (RuntimeError, AssertionError, TypeError) as error:
+        said = str(error).splitlines()[0]
+        raise OptionError(
+            f"The device {str(name)!r} is not available here ({said}). Use 'cpu', or 'auto' for "
+            "the best that is there."
+        ) from error
+    return device

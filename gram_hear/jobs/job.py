@@ -1,0 +1,324 @@
+"""A long job on disk: what it is made of, which parts are done, and which run makes which part.
+
+A job keeps its state in the folder ``.job`` of its output::
+
+    made_of.json       what the job is made of: nothing else goes on here
+    done/PART.json     what was noted of a part, when all its files were in their places
+    locks/PART.lock    held by the run that is making the part
+
+Any number of runs may share an output, on one machine or on several: each takes parts that nobody
+holds, waits for those of others at the end, and makes what a run that was killed did not finish.
+Where locks do not hold between machines (see :mod:`gram_hear.jobs.locks`), a part may be made
+twice; its files are whole all the same, since each is written whole.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gram_hear.errors import GramError, OptionError, short
+from gram_hear.jobs.locks import POLL, try_lock, wait_for_lock
+from gram_hear.jobs.workers import work
+from gram_hear.jobs.writing import write_json
+
+STATE = ".job"
+MADE_OF, DONE, LOCKS, FINISH = "made_of.json", "done", "locks", "finish.lock"
+READABLE = 40  # characters of a part's name in that of its files
+
+Record = dict[str, Any]
+Piece = TypeVar("Piece")
+
+
+class JobGone(GramError):
+    """The state of a job was removed: another run finished the job, or began it anew."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a part.
+
+    Attributes:
+        part: its name.
+        record: what is noted of it; None where it failed.
+        error: why it failed; None where it is done.
+        warnings: those that came while it was made here.
+    """
+
+    part: str
+    record: Record | None
+    error: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """The state of a job on disk; it can be handed to other processes.
+
+    Example::
+
+        job = Job(output, {"seed": 1, "rooms": 2})
+        job.begin()
+        for part in ("a", "b"):
+            with job.claim(part) as is_mine:
+                if is_mine and job.record(part) is None:
+                    write_text(output / part, "content")
+                    job.note(part, {"words": 1}, [output / part])
+        with job.finishing():
+            assert not job.missing(["a", "b"])
+
+    Attributes:
+        output: the folder that the job makes.
+        made_of: what its result depends on, as plain data for JSON.
+    """
+
+    output: Path
+    made_of: Mapping[str, Any]
+
+    @property
+    def state(self) -> Path:
+        """The folder of the job's state."""
+        return self.output / STATE
+
+    # --- what it is made of ---
+
+    def begin(self, *, force: bool = False) -> None:
+        """Begin the job, or go on with what was begun of the same.
+
+        Args:
+            force: begin anew where it was begun of something else. What is noted is forgotten; the
+                caller removes the files.
+
+        Raises:
+            OptionError: where it was begun of something else and ``force`` is not set, or other
+                runs are at work in it.
+        """
+        if (found := self.begun_of()) is not None and (wrong := self.difference(found)):
+            if not force:
+                raise OptionError(
+                    f"{self.output} was begun with other options ({wrong}). Use --force "
+                    "(force=True) to make it anew, or another output."
+                )
+            self.forget()
+        for folder in (DONE, LOCKS):
+            (self.state / folder).mkdir(parents=True, exist_ok=True)
+        if found is None or wrong:
+            write_json(self.state / MADE_OF, self.made_of)
+
+    def begun_of(self) -> Any:
+        """Return what the job in this state folder is made of; None where none was begun."""
+        return _read(self.state / MADE_OF)
+
+    def difference(self, found: Any) -> str:
+        """Return in words where ``found`` is not what this job is made of; "" where it is."""
+        if found == self._plain:
+            return ""
+        if not isinstance(found, dict):
+            return f"it says {short(found)} of them"
+        keys = [key for key in self._plain if found.get(key) != self._plain[key]]
+        return "; ".join(
+            f"{key} {short(found.get(key))}, not {short(self._plain[key])}" for key in keys
+        )
+
+    def forget(self) -> None:
+        """Remove the state, where no run is at work.
+
+        Raises:
+            OptionError: where one is.
+        """
+        for path in (self.state / LOCKS).glob("*.lock"):
+            with try_lock(path) as is_free:
+                if not is_free:
+                    raise OptionError(f"Another run is at work in {self.output}; wait for it.")
+        shutil.rmtree(self.state, ignore_errors=True)
+
+    @cached_property
+    def _plain(self) -> Any:
+        """What the job is made of as JSON gives it back: lists for tuples."""
+        return json.loads(json.dumps(self.made_of))
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(json.dumps(self._plain, sort_keys=True).encode()).hexdigest()[:16]
+
+    # --- its parts ---
+
+    @contextmanager
+    def claim(self, part: str) -> Iterator[bool]:
+        """Hold the lock of a part until the block is left; yield False where another run does.
+
+        Raises:
+            JobGone: where another run finished the job, or began it anew.
+        """
+        path = self.state / LOCKS / f"{_file_name(part)}.lock"
+        with try_lock(path) as is_mine:
+            if self.begun_of() != self._plain:
+                raise JobGone(f"{self.output} was finished or begun anew by another run.")
+            yield is_mine
+
+    def note(self, part: str, record: Record, files: Iterable[Path] = ()) -> None:
+        """Note that a part is done, when its files are in their places.
+
+        Args:
+            part: its name.
+            record: what is to be known of it, as plain data for JSON.
+            files: of the output; the part counts as done while all are there, of this size.
+        """
+        sizes = {path.relative_to(self.output).as_posix(): path.stat().st_size for path in files}
+        content = {"job": self._digest, "part": part, "files": sizes, "record": record}
+        write_json(self._note(part), content, indent=None)
+
+    def record(self, part: str) -> Record | None:
+        """Return what was noted of a part; None where it is not done, or its files are not there.
+
+        A note that a power cut left without content counts as none.
+        """
+        found = _read(self._note(part))
+        if not isinstance(found, dict) or (found.get("job"), found.get("part")) != (
+            self._digest,
+            part,
+        ):
+            return None
+        there = all(_size(self.output / file) == size for file, size in found["files"].items())
+        return found["record"] if there else None
+
+    def is_done(self, part: str) -> bool:
+        """Whether a part is noted, and its files are there."""
+        return self.record(part) is not None
+
+    def missing(self, parts: Iterable[str]) -> list[str]:
+        """Return the parts that are not done."""
+        return [part for part in parts if not self.is_done(part)]
+
+    def _note(self, part: str) -> Path:
+        return self.state / DONE / f"{_file_name(part)}.json"
+
+    def is_free(self, part: str) -> bool:
+        """Whether no run holds a part just now."""
+        path = self.state / LOCKS / f"{_file_name(part)}.lock"
+        if not path.exists():
+            return True
+        with try_lock(path) as is_mine:
+            return is_mine
+
+    # --- its end ---
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Hold the lock of the job's end, when no other run does: one run at a time may finish.
+
+        The caller looks in the block whether another run has finished the job meanwhile.
+        """
+        self.state.mkdir(parents=True, exist_ok=True)
+        with wait_for_lock(self.state / FINISH):
+            was_gone = self.begun_of() is None
+            yield
+            if was_gone:
+                shutil.rmtree(self.state, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove the state of a job whose result says itself what it is; within finishing."""
+        (self.state / MADE_OF).unlink(missing_ok=True)  # first: what is left is no job
+        shutil.rmtree(self.state, ignore_errors=True)
+        for leftover in self.output.rglob(".*.partial"):  # of runs that were killed
+            leftover.unlink(missing_ok=True)
+
+
+def run_parts(
+    job: Job,
+    due: Mapping[str, Piece],
+    make: Callable[[Piece], tuple[Record, Sequence[Path]]],
+    jobs: int,
+) -> Generator[Outcome, None, None]:
+    """Make parts of a job, in processes side by side.
+
+    Runs that share the job share its parts: those that others hold come last, as others finish
+    them, or are made here where the others were killed.
+
+    Args:
+        job: begun.
+        due: parts that are not done (:meth:`Job.missing`): name -> what ``make`` is given.
+        make: makes a part, in whichever process; it returns what is to be noted, and the files.
+            A :class:`~gram_hear.errors.GramError` of it fails the part alone, any other error ends
+            the run.
+        jobs: processes side by side.
+
+    Yields:
+        An :class:`Outcome` for each part, in the order in which they are done.
+
+    Raises:
+        WorkerError: as :func:`gram_hear.jobs.workers.work`.
+        OSError: where a part cannot be written.
+    """
+    pieces = dict(due)
+    held: list[str] = []
+    while pieces or held:
+        if pieces:
+            making = partial(_make_part, job, make)
+            with closing(work(making, pieces.items(), min(jobs, len(pieces)))) as outcomes:
+                for outcome in outcomes:
+                    if isinstance(outcome, Outcome):
+                        yield outcome
+                    else:
+                        held.append(outcome)
+        else:
+            time.sleep(POLL)
+        free = [part for part in held if job.is_free(part)]
+        pieces = {part: due[part] for part in free}
+        held = [part for part in held if part not in pieces]
+
+
+def _make_part(
+    job: Job,
+    make: Callable[[Piece], tuple[Record, Sequence[Path]]],
+    named: tuple[str, Piece],
+) -> Outcome | str:
+    """Make a part unless it is done; return its name where another run holds it."""
+    part, piece = named
+    try:
+        with job.claim(part) as is_mine:
+            if not is_mine:
+                return part
+            if (record := job.record(part)) is not None:
+                return Outcome(part, record)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UserWarning)
+                try:
+                    record, files = make(piece)
+                    error = None
+                except GramError as failure:
+                    record, error = None, str(failure)
+            if record is not None:
+                job.note(part, record, files)
+    except JobGone:  # finished by another run, this part too; or begun anew, as the end will show
+        return Outcome(part, {})
+    texts = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
+    return Outcome(part, record, error, tuple(texts))
+
+
+def _file_name(part: str) -> str:
+    """Return what the files of a part are called: its name as far as it can be, and its hash."""
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", part)[:READABLE]
+    return f"{readable}-{hashlib.sha256(part.encode(errors='surrogateescape')).hexdigest()[:16]}"
+
+
+def _read(path: Path) -> Any:
+    """Return what a file of ours holds; {} where it is cut short, None where it is not there."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
