@@ -14,7 +14,8 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from gram_hear.commands.hear_eval.app import app, make_plan, parse_options
+from gram_hear.commands.hear_eval.app import app
+from gram_hear.commands.hear_eval.parts import make_plan, parse_options
 from gram_hear.errors import GramError, OptionError
 from gram_hear.evaluation.compare import results as report
 from gram_hear.evaluation.predict import prediction
