@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import soundfile
+from hear_tasks import SPLITS, write_task
 
 from gram_hear.audio.files import read_audio
 from gram_hear.commands.gram_hear import app as cli
@@ -371,28 +372,16 @@ DOCUMENT = (TESTS.parent / "docs" / "scenes.md").read_text(encoding="utf-8")
 @pytest.fixture
 def tasks(tmp_path):
     """A HEAR task of six short tones, in tmp_path."""
-    task = tmp_path / "tasks" / "digits-v1-full"
     time = np.arange(1600) / 8000
-    for split in ("train", "valid", "test"):
-        (task / "8000" / split).mkdir(parents=True)
-        labels = {f"{label}.wav": [label] for label in ("low", "high")}
-        (task / f"{split}.json").write_text(json.dumps(labels))
-        for label, pitch in (("low", 300), ("high", 900)):
-            tone = 0.3 * np.sin(2 * np.pi * pitch * time)
-            soundfile.write(task / "8000" / split / f"{label}.wav", tone, 8000)
-    (task / "labelvocabulary.csv").write_text("idx,label\n0,high\n1,low\n")
-    metadata = {
-        "task_name": "digits",
-        "version": "v1",
-        "mode": "full",
-        "embedding_type": "scene",
-        "prediction_type": "multiclass",
-        "sample_duration": None,
-        "split_mode": "trainvaltest",
-        "evaluation": ["top1_acc"],
-        "splits": ["train", "valid", "test"],
-    }
-    (task / "task_metadata.json").write_text(json.dumps(metadata))
+    pitches = {"low": 300, "high": 900}
+    write_task(
+        tmp_path / "tasks" / "digits-v1-full",
+        {split: {f"{label}.wav": [label] for label in pitches} for split in SPLITS},
+        labels=("high", "low"),
+        sound=lambda labels: 0.3 * np.sin(2 * np.pi * pitches[labels[0]] * time),
+        rate=8000,
+        task_name="digits",
+    )
 
 
 def test_the_examples_run(command, tasks):
