@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from gram_hear.errors import GramError, OptionError
 
 LOCK = ".lock"  # in the folder that is locked, while it is
+OLD_LOCK = "hear-eval.lock"  # of version 0.1.0, which leaves it behind when it is killed
 POLL = 0.2  # seconds between attempts at a lock that is waited for
 
 
@@ -71,4 +72,5 @@ def locked(folder: Path, error: type[GramError] = OptionError) -> Iterator[None]
     with try_lock(folder / LOCK) as held:
         if not held:
             raise error(f"Another run is writing {folder}; wait for it.")
+        (folder / OLD_LOCK).unlink(missing_ok=True)
         yield
