@@ -43,11 +43,16 @@ def try_lock(path: Path) -> Iterator[bool]:
 def wait_for_lock(path: Path) -> Iterator[None]:
     """Hold the lock of this name until the block is left, as soon as no other run does.
 
+    Its folder is made anew where the run that held the lock removed it.
+
     Raises:
         OSError: as for :func:`try_lock`.
     """
     lock = FileLock(path)
-    lock.acquire(poll_interval=POLL)
+    while not lock.is_locked:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # the folder was removed while the lock was waited for
+            lock.acquire(poll_interval=POLL)
     try:
         yield
     finally:
