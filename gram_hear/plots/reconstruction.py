@@ -110,7 +110,7 @@ def reconstruction_figure(
 
 
 def window_titles(config: ModelConfig) -> list[str]:
-    """Return what a model's feature channels are called; of Ambisonics in the model's axes."""
+    """Return what a model's feature channels are called; of Ambisonic audio in the model's axes."""
     layout = config.front_end.layout
     if layout == "mono":
         return ["log-mel"]

@@ -35,7 +35,7 @@ class SoundPicture:
         times: (rows,) seconds of the file, the centres of the embedding's rows.
         row: seconds that a row stands for.
         features: (feature channels, frames, mels): log-mels in natural logarithms, then, of
-            Ambisonics, intensities.
+            Ambisonic audio, intensities.
         hop: seconds from one frame to the next; frame k is centred at ``excerpt.start + k * hop``.
         mel_frequencies: (mels,) Hz, the centres of the bands.
         rows: (rows, d), the embedding over time, less that of silence.
@@ -142,7 +142,7 @@ def sound_figure(sound: SoundPicture) -> Any:
 
 
 def feature_titles(channels: int) -> list[str]:
-    """Return what 1, 2 or 7 feature channels of a file are called; of Ambisonics in AmbiX."""
+    """Return what 1, 2 or 7 feature channels of a file are called; of Ambisonic audio in AmbiX."""
     if channels == 7:
         return [*channel_titles(4), "intensity left", "intensity up", "intensity front"]
     return channel_titles(channels)

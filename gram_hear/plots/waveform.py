@@ -13,7 +13,7 @@ MEANING = {"Y": "Y (left)", "Z": "Z (up)", "X": "X (front)", "W": "W (all direct
 
 
 def channel_titles(channels: int) -> list[str]:
-    """Return what the channels of a file are called; of Ambisonics as AmbiX has them."""
+    """Return what the channels of a file are called; of Ambisonic audio as AmbiX has them."""
     if channels == 1:
         return ["mono"]
     if channels == 2:

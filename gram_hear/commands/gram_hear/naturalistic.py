@@ -58,9 +58,10 @@ def naturalistic(
     """
     with importing():
         from gram_hear.jobs.workers import cores
-        from gram_hear.scenes.naturalistic import Settings, naturalise_task, obstacle
+        from gram_hear.scenes.naturalistic import naturalise_task, obstacle
+        from gram_hear.scenes.recipes import SceneSettings
         from gram_hear.tasks import find_tasks, read_task
-    settings = Settings(format, rate, seed, snr, rirs, noise, head)
+    settings = SceneSettings(format, rate, seed, snr, rirs, noise, head)
     jobs = cores() if jobs is None else jobs
     names = names_in(task)
     wants_all = names is None or "all" in names

@@ -31,13 +31,6 @@ def rirs(
     seed: Annotated[int, typer.Option(help="Seed of all rooms and placements.")] = 0,
     valid: Annotated[float, typer.Option(help="Share of the rooms for validation.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of the rooms for test.")] = 0.1,
-    container: Annotated[
-        str,
-        typer.Option(
-            help="How the set is written: indexed (AmbiX, with all that is known of each scene), "
-            "or as published: webdataset (tars) or soundspaces (JSON and .npy)."
-        ),
-    ] = "indexed",
     rt60: Annotated[
         tuple[float, float],
         typer.Option(help="Reverberation time at 1 kHz in seconds, low and high."),
@@ -53,9 +46,7 @@ def rirs(
     rate: Annotated[int, typer.Option(help="Sample rate, Hz.")] = 32000,
     seconds: Annotated[
         float | None,
-        typer.Option(
-            help="Length of each RIR in seconds. Default: as the room rings; 3 for webdataset."
-        ),
+        typer.Option(help="Length of each RIR in seconds. Default: as long as the room rings."),
     ] = None,
     jobs: Jobs = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a set that is there.")] = False,
@@ -83,7 +74,6 @@ def rirs(
         head=head,
         rate=rate,
         seconds=seconds,
-        container=container,
     )
     with progress_bar("simulate", "scenes") as progress:
         counts = build_rirs(

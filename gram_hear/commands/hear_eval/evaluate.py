@@ -18,9 +18,8 @@ from gram_hear.commands.hear_eval.parts import (
     Probe,
     Seed,
     Shuffle,
+    choose_probe,
     is_given,
-    make_plan,
-    plan_of_probe,
 )
 from gram_hear.console import Device, Tasks, TasksDir, Version, finish, names_in
 from gram_hear.start import importing
@@ -60,7 +59,7 @@ def evaluate(
     with importing():
         from gram_hear.commands.hear_eval import tasks_run
         from gram_hear.tasks import find_tasks
-    plan = plan_of_probe(context, probe, make_plan(grid, grid_points, seed, shuffle, device))
+    chosen = choose_probe(context, probe, grid, grid_points, seed, shuffle, device)
     folders = find_tasks(tasks_dir, names_in(task))
     loaded = tasks_run.load_module(module, model, model_options, device)
     embedded, failed = tasks_run.embed_tasks(
@@ -69,9 +68,9 @@ def evaluate(
         embeddings_dir,
         force,
         empty_clips,
-        lambda task: tasks_run.check_task(task, plan),
+        chosen.check,
     )
-    failed += tasks_run.predict_tasks(embedded, plan, force, min_steps)
+    failed += tasks_run.predict_tasks(embedded, chosen, force, min_steps)
     failed += tasks_run.show_results(embeddings_dir / loaded.folder_name)
     finish(failed)
 

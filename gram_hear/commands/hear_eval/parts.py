@@ -11,8 +11,7 @@ from gram_hear.errors import GramError, OptionError
 from gram_hear.jobs.writing import write_whole
 
 if TYPE_CHECKING:
-    from gram_hear.evaluation.predict.knn import NeighbourPlan
-    from gram_hear.evaluation.predict.prediction import Plan
+    from gram_hear.evaluation.predict.prediction import Probe as TaskProbe
 
 SEVERAL_TASKS = "several tasks are given as --task a,b or --task a --task b"
 TRACEBACK_LOG = "traceback.log"  # how the name of a file ends that holds other people's tracebacks
@@ -80,29 +79,35 @@ def parse_options(text: str) -> dict[str, Any]:
     return options
 
 
-def make_plan(grid: str, grid_points: int, seed: int, shuffle: bool, device: str) -> "Plan":
-    """Return the plan of the shallow predictors, checked before any work is done."""
+def choose_probe(
+    context: typer.Context,
+    name: str,
+    grid: str,
+    grid_points: int,
+    seed: int,
+    shuffle: bool,
+    device: str,
+) -> "TaskProbe":
+    """Return a probe; options that it has no use for must not be given.
+
+    Raises:
+        OptionError: for values that cannot be.
+        typer.BadParameter: for options of another probe.
+    """
     from gram_hear.devices import find_device
-    from gram_hear.evaluation.predict.prediction import Plan
+    from gram_hear.evaluation.predict.knn import NeighbourProbe
+    from gram_hear.evaluation.predict.shallow import ShallowProbe
 
-    plan = Plan(grid, grid_points, seed, shuffle, str(find_device(device)))
-    plan.check()
-    return plan
-
-
-def plan_of_probe(context: typer.Context, probe: str, plan: "Plan") -> "Plan | NeighbourPlan":
-    """Return the plan of a probe; options that the probe has no use for must not be given."""
-    from gram_hear.evaluation.predict.knn import NeighbourPlan
-
-    if probe == "shallow":
-        return plan
-    for name in ("grid", "grid_points", "seed", "shuffle", "min_steps"):
-        if is_given(context, name):
+    found = str(find_device(device))
+    if name == "shallow":
+        return ShallowProbe(grid, grid_points, seed, shuffle, found)
+    for parameter in ("grid", "grid_points", "seed", "shuffle", "min_steps"):
+        if is_given(context, parameter):
             raise typer.BadParameter(
-                f"--{name.replace('_', '-')} is of the shallow predictors; nearest neighbours have "
-                "nothing to train. Leave it out, or use --probe shallow."
+                f"--{parameter.replace('_', '-')} is for the shallow predictors; nearest "
+                "neighbours have nothing to train. Leave it out, or use --probe shallow."
             )
-    return NeighbourPlan(plan.device)
+    return NeighbourProbe(found)
 
 
 def is_given(context: typer.Context, name: str) -> bool:

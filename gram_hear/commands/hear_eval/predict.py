@@ -14,8 +14,7 @@ from gram_hear.commands.hear_eval.parts import (
     Probe,
     Seed,
     Shuffle,
-    make_plan,
-    plan_of_probe,
+    choose_probe,
 )
 from gram_hear.console import Device, finish
 from gram_hear.start import importing
@@ -46,9 +45,9 @@ def predict(
             predict_tasks,
             show_results,
         )
-    plan = plan_of_probe(context, probe, make_plan(grid, grid_points, seed, shuffle, device))
+    chosen = choose_probe(context, probe, grid, grid_points, seed, shuffle, device)
     embedded = find_embeddings(folders)
-    failed = predict_tasks(embedded, plan, force, min_steps)
+    failed = predict_tasks(embedded, chosen, force, min_steps)
     for parent in dict.fromkeys(folder.resolve().parent for folder in embedded):
         failed += show_results(parent)
     finish(failed)

@@ -18,16 +18,10 @@ from gram_hear.evaluation.compare.results import (
     rows_of,
     write_results,
 )
-from gram_hear.evaluation.embed.embeddings import EmptyClips, embed_task, is_embedded
+from gram_hear.evaluation.embed.embed_task import EmptyClips, embed_task, is_embedded
 from gram_hear.evaluation.embed.hear_module import HearModule, load_model, traceback_of
-from gram_hear.evaluation.predict.knn import NeighbourPlan, check_neighbours, score_neighbours
-from gram_hear.evaluation.predict.prediction import (
-    Plan,
-    is_predicted,
-    optimizer_steps,
-    predict_task,
-    settings_of,
-)
+from gram_hear.evaluation.predict.prediction import Probe, is_predicted, predict_task
+from gram_hear.evaluation.predict.shallow import ShallowProbe
 from gram_hear.tasks import METADATA, Task, read_task
 
 
@@ -85,18 +79,10 @@ def embed_tasks(
     return embedded, failed
 
 
-def check_task(task: Task, plan: Plan | NeighbourPlan) -> None:
-    """Check that a task can be predicted by a plan, before it is embedded."""
-    if isinstance(plan, Plan):
-        settings_of(task, plan)
-    else:
-        check_neighbours(task)
-
-
 def warn_of_metadata(task: Task) -> None:
     """Warn of what would keep a task from being predicted once it is embedded."""
     try:
-        settings_of(task, Plan())
+        ShallowProbe().check(task)
     except GramError as error:
         say(f"warning: {task.name} can be embedded, but not be predicted: {error}")
 
@@ -114,33 +100,28 @@ def find_embeddings(folders: Sequence[Path]) -> list[Path]:
     return [each if each.name not in ("", "..") else each.resolve() for each in found]
 
 
-def predict_tasks(
-    folders: Sequence[Path], plan: Plan | NeighbourPlan, force: bool, min_steps: int
-) -> list[str]:
+def predict_tasks(folders: Sequence[Path], probe: Probe, force: bool, min_steps: int) -> list[str]:
     """Predict tasks under a progress bar; return the names of those that failed."""
     failed = []
     for folder in folders:
         try:
-            if is_predicted(folder, plan, force):
+            if is_predicted(folder, probe, force):
                 say(f"{folder.name} is predicted already.")
                 continue
-            if isinstance(plan, Plan):
-                _tell_steps(folder, plan, min_steps)
+            if isinstance(probe, ShallowProbe):
+                _tell_steps(folder, probe, min_steps)
             with progress_bar(f"predict {folder.name}", "grid points and folds") as progress:
-                if isinstance(plan, Plan):
-                    predict_task(folder, plan, progress)
-                else:
-                    score_neighbours(folder, plan, progress)
+                predict_task(folder, probe, progress)
         except GramError as error:
             say(f"failed: {folder.name}: {error}")
             failed.append(folder.name)
     return failed
 
 
-def _tell_steps(folder: Path, plan: Plan, min_steps: int) -> None:
+def _tell_steps(folder: Path, probe: ShallowProbe, min_steps: int) -> None:
     """Say how many optimizer steps a predictor takes, and warn where they are few."""
     task = read_task(folder)
-    steps = optimizer_steps(task, settings_of(task, plan))
+    steps = probe.optimizer_steps(task)
     said = f"{task.name}: a predictor takes at most {steps} optimizer steps"
     if steps >= min_steps:
         say(f"{said}.")
