@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from hear_tasks import write_task
 from typer.testing import CliRunner
 
@@ -423,10 +424,10 @@ def test_without_a_module_the_help_is_shown(place):
     assert "--module" in stdout
     assert evaluate("--unknown")[0] == 2
     assert evaluate("predict")[0] == 2
-    for name in ("embed", "predict", "check", "tasks"):
+    for name in typer.main.get_command(app).commands:
         code, stdout, _ = evaluate(name, "--help")
         assert code == 0
-        assert "Example: hear-eval" in stdout
+        assert f"Example: hear-eval {name}" in stdout
 
 
 def test_the_version_is_printed():
@@ -450,8 +451,11 @@ def test_tasks_are_listed(place):
     assert good["faults"] == []
     assert "train.json" in bad["faults"][0]
     shutil.rmtree(broken)
-    code, _, stderr = evaluate("tasks", "tasks")
-    assert (code, stderr) == (0, "")
+    for where in (("tasks",), ("--tasks-dir", "tasks"), ()):
+        code, again, stderr = evaluate("tasks", *where, "--json")
+        assert (code, stderr) == (0, "")
+        assert json.loads(again) == [good]
+    assert evaluate("tasks", "tasks", "--tasks-dir", "tasks")[0] == 2
 
 
 def test_tasks_show_which_audio_was_made_and_what_is_missing(place):
