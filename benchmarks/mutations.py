@@ -30,6 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -55,6 +56,7 @@ from gram_hear.hear import HearModel
 from gram_hear.pretrain.clips import open_clips
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.noises import open_noise
+from gram_hear.scenes.rendering import Rendered
 from gram_hear.scenes.rir_building import RirPlan, build_rirs
 from gram_hear.scenes.rirs import open_rirs
 from gram_hear.tasks import describe_tasks, read_task
@@ -201,7 +203,15 @@ def make_rirs(folder: Path) -> None:
         plan = RirPlan(
             *(3, 1, ("binaural",), 0), valid=0.3, test=0.3, rate=RATE, container=container
         )
-        build_rirs(folder / container, plan)
+        build_rirs(folder / container, plan, jobs=1, simulator=simulate)
+
+
+def simulate(plan: RirPlan, place: Any) -> list[Rendered]:
+    """A scene of noise that decays, in place of a simulated room: what is tried are its files."""
+    rirs = noise(0.1, 2, seed=place.room).T * np.exp(-np.arange(RATE // 10) / 300)
+    metadata = {"azimuth": 0.0, "elevation": 0.0, "distance": 1.0, "direction": [1.0, 0.0, 0.0]}
+    metadata["noises"] = []
+    return [Rendered(rirs[None].astype(np.float32), plan.rate, "binaural", metadata)]
 
 
 def make_archives(folder: Path) -> None:
