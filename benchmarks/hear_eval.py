@@ -22,11 +22,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from gram_hear.evaluation.predict.probe import Trainer
 from measure import parser_of
 from torch import Tensor
 
 from gram_hear.evaluation.predict.prediction import Plan, predict_task
-from gram_hear.evaluation.predict.probe import Trainer
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "data" / "golden" / "hear-eval" / "embeddings"
 SIZE = 1024  # of torch.mm

@@ -16,6 +16,8 @@ from filelock import FileLock, Timeout
 from gram_hear.errors import GramError, OptionError
 
 LOCK = ".lock"  # in the folder that is locked, while it is
+ATTEMPTS = 100  # at a lock whose folder other runs remove and make
+OLD_LOCK = "hear-eval.lock"  # of version 0.1.0, which leaves it behind when it is killed
 POLL = 0.2  # seconds between attempts at a lock that is waited for
 
 
@@ -28,7 +30,7 @@ def try_lock(path: Path) -> Iterator[bool]:
     """
     lock = FileLock(path, timeout=0)
     try:
-        lock.acquire()
+        _acquire(lock)
     except Timeout:
         yield False
         return
@@ -46,11 +48,22 @@ def wait_for_lock(path: Path) -> Iterator[None]:
         OSError: as for :func:`try_lock`.
     """
     lock = FileLock(path)
-    lock.acquire(poll_interval=POLL)
+    _acquire(lock)
     try:
         yield
     finally:
         _release(lock)
+
+
+def _acquire(lock: FileLock) -> None:
+    """Take a lock, or raise Timeout."""
+    for attempt in reversed(range(ATTEMPTS)):
+        try:
+            lock.acquire(poll_interval=POLL)
+            return
+        except FileNotFoundError:  # its folder was removed just now: acquire makes it anew
+            if not attempt:
+                raise
 
 
 def _release(lock: FileLock) -> None:
@@ -71,4 +84,5 @@ def locked(folder: Path, error: type[GramError] = OptionError) -> Iterator[None]
     with try_lock(folder / LOCK) as held:
         if not held:
             raise error(f"Another run is writing {folder}; wait for it.")
+        (folder / OLD_LOCK).unlink(missing_ok=True)
         yield
