@@ -50,7 +50,8 @@ from gram_hear.errors import GramError
 from gram_hear.evaluation.embed.embeddings import embed_task
 from gram_hear.evaluation.embed.hear_module import HearModule, load_model
 from gram_hear.evaluation.fetch.archive import Archive, unpack
-from gram_hear.evaluation.predict.knn import NeighbourPlan, score_neighbours
+from gram_hear.evaluation.predict.knn import NeighbourProbe
+from gram_hear.evaluation.predict.prediction import predict_task
 from gram_hear.hear import HearModel
 from gram_hear.pretrain.clips import open_clips
 from gram_hear.scenes.heads import load_head
@@ -236,7 +237,7 @@ def read_checkpoint(path: Path) -> None:
 def read_tasks(path: Path) -> None:
     """Describe and embed a task; score embeddings."""
     if path.name == "embedded":
-        score_neighbours(path / "scene-v1-full", NeighbourPlan(device="cpu"))
+        predict_task(path / "scene-v1-full", NeighbourProbe())
         return
     faults = [fault for each in describe_tasks(path) for fault in each["faults"]]
     if faults:
