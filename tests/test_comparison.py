@@ -12,6 +12,7 @@ import warnings
 
 import numpy as np
 import pytest
+from hear_tasks import write_task
 from typer.testing import CliRunner
 
 from gram_hear.commands.hear_eval.app import app
@@ -45,34 +46,36 @@ def outputs(right, seed=0):
     return (np.eye(CLASSES)[guess] + noise).astype(np.float32)
 
 
-def write_task(folder, metric="top1_acc", splits=("train", "valid", "test"), source=None):
-    """Write what a task's embeddings have, as far as a report reads it."""
-    folder.mkdir(parents=True)
-    localised = METRICS[metric].kind == "localisation"
-    metadata = {
-        "task_name": folder.name,
-        "embedding_type": "event" if METRICS[metric].kind == "event" else "scene",
-        "prediction_type": "multiclass" if metric.endswith("_acc") else "multilabel",
-        "sample_duration": 1.0,
-        "split_mode": "presplit_kfold" if splits[0] == "fold0" else "trainvaltest",
-        "evaluation": [metric],
-        "splits": list(splits),
-    } | ({} if source is None else {"naturalistic": {"source": source}})
-    (folder / "task_metadata.json").write_text(json.dumps(metadata))
-    vocabulary = "".join(f"{i},{i}\n" for i in range(CLASSES))
-    if not localised:
-        (folder / "labelvocabulary.csv").write_text("idx,label\n" + vocabulary)
-    for split in splits:
-        value = [1.0, 0.0, 0.0] if localised else ["0"]
-        files = {f"{split}-{i}.wav": value for i in range(CLIPS)}
-        (folder / f"{split}.json").write_text(json.dumps(files))
-
-
-def write_run(folder, prediction=None, seed=42, score=None, plan=None, metric="top1_acc", **task):
+def write_run(
+    folder,
+    prediction=None,
+    seed=42,
+    score=None,
+    plan=None,
+    metric="top1_acc",
+    splits=("train", "valid", "test"),
+    source=None,
+):
     """Write a run of a task: its scores, and its predictions where they are given."""
-    write_task(folder, metric, **task)
+    kind = METRICS[metric].kind
+    value = [1.0, 0.0, 0.0] if kind == "localisation" else ["0"]
+    folded = splits[0] == "fold0"
+    metadata = {
+        "embedding_type": "event" if kind == "event" else "scene",
+        "prediction_type": "multiclass" if metric.endswith("_acc") else "multilabel",
+        "split_mode": "presplit_kfold" if folded else "trainvaltest",
+        "evaluation": [metric],
+    }
+    if source is not None:
+        metadata["naturalistic"] = {"source": source}
+    write_task(
+        folder,
+        {split: {f"{split}-{i}.wav": value for i in range(CLIPS)} for split in splits},
+        labels=None if kind == "localisation" else range(CLASSES),
+        **metadata,
+    )
     target = np.eye(CLASSES, dtype=np.float32)[TRUTH]
-    folds = task.get("splits", ("test",))
+    folds = splits if folded else ("test",)
     predictions = (
         dict.fromkeys(folds, prediction) if not isinstance(prediction, dict) else prediction
     )

@@ -1,6 +1,7 @@
 """Embeddings of tasks: the kit's layout, broken runs, memory, rates, channels, and reading."""
 
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hear_tasks import write_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,41 +59,31 @@ def modules_are_found(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(MODULES))
 
 
-def write_task(folder, lengths, rate=RATE, channels=1, kind="scene", duration=None, seed=0):
+def write_noise(folder, lengths, channels=1, kind="scene", duration=None, seed=0, **options):
     """Write a task whose splits have files of these lengths in samples; noise, as 16 bits."""
-    folder.mkdir(parents=True)
-    metadata = {
-        "task_name": folder.name,
-        "embedding_type": "event" if kind == "event" else "scene",
-        "prediction_type": "multiclass" if kind == "scene" else "multilabel",
-        "sample_duration": duration,
-        "split_mode": "trainvaltest",
-        "evaluation": ["event_onset_200ms_fms" if kind == "event" else "top1_acc"],
-        "splits": SPLITS,
-    }
-    (folder / "task_metadata.json").write_text(json.dumps(metadata))
-    (folder / "labelvocabulary.csv").write_text("idx,label\n0,7\n1,high\n")
     generator = np.random.default_rng(seed)
+    shapes = [(length, channels) if channels > 1 else length for length in lengths]
+    sounds = (generator.uniform(-0.5, 0.5, shape) for shape in itertools.cycle(shapes))
     annotation = {
         "scene": lambda i: [7] if i % 2 else ["high"],
         "event": lambda i: [{"label": 7, "start": 40.0 * i, "end": 120.0 + 40 * i}] * (i % 3 > 0),
         "localisation": lambda i: [0.5, float(i), -1.0],
     }[kind]
-    for split in SPLITS:
-        files = {f"{split}_{i}.wav": annotation(i) for i in range(len(lengths))}
-        (folder / f"{split}.json").write_text(json.dumps(files))
-        (folder / str(rate) / split).mkdir(parents=True)
-        for file, length in zip(files, lengths, strict=True):
-            shape = (length, channels) if channels > 1 else length
-            audio = generator.uniform(-0.5, 0.5, shape)
-            soundfile.write(folder / str(rate) / split / file, audio, rate)
-    return read_task(folder)
+    metadata = {
+        "embedding_type": "event" if kind == "event" else "scene",
+        "prediction_type": "multiclass" if kind == "scene" else "multilabel",
+        "sample_duration": duration,
+        "evaluation": ["event_onset_200ms_fms" if kind == "event" else "top1_acc"],
+    }
+    splits = {s: {f"{s}_{i}.wav": annotation(i) for i in range(len(lengths))} for s in SPLITS}
+    options |= {"labels": (7, "high"), "sound": lambda annotation: next(sounds)}
+    return read_task(write_task(folder, splits, **options, **metadata))
 
 
 @pytest.fixture
 def make_task(tmp_path):
-    """Return a function: :func:`write_task` in ``tasks``."""
-    return lambda lengths, name="noise-v1-full", **options: write_task(
+    """Return a function: :func:`write_noise` in ``tasks``."""
+    return lambda lengths, name="noise-v1-full", **options: write_noise(
         tmp_path / "tasks" / name, lengths, **options
     )
 
@@ -951,7 +943,7 @@ TIMES = st.integers(0, 40).map(lambda i: i * 12.5)
     rows=st.lists(st.tuples(st.sampled_from("ab"), TIMES), min_size=1, max_size=30, unique=True),
 )
 def test_labels_hold_from_start_to_end(tmp_path_factory, events, rows):
-    task = write_task(tmp_path_factory.mktemp("labels") / "t", [1], kind="event")
+    task = write_noise(tmp_path_factory.mktemp("labels") / "t", [1], kind="event")
     annotations = {"a": [], "b": []}
     for file, label, first, last in events:
         event = {"label": label, "start": min(first, last), "end": max(first, last)}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hear_tasks import write_task
 
 from gram_hear.errors import OptionError, TaskError
 from gram_hear.evaluation.predict import prediction as prediction_module
@@ -57,10 +58,8 @@ def write_embeddings(
 ):
     """Write the embeddings of a task that can be learned: three numbers, with noise, and 5 more."""
     random = np.random.default_rng(0)
-    folder.mkdir(parents=True)
+    latent = {s: {f"{s}-{i}.wav": random.standard_normal(3) for i in range(rows)} for s in splits}
     content = {
-        "task_name": "numbers",
-        "embedding_type": "scene",
         "prediction_type": "multiclass" if kind == "multiclass" else "multilabel",
         "sample_duration": 1.0,
         "split_mode": "presplit_kfold" if splits[0].startswith("fold") else "trainvaltest",
@@ -68,20 +67,15 @@ def write_embeddings(
             kind, ["MAE", "DOA", "DOE", "3d_source_local", "3d_source_local_x"]
         ),
         "evaluation_params": {"task_specific_param_grid": QUICK},
-        "splits": list(splits),
     }
-    (folder / "task_metadata.json").write_text(json.dumps(content | metadata))
-    vocabulary = [f"{i},{label}" for i, label in enumerate(LABELS)]
-    (folder / "labelvocabulary.csv").write_text("\n".join(["idx,label", *vocabulary]) + "\n")
-    latent = {}
-    for split in splits:
-        names = [f"{split}-{i}.wav" for i in range(rows)]
-        latent |= {name: random.standard_normal(3) for name in names}
-        found = {name: annotate(kind, latent[name]) for name in names}
-        (folder / f"{split}.json").write_text(json.dumps(found))
+    annotations = {
+        split: {name: annotate(kind, each) for name, each in latent[split].items()}
+        for split in splits
+    }
+    write_task(folder, annotations, LABELS, **(content | metadata))
     task = read_task(folder)
     for split in splits:
-        table = np.array([latent[name] for name in task.row_files(split)])
+        table = np.array([latent[split][name] for name in task.row_files(split)])
         table = np.concatenate([table + noise * random.standard_normal(table.shape)] * 2, axis=1)
         table.astype(np.float32).tofile(folder / f"{split}.embeddings.npy")
         (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([rows, 6]))

@@ -43,6 +43,8 @@ def try_lock(path: Path) -> Iterator[bool]:
 def wait_for_lock(path: Path) -> Iterator[None]:
     """Hold the lock of this name until the block is left, as soon as no other run does.
 
+    Its folder is made anew where the run that held the lock removed it.
+
     Raises:
         OSError: as for :func:`try_lock`.
     """
