@@ -17,6 +17,7 @@ from gram_hear.errors import GramError, OptionError
 
 LOCK = ".lock"  # in the folder that is locked, while it is
 OLD_LOCK = "hear-eval.lock"  # of version 0.1.0, which leaves it behind when it is killed
+ATTEMPTS = 100  # at a lock whose folder other runs remove and make
 POLL = 0.2  # seconds between attempts at a lock that is waited for
 
 
@@ -29,7 +30,7 @@ def try_lock(path: Path) -> Iterator[bool]:
     """
     lock = FileLock(path, timeout=0)
     try:
-        lock.acquire()
+        _acquire(lock)
     except Timeout:
         yield False
         return
@@ -49,14 +50,22 @@ def wait_for_lock(path: Path) -> Iterator[None]:
         OSError: as for :func:`try_lock`.
     """
     lock = FileLock(path)
-    while not lock.is_locked:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # the folder was removed while the lock was waited for
-            lock.acquire(poll_interval=POLL)
+    _acquire(lock)
     try:
         yield
     finally:
         _release(lock)
+
+
+def _acquire(lock: FileLock) -> None:
+    """Take a lock, or raise Timeout."""
+    for attempt in reversed(range(ATTEMPTS)):
+        try:
+            lock.acquire(poll_interval=POLL)
+            return
+        except FileNotFoundError:  # its folder was removed just now: acquire makes it anew
+            if not attempt:
+                raise
 
 
 def _release(lock: FileLock) -> None:
