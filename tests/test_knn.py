@@ -21,7 +21,7 @@ from gram_hear.evaluation.compare.results import (
     read_results,
     rows_of,
 )
-from gram_hear.evaluation.embed.embeddings import _discard
+from gram_hear.evaluation.embed.embed_task import _discard
 from gram_hear.evaluation.predict import knn
 from gram_hear.evaluation.predict.knn import (
     NEIGHBOURS,

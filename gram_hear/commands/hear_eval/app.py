@@ -31,7 +31,7 @@ from gram_hear.evaluation.compare.results import (
     rows_of,
     write_results,
 )
-from gram_hear.evaluation.embed.embeddings import EmptyClips, embed_task, is_embedded
+from gram_hear.evaluation.embed.embed_task import EmptyClips, embed_task, is_embedded
 from gram_hear.evaluation.embed.hear_module import HearModule, load_model, traceback_of
 from gram_hear.evaluation.predict.knn import NeighbourProbe
 from gram_hear.evaluation.predict.prediction import Probe as TaskProbe
