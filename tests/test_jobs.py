@@ -1,6 +1,7 @@
 """Long jobs: locks, parts, several runs at one output, kills."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from gram_hear.errors import OptionError, TaskError
 from gram_hear.jobs.job import Job, JobGone, Outcome, run_parts
-from gram_hear.jobs.locks import LOCK, POLL, locked, try_lock, wait_for_lock
+from gram_hear.jobs.locks import LOCK, OLD_LOCK, POLL, locked, try_lock, wait_for_lock
 from gram_hear.jobs.writing import link_or_copy, write_json, write_text
 
 HOLD_LOCK = """
