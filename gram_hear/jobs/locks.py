@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 from gram_hear.errors import GramError, OptionError
 
 LOCK = ".lock"  # in the folder that is locked, while it is
-OLD_LOCK = "hear-eval.lock"  # of version 0.1.0, which leaves it behind when it is killed
 ATTEMPTS = 100  # at a lock whose folder other runs remove and make
+OLD_LOCK = "hear-eval.lock"  # of version 0.1.0, which leaves it behind when it is killed
 POLL = 0.2  # seconds between attempts at a lock that is waited for
 
 
@@ -43,8 +43,6 @@ def try_lock(path: Path) -> Iterator[bool]:
 @contextmanager
 def wait_for_lock(path: Path) -> Iterator[None]:
     """Hold the lock of this name until the block is left, as soon as no other run does.
-
-    Its folder is made anew where the run that held the lock removed it.
 
     Raises:
         OSError: as for :func:`try_lock`.
