@@ -22,7 +22,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from gram_hear.evaluation.predict.probe import Trainer
 from measure import parser_of
 from torch import Tensor
 
