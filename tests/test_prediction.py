@@ -365,7 +365,7 @@ def test_several_labels_are_learned(make):
 
 @pytest.mark.parametrize("splits", [("train", "valid", "test"), FOLDS])
 def test_an_infinite_score_is_null_with_a_note(make, splits):
-    """Classes that are told apart without error: the file stays strict JSON."""
+    """Classes that are separated without error: the file stays strict JSON."""
     own = {"task_specific_param_grid": QUICK | {"max_epochs": [60], "hidden_layers": [0]}}
     folder = make(
         kind="multilabel", splits=splits, evaluation=["d_prime", "aucroc"], evaluation_params=own
