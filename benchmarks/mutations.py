@@ -47,7 +47,7 @@ from gram_hear.checkpoints.store import (
     save_folder,
 )
 from gram_hear.errors import GramError
-from gram_hear.evaluation.embed.embeddings import embed_task
+from gram_hear.evaluation.embed.embed_task import embed_task
 from gram_hear.evaluation.embed.hear_module import HearModule, load_model
 from gram_hear.evaluation.fetch.archive import Archive, unpack
 from gram_hear.evaluation.predict.knn import NeighbourPlan, score_neighbours
