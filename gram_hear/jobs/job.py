@@ -170,7 +170,7 @@ class Job:
 
     def begun_of(self) -> Any:
         """Return what the job in this state folder is made of; None where none was begun."""
-        return _read(self.state / MADE_OF)
+        return read_state(self.state / MADE_OF)
 
     def difference(self, found: Any) -> str:
         """Return in words how ``found`` differs from what this job is made of; "" where nowhere."""
@@ -248,12 +248,12 @@ class Job:
 
         A note that a power cut left without content counts as none.
         """
-        return self._check_note(_read(self._note(part)), part)
+        return self._check_note(read_state(self._note(part)), part)
 
     def records(self) -> Iterator[Record]:
         """Yield what was noted of every part that is done, whichever parts a run asks for."""
         for path in sorted((self.state / DONE).glob("*.json")):
-            note = _read(path)
+            note = read_state(path)
             if isinstance(note, dict) and (record := self._check_note(note, note.get("part"))):
                 yield record
 
@@ -266,6 +266,12 @@ class Job:
             return None
         there = all(_size(self.output / file) == size for file, size in note["files"].items())
         return note["record"] if there else None
+
+    def withdraw(self, part: str, record: Record) -> None:
+        """Remove the note of a part that is to be made again, unless another run renews it."""
+        with self.claim(part) as is_mine:
+            if is_mine and self.record(part) == record:
+                self._note(part).unlink(missing_ok=True)
 
     def is_done(self, part: str) -> bool:
         """Whether a part is noted, and its files are there."""
@@ -405,8 +411,11 @@ def _file_name(part: str) -> str:
     return f"{readable}-{hashlib.sha256(part.encode(errors='surrogateescape')).hexdigest()[:16]}"
 
 
-def _read(path: Path) -> Any:
-    """Return what a file of ours holds; {} where it is cut short, None where it is not there."""
+def read_state(path: Path) -> Any:
+    """Return what a file of a job's state holds.
+
+    It is {} where a power cut left it without content, and None where there is no file.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
