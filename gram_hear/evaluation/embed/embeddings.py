@@ -19,6 +19,7 @@ import numpy as np
 
 from gram_hear.errors import TaskError, short
 from gram_hear.foreign import NotPlain, read_pickled_lists
+from gram_hear.jobs.job import Job
 from gram_hear.tasks import LONGEST_CLIP, Task, read_json, read_task
 
 DONE = "embeddings-done.json"
@@ -74,7 +75,7 @@ class SplitEmbeddings:
         Where they hold NaN or infinite values, the error names the clips of those rows.
         """
         folder, path = self.task.folder, self._path("embeddings.npy")
-        if (folder / PROGRESS).is_file() and not (folder / DONE).is_file():
+        if not (folder / DONE).is_file() and begun_of(folder) is not None:
             raise TaskError(
                 f"{folder} is not finished: run the embedding again, and it will go on."
             )
@@ -200,6 +201,14 @@ class SplitEmbeddings:
                 "the rows: they come from an early version of the original kit, whose order cannot "
                 "be told, or the split was changed. Embed the task anew."
             )
+
+
+def begun_of(folder: Path) -> Any:
+    """Return what unfinished embeddings are made of; None where none were begun."""
+    if (folder / PROGRESS).is_file():
+        return read_json(folder / PROGRESS)
+    found = Job(folder, {}).begun_of()
+    return found if isinstance(found, dict) and "module_code" in found else None
 
 
 def _has_labels(row: Any, labels: list, kinds: tuple[type, ...]) -> bool:
