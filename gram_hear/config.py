@@ -437,7 +437,7 @@ def named_config(
 
     Args:
         size: ``"tiny"`` (width 192), ``"small"`` (384) or ``"base"`` (768, as published).
-        channels: feature channels: 1 (mono), 2 (binaural) or 7 (first-order Ambisonics).
+        channels: feature channels: 1 (mono), 2 (binaural) or 7 (first-order Ambisonic).
         patching: ``"frame"`` (16 mel x 8 frames) or ``"time"`` (128 mel x 2 frames).
         backbone: ``"transformer"`` (GRAM-T), ``"mamba2"`` (GRAM-M) or ``"mamba1"``.
 
@@ -448,7 +448,7 @@ def named_config(
     _require(
         channels in LAYOUT_OF_CHANNELS,
         f"No model has {channels!r} feature channels; allowed are 1 (mono), 2 (binaural) and "
-        "7 (first-order Ambisonics: 4 log-mels and 3 intensities).",
+        "7 (first-order Ambisonic: 4 log-mels and 3 intensities).",
     )
     _require(
         patching in PATCHINGS,

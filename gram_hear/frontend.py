@@ -43,7 +43,7 @@ def hann_window(config: FrontEndConfig) -> Tensor:
 
 
 class FrontEnd(nn.Module):
-    """Log-mel features of a waveform, and for Ambisonics its intensity vector.
+    """Log-mel features of a waveform, and for Ambisonic audio its intensity vector.
 
     Always computes in float32, whatever type the rest of the model is cast to.
     """
@@ -78,7 +78,7 @@ class FrontEnd(nn.Module):
 
         Args:
             waveform: (batch, channels, samples) at ``config.sample_rate``; 1, 2 or 4 channels as
-                ``config.layout`` has them, Ambisonics in the model's own axes
+                ``config.layout`` has them, Ambisonic audio in the model's own axes
                 (:mod:`gram_hear.audio.layouts`).
 
         Returns:

@@ -484,7 +484,7 @@ def get_timestamp_embeddings(
         audio: (n, samples), (n, channels, samples), or a list of (samples,) or (channels,
             samples) clips of any lengths; float32 or float64, numpy or torch, in [-1, 1], at
             ``model.sample_rate``. The number of channels is the layout: 1 mono, 2 binaural,
-            4 first-order Ambisonics.
+            4 first-order Ambisonic.
         model: what :func:`load_model` returned.
 
     Returns:

@@ -481,12 +481,12 @@ def check_layout(what: str, channels: int, layouts: Collection[str]) -> None:
         return
     reason = {
         "mono": "is mono: with one channel nothing tells where it comes from",
-        "binaural": "has 2 channels (binaural), and this head hears Ambisonics",
-        "ambisonic": "has 4 channels (Ambisonics), and this head hears two ears",
+        "binaural": "has 2 channels (binaural), and this head hears Ambisonic sound",
+        "ambisonic": "has 4 channels (Ambisonic), and this head hears two ears",
     }.get(str(given), f"has {channels} channels")
     wanted = {
         "binaural": "a binaural sound (2 channels, the left ear first)",
-        "ambisonic": "first-order Ambisonics (4 channels)",
+        "ambisonic": "a first-order Ambisonic sound (4 channels)",
     }
     remedy = f"Give {' or '.join(wanted[layout] for layout in layouts)}"
     if given in BUNDLED:

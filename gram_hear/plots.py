@@ -319,7 +319,7 @@ class SoundPicture(Shown):
 
     Attributes:
         features: (feature channels, frames, mels): log-mels in natural logarithms, then, of
-            Ambisonics, intensities.
+            Ambisonic audio, intensities.
         hop: seconds from one frame to the next; frame k is centred at ``start + k * hop``.
         mel_frequencies: (mels,) Hz, the centres of the bands.
         rows: (rows, d), the embedding over time, less that of silence.
@@ -367,7 +367,7 @@ def sound_figure(sound: SoundPicture) -> Any:
 
 
 def _channel_titles(channels: int) -> list[str]:
-    """Return what the channels of a file are called; of Ambisonics as AmbiX has them."""
+    """Return what the channels of a file are called; of Ambisonic audio as AmbiX has them."""
     if channels == 1:
         return ["mono"]
     if channels == 2:
@@ -376,7 +376,7 @@ def _channel_titles(channels: int) -> list[str]:
 
 
 def feature_titles(channels: int) -> list[str]:
-    """Return what 1, 2 or 7 feature channels of a file are called; of Ambisonics in AmbiX."""
+    """Return what 1, 2 or 7 feature channels of a file are called; of Ambisonic audio in AmbiX."""
     if channels == 7:
         return [*_channel_titles(4), "intensity left", "intensity up", "intensity front"]
     return _channel_titles(channels)
@@ -509,7 +509,7 @@ def _draw_similarity(figure: Any, axes: Any, bar: Any, sound: SoundPicture) -> N
 
 
 def window_titles(config: ModelConfig) -> list[str]:
-    """Return what a model's feature channels are called; of Ambisonics in the model's axes."""
+    """Return what a model's feature channels are called; of Ambisonic audio in the model's axes."""
     layout = config.front_end.layout
     if layout == "mono":
         return ["log-mel"]

@@ -1,6 +1,7 @@
 """Embeddings of tasks: the kit's layout, broken runs, memory, rates, channels, and reading."""
 
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hear_tasks import write_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,10 +35,8 @@ from gram_hear.evaluation.embed.embeddings import (
     DONE,
     PREDICTED,
     PROGRESS,
+    SplitEmbeddings,
     event_labels,
-    open_embeddings,
-    row_labels,
-    row_timestamps,
 )
 from gram_hear.evaluation.embed.hear_module import load_model
 from gram_hear.evaluation.embed.task_audio import TaskAudio, resample
@@ -55,41 +55,31 @@ def modules_are_found(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (MODULES, MODULES.parents[2]))))
 
 
-def write_task(folder, lengths, rate=RATE, channels=1, kind="scene", duration=None, seed=0):
+def write_noise(folder, lengths, channels=1, kind="scene", duration=None, seed=0, **options):
     """Write a task whose splits have files of these lengths in samples; noise, as 16 bits."""
-    folder.mkdir(parents=True)
-    metadata = {
-        "task_name": folder.name,
-        "embedding_type": "event" if kind == "event" else "scene",
-        "prediction_type": "multiclass" if kind == "scene" else "multilabel",
-        "sample_duration": duration,
-        "split_mode": "trainvaltest",
-        "evaluation": ["event_onset_200ms_fms" if kind == "event" else "top1_acc"],
-        "splits": SPLITS,
-    }
-    (folder / "task_metadata.json").write_text(json.dumps(metadata))
-    (folder / "labelvocabulary.csv").write_text("idx,label\n0,7\n1,high\n")
     generator = np.random.default_rng(seed)
+    shapes = [(length, channels) if channels > 1 else length for length in lengths]
+    sounds = (generator.uniform(-0.5, 0.5, shape) for shape in itertools.cycle(shapes))
     annotation = {
         "scene": lambda i: [7] if i % 2 else ["high"],
         "event": lambda i: [{"label": 7, "start": 40.0 * i, "end": 120.0 + 40 * i}] * (i % 3 > 0),
         "localisation": lambda i: [0.5, float(i), -1.0],
     }[kind]
-    for split in SPLITS:
-        files = {f"{split}_{i}.wav": annotation(i) for i in range(len(lengths))}
-        (folder / f"{split}.json").write_text(json.dumps(files))
-        (folder / str(rate) / split).mkdir(parents=True)
-        for file, length in zip(files, lengths, strict=True):
-            shape = (length, channels) if channels > 1 else length
-            audio = generator.uniform(-0.5, 0.5, shape)
-            soundfile.write(folder / str(rate) / split / file, audio, rate)
-    return read_task(folder)
+    metadata = {
+        "embedding_type": "event" if kind == "event" else "scene",
+        "prediction_type": "multiclass" if kind == "scene" else "multilabel",
+        "sample_duration": duration,
+        "evaluation": ["event_onset_200ms_fms" if kind == "event" else "top1_acc"],
+    }
+    splits = {s: {f"{s}_{i}.wav": annotation(i) for i in range(len(lengths))} for s in SPLITS}
+    options |= {"labels": (7, "high"), "sound": lambda annotation: next(sounds)}
+    return read_task(write_task(folder, splits, **options, **metadata))
 
 
 @pytest.fixture
 def make_task(tmp_path):
-    """Return a function: :func:`write_task` in ``tasks``."""
-    return lambda lengths, name="noise-v1-full", **options: write_task(
+    """Return a function: :func:`write_noise` in ``tasks``."""
+    return lambda lengths, name="noise-v1-full", **options: write_noise(
         tmp_path / "tasks" / name, lengths, **options
     )
 
@@ -102,6 +92,10 @@ def kit(golden_path, tmp_path_factory):
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
     return folder
+
+
+def opened(folder, split):
+    return SplitEmbeddings(read_task(folder), split)
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -157,8 +151,8 @@ def test_scenes_are_written_as_the_kit_does(make_task, tmp_path):
         labels = [task.raw_annotations(split)[file] for file in task.row_files(split)]
         assert unpickle(out / f"{split}.target-labels.pkl") == labels
         assert json.loads((out / f"{split}.target-labels.json").read_text()) == labels
-        np.testing.assert_array_equal(open_embeddings(out, split), raw)
-        assert row_labels(read_task(out), split) == [[str(each) for each in row] for row in labels]
+        np.testing.assert_array_equal(opened(out, split).vectors, raw)
+        assert opened(out, split).labels == [[str(each) for each in row] for row in labels]
     assert not [p for p in out.iterdir() if "partial" in p.name or p.name in (PROGRESS, STATE)]
     done = json.loads((out / DONE).read_text())
     assert (done["module"], done["options"], done["files"]) == ("faulty", {}, 21)
@@ -170,8 +164,8 @@ def test_events_are_written_as_the_kit_does(make_task, tmp_path):
     out = embed_task(task, load_model("faulty", device="cpu"), tmp_path / "e")
     for split in SPLITS:
         vectors, files, times = one_by_one(task, split)
-        np.testing.assert_allclose(open_embeddings(out, split), vectors, rtol=0, atol=1e-6)
-        found_files, milliseconds = row_timestamps(out, split)
+        np.testing.assert_allclose(opened(out, split).vectors, vectors, rtol=0, atol=1e-6)
+        found_files, milliseconds = opened(out, split).files, opened(out, split).milliseconds
         assert found_files == files
         np.testing.assert_array_equal(milliseconds, times)
         labels = [
@@ -180,7 +174,7 @@ def test_events_are_written_as_the_kit_does(make_task, tmp_path):
         ]
         assert any(labels)
         assert unpickle(out / f"{split}.target-labels.pkl") == labels
-        assert row_labels(read_task(out), split) == [[str(each) for each in row] for row in labels]
+        assert opened(out, split).labels == [[str(each) for each in row] for row in labels]
     assert not list(out.glob("*.partial"))
 
 
@@ -188,7 +182,7 @@ def test_directions(make_task, tmp_path):
     task = make_task([800] * 3, kind="localisation")
     out = embed_task(task, load_model("faulty", device="cpu"), tmp_path / "e")
     expected = [task.annotations("test")[file] for file in task.row_files("test")]
-    assert row_labels(read_task(out), "test") == expected
+    assert opened(out, "test").labels == expected
     assert unpickle(out / "test.target-labels.pkl") == expected
 
 
@@ -197,7 +191,7 @@ def test_the_log_mel_module_embeds(make_task, tmp_path):
         task = make_task([16000, 9000], kind=kind, name=kind)
         out = embed_task(task, load_model("logmel", device="cpu"), tmp_path / "e")
         vectors, _, _ = one_by_one(task, "train", "logmel")
-        np.testing.assert_allclose(open_embeddings(out, "train"), vectors, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(opened(out, "train").vectors, vectors, rtol=0, atol=2e-5)
 
 
 def test_progress_is_told(make_task, tmp_path):
@@ -231,7 +225,7 @@ def test_clips_of_another_length_than_the_task_says(make_task, tmp_path):
         out = embed_task(task, load_model("faulty", device="cpu"), tmp_path / "e")
     assert len(caught) == 1
     vectors = one_by_one(task, "test")[0]
-    np.testing.assert_allclose(open_embeddings(out, "test"), vectors, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(opened(out, "test").vectors, vectors, rtol=0, atol=1e-6)
 
 
 # --- broken runs ----------------------------------------------------------------------------
@@ -283,7 +277,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(make_task, tmp_path, kind, sha
         for path in out.glob("*.embeddings.npy"):
             assert path.read_bytes() == (whole / path.name).read_bytes()
         with pytest.raises(TaskError, match="not finished"):
-            open_embeddings(out, "train")
+            _ = opened(out, "train").vectors
     before = embedded(log)
     module.module.CALLS.clear()
     embed_task(task, module, tmp_path / "killed")
@@ -294,7 +288,8 @@ def test_a_killed_run_goes_on_to_the_same_numbers(make_task, tmp_path, kind, sha
     assert 0 < again <= 2 * len(shares)
 
 
-def test_a_kill_at_any_time_leaves_nothing_half(make_task, tmp_path):
+def test_a_kill_at_any_time_leaves_nothing_half(make_task, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_run, "BATCH_SECONDS", 1.0)
     task = make_task([3000] * 20)
     whole = embed_task(task, load_model("faulty", device="cpu"), tmp_path / "whole")
     log = tmp_path / "log"
@@ -307,11 +302,7 @@ def test_a_kill_at_any_time_leaves_nothing_half(make_task, tmp_path):
     process.wait()
     assert not (out / DONE).exists()
     embed_task(task, load_model("faulty", device="cpu"), tmp_path / "killed")
-    # Batches of the killed run were shorter and stay so.
-    for split in SPLITS:
-        np.testing.assert_allclose(
-            open_embeddings(out, split), open_embeddings(whole, split), rtol=0, atol=1e-6
-        )
+    assert contents(out) == contents(whole)
 
 
 def interrupt_after(calls):
@@ -608,7 +599,7 @@ def test_what_version_0_1_0_left_unfinished_is_gone_on_with(make_task, tmp_path)
         (out / f"{name}.partial").write_bytes(b"half")
     (out / embedding_run.OLD_LOCK).write_text(json.dumps({"pid": 1, "host": "gone"}))
     with pytest.raises(TaskError, match="not finished"):
-        open_embeddings(out, "train")
+        _ = opened(out, "train").vectors
     module.module.CALLS.clear()
     embed_task(task, module, tmp_path / "e")
     assert len(module.module.CALLS) == 2
@@ -654,7 +645,7 @@ def test_batches_are_halved_where_memory_is_short(make_task, tmp_path, kind, fau
     assert sizes == [20, 10, *[5] * 12]  # tried, tried, and so it stays
     for split in SPLITS:
         np.testing.assert_allclose(
-            open_embeddings(out, split), open_embeddings(whole, split), rtol=0, atol=1e-6
+            opened(out, split).vectors, opened(whole, split).vectors, rtol=0, atol=1e-6
         )
     assert json.loads((out / DONE).read_text())["batch_samples"] == 5 * 8000
 
@@ -733,7 +724,7 @@ def test_a_changed_source_is_resampled_again(make_task, tmp_path, hours):
     made, _ = soundfile.read(kept, dtype="float32", always_2d=True)
     np.testing.assert_array_equal(made, resample(audio, 48000, RATE))
     row = task.row_files("test").index("test_0.wav")
-    assert open_embeddings(again, "test")[row, 0] == pytest.approx(made.mean(), abs=1e-6)
+    assert opened(again, "test").vectors[row, 0] == pytest.approx(made.mean(), abs=1e-6)
     after = {path: path.read_bytes() for path in before}
     assert {path for path in before if before[path] != after[path]} == {kept}
     assert (
@@ -893,7 +884,7 @@ def test_clips_without_samples_can_be_left_out(with_empty_clips, make_task, tmp_
         (other / f"{split}.json").write_text(json.dumps(files))
     expected = embed_task(read_task(other), module, tmp_path / "e2")
     assert contents(out) == contents(expected)
-    assert row_labels(read_task(out), "train") == row_labels(read_task(expected), "train")
+    assert opened(out, "train").labels == opened(expected, "train").labels
     done = json.loads((out / DONE).read_text())
     assert (done["empty_clips"], done["empty_files"]) == (
         "skip",
@@ -908,7 +899,7 @@ def test_silence_can_stand_for_clips_without_samples(with_empty_clips, tmp_path)
         out = embed_task(with_empty_clips, module, tmp_path / "e", empty_clips="zero")
     assert (1, RATE) in module.module.CALLS
     row = with_empty_clips.row_files("train").index("train_1.wav")
-    rows = open_embeddings(out, "train")
+    rows = opened(out, "train").vectors
     assert (rows[row] == 0).all()
     assert (np.delete(rows, row, axis=0) != 0).any(axis=1).all()
     assert json.loads((out / DONE).read_text())["empty_clips"] == "zero"
@@ -945,7 +936,7 @@ def test_several_channels(make_task, tmp_path, fault, shape):
         soundfile.read(task.audio("test", file, RATE), dtype="float32")[0].mean()
         for file in task.row_files("test")
     ]
-    np.testing.assert_allclose(open_embeddings(out, "test")[:, 0], means, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(opened(out, "test").vectors[:, 0], means, rtol=0, atol=1e-6)
 
 
 def test_mono_and_stereo_files_in_one_task(make_task, tmp_path):
@@ -966,20 +957,21 @@ def test_directories_of_the_kit_are_read(kit, name):
     task = read_task(kit / name)
     for split in task.splits:
         rows, size = json.loads((kit / name / f"{split}.embedding-dimensions.json").read_text())
-        embeddings = open_embeddings(kit / name, split)
+        embeddings = opened(kit / name, split).vectors
         assert embeddings.shape == (rows, size)
         assert embeddings.dtype == np.float32
         first = embeddings[0].copy()
         embeddings[0] = 0  # stays in memory
-        assert np.array_equal(open_embeddings(kit / name, split)[0], first)
+        assert np.array_equal(opened(kit / name, split).vectors[0], first)
         recorded = unpickle(kit / name / f"{split}.target-labels.pkl")
-        assert [sorted(row) for row in row_labels(task, split)] == [
+        assert [sorted(row) for row in SplitEmbeddings(task, split).labels] == [
             sorted(map(str, row)) for row in recorded
         ]
 
 
 def test_timestamps_of_the_kit(kit):
-    files, milliseconds = row_timestamps(kit / "esc10events-v1-full", "test")
+    test = opened(kit / "esc10events-v1-full", "test")
+    files, milliseconds = test.files, test.milliseconds
     assert files[:201] == ["mix_test_000.wav"] * 200 + ["mix_test_007.wav"]
     np.testing.assert_array_equal(milliseconds, np.tile(20 + 50.0 * np.arange(200), 12))
 
@@ -995,7 +987,7 @@ TIMES = st.integers(0, 40).map(lambda i: i * 12.5)
     rows=st.lists(st.tuples(st.sampled_from("ab"), TIMES), min_size=1, max_size=30, unique=True),
 )
 def test_labels_hold_from_start_to_end(tmp_path_factory, events, rows):
-    task = write_task(tmp_path_factory.mktemp("labels") / "t", [1], kind="event")
+    task = write_noise(tmp_path_factory.mktemp("labels") / "t", [1], kind="event")
     annotations = {"a": [], "b": []}
     for file, label, first, last in events:
         event = {"label": label, "start": min(first, last), "end": max(first, last)}
@@ -1034,7 +1026,7 @@ def test_nan_in_embeddings_names_the_files(embedded_task, kind):
     embeddings.flush()
     order = read_task(out).row_files("test")
     with pytest.raises(TaskError, match=f"in 2 of .* rows, of {order[1]}, {order[2]}\\."):
-        open_embeddings(out, "test")
+        _ = opened(out, "test").vectors
 
 
 def test_files_that_do_not_fit_the_rows(embedded_task):
@@ -1042,31 +1034,31 @@ def test_files_that_do_not_fit_the_rows(embedded_task):
     with open(out / "test.embeddings.npy", "ab") as file:
         file.write(b"\0" * 4)
     with pytest.raises(TaskError, match=r"has 68 bytes; 4 x 4 float32 values.* 64"):
-        open_embeddings(out, "test")
+        _ = opened(out, "test").vectors
     (out / "test.embeddings.npy").unlink()
     with pytest.raises(TaskError, match=r"There is no .*test\.embeddings\.npy"):
-        open_embeddings(out, "test")
+        _ = opened(out, "test").vectors
     (out / "test.embedding-dimensions.json").write_text("[5, 4]")
     with pytest.raises(TaskError, match=r"5 rows of test, and test\.json names 4 files"):
-        row_labels(read_task(out), "test")
+        _ = opened(out, "test").labels
     (out / "test.embedding-dimensions.json").write_text("[0, 4]")
     with pytest.raises(TaskError, match="rows, values of a row"):
-        open_embeddings(out, "test")
+        _ = opened(out, "test").vectors
 
 
 @pytest.mark.parametrize("suffix", ["json", "pkl"])
 def test_labels_in_another_order_are_refused(embedded_task, suffix):
     out = embedded_task()
     task = read_task(out)
-    expected = row_labels(task, "train")
+    expected = SplitEmbeddings(task, "train").labels
     labels = json.loads((out / "train.target-labels.json").read_text())
     (out / "train.target-labels.json").unlink()
-    assert row_labels(task, "train") == expected  # from the pickle
+    assert SplitEmbeddings(task, "train").labels == expected  # from the pickle
     path = out / f"train.target-labels.{suffix}"
     labels = labels[::-1] if labels != labels[::-1] else [labels[0]] * 4
     path.write_bytes(pickle.dumps(labels) if suffix == "pkl" else json.dumps(labels).encode())
     with pytest.raises(TaskError, match="or in another order"):
-        row_labels(task, "train")
+        _ = SplitEmbeddings(task, "train").labels
 
 
 def test_nothing_is_unpickled_but_lists(embedded_task, tmp_path):
@@ -1078,7 +1070,7 @@ def test_nothing_is_unpickled_but_lists(embedded_task, tmp_path):
     (out / "train.target-labels.json").unlink()
     (out / "train.target-labels.pkl").write_bytes(pickle.dumps([[Evil()]]))
     with pytest.warns(UserWarning, match="cannot be read as plain lists"):
-        row_labels(read_task(out), "train")
+        _ = opened(out, "train").labels
     assert not (tmp_path / "touched").exists()
 
 
@@ -1106,7 +1098,7 @@ def test_damaged_pickles_of_labels(embedded_task, fault):
     path = out / "train.target-labels.pkl"
     path.write_bytes(damaged(path.read_bytes(), fault))
     with pytest.raises(TaskError, match=r"train\.target-labels\.pkl (is damaged|has other labels)"):
-        row_labels(read_task(out), "train")
+        _ = opened(out, "train").labels
 
 
 @pytest.mark.parametrize("content", ["{}", "[[[]], 5]", "[1, 2, 3, 4]", '[["high"], null]'])
@@ -1114,7 +1106,7 @@ def test_labels_that_are_no_lists(embedded_task, content):
     out = embedded_task()
     (out / "train.target-labels.json").write_text(content)
     with pytest.raises(TaskError, match=r"train\.target-labels\.json has other labels"):
-        row_labels(read_task(out), "train")
+        _ = opened(out, "train").labels
 
 
 @pytest.mark.parametrize(
@@ -1133,7 +1125,7 @@ def test_broken_timestamps(embedded_task, content, message):
     out = embedded_task("event")
     (out / "test.filename-timestamps.json").write_text(content)
     with pytest.raises(TaskError, match=message):
-        row_labels(read_task(out), "test")
+        _ = opened(out, "test").labels
 
 
 # --- modules --------------------------------------------------------------------------------

@@ -307,7 +307,7 @@ def test_what_libsndfile_does_not_read_is_named_with_what_to_do(tmp_path):
             read_audio(tmp_path / name, RATE)
 
 
-# --- Ambisonics -------------------------------------------------------------------------------
+# --- Ambisonic files ---------------------------------------------------------------------------
 
 
 def test_b_format_is_fuma_by_the_files_own_word(b_format):
@@ -376,7 +376,7 @@ def test_a_convention_that_is_given_holds_where_the_file_says_none(
 
 
 @pytest.mark.parametrize("mask", [0x33, 0x107, 0x3, 0xF])
-def test_four_loudspeakers_are_no_ambisonics(tmp_path, write_wavex, mask):
+def test_four_loudspeakers_are_not_ambisonic(tmp_path, write_wavex, mask):
     write_wavex(tmp_path / "quad.wav", tone(RATE, channels=4), mask)
     for convention in (None, "ambix"):
         with pytest.raises(AudioError, match=r"quad\.wav .*loudspeakers .*FLAC"):

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
+from hear_tasks import write_task
 from typer.testing import CliRunner
 
-from gram_hear.commands.hear_eval.app import app, make_plan, parse_options
+from gram_hear.commands.hear_eval.app import app, parse_options
 from gram_hear.errors import GramError, OptionError
-from gram_hear.evaluation.compare import results as report
-from gram_hear.evaluation.predict import prediction
+from gram_hear.evaluation.predict import score_files
+from gram_hear.jobs import writing
 from gram_hear.jobs.locks import locked
 from gram_hear.tasks import RESAMPLED
 
@@ -28,38 +28,22 @@ SPLITS = {"train": 24, "valid": 12, "test": 12}
 PITCHES = {"low": 300, "high": 2000}
 
 
-def write_task(folder, audio=True):
+def write_beeps(folder, audio=True):
     """Write a task of short beeps, low or high, in noise."""
     random = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    metadata = {
-        "task_name": "beeps",
-        "embedding_type": "scene",
-        "prediction_type": "multiclass",
-        "sample_duration": 0.2,
-        "split_mode": "trainvaltest",
-        "evaluation": ["top1_acc"],
-        "splits": list(SPLITS),
-    }
-    (folder / "task_metadata.json").write_text(json.dumps(metadata))
-    (folder / "labelvocabulary.csv").write_text("idx,label\n0,low\n1,high\n")
-    for split, count in SPLITS.items():
-        labels = {f"{split}{i}.wav": list(PITCHES)[i % 2] for i in range(count)}
-        (folder / f"{split}.json").write_text(json.dumps({k: [v] for k, v in labels.items()}))
-        if audio:
-            (folder / str(RATE) / split).mkdir(parents=True)
-        for name, label in labels.items() if audio else ():
-            time = np.arange(RATE // 5) / RATE
-            sound = 0.3 * np.sin(2 * np.pi * PITCHES[label] * time + random.uniform(0, 6))
-            sound += 0.01 * random.standard_normal(len(time))
-            soundfile.write(folder / str(RATE) / split / name, sound, RATE)
-    return folder
+
+    def sound(labels):
+        time = np.arange(RATE // 5) / RATE
+        beep = 0.3 * np.sin(2 * np.pi * PITCHES[labels[0]] * time + random.uniform(0, 6))
+        return beep + 0.01 * random.standard_normal(len(time))
+
+    return write_task(folder, SPLITS, sound=sound if audio else None, sample_duration=0.2)
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with tasks/ in which one can be run; the modules of the tests are found."""
-    write_task(tmp_path / "tasks" / TASK)
+    write_beeps(tmp_path / "tasks" / TASK)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(MODULES)
     monkeypatch.setenv("PYTHONPATH", str(MODULES))
@@ -138,11 +122,16 @@ def test_embedding_and_predicting_are_the_halves(place):
     assert evaluate(*QUICK)[0] == 0
     whole = json.loads((place / "embeddings/logmel/results.json").read_text())["results"][0]
     assert whole["scores"] == halves["scores"]
+    options = ("--grid", "faster", "--grid-points", "3", "--seed", "7", "--shuffle", "--force")
+    assert evaluate("predict", f"made/logmel/{TASK}", *options)[0] == 0
+    marker = json.loads((place / "made/logmel" / TASK / "prediction-done.json").read_text())
+    asked = {"grid": "faster", "grid_points": 3, "seed": 7, "shuffle": True}
+    assert {name: marker[name] for name in asked} == asked
 
 
 def test_a_broken_task_does_not_stop_the_others(place):
-    write_task(place / "tasks" / "a-silent-v1-full", audio=False)
-    broken = write_task(place / "tasks" / "broken-v1-full", audio=False)
+    write_beeps(place / "tasks" / "a-silent-v1-full", audio=False)
+    broken = write_beeps(place / "tasks" / "broken-v1-full", audio=False)
     (broken / "labelvocabulary.csv").unlink()
     code, stdout, stderr = evaluate(*QUICK)
     assert code == 1
@@ -158,7 +147,7 @@ def test_a_broken_task_does_not_stop_the_others(place):
 
 def test_broken_embeddings_do_not_stop_the_others(place):
     """The second task's embeddings hold NaN; the file is named, the first one's scores stay."""
-    write_task(place / "tasks" / "spoilt-v1-full")
+    write_beeps(place / "tasks" / "spoilt-v1-full")
     assert evaluate("embed", "logmel")[0] == 0
     folder = place / "embeddings" / "logmel"
     path = folder / "spoilt-v1-full" / "valid.embeddings.npy"
@@ -189,8 +178,8 @@ def test_a_broken_score_file_does_not_hide_the_others(place):
 
 def test_a_failing_disk_does_not_stop_the_others(place, monkeypatch):
     """Neither the other tasks nor the table."""
-    write_task(place / "tasks" / "full-v1-full")
-    write_whole = prediction.write_whole
+    write_beeps(place / "tasks" / "full-v1-full")
+    write_whole = writing.write_whole
 
     def refuse(path, write):
         if "full-v1-full" in str(path.parent.parent) or path.name == "results.json":
@@ -198,8 +187,8 @@ def test_a_failing_disk_does_not_stop_the_others(place, monkeypatch):
         write_whole(path, write)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prediction, "write_whole", refuse)
-        patch.setattr(report, "write_whole", refuse)
+        for module in (writing, score_files):
+            patch.setattr(module, "write_whole", refuse)
         code, stdout, stderr = evaluate(*QUICK)
     assert code == 1
     assert TASK in stdout
@@ -212,7 +201,7 @@ def test_a_failing_disk_does_not_stop_the_others(place, monkeypatch):
 
 def test_a_module_that_fails_leaves_its_traceback(place):
     """Whatever it raises: the run goes on with the next task, and the message names the file."""
-    write_task(place / "tasks" / "other-v1-full")
+    write_beeps(place / "tasks" / "other-v1-full")
     options = ("--model-options", '{"fault": "library"}')
     code, _, stderr = evaluate("embed", "faulty", "--device", "cpu", *options)
     assert code == 1
@@ -293,7 +282,7 @@ def test_clips_without_samples(place):
 
 def test_metadata_is_checked_before_anything_is_embedded(place):
     """A metric that is not known would cost the hours of embedding."""
-    folder = write_task(place / "tasks" / "typing-v1-full")
+    folder = write_beeps(place / "tasks" / "typing-v1-full")
     path = folder / "task_metadata.json"
     path.write_text(path.read_text().replace("top1_acc", "top1_akk"))
     code, stdout, stderr = evaluate(*QUICK)
@@ -327,7 +316,7 @@ def test_a_changed_task_is_embedded_anew_with_force(place):
 
 
 def test_a_module_folder_stands_for_its_tasks(place, monkeypatch):
-    write_task(place / "tasks" / "other-v1-full")
+    write_beeps(place / "tasks" / "other-v1-full")
     assert evaluate("embed", "logmel")[0] == 0
     folder = place / "embeddings" / "logmel"
     code, stdout, _ = evaluate("predict", str(folder), *QUICK[2:])
@@ -343,7 +332,7 @@ def test_a_module_folder_stands_for_its_tasks(place, monkeypatch):
 
 def test_several_tasks_are_given_with_commas(place):
     for name in ("b-v1-full", "c-v1-full"):
-        write_task(place / "tasks" / name)
+        write_beeps(place / "tasks" / name)
     for given in (("--task", "c, beeps"), ("--task", "c", "--task", "beeps")):
         code, stdout, _ = evaluate("embed", "logmel", *given)
         made = [f"embeddings/logmel/{name}" for name in ("c-v1-full", TASK)]
@@ -446,7 +435,7 @@ def test_the_version_is_printed():
 
 
 def test_tasks_are_listed(place):
-    broken = write_task(place / "tasks" / "broken-v1-full", audio=False)
+    broken = write_beeps(place / "tasks" / "broken-v1-full", audio=False)
     (broken / "train.json").write_text("{")
     code, stdout, _ = evaluate("tasks", "tasks")
     assert code == 1
@@ -499,9 +488,3 @@ def test_options_are_an_object():
     assert parse_options('{"strategy": "mean", "window": 2}') == {"strategy": "mean", "window": 2}
     with pytest.raises(OptionError, match="not JSON"):
         parse_options("")
-
-
-def test_a_plan_is_made_of_options():
-    plan = make_plan("fast", 3, 7, True, "cpu")
-    assert plan.to_dict() == {"grid": "fast", "grid_points": 3, "seed": 7, "shuffle": True}
-    assert plan.device == "cpu"

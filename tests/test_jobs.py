@@ -4,6 +4,8 @@ import importlib
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 
@@ -11,7 +13,7 @@ import pytest
 
 from gram_hear.errors import OptionError, TaskError
 from gram_hear.jobs.job import Job, JobGone, Outcome, run_parts
-from gram_hear.jobs.locks import LOCK, locked, try_lock, wait_for_lock
+from gram_hear.jobs.locks import LOCK, POLL, locked, try_lock, wait_for_lock
 from gram_hear.jobs.writing import link_or_copy, write_json, write_text
 
 HOLD_LOCK = """
@@ -210,7 +212,30 @@ def test_a_job_is_not_begun_anew_while_another_run_is_at_work(job):
     other = Job(job.output, {"seed": 2})
     with job.claim("a"), pytest.raises(OptionError, match="Another run is at work"):
         other.begin(force=True)
+    with job.finishing(), pytest.raises(OptionError, match="Another run is at work"):
+        other.begin(force=True)
     assert job.begun_of() is not None
+
+
+def test_a_run_that_waits_to_finish_finds_what_another_finished(job):
+    def finish():
+        with job.finishing():
+            return job.begun_of()
+
+    with ThreadPoolExecutor(1) as pool:
+        with job.finishing():
+            waiting = pool.submit(finish)
+            time.sleep(2 * POLL)
+            job.close()
+        assert waiting.result() is None
+    assert not list(job.output.iterdir())
+
+
+def test_the_records_of_all_parts_are_those_of_this_job(job):
+    outcomes(job, ["a", "b", "c"])
+    (job.output / "b").unlink()
+    assert len(list(job.records())) == 2
+    assert list(Job(job.output, {"seed": 2}).records()) == []
 
 
 def test_going_on_with_the_same_job_keeps_what_is_noted(job):

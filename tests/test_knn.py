@@ -1,13 +1,12 @@
 """Nearest neighbours: votes against scikit-learn; files, folds and errors of the probe."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
+from hear_tasks import write_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
@@ -25,19 +24,18 @@ from gram_hear.evaluation.compare.results import (
 from gram_hear.evaluation.embed.embed_task import _discard
 from gram_hear.evaluation.predict import knn
 from gram_hear.evaluation.predict.knn import (
-    DONE_FILE,
     NEIGHBOURS,
-    SCORES_FILE,
     TEMPERATURE,
-    NeighbourPlan,
+    NeighbourProbe,
     neighbour_votes,
-    score_neighbours,
 )
-from gram_hear.evaluation.predict.prediction import is_predicted
-from gram_hear.evaluation.predict.probe import Examples, Rows
+from gram_hear.evaluation.predict.prediction import is_predicted, predict_task
+from gram_hear.evaluation.predict.predictors import Examples, Rows
+from gram_hear.evaluation.predict.score_files import FILES
 from gram_hear.jobs.locks import locked
 from gram_hear.tasks import read_task
 
+DONE_FILE, SCORES_FILE = FILES["knn"].marker, FILES["knn"].scores
 LABELS = ("low", "middle", "high")
 FOLDS = ("fold00", "fold01", "fold02")
 
@@ -127,30 +125,19 @@ def test_rows_that_cannot_be_compared_are_refused():
 def write_embeddings(folder, splits=("train", "valid", "test"), rows=40, seed=0, **metadata):
     """Write the embeddings of a task: three numbers that say the class, in noise."""
     random = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
+    truth = {s: {f"{s}-{i}.wav": int(random.integers(3)) for i in range(rows)} for s in splits}
     content = {
-        "task_name": "numbers",
-        "embedding_type": "scene",
-        "prediction_type": "multiclass",
-        "sample_duration": 1.0,
         "split_mode": "presplit_kfold" if splits[0].startswith("fold") else "trainvaltest",
         "evaluation": ["top1_acc", "mAP"],
         "evaluation_params": {
             "task_specific_param_grid": {"max_epochs": [4], "hidden_layers": [0], "lr": [0.03]}
         },
-        "splits": list(splits),
     } | metadata
-    (folder / "task_metadata.json").write_text(json.dumps(content))
-    vocabulary = "".join(f"{i},{label}\n" for i, label in enumerate(LABELS))
-    (folder / "labelvocabulary.csv").write_text("idx,label\n" + vocabulary)
-    truth = {}
-    for split in splits:
-        truth |= {f"{split}-{i}.wav": int(random.integers(3)) for i in range(rows)}
-        here = {name: [LABELS[k]] for name, k in truth.items() if name.startswith(split)}
-        (folder / f"{split}.json").write_text(json.dumps(here))
+    annotations = {s: {file: [LABELS[k]] for file, k in truth[s].items()} for s in splits}
+    write_task(folder, annotations, LABELS, **content)
     task = read_task(folder)  # the order of rows is the task's to say
     for split in splits:
-        labels = np.array([truth[name] for name in task.row_files(split)])
+        labels = np.array([truth[split][name] for name in task.row_files(split)])
         table = np.eye(3, 6)[labels] + 0.4 * random.standard_normal((rows, 6))
         table.astype(np.float32).tofile(folder / f"{split}.embeddings.npy")
         (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([rows, 6]))
@@ -166,7 +153,7 @@ def rows_of_split(folder, split):
 
 def test_a_test_split_is_scored_from_the_training_split_alone(tmp_path):
     folder = write_embeddings(tmp_path / "my.module" / "numbers")
-    scores = score_neighbours(folder, NeighbourPlan())
+    scores = predict_task(folder, NeighbourProbe())
     training, labels = rows_of_split(folder, "train")
     test, truth = rows_of_split(folder, "test")
     votes = reference(training, labels, test, 3)
@@ -187,7 +174,7 @@ def test_a_test_split_is_scored_from_the_training_split_alone(tmp_path):
 def test_each_fold_is_scored_from_all_others(tmp_path):
     folder = write_embeddings(tmp_path / "my.module" / "numbers", FOLDS)
     calls = []
-    scores = score_neighbours(folder, NeighbourPlan(), lambda *done: calls.append(done))
+    scores = predict_task(folder, NeighbourProbe(), lambda *done: calls.append(done))
     assert calls == [(1, 3), (2, 3), (3, 3)]
     found = []
     for fold in FOLDS:
@@ -213,7 +200,7 @@ def test_what_x_ares_does_not_score_is_refused(tmp_path, changes, kind):
     metadata = json.loads((folder / "task_metadata.json").read_text()) | changes
     (folder / "task_metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(TaskError, match=rf"is a task of {kind}.*multiclass.*--probe shallow"):
-        score_neighbours(folder, NeighbourPlan())
+        predict_task(folder, NeighbourProbe())
     assert not (folder / DONE_FILE).exists()
 
 
@@ -225,21 +212,21 @@ def test_directions_are_refused(tmp_path):
     for split in ("train", "valid", "test"):
         (folder / f"{split}.json").write_text(json.dumps({f"{split}-0.wav": [1.0, 0.0, 0.0]}))
     with pytest.raises(TaskError, match="is a task of localisation"):
-        score_neighbours(folder, NeighbourPlan())
+        predict_task(folder, NeighbourProbe())
 
 
 def test_another_run_is_not_disturbed(tmp_path):
     folder = write_embeddings(tmp_path / "numbers")
     with locked(folder), pytest.raises(TaskError, match="Another run"):
-        score_neighbours(folder, NeighbourPlan())
+        predict_task(folder, NeighbourProbe())
 
 
 def test_scores_go_with_their_embeddings(tmp_path):
     folder = write_embeddings(tmp_path / "numbers")
-    score_neighbours(folder, NeighbourPlan())
-    assert is_predicted(folder, NeighbourPlan())
+    predict_task(folder, NeighbourProbe())
+    assert is_predicted(folder, NeighbourProbe())
     _discard(folder)  # what embedding anew with --force begins with
-    assert not is_predicted(folder, NeighbourPlan())
+    assert not is_predicted(folder, NeighbourProbe())
     assert read_result(folder, "knn") is None
 
 
@@ -290,36 +277,16 @@ def test_what_is_of_the_shallow_predictors_is_refused(tmp_path):
     assert not (folder / DONE_FILE).exists()
 
 
-def write_sounds(folder):
-    """Write a task of low and high beeps in noise."""
-    random = np.random.default_rng(0)
-    for split in ("train", "valid", "test"):
-        (folder / "16000" / split).mkdir(parents=True)
-        labels = {f"{split}{i}.wav": [("low", "high")[i % 2]] for i in range(12)}
-        (folder / f"{split}.json").write_text(json.dumps(labels))
-        for name, (label,) in labels.items():
-            turns = np.arange(3200) / 16000 * {"low": 300, "high": 2000}[label]
-            sound = 0.3 * np.sin(2 * np.pi * turns) + 0.01 * random.standard_normal(3200)
-            soundfile.write(folder / "16000" / split / name, sound, 16000)
-    (folder / "labelvocabulary.csv").write_text("idx,label\n0,low\n1,high\n")
-    metadata = {
-        "task_name": "beeps",
-        "embedding_type": "scene",
-        "prediction_type": "multiclass",
-        "sample_duration": 0.2,
-        "split_mode": "trainvaltest",
-        "evaluation": ["top1_acc"],
-        "splits": ["train", "valid", "test"],
-    }
-    (folder / "task_metadata.json").write_text(json.dumps(metadata))
-
-
 def test_a_module_is_embedded_and_scored_in_one_command(tmp_path, monkeypatch):
-    write_sounds(tmp_path / "tasks" / "beeps-v1-full")
-    shutil.copytree(tmp_path / "tasks" / "beeps-v1-full", tmp_path / "tasks" / "tags-v1-full")
-    metadata = tmp_path / "tasks" / "tags-v1-full" / "task_metadata.json"
-    content = json.loads(metadata.read_text()) | {"prediction_type": "multilabel"}
-    metadata.write_text(json.dumps(content | {"evaluation": ["mAP"]}))
+    random = np.random.default_rng(0)
+
+    def beep(labels):
+        turns = np.arange(3200) / 16000 * {"low": 300, "high": 2000}[labels[0]]
+        return 0.3 * np.sin(2 * np.pi * turns) + 0.01 * random.standard_normal(3200)
+
+    write_task(tmp_path / "tasks" / "beeps-v1-full", 12, sound=beep)
+    tags = {"prediction_type": "multilabel", "evaluation": ["mAP"]}
+    write_task(tmp_path / "tasks" / "tags-v1-full", 12, sound=beep, **tags)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(Path(__file__).parent / "data" / "hear_modules")
     done = evaluate("--module", "logmel", "--probe", "knn", "--device", "cpu")

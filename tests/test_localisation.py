@@ -170,7 +170,7 @@ def test_levels_are_dbfs(checkpoint, amplitude, frequency):
     np.testing.assert_allclose(found.level[1:-1], expected, atol=0.1)
 
 
-def test_ambisonics_are_located_at_the_level_of_w(ambisonic):
+def test_ambisonic_sound_is_located_at_the_level_of_w(ambisonic):
     locator = locator_of(ambisonic, (30, 45))
     assert locator.layout == "ambisonic"
     sine = 0.1 * np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE)
@@ -179,7 +179,7 @@ def test_ambisonics_are_located_at_the_level_of_w(ambisonic):
     np.testing.assert_allclose(found.level[1:-1], -20 - 10 * np.log10(2), atol=0.1)
 
 
-def test_ambisonics_of_any_convention_are_heard_alike(ambisonic, tmp_path):
+def test_ambisonic_sound_of_any_convention_is_heard_alike(ambisonic, tmp_path):
     head = locator_of(ambisonic).save(tmp_path / "head.safetensors")
     w, y, z, x = noise(0.5, channels=4)
     conventions = {"ambix": (w, y, z, x), "fuma": (w / 2**0.5, x, y, z)}
@@ -195,7 +195,11 @@ def test_ambisonics_of_any_convention_are_heard_alike(ambisonic, tmp_path):
 
 @pytest.mark.parametrize(
     ("channels", "message"),
-    [(1, "is mono.*Give first-order"), (2, "has 2 channels.*layout 'binaural'"), (3, "3 channels")],
+    [
+        (1, "is mono.*Give a first-order"),
+        (2, "has 2 channels.*layout 'binaural'"),
+        (3, "3 channels"),
+    ],
 )
 def test_other_audio_for_an_ambisonic_head_is_an_error(ambisonic, channels, message):
     with pytest.raises(AudioError, match=message):
@@ -258,7 +262,7 @@ def test_other_rates_are_resampled(checkpoint):
     [
         (np.zeros(RATE), "is mono"),
         (np.zeros((1, RATE)), "is mono"),
-        (np.zeros((4, RATE)), "Ambisonics"),
+        (np.zeros((4, RATE)), "Ambisonic"),
         (np.zeros((RATE, 2)), "channels"),
         (np.zeros((2, RATE), dtype=np.int16), "int16"),
         (np.full((2, RATE), np.nan), "NaN"),

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import hear_tasks
 import numpy as np
 import pytest
 import soundfile
@@ -41,32 +43,17 @@ def beep(pitch, seconds=0.3, start=0.05, rate=RATE):
 
 def write_task(tasks_dir, name="beeps-v1-full", files=3, rate=RATE, ending=".wav", **metadata):
     """Write a task of beeps, low and high, of slightly different lengths."""
-    folder = tasks_dir / name
-    metadata = {
-        "task_name": name.split("-")[0],
-        "embedding_type": "scene",
-        "prediction_type": "multiclass",
-        "sample_duration": None,
-        "split_mode": "trainvaltest",
-        "evaluation": ["top1_acc"],
-        "splits": ["train", "valid", "test"],
-        **metadata,
+    labels = [["high" if i % 2 else "low"] for i in range(files)]
+    pitches = itertools.cycle([(2000 if i % 2 else 300, 0.2 + 0.01 * i) for i in range(files)])
+    if metadata.get("embedding_type") == "event":
+        labels = [[{"label": "low", "start": 50.0, "end": 150.0}]] * files
+    splits = {
+        split: {f"{split}{i}{ending}": label for i, label in enumerate(labels)}
+        for split in metadata.pop("splits", hear_tasks.SPLITS)
     }
-    for split in metadata["splits"]:
-        (folder / str(rate) / split).mkdir(parents=True)
-        labels = {}
-        for i in range(files):
-            high = i % 2
-            labels[f"{split}{i}{ending}"] = ["high" if high else "low"]
-            sound = beep(2000 if high else 300, 0.2 + 0.01 * i, rate=rate)
-            soundfile.write(folder / str(rate) / split / f"{split}{i}{ending}", sound, rate)
-        if metadata["embedding_type"] == "event":
-            events = [{"label": "low", "start": 50.0, "end": 150.0}]
-            labels = dict.fromkeys(labels, events)
-        (folder / f"{split}.json").write_text(json.dumps(labels))
-    (folder / "labelvocabulary.csv").write_text("idx,label\n0,low\n1,high\n")
-    (folder / "task_metadata.json").write_text(json.dumps(metadata))
-    return read_task(folder)
+    metadata |= {"task_name": name.split("-")[0], "rate": rate}
+    metadata |= {"sound": lambda labels: beep(*next(pitches), rate=rate)}
+    return read_task(hear_tasks.write_task(tasks_dir / name, splits, **metadata))
 
 
 def stand_in(recipe):

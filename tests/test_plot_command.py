@@ -137,7 +137,9 @@ def plane_wave(convention, azimuth=60.0):
 
 
 @pytest.mark.parametrize("convention", ["ambix", "fuma"])
-def test_ambisonics_are_drawn_in_ambix_with_the_cosines_of_their_direction(tmp_path, convention):
+def test_ambisonic_sound_is_drawn_in_ambix_with_the_cosines_of_their_direction(
+    tmp_path, convention
+):
     soundfile.write(tmp_path / "wave.wav", plane_wave(convention).T, 32000, subtype="FLOAT")
     model = load_model(MODEL, layer=1)
     picture = _sound_picture(tmp_path / "wave.wav", model, 0.0, None, convention)
@@ -256,7 +258,7 @@ def spy(monkeypatch, module, name):
 
 
 @pytest.mark.parametrize("convention", ["ambix", "fuma"])
-def test_ambisonics_are_located_and_drawn_in_ambix(
+def test_ambisonic_sound_is_located_and_drawn_in_ambix(
     command, tmp_path, published_file, monkeypatch, convention
 ):
     """With four channels the other head answers, and nobody has to name it."""
@@ -303,13 +305,15 @@ def test_locate_says_of_mono_that_it_has_no_direction(command):
     code, out, err = command("locate", SOUNDS / "mono_impacts.ogg")
     assert (code, out) == (1, "")
     assert "mono_impacts.ogg is mono" in err
-    assert "a binaural sound (2 channels, the left ear first) or first-order Ambisonics" in err
+    assert (
+        "a binaural sound (2 channels, the left ear first) or a first-order Ambisonic sound" in err
+    )
 
 
 def test_a_binaural_head_takes_two_ears_alone(command, head):
     for name, message in {
         "mono_impacts.ogg": "is mono",
-        "ambix_circling.wav": "Ambisonics",
+        "ambix_circling.wav": "Ambisonic",
     }.items():
         code, out, err = command("locate", SOUNDS / name, "--head", head)
         assert (code, out) == (1, "")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import typer
+from hear_tasks import SPLITS, write_task
 
 import gram_hear
 from gram_hear.commands.gram_hear.app import app as gram_hear_app
@@ -38,27 +39,6 @@ def script(text):
     return "\n".join(lines)
 
 
-def write_task(folder):
-    """A HEAR task of one short clip in each split."""
-    metadata = {
-        "task_name": "beeps",
-        "version": "v1",
-        "embedding_type": "scene",
-        "prediction_type": "multiclass",
-        "sample_duration": 0.5,
-        "split_mode": "trainvaltest",
-        "evaluation": ["top1_acc"],
-        "splits": ["train", "valid", "test"],
-    }
-    for split in metadata["splits"]:
-        audio = folder / "16000" / split
-        audio.mkdir(parents=True)
-        soundfile.write(audio / "beep.wav", 0.1 * np.sin(np.arange(8000) / 4), 16000)
-        (folder / f"{split}.json").write_text(json.dumps({"beep.wav": ["beep"]}))
-    (folder / "task_metadata.json").write_text(json.dumps(metadata))
-    (folder / "labelvocabulary.csv").write_text("idx,label\n0,beep\n")
-
-
 @pytest.mark.parametrize(
     ("document", "commands", "result"),
     [
@@ -77,7 +57,13 @@ def test_examples_run(tmp_path, hub, document, commands, result):
     (tmp_path / "recordings").mkdir()
     for name, source in sounds.items():
         shutil.copy(TESTS / "data" / "sounds" / source, tmp_path / name)
-    write_task(tmp_path / "tasks" / "beeps-v1-full")
+    write_task(
+        tmp_path / "tasks" / "beeps-v1-full",
+        {split: {"beep.wav": ["beep"]} for split in SPLITS},
+        labels=["beep"],
+        sound=lambda labels: 0.1 * np.sin(np.arange(8000) / 4),
+        sample_duration=0.5,
+    )
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.endpoint,

@@ -75,7 +75,7 @@ def test_octave_band_gains_shape_an_image():
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_direct_sound_of_ambisonics_points_to_the_source(seed):
+def test_the_direct_sound_of_ambisonic_rirs_points_to_the_source(seed):
     scene = draw_room_and_scene([seed, 1])
     direct = direct_sound(scene, "ambisonic").astype(np.float64)
     vector = (direct[[3, 1, 2]] * direct[0]).sum(axis=1)
@@ -170,7 +170,7 @@ def test_the_tail_is_as_coherent_as_the_heads_diffuse_field(name):
     assert coherence[low].mean() == pytest.approx(expected[low].mean(), abs=0.02)
 
 
-def test_the_tail_of_ambisonics_is_diffuse():
+def test_the_tail_of_ambisonic_rirs_is_diffuse():
     scene = draw_room_and_scene([10], rt60=1.0, noise_sources=0)
     late = render(scene, "ambisonic").rirs[0][:, int(0.4 * RATE) :].astype(np.float64)
     covariance = late @ late.T / (late[0] @ late[0])

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import soundfile
+from hear_tasks import SPLITS, write_task
 
 from gram_hear.audio.files import read_audio
 from gram_hear.commands.gram_hear import app as cli
@@ -24,7 +25,7 @@ from gram_hear.scenes.single import make_scene
 
 TESTS = Path(__file__).parent
 SOUNDS = TESTS / "data" / "sounds"
-AMBISONICS = ("--format", "ambisonics")  # needs no head, and so less time
+AMBISONIC = ("--format", "ambisonics")  # needs no head, and so less time
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_both_formats_hear_the_same_scene_and_say_their_channels(command, sound)
 
 
 def test_a_seed_gives_the_same_bytes_and_another_one_another_room(command, sound):
-    options = (*AMBISONICS, "--snr", 10)
+    options = (*AMBISONIC, "--snr", 10)
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         assert command("scene", sound, "-o", f"{name}.wav", *options, "--seed", seed)[0] == 0
     first, second, other = (Path(f"{name}.wav").read_bytes() for name in "abc")
@@ -126,7 +127,7 @@ def test_a_seed_gives_the_same_bytes_and_another_one_another_room(command, sound
 
 
 def test_the_metadata_makes_the_scene_again(command, sound):
-    assert command("scene", sound, "-o", "s.wav", *AMBISONICS, "--snr", 3, "--rt60", 0.3)[0] == 0
+    assert command("scene", sound, "-o", "s.wav", *AMBISONIC, "--snr", 3, "--rt60", 0.3)[0] == 0
     audio, metadata = read("s.wav")
     dry = read_audio(sound, metadata["rate"]).audio[0]
     again = make_scene(dry, metadata["rate"], metadata["layout"], **metadata["options"])
@@ -137,7 +138,7 @@ def test_the_metadata_makes_the_scene_again(command, sound):
 @pytest.mark.parametrize("snr", [-5.0, 20.0])
 def test_noise_has_the_ratio_that_is_asked_for(command, sound, snr):
     for name, options in (("dry", ()), ("noisy", ("--snr", snr))):
-        code, _, err = command("scene", sound, "-o", f"{name}.wav", *AMBISONICS, *options)
+        code, _, err = command("scene", sound, "-o", f"{name}.wav", *AMBISONIC, *options)
         assert code == 0, err
     (_, of_clean), (noisy, of_noisy) = read("dry.wav"), read("noisy.wav")
     for key in ("room", "listener", "yaw", "source"):
@@ -155,7 +156,7 @@ def test_noise_shorter_than_the_sound_comes_from_the_set_and_starts_somewhere(co
     hum = 0.1 * np.random.default_rng(1).standard_normal(3200)
     soundfile.write("noises/hum.wav", hum, 16000)
     code, _, err = command(
-        "scene", sound, "-o", "s.wav", *AMBISONICS, "--snr", 0, "--noise", "noises"
+        "scene", sound, "-o", "s.wav", *AMBISONIC, "--snr", 0, "--noise", "noises"
     )
     assert code == 0, err
     _, metadata = read("s.wav")
@@ -170,7 +171,7 @@ def test_noise_shorter_than_the_sound_comes_from_the_set_and_starts_somewhere(co
 
 def test_the_tail_is_kept_or_cut(command, sound):
     for name, option in (("whole", "--tail"), ("cut", "--no-tail")):
-        assert command("scene", sound, "-o", f"{name}.wav", *AMBISONICS, option)[0] == 0
+        assert command("scene", sound, "-o", f"{name}.wav", *AMBISONIC, option)[0] == 0
     whole, cut = read("whole.wav")[0], read("cut.wav")[0]
     assert cut.shape[1] == 16000
     assert whole.shape[1] > 20000
@@ -179,7 +180,7 @@ def test_the_tail_is_kept_or_cut(command, sound):
 
 def test_what_would_exceed_full_scale_gets_one_gain(command):
     soundfile.write("loud.wav", np.sign(np.random.default_rng(0).standard_normal(8000)), 32000)
-    code, _, err = command("scene", "loud.wav", "-o", "s.wav", *AMBISONICS, "--distance", 0.3)
+    code, _, err = command("scene", "loud.wav", "-o", "s.wav", *AMBISONIC, "--distance", 0.3)
     assert code == 0, err
     audio, metadata = read("s.wav")
     assert 0.99 < np.abs(audio).max() <= 1
@@ -190,16 +191,16 @@ def test_what_would_exceed_full_scale_gets_one_gain(command):
 def test_of_several_channels_the_first_is_used_and_it_is_said(command, sound):
     samples, rate = soundfile.read(sound)
     soundfile.write("two.wav", np.stack([samples, -0.5 * samples], axis=1), rate)
-    code, _, err = command("scene", "two.wav", "-o", "two-scene.wav", *AMBISONICS)
+    code, _, err = command("scene", "two.wav", "-o", "two-scene.wav", *AMBISONIC)
     assert code == 0
     assert "two.wav has 2 channels" in err
-    assert command("scene", sound, "-o", "one-scene.wav", *AMBISONICS)[0] == 0
+    assert command("scene", sound, "-o", "one-scene.wav", *AMBISONIC)[0] == 0
     np.testing.assert_allclose(read("two-scene.wav")[0], read("one-scene.wav")[0], atol=1e-4)
 
 
 def test_a_silent_sound_stays_silent_and_it_is_said(command):
     soundfile.write("silent.wav", np.zeros(8000), 32000)
-    code, _, err = command("scene", "silent.wav", "-o", "s.wav", *AMBISONICS, "--snr", 10)
+    code, _, err = command("scene", "silent.wav", "-o", "s.wav", *AMBISONIC, "--snr", 10)
     assert code == 0
     assert "silent.wav is silent" in err
     audio, metadata = read("s.wav")
@@ -209,9 +210,7 @@ def test_a_silent_sound_stays_silent_and_it_is_said(command):
 
 
 def test_the_picture_is_drawn_and_the_json_printed(command, sound):
-    code, out, err = command(
-        "scene", sound, "-o", "s.wav", *AMBISONICS, "--plot", "s.png", "--json"
-    )
+    code, out, err = command("scene", sound, "-o", "s.wav", *AMBISONIC, "--plot", "s.png", "--json")
     assert code == 0, err
     assert json.loads(out) == read("s.wav")[1]
     assert Path("s.png").read_bytes().startswith(b"\x89PNG")
@@ -220,7 +219,7 @@ def test_the_picture_is_drawn_and_the_json_printed(command, sound):
 @pytest.mark.parametrize("existing", ["s.wav", "s.json", "s.png"])
 def test_nothing_is_replaced_without_force(command, sound, existing):
     Path(existing).write_text("precious")
-    arguments = ("scene", sound, "-o", "s.wav", *AMBISONICS, "--plot", "s.png")
+    arguments = ("scene", sound, "-o", "s.wav", *AMBISONIC, "--plot", "s.png")
     code, _, err = command(*arguments)
     assert code == 1
     assert f"{existing} is there already. Use --force" in err
@@ -233,7 +232,7 @@ def test_the_sound_itself_is_never_replaced(command):
     soundfile.write("sound.wav", np.ones(800), 32000)
     before = Path("sound.wav").read_bytes()
     for output in ("sound.wav", "./sound.wav"):
-        code, _, err = command("scene", "sound.wav", "-o", output, *AMBISONICS, "--force")
+        code, _, err = command("scene", "sound.wav", "-o", output, *AMBISONIC, "--force")
         assert code == 1
         assert "is the sound itself" in err
     assert Path("sound.wav").read_bytes() == before
@@ -241,7 +240,7 @@ def test_the_sound_itself_is_never_replaced(command):
 
 def test_wav_and_json_are_written_both_or_neither(command, sound):
     Path("s.json").mkdir()
-    code, _, err = command("scene", sound, "-o", "s.wav", *AMBISONICS, "--force")
+    code, _, err = command("scene", sound, "-o", "s.wav", *AMBISONIC, "--force")
     assert code == 1
     assert "s.json is a folder" in err
     assert sorted(path.name for path in Path().iterdir()) == ["s.json", sound]
@@ -261,7 +260,7 @@ WRONG = [
     (("--rate", 100), "The rate is 100"),
     (("--format", "ambisonic"), "Did you mean 'ambisonics'?"),
     (("--head", "nobody.sofa"), "nobody.sofa"),
-    ((*AMBISONICS, "--head", "sphere"), "Ambisonics have none"),
+    ((*AMBISONIC, "--head", "sphere"), "Ambisonic scenes have none"),
     (("--noise", "noises"), "without snr"),
     (("--noise", "nowhere", "--snr", 5), "nowhere"),
     (("--plot", "s.pdf"), "must end in .png"),
@@ -371,28 +370,16 @@ DOCUMENT = (TESTS.parent / "docs" / "scenes.md").read_text(encoding="utf-8")
 @pytest.fixture
 def tasks(tmp_path):
     """A HEAR task of six short tones, in tmp_path."""
-    task = tmp_path / "tasks" / "digits-v1-full"
     time = np.arange(1600) / 8000
-    for split in ("train", "valid", "test"):
-        (task / "8000" / split).mkdir(parents=True)
-        labels = {f"{label}.wav": [label] for label in ("low", "high")}
-        (task / f"{split}.json").write_text(json.dumps(labels))
-        for label, pitch in (("low", 300), ("high", 900)):
-            tone = 0.3 * np.sin(2 * np.pi * pitch * time)
-            soundfile.write(task / "8000" / split / f"{label}.wav", tone, 8000)
-    (task / "labelvocabulary.csv").write_text("idx,label\n0,high\n1,low\n")
-    metadata = {
-        "task_name": "digits",
-        "version": "v1",
-        "mode": "full",
-        "embedding_type": "scene",
-        "prediction_type": "multiclass",
-        "sample_duration": None,
-        "split_mode": "trainvaltest",
-        "evaluation": ["top1_acc"],
-        "splits": ["train", "valid", "test"],
-    }
-    (task / "task_metadata.json").write_text(json.dumps(metadata))
+    pitches = {"low": 300, "high": 900}
+    write_task(
+        tmp_path / "tasks" / "digits-v1-full",
+        {split: {f"{label}.wav": [label] for label in pitches} for split in SPLITS},
+        labels=("high", "low"),
+        sound=lambda labels: 0.3 * np.sin(2 * np.pi * pitches[labels[0]] * time),
+        rate=8000,
+        task_name="digits",
+    )
 
 
 def test_the_examples_run(command, tasks):

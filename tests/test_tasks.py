@@ -7,6 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
+from hear_tasks import write_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,28 +29,33 @@ EVENT = {"label": "low", "start": 10, "end": 20.5}
 DEEP = "[" * 5000 + "]" * 5000
 
 
-def write_task(folder, metadata=(), splits=None, vocabulary="idx,label\n0,low\n1,high\n"):
-    """Write a task of three splits of two files; ``metadata`` overrides, None takes a key away."""
-    folder.mkdir(parents=True, exist_ok=True)
-    merged = {k: v for k, v in {**METADATA, **dict(metadata)}.items() if v != "absent"}
-    (folder / "task_metadata.json").write_text(json.dumps(merged))
-    if vocabulary is not None:
-        (folder / "labelvocabulary.csv").write_text(vocabulary)
-    default = {
-        name: {f"{name}_0.wav": ["low"], f"{name}_1.wav": ["high"]} for name in METADATA["splits"]
-    }
-    for name, content in (default | (splits or {})).items():
-        if content is not None:
-            (folder / f"{name}.json").write_text(
-                content if isinstance(content, str) else json.dumps(content)
-            )
+def write_changed(folder, metadata=(), splits=(), vocabulary="idx,label\n0,low\n1,high\n"):
+    """Write a task of two files a split, with changes: text as it is, None for no file.
+
+    The metadata's "absent" takes a key away.
+    """
+    names = METADATA["splits"]
+    write_task(folder, {s: {f"{s}_0.wav": ["low"], f"{s}_1.wav": ["high"]} for s in names})
+    kept = {k: v for k, v in (METADATA | dict(metadata)).items() if v != "absent"}
+    changes = {f"{split}.json": content for split, content in dict(splits).items()}
+    changes |= {"task_metadata.json": kept, "labelvocabulary.csv": vocabulary}
+    for file, content in changes.items():
+        if content is None:
+            (folder / file).unlink(missing_ok=True)
+        else:
+            text = content if isinstance(content, str) else json.dumps(content)
+            (folder / file).write_text(text)
     return folder
 
 
 @pytest.fixture
 def make_task(tmp_path):
-    """Return a function: :func:`write_task` in a fresh folder, or the one of this name."""
-    return lambda name="beeps-v1-full", **changes: write_task(tmp_path / "tasks" / name, **changes)
+    """Return a function: :func:`write_changed` in a fresh folder, or the one of this name."""
+
+    def make(name="beeps-v1-full", **changes):
+        return write_changed(tmp_path / "tasks" / name, **changes)
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +159,7 @@ def test_one_shuffle_goes_through_all_splits(tmp_path_factory, counts, asked):
     splits = {
         name: {f"{i}.wav": ["low"] for i in range(n)} for name, n in zip(names, counts, strict=True)
     }
-    task = read_task(write_task(tmp_path_factory.mktemp("order"), splits=splits))
+    task = read_task(write_changed(tmp_path_factory.mktemp("order"), splits=splits))
     orders = {names[i]: task.row_files(names[i]) for i in asked}  # in whatever order one asks
     generator = random.Random(0)
     for name in names:

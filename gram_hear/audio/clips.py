@@ -111,7 +111,7 @@ def check_clip(clip: Tensor, name: str) -> tuple[Tensor, float]:
         advice = " The channels seem to come last; they must come before the samples."
         raise AudioError(
             f"{name} has {channels} channels (shape {channels} x {samples}); allowed are 1 (mono), "
-            "2 (binaural) and 4 (first-order Ambisonics)."
+            "2 (binaural) and 4 (first-order Ambisonic)."
             + (advice if samples in LAYOUT_OF_AUDIO else "")
         )
     if samples == 0:

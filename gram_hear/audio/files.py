@@ -74,7 +74,7 @@ SIZES = re.compile(r"^ *(?:data|SSND|BODY|riff|Data Size) *: (\d+)\b(?: \(should
 class Recording:
     """The samples of a file, resampled: (channels, samples) float32, full scale at 1.
 
-    Four channels are first-order Ambisonics in AmbiX (W, Y, Z, X), whatever the file has.
+    Four channels are first-order Ambisonic audio in AmbiX (W, Y, Z, X), whatever the file has.
 
     ``file_rate`` is the file's own sample rate in Hz, ``duration`` its length in seconds,
     ``convention`` that of the file's four channels (None for one or two).
@@ -322,18 +322,18 @@ class SoundReader:
         if self._stated == "speakers" and self.channels == 4:
             raise AudioError(
                 f"{self.name} says that its 4 channels are for loudspeakers (such as quad); 4 "
-                "channels must be first-order Ambisonics. If they are, convert the file to FLAC "
+                "channels must be first-order Ambisonic. If they are, convert the file to FLAC "
                 "or plain WAV, which name no loudspeakers; else mix it down to 1 or 2 channels."
             )
         if self._stated == "fuma" and self.channels < 4:
             raise AudioError(
                 f"{self.name} says that it is Ambisonic B-format and has {self.channels} channels; "
-                "first-order Ambisonics has 4."
+                "first-order Ambisonic audio has 4."
             )
         if self.channels not in LAYOUT_OF_AUDIO and not any_number:
             raise AudioError(
                 f"{self.name} has {self.channels} channels; allowed are 1 (mono), 2 (binaural) and "
-                "4 (first-order Ambisonics)."
+                "4 (first-order Ambisonic)."
             )
 
     def _convention(self, given: str | None) -> str | None:

@@ -1,6 +1,6 @@
 """Channel layouts and Ambisonic conventions: the only place that knows channel order.
 
-Ambisonics here is first order, in one of three conventions:
+Ambisonic audio is of first order here, in one of three conventions:
 
 - ``ambix``: channels W, Y, Z, X (ACN), SN3D gain; X front, Y left, Z up. The usual one.
 - ``fuma``: channels W, X, Y, Z; W scaled by 1 / sqrt(2), the others as in SN3D; the same axes.
@@ -49,7 +49,7 @@ def encode_ambix(directions: np.ndarray) -> np.ndarray:
 
 
 def to_soundspaces(audio: Signal, convention: str) -> Signal:
-    """Convert first-order Ambisonics to the published model's axes.
+    """Convert first-order Ambisonic audio to the published model's axes.
 
     Args:
         audio: (..., 4, samples) in ``convention``; torch or numpy.
@@ -71,7 +71,7 @@ def to_soundspaces(audio: Signal, convention: str) -> Signal:
 
 
 def from_soundspaces(audio: Signal) -> Signal:
-    """Convert first-order Ambisonics from the published model's axes to AmbiX.
+    """Convert first-order Ambisonic audio from the published model's axes to AmbiX.
 
     Args:
         audio: (..., 4, samples) in ``soundspaces``; torch or numpy.
@@ -98,7 +98,9 @@ def in_ambix(audio: Signal, convention: str) -> Signal:
 def _components(audio: Signal) -> list[Signal]:
     """Return the four channels of (..., 4, samples)."""
     if audio.shape[-2] != 4:
-        raise AudioError(f"The audio has {audio.shape[-2]} channels; first-order Ambisonics has 4.")
+        raise AudioError(
+            f"The audio has {audio.shape[-2]} channels; first-order Ambisonic audio has 4."
+        )
     return [audio[..., i, :] for i in range(4)]
 
 
@@ -131,7 +133,7 @@ def to_layout(
     if given is None:
         raise AudioError(
             f"The audio has {audio.shape[-2]} channels; allowed are 1 (mono), 2 (binaural) and 4 "
-            "(first-order Ambisonics)."
+            "(first-order Ambisonic)."
         )
     if given == "ambisonic":
         audio = to_soundspaces(audio, convention)

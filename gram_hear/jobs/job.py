@@ -259,14 +259,24 @@ class Job:
 
         A note that a power cut left without content counts as none.
         """
-        found = _read(self._note(part))
-        if not isinstance(found, dict) or (found.get("job"), found.get("part")) != (
+        return self._check_note(_read(self._note(part)), part)
+
+    def records(self) -> Iterator[Record]:
+        """Yield what was noted of every part that is done, whichever parts a run asks for."""
+        for path in sorted((self.state / DONE).glob("*.json")):
+            note = _read(path)
+            if isinstance(note, dict) and (record := self._check_note(note, note.get("part"))):
+                yield record
+
+    def _check_note(self, note: Any, part: Any) -> Record | None:
+        """Return what a note of this job records of a part whose files are there, else None."""
+        if not isinstance(note, dict) or (note.get("job"), note.get("part")) != (
             self._digest,
             part,
         ):
             return None
-        there = all(_size(self.output / file) == size for file, size in found["files"].items())
-        return found["record"] if there else None
+        there = all(_size(self.output / file) == size for file, size in note["files"].items())
+        return note["record"] if there else None
 
     def is_done(self, part: str) -> bool:
         """Whether a part is noted, and its files are there."""
@@ -313,7 +323,6 @@ class Job:
 
         The caller looks in the block whether another run has finished the job meanwhile.
         """
-        self.state.mkdir(parents=True, exist_ok=True)
         with wait_for_lock(self.state / FINISH):
             yield
             if self.begun_of() is None:  # finished by this run or another, or never begun

@@ -17,6 +17,7 @@ from gram_hear.errors import GramError, OptionError
 
 LOCK = ".lock"  # in the folder that is locked, while it is
 ATTEMPTS = 100  # at a lock whose folder other runs remove and make
+OLD_LOCK = "hear-eval.lock"  # of version 0.1.0, which leaves it behind when it is killed
 POLL = 0.2  # seconds between attempts at a lock that is waited for
 
 
@@ -83,4 +84,5 @@ def locked(folder: Path, error: type[GramError] = OptionError) -> Iterator[None]
     with try_lock(folder / LOCK) as held:
         if not held:
             raise error(f"Another run is writing {folder}; wait for it.")
+        (folder / OLD_LOCK).unlink(missing_ok=True)
         yield

@@ -59,7 +59,7 @@ class Pretraining(LightningModule):
             depth: layers of the encoder; null is that of the size.
             decoder_depth: layers of the decoder; null is that of the size.
             log_floor: added to the mel power before the logarithm; null is that of the published
-                training, 1e-5, or 1e-6 for ambisonic.
+                training, 1e-5, or 1e-6 for Ambisonic models.
             window_fill: what stands past a clip's end in training: silence or zero (the value 0 in
                 the log-mel).
             seed: of the first weights.
@@ -109,7 +109,7 @@ class Pretraining(LightningModule):
         return cut_windows(features, batch["windows"], self.config, self.config.window_fill)
 
     def _mixtures(self, batch: Sample) -> Tensor:
-        """Return what is heard, (clips, channels, samples), Ambisonics in the model's axes."""
+        """Return what is heard, (clips, channels, samples), Ambisonic in the model's axes."""
         clip, dry, channels = batch["clip"], batch["dry"], self.config.front_end.audio_channels
         copied = clip[:, None].expand(-1, channels, -1)
         if dry.all():

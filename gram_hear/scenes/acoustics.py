@@ -140,7 +140,7 @@ def measured_rt60(rir: np.ndarray, rate: int, centre: float = BANDS[SPEECH_BAND]
     """Return the reverberation time of an RIR: three times its decay from -5 to -25 dB (T20).
 
     Args:
-        rir: (channels, samples); of Ambisonics W alone is meant.
+        rir: (channels, samples); of Ambisonic RIRs, W alone.
         rate: Hz.
         centre: of the octave, Hz.
 

@@ -90,7 +90,7 @@ class ClipRecipe:
         rate, layout: of what is made.
         seed: what everything is drawn from.
         snr: dB.
-        head: whose ears hear; None for Ambisonics, and with ``rirs``.
+        head: whose ears hear; None for an Ambisonic clip, and with ``rirs``.
         scene: as :meth:`Scene.to_dict` gives it; None with ``rirs``.
         rirs, index: a set of RIRs, and the place of the clip's in it.
         noise: a set of noises; None makes synthetic ones.

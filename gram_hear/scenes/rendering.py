@@ -51,7 +51,8 @@ class Rendered:
 
     Attributes:
         rirs: (1 + noise sources, channels, samples) float32, the source first. Ears are left,
-            right; Ambisonics are AmbiX. An image at a distance of d metres has the amplitude 1 / d.
+            right; Ambisonic RIRs are AmbiX. An image at a distance of d metres has the amplitude
+            1 / d.
         rate: Hz.
         layout: ``"binaural"`` or ``"ambisonic"``.
         metadata: the scene, and what holds of it; plain data for JSON.
@@ -272,7 +273,7 @@ def render_images(
 
     Args:
         sources: what to render.
-        head: whose ears hear, at ``rate``; None encodes into Ambisonics.
+        head: whose ears hear, at ``rate``; None encodes into AmbiX.
         rate: Hz.
         samples: of the RIR.
         exact: interpolate the head's response for each image, in place of its nearest direction.
@@ -293,7 +294,7 @@ def _add_images(
     Args:
         rir: added to, in place.
         sources: what to add.
-        head: whose ears hear; None encodes into Ambisonics.
+        head: whose ears hear; None encodes into AmbiX.
         rate: Hz.
         exact: interpolate the head's response for each image, in place of its nearest direction.
     """
@@ -443,7 +444,8 @@ def diffuse_tail(
     Args:
         room: whose decay it has, in each octave band.
         begin: seconds at which it is fully there; it fades in before.
-        head: whose ears hear, with the covariance of its diffuse field; None is Ambisonics.
+        head: whose ears hear, with the covariance of its diffuse field; None is an Ambisonic
+            microphone.
         rate: Hz.
         shape: (channels, samples).
         generator: of the noise.

@@ -9,8 +9,8 @@
 - ``indexed``: ``set.json``, and for each split a file of JSON lines, one for each scene with all
   that is known of it, which names ``.npy`` files (1 + noise sources, channels, samples), float32.
 
-Ambisonics lie in the first two in SoundSpaces axes and in the third in AmbiX, and are AmbiX when
-they are read.
+Ambisonic RIRs lie in the first two in SoundSpaces axes and in the third in AmbiX. They are AmbiX
+when they are read.
 """
 
 import math

@@ -80,7 +80,7 @@ def make_scene(
         snr: dB; None leaves the noise out. Over all channels, where noise and sound meet.
         noise: what noise is drawn from; None makes synthetic ones. Needs ``snr``.
         head: whose ears hear, as :func:`gram_hear.scenes.heads.load_head` takes it; None is the
-            bundled KEMAR head. Ambisonics have none.
+            bundled KEMAR head. Ambisonic scenes have none.
         check_head: refuse a SOFA file whose ears contradict its directions, and the like, as
             ``check`` of that function.
         tail: let the room ring on after the sound; otherwise the result is as long as the sound.
@@ -97,7 +97,9 @@ def make_scene(
     }  # fmt: skip
     _check_options(options, noise, rate)
     if layout == "ambisonic" and head is not None:
-        raise OptionError(f"The head {head} was given, and Ambisonics have none; leave it out.")
+        raise OptionError(
+            f"The head {head} was given, and Ambisonic scenes have none; leave it out."
+        )
     dry, _ = check_clip(torch.from_numpy(np.asarray(audio, dtype=np.float32)), "The sound")
     if len(dry) != 1:
         raise AudioError(f"The sound has {len(dry)} channels; give one of them, as (samples,).")

@@ -350,7 +350,7 @@ def check(given: argparse.Namespace, maker: SceneMaker) -> None:
     if given.turns < 1 or (given.turns > 1 and maker.model.config.front_end.layout == "binaural"):
         raise OptionError(
             f"--turns is {given.turns}; it must be 1 with two ears, which cannot be turned, and at "
-            "least 1 with Ambisonics."
+            "least 1 with Ambisonic sound."
         )
     if given.output.suffix != ".safetensors" or not given.output.parent.is_dir():
         raise OptionError(f"{given.output} must end in .safetensors, in a folder that is there.")

@@ -53,7 +53,7 @@ def plot(
             "--model",
             "-m",
             help="Registered name, file, folder or Hub repository. "
-            "Default: the bundled model, of two ears or, for four channels, of Ambisonics.",
+            "Default: the bundled model, binaural or, for four channels, Ambisonic.",
         ),
     ] = "",
     start: Annotated[float, typer.Option(help="Seconds from which the sound is shown.")] = 0.0,

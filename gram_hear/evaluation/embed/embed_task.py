@@ -38,7 +38,7 @@ from gram_hear.evaluation.embed.hear_module import HearModule, is_out_of_memory
 from gram_hear.evaluation.embed.task_audio import SILENCE, ClipFile, TaskAudio
 from gram_hear.jobs.interrupts import interrupts_held, result_of, submit
 from gram_hear.jobs.job import Job, JobGone, claimed
-from gram_hear.jobs.locks import locked
+from gram_hear.jobs.locks import OLD_LOCK, locked
 from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.writing import write_json, write_whole
 from gram_hear.tasks import METADATA, VOCABULARY, Task, empty_in_words, read_json
@@ -47,7 +47,6 @@ BATCH_SECONDS = 60.0  # of sound, all channels counted, in a part, and in the fi
 READERS = 2  # threads that decode ahead
 TOLERANCE = 0.001  # seconds by which a clip may differ from sample_duration
 TO_DELETE = "delete it, or choose another folder of embeddings"
-OLD_LOCK = "hear-eval.lock"  # of version 0.1.0
 
 EmptyClips = Literal["error", "skip", "zero"]
 Arrays = dict[str, np.ndarray]

@@ -35,7 +35,7 @@ from gram_hear.evaluation.make.labels import (
 from gram_hear.evaluation.make.sounds import Form, Header, make_sound, read_header, stamp
 from gram_hear.evaluation.make.splits import Division, Sides, divide
 from gram_hear.evaluation.predict.metrics import named_metric
-from gram_hear.evaluation.predict.prediction import EVENT_POSTPROCESSING
+from gram_hear.evaluation.predict.postprocessing import EVENT_POSTPROCESSING
 from gram_hear.jobs.interrupts import interrupts_held
 from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.writing import hold, write_whole
