@@ -94,9 +94,9 @@ def test_everything_in_one_command(workdir):
     assert TASK in (folder / "results.md").read_text()
 
     before = {path: path.stat().st_mtime_ns for path in (folder / TASK).iterdir()}
-    second = command(*QUICK)
-    assert (second.returncode, second.stdout) == (0, first.stdout)
-    assert "is predicted already" in second.stderr
+    code, stdout, stderr = evaluate(*QUICK)
+    assert (code, stdout) == (0, first.stdout)
+    assert "is predicted already" in stderr
     assert {path: path.stat().st_mtime_ns for path in (folder / TASK).iterdir()} == before
 
 
