@@ -14,6 +14,7 @@ twice; its files are whole all the same, since each is written whole.
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -32,7 +33,6 @@ from gram_hear.jobs.writing import write_json
 
 STATE = ".job"
 MADE_OF, DONE, LOCKS, FINISH = "made_of.json", "done", "locks", "finish.lock"
-LEFTOVERS = ".*.partial"  # of runs that were killed while they wrote
 ADVICE = (
     "Use --force (force=True) to make it anew, or another output.",
     "Delete it, or choose another output.",
@@ -319,12 +319,12 @@ class Job:
         """Remove the state of a job whose result says itself what it is; within finishing."""
         (self.state / MADE_OF).unlink(missing_ok=True)  # first: what is left is no job
         shutil.rmtree(self.state, ignore_errors=True)
-        for leftover in self.output.rglob(LEFTOVERS):
+        for leftover in _half_written(self.output):
             leftover.unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Remove what runs that were killed left half written, unless another run is at work."""
-        leftovers = list(self.output.rglob(LEFTOVERS))
+        leftovers = _half_written(self.output)
         for path in (self.state / LOCKS).glob("*.lock"):
             with try_lock(path) as is_free:
                 if not is_free:
@@ -403,6 +403,16 @@ def _make_part(
         return Outcome(part, {})
     texts = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
     return Outcome(part, record, error, tuple(texts))
+
+
+def _half_written(folder: Path) -> list[Path]:
+    """Return the temporary files below a folder, while other runs may remove folders in it."""
+    return [
+        Path(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if name.startswith(".") and name.endswith(".partial")
+    ]
 
 
 def _file_name(part: str) -> str:
