@@ -12,6 +12,7 @@ Where locks do not hold between machines (see :mod:`gram_hear.jobs.locks`), a pa
 twice; its files are whole all the same, since each is written whole.
 """
 
+import fnmatch
 import hashlib
 import json
 import os
@@ -33,6 +34,7 @@ from gram_hear.jobs.writing import write_json
 
 STATE = ".job"
 MADE_OF, DONE, LOCKS, FINISH = "made_of.json", "done", "locks", "finish.lock"
+LEFTOVERS = f".{'?' * 12}.{'?' * 32}.partial"  # temporary names of write_whole, left by kills
 ADVICE = (
     "Use --force (force=True) to make it anew, or another output.",
     "Delete it, or choose another output.",
@@ -129,11 +131,27 @@ class Job:
             elif is_finished:  # by a run that was killed before it removed the state
                 self.close()
                 return False
-            for folder in (DONE, LOCKS):
-                (self.state / folder).mkdir(exist_ok=True)
-            if self.begun_of() != self._plain:
-                write_json(self.state / MADE_OF, self.made_of)
+            self._make_state()
         return True
+
+    def begin_unchecked(self) -> None:
+        """Begin the job, or go on, where the caller has looked at what the output holds.
+
+        What was begun of something else, and is unfinished, is forgotten.
+
+        Raises:
+            OptionError: where a run of that is at work.
+        """
+        with self.finishing():
+            if self.begun_of() not in (None, self._plain):
+                self.forget()
+            self._make_state()
+
+    def _make_state(self) -> None:
+        for folder in (DONE, LOCKS):
+            (self.state / folder).mkdir(exist_ok=True)
+        if self.begun_of() != self._plain:
+            write_json(self.state / MADE_OF, self.made_of)
 
     def check(
         self, *, force: bool | None = None, finished: Callable[[], Any] | None = None
@@ -193,10 +211,8 @@ class Job:
         Raises:
             OptionError: where a run is at work.
         """
-        for path in (self.state / LOCKS).glob("*.lock"):
-            with try_lock(path) as is_free:
-                if not is_free:
-                    raise OptionError(f"Another run is at work in {self.output}; wait for it.")
+        if not self.is_idle():
+            raise OptionError(f"Another run is at work in {self.output}; wait for it.")
         (self.state / MADE_OF).unlink(missing_ok=True)
         for path in self.state.iterdir():
             if path.is_dir():
@@ -302,6 +318,14 @@ class Job:
         with try_lock(self._lock(part)) as is_mine:
             return is_mine
 
+    def is_idle(self) -> bool:
+        """Whether no run holds any part just now."""
+        for path in (self.state / LOCKS).glob("*.lock"):
+            with try_lock(path) as is_free:
+                if not is_free:
+                    return False
+        return True
+
     # --- its end ---
 
     @contextmanager
@@ -325,12 +349,33 @@ class Job:
     def sweep(self) -> None:
         """Remove what runs that were killed left half written, unless another run is at work."""
         leftovers = _half_written(self.output)
-        for path in (self.state / LOCKS).glob("*.lock"):
-            with try_lock(path) as is_free:
-                if not is_free:
-                    return
-        for leftover in leftovers:
-            leftover.unlink(missing_ok=True)
+        if self.is_idle():
+            for leftover in leftovers:
+                leftover.unlink(missing_ok=True)
+
+
+def claimed(job: Job, parts: Iterable[str]) -> Generator[str, None, None]:
+    """Yield each part that this run is to make, held until the next one is asked for.
+
+    Parts that other runs hold come last; those that they have finished are left out. The caller
+    notes each part (:meth:`Job.note`), and closes the generator where it may stop in between
+    (``contextlib.closing``).
+
+    Raises:
+        JobGone: where another run finished the job, or began it anew.
+    """
+    waiting = list(parts)
+    while waiting:
+        held = []
+        for part in waiting:
+            with job.claim(part) as is_mine:
+                if not is_mine:
+                    held.append(part)
+                elif not job.is_done(part):
+                    yield part
+        if held == waiting:
+            time.sleep(POLL)
+        waiting = held
 
 
 def run_parts(
@@ -410,8 +455,7 @@ def _half_written(folder: Path) -> list[Path]:
     return [
         Path(parent, name)
         for parent, _, names in os.walk(folder)
-        for name in names
-        if name.startswith(".") and name.endswith(".partial")
+        for name in fnmatch.filter(names, LEFTOVERS)
     ]
 
 
@@ -428,7 +472,7 @@ def read_state(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         return {}
