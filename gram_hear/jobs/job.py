@@ -123,9 +123,14 @@ class Job:
             return ""
         if not isinstance(found, dict):
             return f"it says {short(found)} of them"
-        keys = [key for key in self._plain if found.get(key) != self._plain[key]]
+        both = {
+            key: [each.get(key, "nothing") for each in (found, self._plain)]
+            for key in {**self._plain, **found}
+        }
         return "; ".join(
-            f"{key} {short(found.get(key))}, not {short(self._plain[key])}" for key in keys
+            f"{key} {short(was)}, not {short(wanted)}"
+            for key, (was, wanted) in both.items()
+            if was != wanted
         )
 
     def forget(self) -> None:
