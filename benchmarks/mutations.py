@@ -49,7 +49,8 @@ from gram_hear.checkpoints.store import (
 from gram_hear.errors import GramError
 from gram_hear.evaluation.embed.embeddings import embed_task
 from gram_hear.evaluation.embed.hear_module import HearModule, load_model
-from gram_hear.evaluation.fetch.archive import Archive, unpack
+from gram_hear.evaluation.fetch.record import Archive
+from gram_hear.evaluation.fetch.unpacking import unpack
 from gram_hear.evaluation.predict.knn import NeighbourPlan, score_neighbours
 from gram_hear.hear import HearModel
 from gram_hear.pretrain.clips import open_clips

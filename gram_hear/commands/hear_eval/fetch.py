@@ -1,4 +1,4 @@
-"""The ``hear-eval fetch`` command: thin over the fetching."""
+"""The ``hear-eval fetch`` command: thin over evaluation/fetch."""
 
 import json
 from collections.abc import Sequence
@@ -11,19 +11,17 @@ from rich.table import Table
 from gram_hear.commands.hear_eval.parts import finish, split_names
 from gram_hear.console import AsJson, print_table, progress_bar, say
 from gram_hear.errors import GramError
-from gram_hear.evaluation.fetch.archive import (
+from gram_hear.evaluation.fetch.download import check_space, download, take_turns
+from gram_hear.evaluation.fetch.record import (
     RATE,
     RECORD,
     Archive,
     Record,
-    check_space,
     choose,
-    download,
-    fetching,
     in_words,
     read_record,
-    unpack,
 )
+from gram_hear.evaluation.fetch.unpacking import unpack
 from gram_hear.jobs.progress import Progress
 
 
@@ -52,10 +50,9 @@ def fetch(
         _show_archives(found, shown, tasks_dir, as_json)
         return
     chosen = choose(found.archives, wanted, rate)
-    with fetching(tasks_dir):
-        due, failed = _due_archives(chosen, tasks_dir)
-        check_space(due, tasks_dir)
-        failed += _fetch_archives(due, tasks_dir)
+    due, failed = _due_archives(chosen, tasks_dir)
+    check_space(due, tasks_dir)
+    failed += _fetch_archives(due, tasks_dir)
     for each in chosen:
         if each.task not in failed:
             typer.echo(tasks_dir / each.task)
@@ -84,8 +81,11 @@ def _fetch_archives(archives: Sequence[Archive], tasks_dir: Path) -> list[str]:
         total = in_words(sum(each.size for each in archives))
         say(f"{len(archives)} to fetch: {total}, of which {there} are here.")
     failed = []
-    for each in archives:
+    for each in take_turns(archives, tasks_dir, say):
         try:
+            if each.is_unpacked(tasks_dir):
+                say(f"{each.task} was fetched by another run.")
+                continue
             with progress_bar(f"fetch {each.task}", "MB") as progress:
                 download(each, tasks_dir, _in_megabytes(progress), say)
             with progress_bar(f"unpack {each.task}", "MB") as progress:
@@ -97,7 +97,7 @@ def _fetch_archives(archives: Sequence[Archive], tasks_dir: Path) -> list[str]:
 
 
 def _in_megabytes(progress: Progress) -> Progress:
-    """Return a progress that is told bytes, and tells whole megabytes, rounded up."""
+    """Return a progress function that takes bytes, for one that takes whole megabytes."""
     return lambda done, total: progress(-(-done // 10**6), -(-total // 10**6))
 
 

@@ -349,7 +349,7 @@ def task_names(suffixes: Mapping[str, str]) -> dict[str, str]:
 def _metadata(plan: TaskPlan, splits: Splits, made: Mapping[str, MadeSound]) -> dict[str, Any]:
     recordings, options = plan.recordings, plan.options
     lengths = {sound.samples for sound in made.values()}
-    metadata = {
+    metadata: dict[str, Any] = {
         "task_name": options.name,
         "version": options.version,
         "mode": "full",
