@@ -13,13 +13,14 @@ import contextlib
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 import torch
+from measure import cpu_seconds, random_model
 
 from gram_hear.checkpoints.store import Source
 from gram_hear.config import named_config
@@ -28,7 +29,6 @@ from gram_hear.embed import files as embed
 from gram_hear.frontend import FrontEnd
 from gram_hear.hear import HearModel, Options
 from gram_hear.model import GramModel
-from gram_hear.nn.initialise import initialise
 
 RATE = 44100
 MODEL = ("front-end", "encoder")
@@ -89,15 +89,8 @@ def write_files(folder: Path, count: int) -> None:
 
 
 def make_model(size: str) -> HearModel:
-    gram = GramModel(named_config(size, 1)).eval()
-    initialise(gram, seed=0)
+    gram = random_model(named_config(size, 1))
     return HearModel(gram, Options(), Source(f"random {size}", "seed"))
-
-
-def cpu_seconds(call: Callable[[], Any]) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 def main() -> None:

@@ -14,11 +14,10 @@ from collections import defaultdict
 
 import torch
 import torch.nn.functional as F
+from measure import cpu_seconds, gpu_seconds, random_model
 from torch.overrides import TorchFunctionMode
 
 from gram_hear.config import ModelConfig, named_config
-from gram_hear.model import GramModel
-from gram_hear.nn.initialise import initialise
 from gram_hear.windows import corrected_plan, reference_plan
 
 
@@ -36,18 +35,6 @@ class OperationTimer(TorchFunctionMode):
         if function in self.names:
             self.seconds[self.names[function]] += time.process_time() - start
         return result
-
-
-def cpu_seconds(call):
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
-def make_model(config: ModelConfig) -> GramModel:
-    model = GramModel(config).eval()
-    initialise(model, seed=0)
-    return model
 
 
 def matrix_calls(config: ModelConfig, windows: int):
@@ -86,7 +73,7 @@ def matrix_calls(config: ModelConfig, windows: int):
 
 @torch.inference_mode()
 def measure_cpu(config: ModelConfig, windows: int, repeats: int) -> None:
-    model = make_model(config)
+    model = random_model(config)
     channels = config.front_end.audio_channels
     samples = config.window_frames * config.front_end.hop
     waveform = torch.rand(windows, channels, samples) * 2 - 1
@@ -131,7 +118,7 @@ def measure_gpu(config: ModelConfig, windows: int, repeats: int, device: str) ->
     products = 4 * tokens**2 * encoder.width
     operations = windows * encoder.depth * (layer + products)
     for dtype in (torch.float32, torch.bfloat16):
-        model = make_model(config).to(device)
+        model = random_model(config).to(device)
         model.patches.to(dtype)
         model.encoder.to(dtype)
         waveform = torch.rand(windows, config.front_end.audio_channels, samples, device=device)
@@ -146,14 +133,7 @@ def measure_gpu(config: ModelConfig, windows: int, repeats: int, device: str) ->
         seconds = {}
         for name, call in (("embed", embed), ("multiply", multiply)):
             call()
-            times = []
-            for _ in range(repeats):
-                torch.cuda.synchronize()
-                start = time.perf_counter()
-                call()
-                torch.cuda.synchronize()
-                times.append(time.perf_counter() - start)
-            seconds[name] = statistics.median(times)
+            seconds[name] = statistics.median(gpu_seconds(call) for _ in range(repeats))
         hours = windows * samples / config.front_end.sample_rate / 3600
         rate, peak = operations / seconds["embed"], 2 * 8192**3 / seconds["multiply"]
         print(

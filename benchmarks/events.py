@@ -12,26 +12,19 @@ median of alternating runs. Both sides' scores are compared first.
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import cpu_seconds
 
 from gram_hear.evaluation.predict import event_metrics as events
 from gram_hear.evaluation.predict import metrics as scores
 
 NAMES = ("event_onset_200ms_fms", "segment_1s_er")  # what both sides score
 GOLDEN = Path(__file__).parent.parent / "tests" / "data" / "golden" / "hear-eval"
-
-
-def cpu_seconds(call: Callable[[], object], runs: int) -> float:
-    start = time.process_time()
-    for _ in range(runs):
-        call()
-    return (time.process_time() - start) / runs
 
 
 def compare(what: str, theirs: Callable[[], object], ours: Callable[[], object], runs: int) -> None:

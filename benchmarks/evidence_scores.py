@@ -14,7 +14,8 @@ import torch
 from held_out_speakers import DECAYS, accuracy
 
 from gram_hear.evaluation.compare.results import read_results
-from gram_hear.evaluation.embed.embeddings import DONE, embed_task
+from gram_hear.evaluation.embed.embed_task import embed_task
+from gram_hear.evaluation.embed.embeddings import DONE
 from gram_hear.evaluation.embed.hear_module import load_model
 from gram_hear.evaluation.predict.metrics import angular_errors
 from gram_hear.evaluation.predict.prediction import (

@@ -18,8 +18,8 @@ from gram_hear.audio.wav import write_wav
 from gram_hear.errors import OptionError, TaskError
 from gram_hear.jobs.workers import work
 from gram_hear.jobs.writing import write_whole
-from gram_hear.scenes.naturalistic import DIRECTION_METRICS, Settings, naturalise_task
-from gram_hear.scenes.recipes import Recipe, clip_seed, follow
+from gram_hear.scenes.naturalistic import DIRECTION_METRICS, naturalise_task
+from gram_hear.scenes.recipes import ClipRecipe, SceneSettings, clip_seed, follow
 from gram_hear.scenes.rirs import SPLITS, open_rirs
 from gram_hear.tasks import METADATA, VOCABULARY, read_json, read_task
 
@@ -237,7 +237,7 @@ def _write_text(path: Path, *lines: str) -> None:
 def make_natural_tasks(folder: Path, output: Path, rirs: Path, jobs: int) -> None:
     """Put the dry tasks into the test rooms of a set: HEAR-NS, and its localisation tasks."""
     rate = open_rirs(rirs, "binaural").rate
-    settings = Settings("binaural", rate, SEED, SCENE_SNR, rirs)
+    settings = SceneSettings("binaural", rate, SEED, SCENE_SNR, rirs)
     for name in DRY:
         made = naturalise_task(read_task(folder / name), output, settings, jobs=jobs)
         if made.localisation is not None:
@@ -255,7 +255,7 @@ def _give_grid(path: Path) -> None:
 class Heard:
     """A clip of the directions task: a recipe, and the file that it goes to."""
 
-    recipe: Recipe
+    recipe: ClipRecipe
     path: Path
 
 
@@ -321,7 +321,7 @@ def _list_heard(folder: Path, recordings: Path, rirs: Path, sizes: Sizes) -> lis
                 name = f"{rooms.name(index).replace('/', '-')}-{i}.wav"
                 seed = clip_seed(SEED, "directions", split, name)
                 generator = np.random.default_rng(seed)
-                recipe = Recipe(
+                recipe = ClipRecipe(
                     source=str(sources[int(generator.integers(len(sources)))].resolve()),
                     source_rate=source_rate,
                     rate=rooms.rate,

@@ -12,7 +12,6 @@ is trained, and its rate over the whole CPU time of prediction is set against to
 1024 x 1024 x 1024, measured between the tasks and, while a task is trained, between grid points.
 """
 
-import argparse
 import shutil
 import statistics
 import tarfile
@@ -23,10 +22,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from gram_hear.evaluation.predict.probe import Trainer
+from measure import parser_of
 from torch import Tensor
 
 from gram_hear.evaluation.predict.prediction import Plan, predict_task
-from gram_hear.evaluation.predict.probe import Trainer
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "data" / "golden" / "hear-eval" / "embeddings"
 SIZE = 1024  # of torch.mm
@@ -161,12 +161,11 @@ def find(embeddings: Path, task: str, work: Path) -> Path:
 
 def main() -> None:
     names = [case.task for case in CASES]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("embeddings", type=Path, nargs="?", default=GOLDEN)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--task", choices=names, nargs="+", default=names)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
         for case in CASES:
             if case.task in arguments.task:

@@ -10,36 +10,22 @@ runs of the two; closeness is the cosine of embeddings, the smallest over all ro
 import argparse
 import copy
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from measure import alternate, parser_of, random_model
 from torch import Tensor
 
 from gram_hear.checkpoints.store import Source
 from gram_hear.config import named_config
 from gram_hear.hear import HearModel, Options
 from gram_hear.model import GramModel
-from gram_hear.nn.initialise import initialise
 
 CLIPS = 2  # that the windows of a batch belong to, for the scene vectors
 
 
-def make_gram(size: str, channels: int, patching: str) -> GramModel:
-    gram = GramModel(named_config(size, channels, patching)).eval()
-    initialise(gram, seed=0)
-    return gram
-
-
 def wrap(gram: GramModel, dtype: str, size: str) -> HearModel:
     return HearModel(copy.deepcopy(gram), Options(dtype=dtype), Source(f"random {size}", "seed"))
-
-
-def cpu_seconds(call: Callable[[], object]) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 def smallest_cosine(ours: Tensor, theirs: Tensor) -> float:
@@ -63,12 +49,7 @@ def measure(gram: GramModel, arguments: argparse.Namespace, size: str, engine: s
     windows = exact.gram.windows_of(audio, starts, exact.window_fill)
 
     calls = {"float32": lambda: exact.encode(windows), "int8": lambda: fast.encode(windows)}
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(arguments.repeats):
-        for name, call in calls.items():
-            times[name].append(cpu_seconds(call))
+    times = alternate(calls, arguments.repeats)
     medians = {name: statistics.median(each) for name, each in times.items()}
     ratios = [a / b for a, b in zip(times["float32"], times["int8"], strict=True)]
 
@@ -84,12 +65,11 @@ def measure(gram: GramModel, arguments: argparse.Namespace, size: str, engine: s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, repeats=5)
     parser.add_argument("--engines", action="store_true", help="all of them, not the default alone")
     parser.add_argument("--channels", type=int, default=2, choices=(1, 2, 7))
     parser.add_argument("--patching", default="frame", choices=("frame", "time"))
     parser.add_argument("--windows", type=int, default=8, help="windows of 2 s in a batch, even")
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -102,7 +82,7 @@ def main() -> None:
     print("                  ms for a window                        smallest cosine")
     print("size  engine     float32    int8 speed-up                   rows     scene")
     for size in ("tiny", "base"):
-        gram = make_gram(size, arguments.channels, arguments.patching)
+        gram = random_model(named_config(size, arguments.channels, arguments.patching))
         for engine in available if arguments.engines else [default]:
             measure(gram, arguments, size, engine)
     print("Wanted: 1.5 and 0.99.")

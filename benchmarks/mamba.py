@@ -7,15 +7,13 @@
 Weights are random. Ratios are of alternating runs: median, and smallest to largest.
 """
 
-import argparse
 import math
 import statistics
-import time
-from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
+from measure import Call, alternate, gpu_seconds, parser_of
 from torch import Tensor
 
 from gram_hear.config import EncoderConfig, Mamba1Config, Mamba2Config, TransformerConfig
@@ -29,35 +27,6 @@ from gram_hear.nn.state_space import ssd
 CHUNKS = (32, 64, 128, 256)
 PARTS = ("transformer", "peer", "mamba1", "growth", "chunk")
 LENGTHS = (200, 400, 800, 1600, 3200, 6400)
-
-Call = Callable[[], object]
-
-
-def cpu_seconds(call: Call) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
-def gpu_seconds(call: Call) -> float:
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def alternate(
-    calls: dict[str, Call], repeats: int, clock: Callable[[Call], float] = cpu_seconds
-) -> dict[str, list[float]]:
-    """Time the calls in turn, after one run of each that does not count."""
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            times[name].append(clock(call))
-    return times
 
 
 def report(name: str, over: list[float], under: list[float], wanted: str = "") -> None:
@@ -224,11 +193,10 @@ def against_kernels(windows: int, repeats: int, device: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, repeats=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="CPU parts")
     parser.add_argument("--windows", type=int, default=1, help="windows of 201 tokens in a batch")
-    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.manual_seed(0)

@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from measure import random_model
 
 from gram_hear.checkpoints.store import Source
 from gram_hear.config import named_config
 from gram_hear.embed.collection import embed_collection
 from gram_hear.hear import HearModel, Options
-from gram_hear.model import GramModel
-from gram_hear.nn.initialise import initialise
 
 RATE = 44100
 CHANNELS = 2
@@ -65,9 +64,11 @@ def forget_peak() -> None:
 def measure(folder: Path, size: str, seconds: int, suffix: str, threads: int, batch: int) -> Memory:
     """Embed one recording, in a process that has done nothing else."""
     torch.set_num_threads(threads)
-    gram = GramModel(named_config(size, CHANNELS)).eval()
-    initialise(gram, seed=0)
-    model = HearModel(gram, Options(window_batch=batch), Source(f"random {size}", "seed"))
+    model = HearModel(
+        random_model(named_config(size, CHANNELS)),
+        Options(window_batch=batch),
+        Source(f"random {size}", "seed"),
+    )
     second, recording = folder / "second.wav", folder / "recording.wav"
     write_noise(second, 1)
     embed_collection([second], folder / f"second{suffix}", model)

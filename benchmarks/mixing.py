@@ -7,12 +7,10 @@ convolves each RIR and channel by itself, with the same FFT at the same smooth l
 thread, the median of alternating runs. Both results are compared first.
 """
 
-import argparse
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
+from measure import alternate, parser_of
 from torch import Tensor
 
 from gram_hear.scenes.mixing import mix, smooth_length, to_level
@@ -49,12 +47,6 @@ def mix_plainly(clip: Tensor, rirs: Tensor, noise: Tensor) -> Tensor:
     return heard + (ratio * 10 ** (-SNR / 10)).sqrt() * background
 
 
-def cpu_seconds(call: Callable[[], object]) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
 def measure(sources: int, channels: int, repeats: int) -> None:
     clips, rirs, noises = draw_scene(sources, channels)
 
@@ -65,9 +57,9 @@ def measure(sources: int, channels: int, repeats: int) -> None:
         return mix(clips, rirs, noises, snr=[SNR]).audio[0]
 
     torch.testing.assert_close(ours(), plain(), rtol=0, atol=1e-5)
-    pairs = [(cpu_seconds(plain), cpu_seconds(ours)) for _ in range(repeats)]
-    slow, fast = (statistics.median(times) for times in zip(*pairs, strict=True))
-    ratios = [a / b for a, b in pairs]
+    times = alternate({"plain": plain, "ours": ours}, repeats)
+    slow, fast = (statistics.median(each) for each in times.values())
+    ratios = [a / b for a, b in zip(times["plain"], times["ours"], strict=True)]
     print(
         f"{sources:>7}{channels:>10}{1000 * slow:>12.1f}{1000 * fast:>11.1f}{slow / fast:>8.1f}"
         f"  ({min(ratios):.1f} to {max(ratios):.1f})",
@@ -76,10 +68,7 @@ def measure(sources: int, channels: int, repeats: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=15)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = parser_of(__doc__, repeats=15).parse_args()
     print("sources  channels   plain, ms   ours, ms   ratio")
     for sources, channels in ((5, 2), (5, 4), (1, 2)):
         measure(sources, channels, arguments.repeats)

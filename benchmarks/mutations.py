@@ -47,7 +47,7 @@ from gram_hear.checkpoints.store import (
     save_folder,
 )
 from gram_hear.errors import GramError
-from gram_hear.evaluation.embed.embeddings import embed_task
+from gram_hear.evaluation.embed.embed_task import embed_task
 from gram_hear.evaluation.embed.hear_module import HearModule, load_model
 from gram_hear.evaluation.fetch.record import Archive
 from gram_hear.evaluation.fetch.unpacking import unpack
@@ -197,12 +197,25 @@ def make_sets(folder: Path) -> None:
 
 
 def make_rirs(folder: Path) -> None:
-    """A set of two rooms in each of the layouts."""
-    for container in ("indexed", "webdataset", "soundspaces"):
-        plan = RirPlan(
-            *(3, 1, ("binaural",), 0), valid=0.3, test=0.3, rate=RATE, container=container
-        )
-        build_rirs(folder / container, plan)
+    """A set of three rooms in our layout, and in both of those that the authors publish."""
+    indexed, tars, regions = (folder / name for name in ("indexed", "webdataset", "soundspaces"))
+    build_rirs(indexed, RirPlan(3, 1, ("binaural",), 0, valid=0.3, test=0.3, rate=RATE))
+    rirs = open_rirs(indexed)
+    tars.mkdir()
+    regions.mkdir()
+    for i in range(len(rirs)):
+        responses, metadata = rirs.read(i)
+        np.save(regions / f"{i}.npy", responses)
+        with tarfile.open(tars / f"train-{i}.tar", "w") as tar:
+            tar.add(regions / f"{i}.npy", f"{i}.npy")
+        sounds = [{"rir": {"binaural_rir_path": f"{i}-{k}.npy"}} for k in range(len(responses))]
+        for k, rir in enumerate(responses):
+            np.save(regions / f"{i}-{k}.npy", rir)
+        (regions / f"{i}.npy").unlink()
+        angles = {"azimuth": -metadata["azimuth"], "elevation": metadata["elevation"]}
+        scene = {"source": sounds[0] | angles, "noise": sounds[1:]}
+        house = {"sampled_regions": [{"region": {"scene": scene}}]}
+        (regions / f"train-{i}.json").write_text(json.dumps(house))
 
 
 def make_archives(folder: Path) -> None:

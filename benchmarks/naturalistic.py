@@ -24,7 +24,8 @@ import torch
 
 from gram_hear.jobs.workers import cores
 from gram_hear.scenes import naturalistic, recipes
-from gram_hear.scenes.naturalistic import Settings, naturalise_task
+from gram_hear.scenes.naturalistic import naturalise_task
+from gram_hear.scenes.recipes import SceneSettings
 from gram_hear.tasks import Task, read_task
 
 PARTS = {
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--noise", type=Path)
     parser.add_argument("--jobs", type=int, default=cores())
     arguments = parser.parse_args()
-    settings = Settings(arguments.format, rirs=arguments.rirs, noise=arguments.noise)
+    settings = SceneSettings(arguments.format, rirs=arguments.rirs, noise=arguments.noise)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

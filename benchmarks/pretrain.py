@@ -14,7 +14,6 @@ weights' gradients, and for the inputs' gradients except in the patch embedding.
 against torch.mm's at 1024 x 1024 x 1024, measured between the steps.
 """
 
-import argparse
 import statistics
 import time
 from collections import defaultdict
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from measure import cpu_seconds, parser_of
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -174,12 +174,6 @@ def count_operations(config: ModelConfig, windows: int, masked: int) -> dict[str
 # --- measuring ------------------------------------------------------------------------------
 
 
-def cpu_seconds(call: Callable[[], object]) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
 def mm_rate(a: Tensor, b: Tensor, out: Tensor) -> float:
     """Return torch.mm's operations a second."""
     return 2 * MM**3 / cpu_seconds(lambda: torch.mm(a, b, out=out))
@@ -230,7 +224,7 @@ def measure_wait(step: Step, loader: DataLoader) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--size", choices=("tiny", "small", "base"), default="tiny")
     parser.add_argument("--batch", type=int, help="clips of a step: 4 for tiny, else 1")
     parser.add_argument("--steps", type=int, help="that count: 15 for tiny, else 5")
@@ -241,7 +235,6 @@ def main() -> None:
     tiny = arguments.size == "tiny"
     batch = arguments.batch or (4 if tiny else 1)
     steps = WARM + (arguments.steps or (15 if tiny else 5))
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     name = "tiny" if tiny else "gramt-binaural"
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ and keeps a crafted file from costing memory, time or a traceback.
 import io
 import json
 import math
+import pickletools
 import re
 import tarfile
 import tokenize
@@ -14,6 +15,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,10 @@ FLOATS = (np.float16, np.float32, np.float64)
 MOST_AXES = 4  # of an array
 LARGEST_RATIO = 100  # of an array to its bytes in a zip ...
 SMALL = 64 << 20  # ... from so many bytes on
+PLAIN_OPCODES = {  # of pickles: those that push a string or a number
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BININT", "BININT1", "BININT2", "BINFLOAT"),
+}
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character beyond 16 bits
 
 
@@ -201,3 +207,42 @@ def read_array(
             "that is no array of embeddings or scores."
         )
     return parse_array(archive.read(info), name, error, *allowed)
+
+
+class NotPlain(ValueError):
+    """A pickle that holds something else than lists, strings and numbers."""
+
+
+def read_pickled_lists(path: Path) -> Any:
+    """Return the lists, strings and numbers of a pickle, from its opcodes: nothing is unpickled.
+
+    Raises:
+        NotPlain: where it holds something else.
+        ValueError, LookupError, AttributeError: where it is damaged.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[Any, Any] = {}
+    with open(path, "rb") as file:
+        for opcode, value, _ in pickletools.genops(file):
+            name = opcode.name
+            if name == "EMPTY_LIST":
+                stack.append([])
+            elif name in PLAIN_OPCODES:
+                stack.append(value)
+            elif name == "MARK":
+                marks.append(len(stack))
+            elif name in ("APPEND", "APPENDS"):
+                start = marks.pop() if name == "APPENDS" else len(stack) - 1
+                items = stack[start:]
+                del stack[start:]
+                stack[-1].extend(items)
+            elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+                memo[len(memo) if name == "MEMOIZE" else value] = stack[-1]
+            elif name in ("BINGET", "LONG_BINGET"):
+                stack.append(memo[value])
+            elif name == "STOP":
+                break
+            elif name not in ("PROTO", "FRAME"):
+                raise NotPlain(f"{name} is no list, string or number")
+    return stack.pop()

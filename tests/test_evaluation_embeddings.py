@@ -9,11 +9,9 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 import warnings
 from importlib.metadata import version
@@ -29,22 +27,21 @@ from hypothesis import strategies as st
 
 from gram_hear.config import EMBEDDINGS
 from gram_hear.errors import AudioError, ModuleError, OptionError, TaskError
-from gram_hear.evaluation.embed import embeddings as embeddings_module
+from gram_hear.evaluation.embed import embed_task as embedding_run
 from gram_hear.evaluation.embed import hear_module as module_module
+from gram_hear.evaluation.embed.embed_task import embed_task, is_embedded
 from gram_hear.evaluation.embed.embeddings import (
     DONE,
     PREDICTED,
     PROGRESS,
-    embed_task,
     event_labels,
-    is_embedded,
     open_embeddings,
     row_labels,
     row_timestamps,
 )
 from gram_hear.evaluation.embed.hear_module import load_model
 from gram_hear.evaluation.embed.task_audio import TaskAudio, resample
-from gram_hear.jobs.locks import LOCK, locked
+from gram_hear.jobs.locks import LOCK
 from gram_hear.tasks import RESAMPLED, read_task
 
 MODULES = Path(__file__).parent / "data" / "hear_modules"
@@ -232,15 +229,15 @@ RUN = """
 import sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-from gram_hear.evaluation.embed import embeddings
+from gram_hear.evaluation.embed import embed_task
 from gram_hear.evaluation.embed.hear_module import load_model
 from gram_hear.tasks import read_task
-embeddings.BATCH_SECONDS, embeddings.SAVE_SECONDS = 1.0, 0.0
+embed_task.BATCH_SECONDS, embed_task.SAVE_SECONDS = 1.0, 0.0
 task, folder, log, pause, kill_after = sys.argv[1:]
 options = {"log": log, "pause": float(pause), "kill_after": int(kill_after)}
 module = load_model("faulty", device="cpu", options=options)
 module.options.clear()
-embeddings.embed_task(read_task(Path(task)), module, Path(folder))
+embed_task.embed_task(read_task(Path(task)), module, Path(folder))
 """
 
 
@@ -258,7 +255,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(make_task, tmp_path, kind, sha
     task = make_task([8000, 5000, 8000, 8000, 5000, 12345, 8000] * 2, kind=kind)
     module = load_model("faulty", device="cpu")
     log = tmp_path / "log"
-    monkeypatch.setattr(embeddings_module, "BATCH_SECONDS", 1.0)
+    monkeypatch.setattr(embedding_run, "BATCH_SECONDS", 1.0)
     whole = embed_task(task, module, tmp_path / "whole")
     batches = len(module.module.CALLS)
     out = tmp_path / "killed" / task.name
@@ -313,7 +310,7 @@ def interrupt_after(calls):
 
 @pytest.mark.parametrize("kind", ["scene", "event"])
 def test_rows_that_somebody_took_away_are_made_again(make_task, tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(embeddings_module, "BATCH_SECONDS", 1.0)
+    monkeypatch.setattr(embedding_run, "BATCH_SECONDS", 1.0)
     task = make_task([8000] * 5, kind=kind)
     module = load_model("faulty", device="cpu")
     whole = embed_task(task, module, tmp_path / "whole")
@@ -326,7 +323,7 @@ def test_rows_that_somebody_took_away_are_made_again(make_task, tmp_path, kind, 
 
 
 def test_a_run_is_not_taken_over_with_other_audio(make_task, tmp_path, monkeypatch):
-    monkeypatch.setattr(embeddings_module, "BATCH_SECONDS", 1.0)
+    monkeypatch.setattr(embedding_run, "BATCH_SECONDS", 1.0)
     task = make_task([8000] * 5)
     module = load_model("faulty", device="cpu")
     with pytest.raises(KeyboardInterrupt):
@@ -369,7 +366,7 @@ def test_embeddings_of_a_module_that_was_edited(make_task, tmp_path):
     path = tmp_path / "edited.py"
     code = (
         "import sys; from pathlib import Path\n"
-        "from gram_hear.evaluation.embed.embeddings import embed_task\n"
+        "from gram_hear.evaluation.embed.embed_task import embed_task\n"
         "from gram_hear.evaluation.embed.hear_module import load_model\n"
         "from gram_hear.tasks import read_task\n"
         "task, module = read_task(Path(sys.argv[1])), load_model('edited', device='cpu')\n"
@@ -393,7 +390,7 @@ def test_embeddings_of_a_module_that_was_edited(make_task, tmp_path):
 
 
 def test_forced_embeddings_replace_others_and_their_scores(make_task, tmp_path, monkeypatch):
-    monkeypatch.setattr(embeddings_module, "BATCH_SECONDS", 1.0)
+    monkeypatch.setattr(embedding_run, "BATCH_SECONDS", 1.0)
     task = make_task([8000] * 3)
     old, new = (load_model(name, device="cpu") for name in ("logmel", "faulty"))
     out = embed_task(task, old, tmp_path / "e")
@@ -518,76 +515,12 @@ def test_a_full_disk(make_task, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(embeddings_module._SceneRows, "embed", refuse)
+        patch.setattr(embedding_run._SceneRows, "embed", refuse)
         with pytest.raises(TaskError, match=r"No space left on device\. What is done is kept"):
             embed_task(task, module, tmp_path / "e")
     out = embed_task(task, module, tmp_path / "e")
     assert (out / DONE).is_file()
     assert not (out / LOCK).exists()
-
-
-# --- two runs at once -----------------------------------------------------------------------
-
-
-def test_two_runs_at_once(make_task, tmp_path):
-    task = make_task([800])
-    out = tmp_path / "e" / task.name
-    out.mkdir(parents=True)
-    with locked(out), pytest.raises(TaskError, match=rf"Another run is writing .*{os.getpid()}"):
-        embed_task(task, load_model("faulty", device="cpu"), tmp_path / "e")
-    embed_task(task, load_model("faulty", device="cpu"), tmp_path / "e")
-    assert not (out / LOCK).exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "taken_over"),
-    [
-        ({"pid": "gone", "host": "here"}, True),
-        ({"pid": "mine", "host": "here"}, False),
-        ({"pid": "gone", "host": "elsewhere"}, False),
-        ("", False),
-    ],
-)
-def test_locks_of_the_dead_are_taken_over(tmp_path, content, taken_over):
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    if content:
-        pid = child.pid if content["pid"] == "gone" else os.getpid()
-        host = socket.gethostname() if content["host"] == "here" else "elsewhere"
-        content = json.dumps({"pid": pid, "host": host})
-    (tmp_path / LOCK).write_text(content)
-    if taken_over:
-        with locked(tmp_path):
-            assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-        assert not list(tmp_path.iterdir())
-    else:
-        with pytest.raises(TaskError, match=f"delete {tmp_path / LOCK}"), locked(tmp_path):
-            pass
-        assert (tmp_path / LOCK).read_text() == content
-
-
-def test_one_of_many_gets_a_stale_lock(tmp_path):
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    (tmp_path / LOCK).write_text(json.dumps({"pid": child.pid, "host": socket.gethostname()}))
-    start, end = threading.Barrier(8, timeout=30), threading.Barrier(8, timeout=30)
-    held = []
-
-    def hold():
-        start.wait()
-        try:
-            with locked(tmp_path):
-                held.append(1)
-                end.wait()
-        except TaskError:
-            end.wait()
-
-    threads = [threading.Thread(target=hold) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert held == [1]
 
 
 # --- memory ---------------------------------------------------------------------------------
@@ -1077,7 +1010,7 @@ def test_labels_that_are_no_lists(embedded_task, content):
     ids=repr,
 )
 def test_what_a_broken_run_left_is_checked(make_task, tmp_path, monkeypatch, change):
-    monkeypatch.setattr(embeddings_module, "BATCH_SECONDS", 1.0)
+    monkeypatch.setattr(embedding_run, "BATCH_SECONDS", 1.0)
     task = make_task([8000] * 5)
     module = load_model("faulty", device="cpu")
     with pytest.raises(KeyboardInterrupt):

@@ -14,15 +14,15 @@ from gram_hear.errors import TaskError
 from gram_hear.evaluation.predict.event_metrics import (
     COLLARS,
     EVENT_METRICS,
+    Collar,
     EventScorer,
-    EventTable,
-    Timeline,
-    onset_f_measure,
-    onset_offset_f_measure,
-    predicted_events,
-    segment_error_rate,
-    target_events,
+    Segments,
+    SortedEvents,
+    error_rate,
+    f_measure,
 )
+from gram_hear.evaluation.predict.events import EventTable, Timeline, target_events
+from gram_hear.evaluation.predict.postprocessing import Postprocessing
 
 RUNS = ["fast-s42", "faster-s42", "faster-s43", "faster-s44"]
 KIT = ("event_onset_200ms_fms", "segment_1s_er")  # the metrics of the golden scores
@@ -39,6 +39,24 @@ def rows(events):
     """The tuples of a table."""
     columns = (events.file, events.label, events.start, events.end)
     return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def events_of(probabilities, timeline, *choice):
+    return Postprocessing(timeline).events(probabilities, [choice])[0]
+
+
+def scores_of(target, predicted, collar=COLLARS["event_onset_200ms_fms"]):
+    return f_measure(SortedEvents.of(target), SortedEvents.of(predicted), collar)
+
+
+def error_rate_of(target, predicted, milliseconds=1000.0):
+    ends = [(each.file, each.end) for each in (target, predicted)]
+    segments = Segments(2, milliseconds, ends)
+    return error_rate(*(segments.roll(each, 3) for each in (target, predicted)))
+
+
+ONSETS = Collar(50.0)
+OFFSETS = COLLARS["event_onset_offset_50ms_20perc_fms"]
 
 
 # --- slow references ------------------------------------------------------------------------
@@ -167,7 +185,7 @@ def postprocessing(kit, run):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_events_are_those_of_the_kit(kit, run):
-    events = predicted_events(kit.arrays[run], kit.timeline, *postprocessing(kit, run))
+    events = events_of(kit.arrays[run], kit.timeline, *postprocessing(kit, run))
     listed = events.by_file(kit.timeline.files, kit.scores["labels"])
     theirs = kit.scores["esc10events"][run]["predicted_events"]
     assert listed == {
@@ -179,7 +197,7 @@ def test_events_are_those_of_the_kit(kit, run):
 @pytest.mark.parametrize("run", RUNS)
 def test_scores_are_those_of_the_kit(kit, run):
     scorer = EventScorer(kit.target, kit.timeline)
-    scores = scorer.score(kit.arrays[run], *postprocessing(kit, run), KIT)
+    scores = scorer.score(kit.arrays[run], [postprocessing(kit, run)], KIT)[0]
     theirs = kit.scores["esc10events"][run]["scores"]
     assert list(scores) == list(theirs)
     assert scores == pytest.approx(theirs, abs=5e-7, rel=0)
@@ -191,39 +209,34 @@ def test_scores_do_not_depend_on_the_order_of_rows(kit):
     labels = {name: index for index, name in enumerate(kit.scores["labels"])}
     target = target_events(kit.scores["target_events"], timeline.files, labels)
     probabilities = kit.arrays["fast-s42"]
-    ours = EventScorer(target, timeline).score(probabilities[shuffled], 250, 125)
-    assert ours == EventScorer(kit.target, kit.timeline).score(probabilities, 250, 125)
+    ours = EventScorer(target, timeline).score(probabilities[shuffled], [(250, 125)])
+    assert ours == EventScorer(kit.target, kit.timeline).score(probabilities, [(250, 125)])
 
 
-def test_scorer_equals_the_functions_for_every_choice(kit):
+def test_every_choice_is_scored_from_its_events(kit):
     choices = [(250, 125), (250, 250), (0, 0), (800, 125)]
     probabilities = kit.arrays["faster-s43"]
-    together = EventScorer(kit.target, kit.timeline).score_all(probabilities, choices)
+    together = EventScorer(kit.target, kit.timeline).score(probabilities, choices)
     for choice, scores in zip(choices, together, strict=True):
-        events = predicted_events(probabilities, kit.timeline, *choice)
-        functions = {
-            "event_onset_200ms_fms": onset_f_measure(kit.target, events),
-            "event_onset_50ms_fms": onset_f_measure(kit.target, events, 50),
-            "event_onset_offset_50ms_20perc_fms": onset_offset_f_measure(kit.target, events),
-        }
-        assert list(functions) == list(COLLARS)
-        for name, parts in functions.items():
-            for part, value in parts.items():
+        events = events_of(probabilities, kit.timeline, *choice)
+        for name, collar in COLLARS.items():
+            for part, value in scores_of(kit.target, events, collar).items():
                 assert scores[f"{name}_{part}"] == value
             assert scores[name] == scores[f"{name}_f_measure"]
-        values = [scores[name] for name in functions]
+        values = [scores[name] for name in COLLARS]
         assert values == sorted(values, reverse=True)  # each asks for more than the one before
         assert values[0] > values[2] > 0
-        assert scores["segment_1s_er"] == segment_error_rate(kit.target, events)
+        wanted = plain_error_rate(rows(kit.target), rows(events), 1.0)
+        assert scores["segment_1s_er"] == pytest.approx(wanted)
         assert scores["segment_1s_er_error_rate"] == scores["segment_1s_er"]
     assert len({scores["event_onset_200ms_fms"] for scores in together}) == len(choices)
 
 
 def test_only_what_is_asked_for_is_scored(kit):
     scorer = EventScorer(kit.target, kit.timeline)
-    every = scorer.score(kit.arrays["fast-s42"], 250, 125)
+    (every,) = scorer.score(kit.arrays["fast-s42"], [(250, 125)])
     for name in EVENT_METRICS:
-        scores = scorer.score(kit.arrays["fast-s42"], 250, 125, [name])
+        (scores,) = scorer.score(kit.arrays["fast-s42"], [(250, 125)], [name])
         assert scores == {key: every[key] for key in every if key in scores}
         assert set(scores) == {key for key in every if key.startswith(name)}
 
@@ -257,7 +270,7 @@ def splits(draw):
 )
 def test_predicted_events_are_those_of_the_plain_reference(split, filter_ms, min_duration):
     names, times, probabilities = split
-    ours = predicted_events(probabilities, Timeline.of(names, times), filter_ms, min_duration)
+    ours = events_of(probabilities, Timeline.of(names, times), filter_ms, min_duration)
     assert rows(ours) == plain_events(probabilities, names, times, filter_ms, min_duration)
 
 
@@ -271,7 +284,7 @@ def test_predicted_events_are_those_of_the_plain_reference(split, filter_ms, min
 def test_counting_is_a_median_filter_for_odd_and_even_widths(length, width, seed):
     probabilities = np.random.default_rng(seed).random((length, 3), dtype=np.float32)
     timeline = Timeline.of(["a"] * length, 20.0 * np.arange(length))
-    ours = predicted_events(probabilities, timeline, 20.0 * width, 0)
+    ours = events_of(probabilities, timeline, 20.0 * width, 0)
     filtered = plain_median(probabilities, width if length > 1 else 1)
     frames = np.zeros_like(filtered, dtype=bool)
     for _, label, start, end in rows(ours):
@@ -282,9 +295,9 @@ def test_counting_is_a_median_filter_for_odd_and_even_widths(length, width, seed
 def test_runs_end_with_their_file_and_are_kept_from_the_least_duration_on():
     timeline = Timeline.of(["a", "a", "b", "b", "b"], [0, 50, 0, 50, 100])
     ones = np.ones((5, 1))
-    assert rows(predicted_events(ones, timeline, 0, 50)) == [(0, 0, 0, 50), (1, 0, 0, 100)]
-    assert rows(predicted_events(ones, timeline, 0, 50.5)) == [(1, 0, 0, 100)]
-    assert rows(predicted_events(ones / 2, timeline, 0, 0)) == []
+    assert rows(events_of(ones, timeline, 0, 50)) == [(0, 0, 0, 50), (1, 0, 0, 100)]
+    assert rows(events_of(ones, timeline, 0, 50.5)) == [(1, 0, 0, 100)]
+    assert rows(events_of(ones / 2, timeline, 0, 0)) == []
 
 
 def test_width_is_rounded_half_to_even():
@@ -296,14 +309,14 @@ def test_width_is_rounded_half_to_even():
 def test_probabilities_are_checked():
     timeline = Timeline.of(["a", "a"], [0, 50])
     with pytest.raises(TaskError, match="2 rows"):
-        predicted_events(np.zeros((3, 2)), timeline, 250, 125)
+        events_of(np.zeros((3, 2)), timeline, 250, 125)
     with pytest.raises(TaskError, match="NaN"):
-        predicted_events(np.array([[0.1], [np.nan]]), timeline, 250, 125)
+        events_of(np.array([[0.1], [np.nan]]), timeline, 250, 125)
     for milliseconds in (-1, math.nan):
         with pytest.raises(TaskError, match="median_filter_ms"):
-            predicted_events(np.zeros((2, 2)), timeline, milliseconds, 125)
+            events_of(np.zeros((2, 2)), timeline, milliseconds, 125)
         with pytest.raises(TaskError, match="min_duration"):
-            predicted_events(np.zeros((2, 2)), timeline, 250, milliseconds)
+            events_of(np.zeros((2, 2)), timeline, 250, milliseconds)
 
 
 # --- timeline and target --------------------------------------------------------------------
@@ -355,7 +368,7 @@ def test_scorer_checks_files_and_classes():
     with pytest.raises(TaskError, match="file index 1"):
         EventScorer(table((1, 0, 0, 50)), timeline)
     with pytest.raises(TaskError, match="1 classes"):
-        EventScorer(table((0, 1, 0, 50)), timeline).score(np.ones((2, 1)), 0, 0)
+        EventScorer(table((0, 1, 0, 50)), timeline).score(np.ones((2, 1)), [(0, 0)])
 
 
 # --- scores ---------------------------------------------------------------------------------
@@ -376,7 +389,7 @@ event_tuples = st.lists(
 @given(target=event_tuples, predicted=event_tuples, collar=st.sampled_from([50.0, 200.0, 400.0]))
 @example(target=[(0, 0, 0, 0), (0, 0, 300, 300)], predicted=[(0, 0, 150, 150)] * 2, collar=200.0)
 def test_greedy_pairs_are_as_many_as_the_largest_matching(target, predicted, collar):
-    scores = onset_f_measure(table(*target), table(*predicted), collar)
+    scores = scores_of(table(*target), table(*predicted), Collar(collar))
     pairs = plain_matches(target, predicted, collar)
     assert scores["precision"] == (pairs / len(predicted) if predicted else 0)
     assert scores["recall"] == (pairs / len(target) if target else 0)
@@ -401,7 +414,7 @@ near_events = st.lists(
 # The earliest free pair is a mistake: the first target event must leave the first predicted one.
 @example(target=[(0, 0, 0, 500), (0, 0, 10, 420)], predicted=[(0, 0, 5, 450), (0, 0, 6, 590)])
 def test_pairs_of_onsets_and_offsets_are_as_many_as_can_be(target, predicted):
-    scores = onset_offset_f_measure(table(*target), table(*predicted))
+    scores = scores_of(table(*target), table(*predicted), OFFSETS)
     pairs = brute_force_matches(target, predicted, 50.0, 0.2)
     assert pairs == plain_matches(target, predicted, 50.0, 0.2)
     assert scores["precision"] == (pairs / len(predicted) if predicted else 0)
@@ -412,7 +425,7 @@ def test_pairs_of_onsets_and_offsets_are_as_many_as_can_be(target, predicted):
 @given(target=event_tuples, predicted=event_tuples, share=st.sampled_from([0.0, 0.2, 1.0]))
 def test_many_pairs_are_as_many_as_can_be(target, predicted, share):
     """Long chains of events that may change partners, in a collar of two seconds."""
-    scores = onset_offset_f_measure(table(*target), table(*predicted), 2000.0, share)
+    scores = scores_of(table(*target), table(*predicted), Collar(2000.0, share))
     pairs = plain_matches(target, predicted, 2000.0, share)
     assert scores["recall"] == (pairs / len(target) if target else 0)
 
@@ -421,19 +434,19 @@ def test_offsets_may_differ_by_a_share_of_the_target_event():
     long, short = (0, 0, 100, 1100), (0, 0, 100, 200)
     for event, end, found in ((long, 1300, 1), (long, 1301, 0), (short, 250, 1), (short, 251, 0)):
         predicted = table((0, 0, 150, end))
-        assert onset_offset_f_measure(table(event), predicted)["f_measure"] == found
-        assert onset_f_measure(table(event), predicted, 50)["f_measure"] == 1
+        assert scores_of(table(event), predicted, OFFSETS)["f_measure"] == found
+        assert scores_of(table(event), predicted, ONSETS)["f_measure"] == 1
     late = table((0, 0, 151, 1100))
-    assert onset_offset_f_measure(table(long), late)["f_measure"] == 0
-    assert onset_f_measure(table(long), late, 50)["f_measure"] == 0
+    assert scores_of(table(long), late, OFFSETS)["f_measure"] == 0
+    assert scores_of(table(long), late, ONSETS)["f_measure"] == 0
     # The share is of the target event: 100 ms here, though the predicted one is longer.
-    assert onset_offset_f_measure(table((0, 0, 0, 500)), table((0, 0, 0, 601)))["f_measure"] == 0
+    assert scores_of(table((0, 0, 0, 500)), table((0, 0, 0, 601)), OFFSETS)["f_measure"] == 0
 
 
 @settings(max_examples=200, deadline=None)
 @given(target=event_tuples, predicted=event_tuples, segment_ms=st.sampled_from([250.0, 1000.0]))
 def test_error_rate_is_that_of_the_plain_reference(target, predicted, segment_ms):
-    ours = segment_error_rate(table(*target), table(*predicted), segment_ms)
+    ours = error_rate_of(table(*target), table(*predicted), segment_ms)
     expected = plain_error_rate(target, predicted, segment_ms / 1000)
     assert ours == pytest.approx(expected, nan_ok=True)
 
@@ -443,38 +456,36 @@ def test_error_rate_is_that_of_the_plain_reference(target, predicted, segment_ms
 def test_the_target_itself_is_without_error(target):
     events = table(*target)
     found = 1.0 if target else 0.0
-    assert onset_f_measure(events, events) == dict.fromkeys(
-        ("f_measure", "precision", "recall"), found
-    )
-    assert segment_error_rate(events, events) in (0, pytest.approx(math.nan, nan_ok=True))
+    assert scores_of(events, events) == dict.fromkeys(("f_measure", "precision", "recall"), found)
+    assert error_rate_of(events, events) in (0, pytest.approx(math.nan, nan_ok=True))
 
 
 def test_scores_by_hand():
     target = table((0, 0, 100, 1500), (0, 1, 2000, 2500), (1, 0, 0, 900))
     predicted = table((0, 0, 250, 900), (0, 2, 2000, 2500), (1, 0, 201, 900))
-    scores = onset_f_measure(target, predicted)
+    scores = scores_of(target, predicted)
     assert scores["f_measure"] == pytest.approx(1 / 3)
     # Wanted: file 0 segments 0 and 1 (class 0) and 2 (class 1), file 1 segment 0. One deletion (in
     # segment 1) and one substitution (in segment 2).
-    assert segment_error_rate(target, predicted) == 2 / 4
+    assert error_rate_of(target, predicted) == 2 / 4
 
 
 def test_nothing_predicted_scores_0_and_misses_everything():
     target = table((0, 0, 100, 1500))
-    assert set(onset_f_measure(target, table()).values()) == {0}
-    assert segment_error_rate(target, table()) == 1
+    assert set(scores_of(target, table()).values()) == {0}
+    assert error_rate_of(target, table()) == 1
 
 
 def test_nothing_to_be_found_scores_0_and_has_no_error_rate():
     predicted = table((0, 0, 100, 1500))
     for events in (predicted, table()):
-        assert set(onset_f_measure(table(), events).values()) == {0}
-        assert math.isnan(segment_error_rate(table(), events))
+        assert set(scores_of(table(), events).values()) == {0}
+        assert math.isnan(error_rate_of(table(), events))
 
 
 def test_segments_must_have_a_length():
     with pytest.raises(TaskError, match="more than 0"):
-        segment_error_rate(table(), table(), 0)
+        error_rate_of(table(), table(), 0)
 
 
 def test_a_filter_of_absurdly_many_rows_is_refused():
@@ -487,4 +498,4 @@ def test_absurdly_many_segments_are_refused():
     one = np.zeros(1, dtype=np.int64)
     table = EventTable(one, one, np.zeros(1), np.full(1, 1e13))
     with pytest.raises(TaskError, match=r"last 2777778 hours in all.*segment_1s_er"):
-        segment_error_rate(table, table)
+        error_rate_of(table, table)

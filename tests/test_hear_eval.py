@@ -14,10 +14,10 @@ import pytest
 from hear_tasks import write_task
 from typer.testing import CliRunner
 
-from gram_hear.commands.hear_eval.app import app, make_plan, parse_options
+from gram_hear.commands.hear_eval.app import app, parse_options
 from gram_hear.errors import GramError, OptionError
-from gram_hear.evaluation.compare import results as report
-from gram_hear.evaluation.predict import prediction
+from gram_hear.evaluation.predict import score_files
+from gram_hear.jobs import writing
 from gram_hear.jobs.locks import locked
 from gram_hear.tasks import RESAMPLED
 
@@ -122,6 +122,11 @@ def test_embedding_and_predicting_are_the_halves(place):
     assert evaluate(*QUICK)[0] == 0
     whole = json.loads((place / "embeddings/logmel/results.json").read_text())["results"][0]
     assert whole["scores"] == halves["scores"]
+    options = ("--grid", "faster", "--grid-points", "3", "--seed", "7", "--shuffle", "--force")
+    assert evaluate("predict", f"made/logmel/{TASK}", *options)[0] == 0
+    marker = json.loads((place / "made/logmel" / TASK / "prediction-done.json").read_text())
+    asked = {"grid": "faster", "grid_points": 3, "seed": 7, "shuffle": True}
+    assert {name: marker[name] for name in asked} == asked
 
 
 def test_a_broken_task_does_not_stop_the_others(place):
@@ -174,7 +179,7 @@ def test_a_broken_score_file_does_not_hide_the_others(place):
 def test_a_failing_disk_does_not_stop_the_others(place, monkeypatch):
     """Neither the other tasks nor the table."""
     write_beeps(place / "tasks" / "full-v1-full")
-    write_whole = prediction.write_whole
+    write_whole = writing.write_whole
 
     def refuse(path, write):
         if "full-v1-full" in str(path.parent.parent) or path.name == "results.json":
@@ -182,8 +187,8 @@ def test_a_failing_disk_does_not_stop_the_others(place, monkeypatch):
         write_whole(path, write)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prediction, "write_whole", refuse)
-        patch.setattr(report, "write_whole", refuse)
+        for module in (writing, score_files):
+            patch.setattr(module, "write_whole", refuse)
         code, stdout, stderr = evaluate(*QUICK)
     assert code == 1
     assert TASK in stdout
@@ -483,9 +488,3 @@ def test_options_are_an_object():
     assert parse_options('{"strategy": "mean", "window": 2}') == {"strategy": "mean", "window": 2}
     with pytest.raises(OptionError, match="not JSON"):
         parse_options("")
-
-
-def test_a_plan_is_made_of_options():
-    plan = make_plan("fast", 3, 7, True, "cpu")
-    assert plan.to_dict() == {"grid": "fast", "grid_points": 3, "seed": 7, "shuffle": True}
-    assert plan.device == "cpu"

@@ -21,22 +21,21 @@ from gram_hear.evaluation.compare.results import (
     read_results,
     rows_of,
 )
-from gram_hear.evaluation.embed.embeddings import _discard
+from gram_hear.evaluation.embed.embed_task import _discard
 from gram_hear.evaluation.predict import knn
 from gram_hear.evaluation.predict.knn import (
-    DONE_FILE,
     NEIGHBOURS,
-    SCORES_FILE,
     TEMPERATURE,
-    NeighbourPlan,
+    NeighbourProbe,
     neighbour_votes,
-    score_neighbours,
 )
-from gram_hear.evaluation.predict.prediction import is_predicted
-from gram_hear.evaluation.predict.probe import Examples, Rows
+from gram_hear.evaluation.predict.prediction import is_predicted, predict_task
+from gram_hear.evaluation.predict.predictors import Examples, Rows
+from gram_hear.evaluation.predict.score_files import FILES
 from gram_hear.jobs.locks import locked
 from gram_hear.tasks import read_task
 
+DONE_FILE, SCORES_FILE = FILES["knn"].marker, FILES["knn"].scores
 LABELS = ("low", "middle", "high")
 FOLDS = ("fold00", "fold01", "fold02")
 
@@ -154,7 +153,7 @@ def rows_of_split(folder, split):
 
 def test_a_test_split_is_scored_from_the_training_split_alone(tmp_path):
     folder = write_embeddings(tmp_path / "my.module" / "numbers")
-    scores = score_neighbours(folder, NeighbourPlan())
+    scores = predict_task(folder, NeighbourProbe())
     training, labels = rows_of_split(folder, "train")
     test, truth = rows_of_split(folder, "test")
     votes = reference(training, labels, test, 3)
@@ -175,7 +174,7 @@ def test_a_test_split_is_scored_from_the_training_split_alone(tmp_path):
 def test_each_fold_is_scored_from_all_others(tmp_path):
     folder = write_embeddings(tmp_path / "my.module" / "numbers", FOLDS)
     calls = []
-    scores = score_neighbours(folder, NeighbourPlan(), lambda *done: calls.append(done))
+    scores = predict_task(folder, NeighbourProbe(), lambda *done: calls.append(done))
     assert calls == [(1, 3), (2, 3), (3, 3)]
     found = []
     for fold in FOLDS:
@@ -201,7 +200,7 @@ def test_what_x_ares_does_not_score_is_refused(tmp_path, changes, kind):
     metadata = json.loads((folder / "task_metadata.json").read_text()) | changes
     (folder / "task_metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(TaskError, match=rf"is a task of {kind}.*multiclass.*--probe shallow"):
-        score_neighbours(folder, NeighbourPlan())
+        predict_task(folder, NeighbourProbe())
     assert not (folder / DONE_FILE).exists()
 
 
@@ -213,21 +212,21 @@ def test_directions_are_refused(tmp_path):
     for split in ("train", "valid", "test"):
         (folder / f"{split}.json").write_text(json.dumps({f"{split}-0.wav": [1.0, 0.0, 0.0]}))
     with pytest.raises(TaskError, match="is a task of localisation"):
-        score_neighbours(folder, NeighbourPlan())
+        predict_task(folder, NeighbourProbe())
 
 
 def test_another_run_is_not_disturbed(tmp_path):
     folder = write_embeddings(tmp_path / "numbers")
     with locked(folder), pytest.raises(TaskError, match="Another run"):
-        score_neighbours(folder, NeighbourPlan())
+        predict_task(folder, NeighbourProbe())
 
 
 def test_scores_go_with_their_embeddings(tmp_path):
     folder = write_embeddings(tmp_path / "numbers")
-    score_neighbours(folder, NeighbourPlan())
-    assert is_predicted(folder, NeighbourPlan())
+    predict_task(folder, NeighbourProbe())
+    assert is_predicted(folder, NeighbourProbe())
     _discard(folder)  # what embedding anew with --force begins with
-    assert not is_predicted(folder, NeighbourPlan())
+    assert not is_predicted(folder, NeighbourProbe())
     assert read_result(folder, "knn") is None
 
 

@@ -195,7 +195,11 @@ def test_ambisonic_sound_of_any_convention_is_heard_alike(ambisonic, tmp_path):
 
 @pytest.mark.parametrize(
     ("channels", "message"),
-    [(1, "is mono.*Give a first-order"), (2, "has 2 channels.*layout 'binaural'"), (3, "3 channels")],
+    [
+        (1, "is mono.*Give a first-order"),
+        (2, "has 2 channels.*layout 'binaural'"),
+        (3, "3 channels"),
+    ],
 )
 def test_other_audio_for_an_ambisonic_head_is_an_error(ambisonic, channels, message):
     with pytest.raises(AudioError, match=message):

@@ -26,12 +26,12 @@ from gram_hear.evaluation.make.labels import LabelOptions, compile_pattern, kind
 from gram_hear.evaluation.make.plan import TaskOptions, plan_task
 from gram_hear.evaluation.make.sounds import SoundOptions, digest, make_sound, read_header
 from gram_hear.evaluation.make.splits import SplitOptions, deal_groups, group_numbers, make_splits
-from gram_hear.evaluation.predict.prediction import Plan, settings_of
+from gram_hear.evaluation.predict.shallow import ShallowProbe
 from gram_hear.jobs.job import Job
 from gram_hear.tasks import describe_tasks, read_task
 
 RATE = 16000
-SHALLOW = Plan()
+SHALLOW = ShallowProbe()
 MODULES = Path(__file__).parent / "data" / "hear_modules"
 
 
@@ -206,7 +206,7 @@ def test_events_in_seconds(tmp_path):
     made = make(tmp_path / "s", tmp_path / "tasks", csv=listed)
     task = read_task(made.folder)
     assert (task.kind, task.evaluation) == ("event", ("event_onset_200ms_fms", "segment_1s_er"))
-    assert len(settings_of(task, SHALLOW)) == SHALLOW.grid_points  # hear-eval takes it
+    assert len(SHALLOW.settings(task)) == SHALLOW.grid_points  # hear-eval takes it
     assert task.metadata["evaluation_params"]["event_postprocessing_grid"] == {
         "median_filter_ms": [250],
         "min_duration": [125, 250],
@@ -239,7 +239,7 @@ def test_directions(tmp_path):
     made = make(tmp_path / "s", tmp_path / "tasks", csv=table(tmp_path / "l.csv", rows))
     task = read_task(made.folder)
     assert (task.kind, task.evaluation) == ("localisation", ("MAE", "DOA"))
-    assert len(settings_of(task, SHALLOW)) == SHALLOW.grid_points
+    assert len(SHALLOW.settings(task)) == SHALLOW.grid_points
     every = {k: v for files in annotations(made.folder).values() for k, v in files.items()}
     assert every["0.wav"] == pytest.approx([0, 0, 1])
     assert every["6.wav"] == pytest.approx([0, 1, 0])  # 90 degrees is the left

@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -22,14 +24,8 @@ from gram_hear.commands.hear_eval.app import app as hear_eval
 from gram_hear.errors import GramError, OptionError, TaskError
 from gram_hear.scenes import naturalistic as tasks_module
 from gram_hear.scenes import recipes
-from gram_hear.scenes.naturalistic import (
-    JOURNAL,
-    Settings,
-    naturalise_task,
-    read_manifest,
-    rerender,
-)
-from gram_hear.scenes.recipes import clip_seed
+from gram_hear.scenes.naturalistic import JOURNAL, naturalise_task, read_manifest
+from gram_hear.scenes.recipes import SceneSettings, clip_seed, rerender
 from gram_hear.scenes.rooms import Room, Scene
 from gram_hear.tasks import read_task
 
@@ -104,7 +100,7 @@ def clips_of(folder):
 @pytest.mark.parametrize(("format", "channels"), [("binaural", 2), ("ambisonics", 4)])
 def test_a_task_stays_the_same_task(tmp_path, plain_rooms, format, channels):
     task = write_task(tmp_path / "tasks")
-    made = naturalise_task(task, tmp_path / "out", Settings(format))
+    made = naturalise_task(task, tmp_path / "out", SceneSettings(format))
     assert made.folder == tmp_path / "out" / f"beeps-v1-full-{format}"
     assert (made.clips, made.silent) == (9, 0)
     natural = read_task(made.folder)
@@ -148,7 +144,7 @@ def test_folds_and_other_metrics_stay(tmp_path, plain_rooms):
 def test_events_keep_their_times(tmp_path, plain_rooms):
     """The direct sound of the farther ear is late by less than the head, and nothing is cut off."""
     task = write_task(tmp_path, embedding_type="event", evaluation=["event_onset_200ms_fms"])
-    made = naturalise_task(task, tmp_path / "out", Settings(snr=(100, 100)))
+    made = naturalise_task(task, tmp_path / "out", SceneSettings(snr=(100, 100)))
     assert read_task(made.folder).annotations("train") == task.annotations("train")
     sound, _ = soundfile.read(read_task(made.folder).audio("train", "train0.wav", RATE))
     begins = int(np.argmax(np.abs(beep(300)) > 0.01))
@@ -161,7 +157,7 @@ def test_events_keep_their_times(tmp_path, plain_rooms):
 def test_what_reaches_the_nearer_ear_first_is_kept(tmp_path, plain_rooms):
     """At the very start of a clip only what came before it is lost; the level is kept."""
     task = write_task(tmp_path)
-    made = naturalise_task(task, tmp_path / "out", Settings(snr=(100, 100)))
+    made = naturalise_task(task, tmp_path / "out", SceneSettings(snr=(100, 100)))
     entry = next(read_manifest(made.folder))
     assert entry["advance"] == 100
     sound = rerender(entry) / entry["gain"]
@@ -174,7 +170,7 @@ def test_what_reaches_the_nearer_ear_first_is_kept(tmp_path, plain_rooms):
 
 def test_the_mixture_has_the_ratio_that_the_manifest_says(tmp_path, plain_rooms):
     task = write_task(tmp_path)
-    made = naturalise_task(task, tmp_path / "out", Settings(snr=(10, 20)))
+    made = naturalise_task(task, tmp_path / "out", SceneSettings(snr=(10, 20)))
     for entry in read_manifest(made.folder):
         sound = rerender(entry).astype(np.float64) / entry["gain"]
         clip, _ = soundfile.read(entry["source"])
@@ -233,11 +229,11 @@ def test_the_rate_is_the_highest_source_rate_or_the_one_asked_for(tmp_path, plai
     (task.folder / "96000").mkdir()
     (task.folder / "96000" / "resampled.json").write_text("{}")  # not the task's own
     assert read_task(naturalise_task(task, tmp_path / "high").folder).rates() == [48000]
-    made = naturalise_task(task, tmp_path / "low", Settings(rate=22050))
+    made = naturalise_task(task, tmp_path / "low", SceneSettings(rate=22050))
     entry = next(read_manifest(made.folder))
     assert (entry["rate"], entry["source_rate"]) == (22050, 48000)
     assert entry["samples"] == round(0.2 * 22050)
-    made = naturalise_task(task, tmp_path / "same", Settings(rate=RATE))
+    made = naturalise_task(task, tmp_path / "same", SceneSettings(rate=RATE))
     assert next(read_manifest(made.folder))["source_rate"] == RATE
 
 
@@ -294,7 +290,7 @@ def test_a_clip_does_not_depend_on_the_others(tmp_path, plain_rooms):
 def test_another_seed_gives_other_scenes(tmp_path, plain_rooms):
     task = write_task(tmp_path)
     one, two = (
-        clips_of(naturalise_task(task, tmp_path / f"{seed}", Settings(seed=seed)).folder)
+        clips_of(naturalise_task(task, tmp_path / f"{seed}", SceneSettings(seed=seed)).folder)
         for seed in (0, 1)
     )
     assert not set(one.values()) & set(two.values())
@@ -303,7 +299,7 @@ def test_another_seed_gives_other_scenes(tmp_path, plain_rooms):
 def test_both_formats_show_the_same_scenes(tmp_path, plain_rooms):
     task = write_task(tmp_path, files=1)
     found = [
-        next(read_manifest(naturalise_task(task, tmp_path / "out", Settings(format)).folder))
+        next(read_manifest(naturalise_task(task, tmp_path / "out", SceneSettings(format)).folder))
         for format in ("binaural", "ambisonics")
     ]
     for key in ("seed", "snr", "noise_drawn"):
@@ -327,7 +323,7 @@ def test_real_rooms_rendered_again(tmp_path):
 
 def test_one_process_or_two_make_the_same(tmp_path):
     task = write_task(tmp_path, files=1, rate=8000)
-    settings = Settings("ambisonics")
+    settings = SceneSettings("ambisonics")
     one = naturalise_task(task, tmp_path / "one", settings)
     two = naturalise_task(task, tmp_path / "two", settings, jobs=2)
     assert files_of(one.folder) == files_of(two.folder)
@@ -354,7 +350,7 @@ def test_a_noise_set_that_changed_is_told(tmp_path, plain_rooms):
     generator = np.random.default_rng(0)
     for name in "ab":
         soundfile.write(noises / f"{name}.wav", generator.uniform(-0.1, 0.1, 2000), RATE)
-    made = naturalise_task(task, tmp_path / "out", Settings(noise=noises))
+    made = naturalise_task(task, tmp_path / "out", SceneSettings(noise=noises))
     entry = next(read_manifest(made.folder))
     drawn = entry["noise_drawn"]
     assert (drawn["whole"], drawn["samples"]) == (True, 2000)
@@ -404,13 +400,14 @@ def test_an_interrupted_run_goes_on_and_loses_nothing(tmp_path, plain_rooms, cou
     folder = tmp_path / "out" / "beeps-v1-full-binaural"
     assert not (folder / "task_metadata.json").exists()
     assert len(count_clips) == 4
-    with open(folder / JOURNAL, "ab") as file:
-        file.write(b'{"split": "valid", "fi')  # as a kill cuts it short
+    note = min((folder / ".job" / "done").iterdir())
+    note.write_text('{"job": "valid", "fi')  # as a power cut leaves it
     naturalise_task(task, tmp_path / "out")
-    assert len(count_clips) == 9
+    assert len(count_clips) == 10  # of 9, and the one without a note again
     assert files_of(folder) == whole
+    assert not list(tmp_path.rglob(".job"))
     naturalise_task(task, tmp_path / "out")
-    assert len(count_clips) == 9
+    assert len(count_clips) == 10
 
 
 def test_a_clip_that_a_power_cut_emptied_is_made_again(tmp_path, plain_rooms, count_clips):
@@ -428,8 +425,8 @@ def test_a_clip_that_a_power_cut_emptied_is_made_again(tmp_path, plain_rooms, co
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"seed": 1}, "seed is 0 there, and 1 now"),
-        ({"snr": (0, 5)}, "snr is"),
+        ({"seed": 1}, r"other options \(seed 0, not 1\)\. Delete it, or choose another"),
+        ({"snr": (0, 5)}, "snr"),
         ({"rate": 8000}, "rate"),
     ],
 )
@@ -444,20 +441,80 @@ def test_other_options_in_the_same_folder_are_refused(
             naturalise_task(task, tmp_path / "out", progress=interrupted(1))
     before = files_of(tmp_path / "out")
     with pytest.raises(OptionError, match=message):
-        naturalise_task(task, tmp_path / "out", Settings(**other))
+        naturalise_task(task, tmp_path / "out", SceneSettings(**other))
     assert files_of(tmp_path / "out") == before
 
 
-def test_two_runs_at_once_are_refused(tmp_path, plain_rooms):
+RUN = """
+import sys
+from pathlib import Path
+from gram_hear.scenes.naturalistic import naturalise_task
+from gram_hear.tasks import read_task
+naturalise_task(read_task(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+def test_two_runs_make_one_task(tmp_path):
+    """Both begin at once, in processes of their own."""
+    task = write_task(tmp_path, files=2, rate=8000)
+    command = [sys.executable, "-c", RUN, task.folder]
+    runs = [subprocess.Popen([*command, tmp_path / "out"]) for _ in range(2)]
+    whole = naturalise_task(task, tmp_path / "whole")
+    assert [run.wait(60) for run in runs] == [0, 0]
+    assert files_of(tmp_path / "out") == files_of(whole.folder.parent)
+    assert not list(tmp_path.rglob(".job"))
+
+
+def test_a_run_that_begins_while_another_works_shares_the_task(tmp_path, plain_rooms, count_clips):
     task = write_task(tmp_path, files=1)
+    found = []
 
     def run_again(done, total):
-        if done == 1:
-            naturalise_task(task, tmp_path / "out")
+        if done == 1 and not found:
+            found.append(naturalise_task(task, tmp_path / "out"))
 
-    with pytest.raises(TaskError, match="Another run is making"):
-        naturalise_task(task, tmp_path / "out", progress=run_again)
+    assert [naturalise_task(task, tmp_path / "out", progress=run_again)] == found
+    assert len(count_clips) == 3
+    whole = naturalise_task(task, tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(whole.folder.parent)
+
+
+def test_a_clip_that_is_removed_meanwhile_is_named_and_made_again(tmp_path, plain_rooms):
+    task = write_task(tmp_path, files=1)
+    clip = tmp_path / "out" / "beeps-v1-full-binaural" / str(RATE) / "train" / "train0.wav"
+
+    def remove(done, total):
+        if done == 2:
+            clip.unlink()
+
+    with pytest.raises(TaskError, match=r"train/train0\.wav of .*removed or altered"):
+        naturalise_task(task, tmp_path / "out", progress=remove)
+    whole = naturalise_task(task, tmp_path / "whole")
     naturalise_task(task, tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(whole.folder.parent)
+
+
+@pytest.mark.parametrize("ending", ["", "-localization"])
+def test_what_0_1_0_left_unfinished_is_named(tmp_path, plain_rooms, ending):
+    task = write_task(tmp_path, files=1)
+    folder = tmp_path / "out" / f"beeps-v1-full-binaural{ending}"
+    folder.mkdir(parents=True)
+    (folder / JOURNAL).write_text('{"source": "beeps-v1-full"}')
+    with pytest.raises(OptionError, match=r"begun by gram-hear 0\.1\.0.*delete it"):
+        naturalise_task(task, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.wav"))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_files_that_noises_leave_out_are_told_once(tmp_path, jobs):
+    task = write_task(tmp_path, files=1, rate=8000)
+    noises = tmp_path / "noises"
+    noises.mkdir()
+    soundfile.write(noises / "a.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 900), 8000)
+    (noises / "b.txt").write_text("")
+    with pytest.warns(UserWarning, match="left out") as caught:
+        naturalise_task(task, tmp_path / "out", SceneSettings(noise=noises), jobs=jobs)
+    assert len([each for each in caught if "left out" in str(each.message)]) == 1
 
 
 def test_changed_labels_and_foreign_folders_are_refused(tmp_path, plain_rooms):
@@ -469,7 +526,7 @@ def test_changed_labels_and_foreign_folders_are_refused(tmp_path, plain_rooms):
     foreign = tmp_path / "foreign" / "beeps-v1-full-binaural"
     foreign.mkdir(parents=True)
     (foreign / "thesis.txt").write_text("")
-    with pytest.raises(OptionError, match="something else"):
+    with pytest.raises(OptionError, match="holds other files"):
         naturalise_task(task, tmp_path / "foreign")
     (foreign / "thesis.txt").rename(foreign / "task_metadata.json")
     (foreign / "task_metadata.json").write_text("{}")
@@ -557,7 +614,7 @@ def test_tasks_in_scenes_are_not_put_into_scenes_again(tmp_path, plain_rooms):
 )
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(OptionError, match=message):
-        Settings(**options)
+        SceneSettings(**options)
 
 
 # --- localisation ---------------------------------------------------------------------------
@@ -583,7 +640,7 @@ def test_localisation_shares_the_audio_and_has_directions(tmp_path, plain_rooms)
             assert os.path.samefile(
                 where.audio(split, file, RATE), made.folder / str(RATE) / split / file
             )
-    assert not (made.localisation / JOURNAL).exists()
+    assert not (made.localisation / ".job").exists()
 
 
 def test_localisation_has_copies_where_files_cannot_have_two_names(
@@ -603,7 +660,11 @@ def test_a_localisation_that_was_broken_off_is_finished(tmp_path, plain_rooms):
     task = write_task(tmp_path)
     made = naturalise_task(task, tmp_path / "out")
     whole = files_of(made.localisation)
-    (made.localisation / "task_metadata.json").rename(made.localisation / JOURNAL)
+    (made.localisation / ".job").mkdir()
+    described = read_task(made.localisation).metadata["naturalistic"]
+    made_of = {key: described[key] for key in described if key not in ("gram_hear", "manifest")}
+    (made.localisation / ".job" / "made_of.json").write_text(json.dumps(made_of))
+    (made.localisation / "task_metadata.json").unlink()
     (made.localisation / f"{RATE}/valid/valid1.wav").unlink()
     assert naturalise_task(task, tmp_path / "out").localisation == made.localisation
     assert files_of(made.localisation) == whole
@@ -653,7 +714,7 @@ def write_rirs(tmp_path):
 def test_rirs_of_test_rooms_are_drawn_from_a_set(tmp_path, write_rirs):
     task = write_task(tmp_path, files=5)
     with pytest.warns(UserWarning, match=r"does not say where the source of test\.tar/\d\.npy is"):
-        made = naturalise_task(task, tmp_path / "out", Settings(rirs=write_rirs(), rate=32000))
+        made = naturalise_task(task, tmp_path / "out", SceneSettings(rirs=write_rirs(), rate=32000))
     assert made.localisation is None
     entries = list(read_manifest(made.folder))
     assert {entry["rir"] for entry in entries} == {f"test.tar/{i}.npy" for i in range(3)}
@@ -668,7 +729,7 @@ def test_a_set_that_knows_the_directions_gives_localisation(tmp_path, write_rirs
     described = {"direction": [0.0, 1.0, 0.0], "direct_delay": [29.5 / 32000, 0.1]}
     monkeypatch.setattr(recipes.RirSet, "read", lambda self, i: (self._load(i)[0], described))
     task = write_task(tmp_path, files=1)
-    made = naturalise_task(task, tmp_path / "out", Settings(rirs=write_rirs(), rate=32000))
+    made = naturalise_task(task, tmp_path / "out", SceneSettings(rirs=write_rirs(), rate=32000))
     assert read_task(made.localisation).annotations("test") == {"test0.wav": [0.0, 1.0, 0.0]}
     assert {entry["advance"] for entry in read_manifest(made.folder)} == {29}
 
@@ -678,7 +739,7 @@ def test_a_set_without_splits_is_drawn_from_all_over_and_one_without_noises_give
     tmp_path, write_rirs
 ):
     task = write_task(tmp_path, files=5)
-    settings = Settings(rirs=write_rirs(("a", "b"), noises=0), rate=32000)
+    settings = SceneSettings(rirs=write_rirs(("a", "b"), noises=0), rate=32000)
     with pytest.warns(UserWarning, match="all of its 6 scenes"):
         made = naturalise_task(task, tmp_path / "out", settings)
     entries = list(read_manifest(made.folder))
@@ -690,11 +751,13 @@ def test_sets_that_do_not_fit_are_refused(tmp_path, write_rirs):
     task = write_task(tmp_path, files=1)
     folder = write_rirs(("train",))
     with pytest.raises(OptionError, match=r"at 32000 Hz, and the clips .* 16000.*--rate 32000"):
-        naturalise_task(task, tmp_path / "out", Settings(rirs=folder))
+        naturalise_task(task, tmp_path / "out", SceneSettings(rirs=folder))
     with pytest.raises(OptionError, match="no split 'test'"):
-        naturalise_task(task, tmp_path / "out", Settings(rirs=folder, rate=32000))
+        naturalise_task(task, tmp_path / "out", SceneSettings(rirs=folder, rate=32000))
     with pytest.raises(OptionError, match="ambisonic"):
-        naturalise_task(task, tmp_path / "out", Settings("ambisonics", rirs=folder, rate=32000))
+        naturalise_task(
+            task, tmp_path / "out", SceneSettings("ambisonics", rirs=folder, rate=32000)
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -736,7 +799,7 @@ def test_the_command_makes_all_tasks_and_says_where(tmp_path, plain_rooms, comma
     assert "beeps-v1-full-binaural is left out" in again[2]
     code, _, stderr = command(*arguments, "--task", "beeps", "--seed", 4)  # the dry one
     assert code == 1
-    assert "made with other options: seed is 3 there, and 4 now" in stderr
+    assert "other options (seed 3, not 4;" in stderr
 
 
 @pytest.mark.parametrize(
@@ -767,7 +830,7 @@ def test_hear_eval_takes_the_tasks_as_they_are(tmp_path, plain_rooms, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(MODULES)
     task = write_task(tmp_path / "tasks", files=8)
-    naturalise_task(task, tmp_path / "tasks", Settings(format))
+    naturalise_task(task, tmp_path / "tasks", SceneSettings(format))
     options = ("--module", "logmel", "--grid", "faster", "--grid-points", "2", "--device", "cpu")
     result = CliRunner().invoke(hear_eval, options)
     assert result.exit_code == 0, result.stderr

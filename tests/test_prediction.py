@@ -11,28 +11,21 @@ import torch
 from hear_tasks import write_task
 
 from gram_hear.errors import OptionError, TaskError
-from gram_hear.evaluation.predict import prediction as prediction_module
+from gram_hear.evaluation.predict import score_files, shallow
+from gram_hear.evaluation.predict.data import open_task
+from gram_hear.evaluation.predict.folds import Fold, folds_of
 from gram_hear.evaluation.predict.grid import draw_settings
 from gram_hear.evaluation.predict.metrics import scene_scores
-from gram_hear.evaluation.predict.prediction import (
-    DONE_FILE,
-    LOCALISATION_FILE,
-    SCORES_FILE,
-    UNFINISHED,
-    Fold,
-    Plan,
-    Scoring,
-    folds_of,
-    is_predicted,
-    optimizer_steps,
-    point_seed,
-    predict_task,
-    settings_of,
-)
-from gram_hear.evaluation.predict.probe import Judgement
+from gram_hear.evaluation.predict.prediction import UNFINISHED, is_predicted, predict_task
+from gram_hear.evaluation.predict.score_files import FILES
+from gram_hear.evaluation.predict.scoring import SplitScorer
+from gram_hear.evaluation.predict.shallow import ShallowProbe, point_seed
+from gram_hear.evaluation.predict.training import ValidationScore
+from gram_hear.jobs import writing
 from gram_hear.jobs.locks import locked
 from gram_hear.tasks import read_task
 
+DONE_FILE, SCORES_FILE, LOCALISATION_FILE, _ = vars(FILES["shallow"]).values()
 LABELS = ("low", "middle", "high")
 QUICK = {
     "hidden_dim": [16],
@@ -126,13 +119,13 @@ def without_times(content):
 def trainings(monkeypatch):
     """The settings and the number of training rows of each call of ``train``."""
     seen = []
-    train = prediction_module.train
+    train = shallow.train
 
     def spied(settings, training, *rest):
         seen.append((tuple(settings), len(training.features)))
         return train(settings, training, *rest)
 
-    monkeypatch.setattr(prediction_module, "train", spied)
+    monkeypatch.setattr(shallow, "train", spied)
     return seen
 
 
@@ -156,7 +149,7 @@ def test_the_fold_after_the_test_fold_validates(make):
 def test_the_grid_is_searched_on_the_first_fold_alone(make, trainings):
     folder = make(splits=FOLDS)
     reports = []
-    scores = predict_task(folder, Plan(), lambda done, total: reports.append((done, total)))
+    scores = predict_task(folder, ShallowProbe(), lambda done, total: reports.append((done, total)))
     points = draw_settings("default", 8, "numbers", QUICK)
     searched, others = trainings[:-3], trainings[-3:]
     assert sorted(map(str, (each for group, _ in searched for each in group))) == sorted(
@@ -172,7 +165,7 @@ def test_the_grid_is_searched_on_the_first_fold_alone(make, trainings):
 
 def test_folds_are_scored_and_aggregated(make):
     folder = make(splits=FOLDS)
-    scores = predict_task(folder, Plan())
+    scores = predict_task(folder, ShallowProbe())
     assert list(scores)[:5] == [*FOLDS, "aggregated_scores"]
     values = [scores[fold]["test_top1_acc"] for fold in FOLDS]
     for fold, value in zip(FOLDS, values, strict=True):
@@ -190,6 +183,12 @@ def test_folds_are_scored_and_aggregated(make):
         assert aggregated[f"{name}_mean"] == pytest.approx(np.mean(values))
         assert aggregated[f"{name}_std"] == pytest.approx(np.std(values, ddof=1))
     assert read_strictly(folder / SCORES_FILE) == scores
+
+
+def scorer_of(folder, split="valid"):
+    """Return what scores a split of embeddings."""
+    task = read_task(folder)
+    return SplitScorer(task, open_task(task, [split])[split])
 
 
 # --- choosing -------------------------------------------------------------------------------
@@ -212,34 +211,34 @@ def test_the_first_drawn_of_equals_wins(make, monkeypatch):
 def choose(folder, monkeypatch, scores):
     """Predict a task whose four grid points get these validation scores; return the chosen one."""
     points = draw_settings("default", 4, "numbers", QUICK)
-    train = prediction_module.train
+    train = shallow.train
 
     def scored(settings, *rest):
         return [
-            replace(one, judgement=Judgement(scores[points.index(one.setting)]))
+            replace(one, validation=ValidationScore(scores[points.index(one.setting)]))
             for one in train(settings, *rest)
         ]
 
     with monkeypatch.context() as patch:
-        patch.setattr(prediction_module, "train", scored)
-        return predict_task(folder, Plan(grid_points=4))["hparams"]
+        patch.setattr(shallow, "train", scored)
+        return predict_task(folder, ShallowProbe(grid_points=4))["hparams"]
 
 
 def test_validations_are_compared_in_float32(make):
-    scoring = Scoring(read_task(make(rows=7)), "valid")
-    judgement = scoring.judge(scoring.examples.targets, 0.0)
-    assert judgement.score == 1.0
-    wrong = scoring.examples.targets.roll(1, dims=1)
-    wrong[:3] = scoring.examples.targets[:3]
-    assert scoring.judge(wrong, 0.0).score == float(np.float32(3 / 7))
-    assert scoring.judge(wrong, 0.0).score != 3 / 7
+    scorer = scorer_of(make(rows=7))
+    score = scorer.validate(scorer.split.targets, 0.0)
+    assert score.value == 1.0
+    wrong = scorer.split.targets.roll(1, dims=1)
+    wrong[:3] = scorer.split.targets[:3]
+    assert scorer.validate(wrong, 0.0).value == float(np.float32(3 / 7))
+    assert scorer.validate(wrong, 0.0).value != 3 / 7
 
 
 def test_where_the_task_says_so_the_loss_is_monitored(make):
     folder = make(use_scoring_for_early_stopping=False)
-    scoring = Scoring(read_task(folder), "valid")
-    assert scoring.judge(scoring.examples.targets, 0.75).score == -0.75
-    scores = predict_task(folder, Plan(grid_points=2))
+    scorer = scorer_of(folder)
+    assert scorer.validate(scorer.split.targets, 0.75).value == -0.75
+    scores = predict_task(folder, ShallowProbe(grid_points=2))
     arrays = arrays_of(folder)
     assert scores["score_mode"] == "min"
     assert scores["test"]["test_score"] == scores["test"]["test_top1_acc"]
@@ -250,70 +249,74 @@ def test_where_the_task_says_so_the_loss_is_monitored(make):
 
 
 def test_a_minimised_metric_is_minimised(make):
-    scoring = Scoring(read_task(make(kind="localisation")), "valid")
-    target = scoring.examples.targets
-    assert scoring.judge(-target, 0.0).score == pytest.approx(-180)
-    assert scoring.judge(target, 0.0).score == pytest.approx(0, abs=0.1)
-    assert scoring.judge(torch.full_like(target, float("nan")), 0.0).score != 0
+    scorer = scorer_of(make(kind="localisation"))
+    target = scorer.split.targets
+    assert scorer.validate(-target, 0.0).value == pytest.approx(-180)
+    assert scorer.validate(target, 0.0).value == pytest.approx(0, abs=0.1)
+    assert scorer.validate(torch.full_like(target, float("nan")), 0.0).value != 0
 
 
-def events_scoring(kit, postprocessing, **metadata):
-    """Return the scoring of the golden events' validation, with other metadata."""
+@pytest.fixture(scope="module")
+def events(kit):
+    """Return a function: the golden events, with this post-processing and other metadata."""
     folder = kit("esc10events-v1-full")
     path = folder / "task_metadata.json"
-    found = json.loads(path.read_text()) | metadata
-    found["evaluation_params"] = {"event_postprocessing_grid": postprocessing}
-    path.write_text(json.dumps(found))
-    return Scoring(read_task(folder), "valid")
+    original = json.loads(path.read_text())
+
+    def change(postprocessing, **metadata):
+        own = {"evaluation_params": {"event_postprocessing_grid": postprocessing}}
+        path.write_text(json.dumps(original | metadata | own))
+        return folder
+
+    return change
 
 
-def test_of_equal_postprocessings_the_largest_is_chosen(kit):
+def test_of_equal_postprocessings_the_largest_is_chosen(events):
     """As in the original kit, which sorts scores and choices backwards."""
     choices = {"min_duration": [0, 30, 20], "median_filter_ms": [0, 10]}
-    scoring = events_scoring(kit, choices)
-    nothing = torch.zeros_like(scoring.examples.targets)  # no event: F is 0 whatever is chosen
-    assert scoring.judge(nothing, 0.0) == Judgement(0.0, (10, 30))
+    scorer = scorer_of(events(choices))
+    nothing = torch.zeros_like(scorer.split.targets)  # no event: F is 0 whatever is chosen
+    assert scorer.validate(nothing, 0.0) == ValidationScore(0.0, (10, 30))
 
 
 @pytest.mark.parametrize("by_loss", [False, True])
 @pytest.mark.parametrize("first", ["event_onset_200ms_fms", "segment_1s_er"])
-def test_the_best_postprocessing_is_chosen(kit, first, by_loss):
+def test_the_best_postprocessing_is_chosen(events, first, by_loss):
     """By the first metric, be it minimised, and also where the loss is monitored."""
     choices = {"min_duration": [0, 10**6], "median_filter_ms": [0]}
     names = sorted(["event_onset_200ms_fms", "segment_1s_er"], key=lambda name: name != first)
-    scoring = events_scoring(
-        kit, choices, evaluation=names, use_scoring_for_early_stopping=not by_loss
+    scorer = scorer_of(
+        events(choices, evaluation=names, use_scoring_for_early_stopping=not by_loss)
     )
-    judgement = scoring.judge(scoring.examples.targets, 0.25)
-    assert judgement.details == (0, 0)  # the other one would find no event at all
-    best = scoring.score(scoring.examples.targets, (0, 0))[first]
-    worst = scoring.score(scoring.examples.targets, (0, 10**6))[first]
+    score = scorer.validate(scorer.split.targets, 0.25)
+    assert score.choice == (0, 0)  # the other one would find no event at all
+    best = scorer.test(scorer.split.targets, (0, 0))[first]
+    worst = scorer.test(scorer.split.targets, (0, 10**6))[first]
     assert (best > worst) == (first == "event_onset_200ms_fms")
     sign = 1 if best > worst else -1
-    assert judgement.score == (-0.25 if by_loss else float(np.float32(sign * best)))
+    assert score.value == (-0.25 if by_loss else float(np.float32(sign * best)))
 
 
 def test_where_the_loss_is_monitored_and_nothing_is_to_be_chosen_nothing_is_scored(
-    kit, make, monkeypatch
+    events, make, monkeypatch
 ):
     """Tasks monitor the loss because their metric takes long."""
     grid = {"min_duration": [50], "median_filter_ms": [150]}
-    events = events_scoring(kit, grid, use_scoring_for_early_stopping=False)
-    scenes = Scoring(read_task(make(use_scoring_for_early_stopping=False)), "valid")
-    monkeypatch.setattr(Scoring, "_score", None)
-    assert events.judge(events.examples.targets, 0.5) == Judgement(-0.5, (150, 50))
-    assert scenes.judge(scenes.examples.targets, 0.5) == Judgement(-0.5, None)
+    notes = scorer_of(events(grid, use_scoring_for_early_stopping=False))
+    scenes = scorer_of(make(use_scoring_for_early_stopping=False))
+    monkeypatch.setattr(SplitScorer, "_score", None)
+    assert notes.validate(notes.split.targets, 0.5) == ValidationScore(-0.5, (150, 50))
+    assert scenes.validate(scenes.split.targets, 0.5) == ValidationScore(-0.5, None)
 
 
-def test_onsets_and_offsets_are_scored(kit):
+def test_onsets_and_offsets_are_scored(events):
     """The metrics of the benchmark's task of piano notes."""
     names = ["event_onset_50ms_fms", "event_onset_offset_50ms_20perc_fms"]
-    scoring = events_scoring(
-        kit, {"min_duration": [50, 150], "median_filter_ms": [150]}, evaluation=names
-    )
-    judgement = scoring.judge(scoring.examples.targets, 0.0)
-    scores = scoring.score(scoring.examples.targets, judgement.details)
-    assert judgement.score == float(np.float32(scores[names[0]]))
+    choices = {"min_duration": [50, 150], "median_filter_ms": [150]}
+    scorer = scorer_of(events(choices, evaluation=names))
+    score = scorer.validate(scorer.split.targets, 0.0)
+    scores = scorer.test(scorer.split.targets, score.choice)
+    assert score.value == float(np.float32(scores[names[0]]))
     assert [key for key in scores if key in names] == names
     for name in names:
         assert scores[name] == scores[f"{name}_f_measure"] > 0.5
@@ -326,7 +329,7 @@ def test_onsets_and_offsets_are_scored(kit):
 
 def test_directions_are_learned(make):
     folder = make(kind="localisation", rows=200, noise=0.1)
-    scores = predict_task(folder, Plan())
+    scores = predict_task(folder, ShallowProbe())
     assert not (folder / SCORES_FILE).exists()
     assert read_strictly(folder / LOCALISATION_FILE) == scores
     assert scores["score_mode"] == "min"
@@ -348,7 +351,7 @@ def test_directions_are_learned(make):
 
 def test_several_labels_are_learned(make):
     folder = make(kind="multilabel", rows=200)
-    scores = predict_task(folder, Plan())["test"]
+    scores = predict_task(folder, ShallowProbe())["test"]
     assert scores["test_score"] == scores["test_mAP"] > 0.85
     assert scores["test_aucroc"] > 0.85
     assert scores["test_d_prime"] > 1.5
@@ -376,7 +379,7 @@ def test_an_infinite_score_is_null_with_a_note(make, splits):
             ]
         )
         np.tile(labels, 2).astype(np.float32).tofile(folder / f"{split}.embeddings.npy")
-    scores = predict_task(folder, Plan())
+    scores = predict_task(folder, ShallowProbe())
     assert read_strictly(folder / SCORES_FILE) == scores
     for name in folds_of(task):
         found = scores[name.name]
@@ -389,12 +392,12 @@ def test_an_infinite_score_is_null_with_a_note(make, splits):
         assert 0.5 < scores["aggregated_scores"]["test_aucroc_mean"] <= 1.0
 
 
-def test_a_task_that_cannot_be_judged_says_so(make):
+def test_a_task_without_a_validation_score_says_so(make):
     folder = make(kind="multilabel", evaluation=["aucroc"])
     valid = {name: ["low"] for name in read_task(folder).annotations("valid")}
     (folder / "valid.json").write_text(json.dumps(valid))
-    with pytest.raises(TaskError, match=r"no grid point could be judged on split valid: aucroc"):
-        predict_task(folder, Plan(grid_points=2))
+    with pytest.raises(TaskError, match=r"no grid point has .* on split valid: aucroc"):
+        predict_task(folder, ShallowProbe(grid_points=2))
     assert not (folder / DONE_FILE).exists()
 
 
@@ -403,7 +406,7 @@ def test_a_task_that_cannot_be_judged_says_so(make):
 
 def test_golden_pitches_are_scored_as_by_the_kit(kit):
     """The kit's 8 points score .9792, .9861 and .9722; the winner is among the first two."""
-    scores = predict_task(kit("tonepitch-v1-full"), Plan("fast", 2))["test"]
+    scores = predict_task(kit("tonepitch-v1-full"), ShallowProbe("fast", 2))["test"]
     assert scores["test_score"] == pytest.approx(0.9792, abs=0.03)
     assert scores["test_score"] == scores["test_pitch_acc"] <= scores["test_chroma_acc"]
 
@@ -411,15 +414,15 @@ def test_golden_pitches_are_scored_as_by_the_kit(kit):
 def test_golden_digits_are_scored_as_by_the_kit(kit):
     """The kit's scores are .383, .403 and .340: predictors of ten epochs, hardly trained."""
     folder = kit("fsdd-v1-full")
-    scores = predict_task(folder, Plan("faster"))
+    scores = predict_task(folder, ShallowProbe("faster"))
     assert scores["test"]["test_score"] == pytest.approx(0.3756, abs=0.1)
-    assert is_predicted(folder, Plan("faster"))
+    assert is_predicted(folder, ShallowProbe("faster"))
 
 
 def test_golden_events_are_scored_as_by_the_kit(kit, golden_path):
     """The kit's onset F is .233, .289 and .222, its error rate .649, .632 and .640."""
     folder = kit("esc10events-v1-full")
-    scores = predict_task(folder, Plan("faster"))
+    scores = predict_task(folder, ShallowProbe("faster"))
     found = scores["test"]
     assert found["test_score"] == found["test_event_onset_200ms_fms"]
     assert found["test_score"] == found["test_event_onset_200ms_fms_f_measure"]
@@ -451,7 +454,7 @@ def test_golden_events_are_scored_as_by_the_kit(kit, golden_path):
 def test_files_are_the_kits(make):
     folder = make()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    scores = predict_task(folder, Plan("fast", 3, seed=7))
+    scores = predict_task(folder, ShallowProbe("fast", 3, seed=7))
     written = {path.name for path in folder.iterdir()} - set(before)
     assert written == {SCORES_FILE, DONE_FILE, "test.predictions.npz"}
     assert {name: (folder / name).read_bytes() for name in before} == before
@@ -480,14 +483,15 @@ def test_files_are_the_kits(make):
 
 def test_the_done_marker_comes_last(make, monkeypatch):
     written = []
-    write_whole = prediction_module.write_whole
+    write_whole = writing.write_whole
 
     def spied(path, write):
         write_whole(path, write)
         written.append(path.name)
 
-    monkeypatch.setattr(prediction_module, "write_whole", spied)
-    predict_task(make(), Plan(grid_points=1))
+    for module in (writing, score_files):
+        monkeypatch.setattr(module, "write_whole", spied)
+    predict_task(make(), ShallowProbe(grid_points=1))
     assert written[-1] == DONE_FILE
     assert set(written) == {SCORES_FILE, DONE_FILE, "test.predictions.npz"}
 
@@ -495,7 +499,7 @@ def test_the_done_marker_comes_last(make, monkeypatch):
 @pytest.mark.parametrize("breaks_at", [1, 2])
 def test_a_broken_run_leaves_nothing_half_done(make, breaks_at):
     folder, other = make(splits=FOLDS), make("undisturbed", splits=FOLDS)
-    plan, earlier = Plan(grid_points=3), Plan(grid_points=3, seed=1)
+    plan, earlier = ShallowProbe(grid_points=3), ShallowProbe(grid_points=3, seed=1)
     predict_task(folder, earlier)
     before = {path: path.read_bytes() for path in folder.iterdir()}
 
@@ -528,17 +532,17 @@ def test_a_first_run_that_breaks_leaves_nothing(make):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        predict_task(folder, Plan(grid_points=1), progress)
+        predict_task(folder, ShallowProbe(grid_points=1), progress)
     assert {path.name for path in folder.iterdir()} == before
-    assert not is_predicted(folder, Plan(grid_points=1))
+    assert not is_predicted(folder, ShallowProbe(grid_points=1))
 
 
 @pytest.mark.parametrize("name", ["test.predictions.npz", SCORES_FILE, DONE_FILE])
 def test_a_disk_that_fails_is_an_error_of_the_task(make, monkeypatch, name):
-    folder, plan = make(), Plan(grid_points=1)
+    folder, plan = make(), ShallowProbe(grid_points=1)
     predict_task(folder, plan)
     scores = (folder / SCORES_FILE).read_bytes()
-    write_whole = prediction_module.write_whole
+    write_whole = writing.write_whole
 
     def full(path, write):
         if path.name == name:
@@ -546,7 +550,8 @@ def test_a_disk_that_fails_is_an_error_of_the_task(make, monkeypatch, name):
         write_whole(path, write)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prediction_module, "write_whole", full)
+        for module in (writing, score_files):
+            patch.setattr(module, "write_whole", full)
         with pytest.raises(TaskError, match=r"numbers-v1-full.*No space left on device.*run again"):
             predict_task(folder, replace(plan, seed=1))
     assert is_predicted(folder, plan) == (name != DONE_FILE)  # that one comes after the scores
@@ -555,7 +560,7 @@ def test_a_disk_that_fails_is_an_error_of_the_task(make, monkeypatch, name):
 
 
 def test_wrong_metadata_does_not_cost_the_scores_that_are_there(make):
-    folder, plan = make(), Plan(grid_points=1)
+    folder, plan = make(), ShallowProbe(grid_points=1)
     predict_task(folder, plan)
     path = folder / "task_metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"evaluation": ["top_acc"]}))
@@ -566,24 +571,24 @@ def test_wrong_metadata_does_not_cost_the_scores_that_are_there(make):
 
 def test_a_folder_that_is_called_dot_has_its_name(make, monkeypatch):
     monkeypatch.chdir(make())
-    scores = predict_task(Path(), Plan(grid_points=1))
+    scores = predict_task(Path(), ShallowProbe(grid_points=1))
     assert scores["embedding_path"] == "numbers-v1-full"
     assert read_strictly(Path(DONE_FILE))["embedding_path"] == "numbers-v1-full"
 
 
 def test_two_runs_at_once_are_refused(make):
     folder = make()
-    predict_task(folder, Plan(grid_points=1))
+    predict_task(folder, ShallowProbe(grid_points=1))
     with locked(folder), pytest.raises(TaskError, match="Another run is writing"):
-        predict_task(folder, Plan(grid_points=1))
-    assert is_predicted(folder, Plan(grid_points=1))  # the other's marker is not taken away
+        predict_task(folder, ShallowProbe(grid_points=1))
+    assert is_predicted(folder, ShallowProbe(grid_points=1))  # the other's marker is not taken away
 
 
 def test_the_same_seed_gives_the_same_scores_to_the_bit(make):
     folder = make(kind="multilabel")
 
     def predict(**changes):
-        scores = predict_task(folder, Plan(grid_points=4, **changes))
+        scores = predict_task(folder, ShallowProbe(grid_points=4, **changes))
         return without_times(scores), arrays_of(folder)
 
     (first, one), (second, two), (_, other), (_, shuffled) = (
@@ -602,9 +607,9 @@ def test_the_same_seed_gives_the_same_scores_to_the_bit(make):
 def test_shuffling_changes_what_several_batches_teach(make):
     own = {"task_specific_param_grid": QUICK | {"batch_size": [16]}}
     folder = make(evaluation_params=own)
-    predict_task(folder, Plan(grid_points=1))
+    predict_task(folder, ShallowProbe(grid_points=1))
     plain = arrays_of(folder)["prediction_logit"]
-    predict_task(folder, Plan(grid_points=1, shuffle=True))
+    predict_task(folder, ShallowProbe(grid_points=1, shuffle=True))
     assert not np.array_equal(arrays_of(folder)["prediction_logit"], plain)
     assert read_strictly(folder / DONE_FILE)["shuffle"] is True
 
@@ -614,10 +619,10 @@ def test_shuffled_points_are_trained_as_if_alone(make, trainings):
     own = {"task_specific_param_grid": QUICK | {"batch_size": [16], "hidden_layers": [1]}}
     folder = make(evaluation_params=own)
     points = draw_settings("default", 4, "numbers", own["task_specific_param_grid"])
-    predict_task(folder, Plan(grid_points=4))
+    predict_task(folder, ShallowProbe(grid_points=4))
     assert [len(group) for group, _ in trainings] == [len(points)]
     trainings.clear()
-    predict_task(folder, Plan(grid_points=4, shuffle=True))
+    predict_task(folder, ShallowProbe(grid_points=4, shuffle=True))
     assert [group for group, _ in trainings] == [(point,) for point in points]
 
 
@@ -633,7 +638,7 @@ def test_every_point_and_fold_has_a_seed_of_its_own():
 
 
 def test_what_this_plan_predicted_is_done(make):
-    folder, plan = make(), Plan(grid_points=1)
+    folder, plan = make(), ShallowProbe(grid_points=1)
     assert not is_predicted(folder, plan)
     predict_task(folder, plan)
     assert is_predicted(folder, plan)
@@ -645,7 +650,7 @@ def test_what_this_plan_predicted_is_done(make):
     "changes", [{"grid": "fast"}, {"grid_points": 2}, {"seed": 1}, {"shuffle": True}]
 )
 def test_what_another_plan_predicted_is_kept_unless_forced(make, changes):
-    folder, plan = make(), Plan(grid_points=1)
+    folder, plan = make(), ShallowProbe(grid_points=1)
     predict_task(folder, plan)
     other = replace(plan, **changes)
     with pytest.raises(TaskError, match=r"grid=default, grid_points=1, seed=42.*--force"):
@@ -659,7 +664,7 @@ def test_what_the_kit_predicted_is_of_another_plan(make):
     marker = {"time": 1.0, "embedding_path": "numbers-v1-full", "grid_points": 8, "grid": "default"}
     (folder / DONE_FILE).write_text(json.dumps(marker))
     with pytest.raises(TaskError, match="--force"):
-        is_predicted(folder, Plan())
+        is_predicted(folder, ShallowProbe())
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3"])
@@ -667,21 +672,21 @@ def test_a_broken_marker_is_an_error_of_ours(make, content):
     folder = make()
     (folder / DONE_FILE).write_text(content)
     with pytest.raises(TaskError, match=DONE_FILE):
-        is_predicted(folder, Plan())
-    assert not is_predicted(folder, Plan(), force=True)
+        is_predicted(folder, ShallowProbe())
+    assert not is_predicted(folder, ShallowProbe(), force=True)
 
 
 # --- bad input ------------------------------------------------------------------------------
 
 
-def test_plans_that_cannot_be_are_refused():
-    Plan().check()
-    with pytest.raises(OptionError, match="no grid 'slow'"):
-        Plan(grid="slow").check()
-    with pytest.raises(OptionError, match="0 grid points"):
-        Plan(grid_points=0).check()
-    with pytest.raises(OptionError, match="seed is -1"):
-        Plan(seed=-1).check()
+def test_options_that_are_not_allowed_are_refused():
+    for options, message in (
+        ({"grid": "slow"}, "no grid 'slow'"),
+        ({"grid_points": 0}, "0 grid points"),
+        ({"seed": -1}, "seed is -1"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            ShallowProbe(**options)
 
 
 @pytest.mark.parametrize(
@@ -699,9 +704,9 @@ def test_plans_that_cannot_be_are_refused():
 def test_metadata_that_does_not_fit_is_refused(make, metadata, message):
     folder = make(**metadata)
     with pytest.raises((TaskError, OptionError), match=message):
-        predict_task(folder, Plan(grid_points=1))
+        predict_task(folder, ShallowProbe(grid_points=1))
     with pytest.raises((TaskError, OptionError), match=message):
-        settings_of(read_task(folder), Plan(grid_points=1))  # before there are embeddings
+        ShallowProbe(grid_points=1).check(read_task(folder))  # before there are embeddings
     assert not (folder / DONE_FILE).exists()
     assert not list(folder.glob("*.lock"))
 
@@ -715,42 +720,38 @@ def test_metadata_that_does_not_fit_is_refused(make, metadata, message):
         ({"min_duration": [-1]}, r"min_duration is \[-1\]"),
         ({"min_duration": ["1"]}, r"min_duration is \['1'\]"),
         ({"median_filter_ms": [1e12]}, "none above 60000"),
-        ({"median_filter_ms": [250] * 1000}, r"1 to 100 of them"),
+        ({"median_filter_ms": [250] * 1000}, "1 to 100 numbers"),
         ([1], "event_postprocessing_grid"),
     ],
 )
-def test_bad_postprocessing_is_refused(kit, grid, message):
-    folder = kit("esc10events-v1-full")
-    path = folder / "task_metadata.json"
-    metadata = json.loads(path.read_text())
-    metadata["evaluation_params"]["event_postprocessing_grid"] = grid
-    path.write_text(json.dumps(metadata))
+def test_bad_postprocessing_is_refused(events, grid, message):
+    folder = events(grid)
     with pytest.raises(TaskError, match=message):
-        Scoring(read_task(folder), "test")
+        scorer_of(folder, "test")
     with pytest.raises(TaskError, match=message):
-        settings_of(read_task(folder), Plan())
+        ShallowProbe().check(read_task(folder))
 
 
 def test_missing_and_broken_embeddings_are_refused(make, tmp_path):
     with pytest.raises(TaskError, match=r"no .*nowhere"):
-        predict_task(tmp_path / "nowhere", Plan())
+        predict_task(tmp_path / "nowhere", ShallowProbe())
     folder = make()
     path = folder / "train.embeddings.npy"
     whole = np.fromfile(path, np.float32)
     path.write_bytes(whole[:-1].tobytes())
     with pytest.raises(TaskError, match=r"train\.embeddings\.npy has 1436 bytes"):
-        predict_task(folder, Plan())
+        predict_task(folder, ShallowProbe())
     whole[6 * 5] = np.nan
     whole.tofile(path)
     file = read_task(folder).row_files("train")[5]
     with pytest.raises(TaskError, match=rf"NaN or infinite values in 1 of 60 rows, of {file}"):
-        predict_task(folder, Plan())
+        predict_task(folder, ShallowProbe())
     path.unlink()
     with pytest.raises(TaskError, match=r"no .*train\.embeddings\.npy"):
-        predict_task(folder, Plan())
+        predict_task(folder, ShallowProbe())
     (folder / "test.embedding-dimensions.json").write_text("[120, 3]")
-    with pytest.raises(TaskError, match="rows of 3 and 6 values in its splits"):
-        predict_task(folder, Plan())
+    with pytest.raises(TaskError, match="embeddings of 3 and 6 values in its splits"):
+        predict_task(folder, ShallowProbe())
     assert not (folder / DONE_FILE).exists()
 
 
@@ -759,12 +760,12 @@ def test_directions_that_do_not_fit_the_rows_are_refused(make):
     path = folder / "valid.json"
     path.write_text(json.dumps(dict(list(json.loads(path.read_text()).items())[:50])))
     with pytest.raises(TaskError, match=r"60 rows of valid, and valid\.json names 50 files"):
-        predict_task(folder, Plan())
+        predict_task(folder, ShallowProbe())
 
 
 def test_the_steps_are_those_of_the_smallest_fold(make):
-    folder = make(splits=("fold0", "fold1", "fold2", "fold3"))
+    own = {"task_specific_param_grid": {"batch_size": [10]}}
+    folder = make(splits=("fold0", "fold1", "fold2", "fold3"), evaluation_params=own)
     for split, rows in (("fold0", 10), ("fold1", 20), ("fold2", 100), ("fold3", 1000)):
         (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([rows, 6]))
-    settings = draw_settings("faster", 8, "numbers", {"batch_size": [10]})
-    assert optimizer_steps(read_task(folder), settings) == 30  # folds 2 and 3 are held out
+    assert ShallowProbe("faster").optimizer_steps(read_task(folder)) == 30  # 2 and 3 are held out

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 import gram_hear
 from gram_hear.commands.gram_hear.app import app
 from gram_hear.errors import AudioError, OptionError
+from gram_hear.jobs.locks import locked
 from gram_hear.pretrain import cli, datamodule, trust
 from gram_hear.pretrain.__main__ import main
 from gram_hear.pretrain.callbacks import Curves, Pictures
@@ -705,6 +707,26 @@ def test_a_run_is_not_begun_in_the_place_of_another(fit, capsys, tmp_path):
     path.write_bytes(b"three weeks of work")
     assert "--ckpt_path last" in wrong(fit, capsys)
     assert path.read_bytes() == b"three weeks of work"
+
+
+def test_two_runs_never_write_into_one_folder(fit, capsys, tmp_path):
+    (tmp_path / "run").mkdir()
+    with locked(tmp_path / "run"):
+        assert "Another run is writing run; wait for it" in wrong(fit, capsys)
+        assert wrong(fit, capsys, "--ckpt_path", "last")  # nor does one that would go on
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_that_another_one_overtook_does_not_begin(fit, capsys, tmp_path, monkeypatch):
+    def overtaken(folder):
+        path = folder / "checkpoints" / "last.ckpt"
+        path.parent.mkdir()
+        path.write_bytes(b"three weeks of work")
+        return nullcontext()
+
+    monkeypatch.setattr(cli, "locked", overtaken)
+    assert "written checkpoints" in wrong(fit, capsys, "--ckpt_path", "last")
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == b"three weeks of work"
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(fit, capsys, tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from gram_hear.errors import TaskError
-from gram_hear.evaluation.compare import results as report
 from gram_hear.evaluation.compare.results import (
     COLUMNS,
     DRY_COLUMNS,
@@ -18,6 +17,7 @@ from gram_hear.evaluation.compare.results import (
     rows_of,
     write_results,
 )
+from gram_hear.jobs import writing
 
 DONE = {"time": 90.0, "grid": "fast", "grid_points": 8, "seed": 42, "shuffle": False}
 TEST = {"test_loss": 0.5, "test_score": 0.75, "test_top1_acc": 0.75, "validation_score": 0.9}
@@ -277,6 +277,6 @@ def test_a_folder_that_cannot_be_written(module_folder, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     results = read_results(module_folder)
-    monkeypatch.setattr(report, "write_whole", refuse)
+    monkeypatch.setattr(writing, "write_whole", refuse)
     with pytest.raises(TaskError, match=r"results\.json.*my\.module: Permission denied"):
         write_results(module_folder, "my.module", results)

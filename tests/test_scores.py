@@ -12,7 +12,8 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from gram_hear.errors import OptionError
-from gram_hear.evaluation.predict.event_metrics import EventScorer, EventTable, Timeline
+from gram_hear.evaluation.predict.event_metrics import EventScorer
+from gram_hear.evaluation.predict.events import EventTable, Timeline
 from gram_hear.evaluation.predict.metrics import (
     METRICS,
     angular_errors,
@@ -20,8 +21,8 @@ from gram_hear.evaluation.predict.metrics import (
     class_average_precision,
     named_metric,
     scene_scores,
-    strict_json,
 )
+from gram_hear.evaluation.predict.score_files import strict_json
 
 GOLDEN = {
     "tonepitch": [
@@ -185,11 +186,25 @@ def test_registry_says_which_way_is_better():
     assert all(name == metric.name for name, metric in METRICS.items())
 
 
+def test_registry_says_which_metrics_are_means_over_clips():
+    """Their values of each clip are what a paired test exchanges."""
+    together = {"mAP", "aucroc", "d_prime", "DOE"}
+    for name, metric in METRICS.items():
+        assert (metric.of_all is not None) == (name in together)
+        assert (metric.per_clip is not None) == (name not in together and metric.kind != "event")
+    random = np.random.default_rng(1)
+    prediction, target = random.random((30, 24)), np.eye(24)[random.integers(0, 24, 30)]
+    for name in ("top1_acc", "pitch_acc", "chroma_acc"):
+        values = METRICS[name].per_clip(prediction, target)
+        assert scene_scores([name], prediction, target)[name] == pytest.approx(values.mean())
+        assert set(values) == {0.0, 1.0}
+
+
 def test_event_metrics_have_the_keys_that_the_event_scorer_gives():
     nothing = EventTable(*(np.array([], dtype=t) for t in (int, int, float, float)))
     scorer = EventScorer(nothing, Timeline.of(["a"], [0]))
     keys = [key for metric in METRICS.values() if metric.kind == "event" for key in metric.keys]
-    assert keys == list(scorer.score(np.ones((1, 2)), 250, 125))
+    assert keys == list(scorer.score(np.ones((1, 2)), [(250, 125)])[0])
 
 
 def test_unknown_and_event_metrics_are_refused():

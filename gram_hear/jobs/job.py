@@ -32,10 +32,19 @@ from gram_hear.jobs.writing import write_json
 
 STATE = ".job"
 MADE_OF, DONE, LOCKS, FINISH = "made_of.json", "done", "locks", "finish.lock"
+LEFTOVERS = ".*.partial"  # of runs that were killed while they wrote
+ADVICE = (
+    "Use --force (force=True) to make it anew, or another output.",
+    "Delete it, or choose another output.",
+)
 READABLE = 40  # characters of a part's name in that of its files
 
 Record = dict[str, Any]
 Piece = TypeVar("Piece")
+
+
+def nothing() -> None:
+    """Return None: what is not finished says nothing of itself, and has nothing to remove."""
 
 
 class JobGone(GramError):
@@ -90,60 +99,107 @@ class Job:
 
     # --- what it is made of ---
 
-    def begin(self, *, force: bool = False) -> None:
+    def begin(
+        self,
+        *,
+        force: bool | None = False,
+        finished: Callable[[], Any] = nothing,
+        clear: Callable[[], object] = nothing,
+    ) -> bool:
         """Begin the job, or go on with what was begun of the same.
 
         Args:
-            force: begin anew where it was begun of something else. What is noted is forgotten; the
-                caller removes the files.
+            force: begin anew where the output is finished, or was begun of something else. None
+                is False where users have no such option.
+            finished: returns what the finished output says that it is made of; None where it is
+                not finished.
+            clear: removes what was made before, when the job is begun anew.
+
+        Returns:
+            Whether there is something to do; False where the output is finished.
 
         Raises:
-            OptionError: where it was begun of something else and ``force`` is not set, or other
-                runs are at work in it.
+            OptionError: as :meth:`check`, and where the job is to be begun anew while other runs
+                are at work in it.
         """
-        if (found := self.begun_of()) is not None and (wrong := self.difference(found)):
-            if not force:
-                raise OptionError(
-                    f"{self.output} was begun with other options ({wrong}). Use --force "
-                    "(force=True) to make it anew, or another output."
-                )
-            self.forget()
-        for folder in (DONE, LOCKS):
-            (self.state / folder).mkdir(parents=True, exist_ok=True)
-        if found is None or wrong:
-            write_json(self.state / MADE_OF, self.made_of)
+        if self.check(force=force, finished=finished) and not self.state.exists() and not force:
+            return False
+        with self.finishing():
+            is_finished = self.check(force=force, finished=finished)
+            if force and (is_finished or self.difference(self.begun_of(), finished())):
+                self.forget()
+                clear()
+            elif is_finished:  # by a run that was killed before it removed the state
+                self.close()
+                return False
+            for folder in (DONE, LOCKS):
+                (self.state / folder).mkdir(exist_ok=True)
+            if self.begun_of() is None:
+                write_json(self.state / MADE_OF, self.made_of)
+        return True
+
+    def check(self, *, force: bool | None = None, finished: Callable[[], Any] = nothing) -> bool:
+        """Return whether the output is finished, and write nothing; as :meth:`begin`.
+
+        Raises:
+            OptionError: where the output was made or begun of something else and ``force`` is not
+                set, or holds files of something else.
+        """
+        if self.output.exists() and not self.output.is_dir():
+            raise OptionError(f"{self.output} is a file; give a folder.")
+        begun = self.begun_of()  # read first: a run that finishes removes it last
+        made = finished()
+        if wrong := self.difference(begun, made):
+            if force:
+                return False
+            raise OptionError(f"{self.output} {wrong}. {ADVICE[force is None]}")
+        if begun is None and made is None and self._holds_files():
+            raise OptionError(
+                f"{self.output} holds other files; give a folder that is new or empty."
+            )
+        return made is not None
 
     def begun_of(self) -> Any:
         """Return what the job in this state folder is made of; None where none was begun."""
         return _read(self.state / MADE_OF)
 
-    def difference(self, found: Any) -> str:
-        """Return in words where ``found`` is not what this job is made of; "" where it is."""
-        if found == self._plain:
+    def difference(self, begun: Any, finished: Any = None) -> str:
+        """Return in words what an output is made of that this job is not; "" where it is the same.
+
+        Args:
+            begun: as of :meth:`begun_of`.
+            finished: what the finished output says; it counts before the other.
+        """
+        found = begun if finished is None else finished
+        if found is None or found == self._plain:
             return ""
-        if not isinstance(found, dict):
-            return f"it says {short(found)} of them"
-        both = {
-            key: [each.get(key, "nothing") for each in (found, self._plain)]
-            for key in {**self._plain, **found}
-        }
-        return "; ".join(
-            f"{key} {short(was)}, not {short(wanted)}"
-            for key, (was, wanted) in both.items()
-            if was != wanted
+        if not isinstance(found, dict) or not found:
+            return "does not say what it was made of"
+        keys = [key for key in self._plain if found.get(key) != self._plain[key]]
+        differences = "; ".join(
+            f"{key} {short(found.get(key))}, not {short(self._plain[key])}" for key in keys
         )
+        return differences and f"was begun with other options ({differences})"
+
+    def _holds_files(self) -> bool:
+        return self.output.is_dir() and any(path.name != STATE for path in self.output.iterdir())
 
     def forget(self) -> None:
-        """Remove the state, where no run is at work.
+        """Remove the state but for the lock of the job's end; within :meth:`finishing`.
 
         Raises:
-            OptionError: where one is.
+            OptionError: where a run is at work.
         """
         for path in self.state.rglob("*.lock"):
             with try_lock(path) as is_free:
                 if not is_free:
                     raise OptionError(f"Another run is at work in {self.output}; wait for it.")
-        shutil.rmtree(self.state, ignore_errors=True)
+        (self.state / MADE_OF).unlink(missing_ok=True)
+        for path in self.state.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != FINISH:
+                path.unlink()
 
     @cached_property
     def _plain(self) -> Any:
@@ -163,11 +219,14 @@ class Job:
         Raises:
             JobGone: where another run finished the job, or began it anew.
         """
-        path = self.state / LOCKS / f"{_file_name(part)}.lock"
-        with try_lock(path) as is_mine:
-            if self.begun_of() != self._plain:
-                raise JobGone(f"{self.output} was finished or begun anew by another run.")
+        self._require_state()  # taking a lock would make its folder anew
+        with try_lock(self._lock(part)) as is_mine:
+            self._require_state()
             yield is_mine
+
+    def _require_state(self) -> None:
+        if self.begun_of() != self._plain:
+            raise JobGone(f"{self.output} was finished or begun anew by another run.")
 
     def note(self, part: str, record: Record, files: Iterable[Path] = ()) -> None:
         """Note that a part is done, when its files are in their places.
@@ -213,15 +272,25 @@ class Job:
         """Return the parts that are not done."""
         return [part for part in parts if not self.is_done(part)]
 
+    def loss(self, lost: Sequence[str]) -> str:
+        """Return a sentence on parts that were done, and are not there at the end."""
+        more = f" and {len(lost) - 3:,} more" if len(lost) > 3 else ""
+        return (
+            f"{', '.join(lost[:3])}{more} of {self.output}: files were removed or altered while "
+            "this run was at work. Run again to make them anew."
+        )
+
+    def _lock(self, part: str) -> Path:
+        return self.state / LOCKS / f"{_file_name(part)}.lock"
+
     def _note(self, part: str) -> Path:
         return self.state / DONE / f"{_file_name(part)}.json"
 
     def is_free(self, part: str) -> bool:
         """Whether no run holds a part just now."""
-        path = self.state / LOCKS / f"{_file_name(part)}.lock"
-        if not path.exists():
+        if not self._lock(part).exists():
             return True
-        with try_lock(path) as is_mine:
+        with try_lock(self._lock(part)) as is_mine:
             return is_mine
 
     # --- its end ---
@@ -233,16 +302,25 @@ class Job:
         The caller looks in the block whether another run has finished the job meanwhile.
         """
         with wait_for_lock(self.state / FINISH):
-            was_gone = self.begun_of() is None
             yield
-            if was_gone:
+            if self.begun_of() is None:  # finished by this run or another, or never begun
                 shutil.rmtree(self.state, ignore_errors=True)
 
     def close(self) -> None:
         """Remove the state of a job whose result says itself what it is; within finishing."""
         (self.state / MADE_OF).unlink(missing_ok=True)  # first: what is left is no job
         shutil.rmtree(self.state, ignore_errors=True)
-        for leftover in self.output.rglob(".*.partial"):  # of runs that were killed
+        for leftover in self.output.rglob(LEFTOVERS):
+            leftover.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what runs that were killed left half written, unless another run is at work."""
+        leftovers = list(self.output.rglob(LEFTOVERS))
+        for path in (self.state / LOCKS).glob("*.lock"):
+            with try_lock(path) as is_free:
+                if not is_free:
+                    return
+        for leftover in leftovers:
             leftover.unlink(missing_ok=True)
 
 

@@ -16,6 +16,8 @@ from filelock import FileLock, Timeout
 from gram_hear.errors import GramError, OptionError
 
 LOCK = ".lock"  # in the folder that is locked, while it is
+ATTEMPTS = 100  # at a lock whose folder other runs remove and make
+OLD_LOCK = "hear-eval.lock"  # of version 0.1.0, which leaves it behind when it is killed
 POLL = 0.2  # seconds between attempts at a lock that is waited for
 
 
@@ -28,7 +30,7 @@ def try_lock(path: Path) -> Iterator[bool]:
     """
     lock = FileLock(path, timeout=0)
     try:
-        lock.acquire()
+        _acquire(lock)
     except Timeout:
         yield False
         return
@@ -42,20 +44,26 @@ def try_lock(path: Path) -> Iterator[bool]:
 def wait_for_lock(path: Path) -> Iterator[None]:
     """Hold the lock of this name until the block is left, as soon as no other run does.
 
-    Its folder is made anew where the run that held the lock removed it.
-
     Raises:
         OSError: as for :func:`try_lock`.
     """
     lock = FileLock(path)
-    while not lock.is_locked:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # the folder was removed while the lock was waited for
-            lock.acquire(poll_interval=POLL)
+    _acquire(lock)
     try:
         yield
     finally:
         _release(lock)
+
+
+def _acquire(lock: FileLock) -> None:
+    """Take a lock, or raise Timeout."""
+    for attempt in reversed(range(ATTEMPTS)):
+        try:
+            lock.acquire(poll_interval=POLL)
+            return
+        except FileNotFoundError:  # its folder was removed just now: acquire makes it anew
+            if not attempt:
+                raise
 
 
 def _release(lock: FileLock) -> None:
@@ -76,4 +84,5 @@ def locked(folder: Path, error: type[GramError] = OptionError) -> Iterator[None]
     with try_lock(folder / LOCK) as held:
         if not held:
             raise error(f"Another run is writing {folder}; wait for it.")
+        (folder / OLD_LOCK).unlink(missing_ok=True)
         yield

@@ -49,7 +49,9 @@ def write_json(path: Path, content: object, indent: int | None = 1) -> None:
         ValueError: for NaN and infinity, which JSON does not have.
     """
     text = json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=False)
-    write_text(path, f"{text}\n")
+    # File names may hold what is no Unicode (lone surrogates): JSON has escapes for them.
+    data = f"{text}\n".encode(errors="backslashreplace")
+    write_whole(path, lambda temporary: temporary.write_bytes(data))
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -1,11 +1,11 @@
 """Checkpoints of a run: written whole or not at all, so that it can be stopped and resumed."""
 
 import json
+import math
 import os
-import shutil
 import signal
 import threading
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,9 +16,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from gram_hear.checkpoints.store import DAMAGE
-from gram_hear.console import say
-from gram_hear.errors import CheckpointError, GramError
-from gram_hear.jobs.writing import write_whole
+from gram_hear.errors import CheckpointError, GramError, reason_of
+from gram_hear.jobs.writing import link_or_copy, write_json, write_whole
 from gram_hear.pretrain.callbacks import StepCounter
 from gram_hear.pretrain.datamodule import SIGNALS
 
@@ -66,8 +65,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch's writer of archives raises the latter
             kept = "; the last one that was written is kept" if path.exists() else ""
             raise CheckpointError(
-                f"The checkpoint {path} could not be written ({_reason(error)}){kept}. Make room "
-                "on the disk, and resume with --ckpt_path last."
+                f"The checkpoint {path} could not be written ({reason_of(_cause(error))})"
+                f"{kept}. Make room on the disk, and resume with --ckpt_path last."
             ) from error
 
     def load_checkpoint(
@@ -81,8 +80,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
-def _reason(error: BaseException) -> BaseException:
-    """Return the system's error behind one of torch's writer, which does not say it."""
+def _cause(error: BaseException) -> BaseException:
+    """Return the system's error behind one of torch's writer, whose message leaves it out."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, OSError):
         seen = seen.__context__
@@ -186,7 +185,8 @@ class Checkpoints(StepCounter, Checkpoint):
             return
         last = self._save_last(trainer)
         if keep and trainer.is_global_zero:
-            write_whole(last.with_name(f"step-{step:09d}.ckpt"), _link_or_copy(last))
+            # last.ckpt is only ever replaced, so a second name for it keeps its content.
+            write_whole(last.with_name(f"step-{step:09d}.ckpt"), partial(link_or_copy, last))
         if stop:
             raise Stopped(last, step, 128 + (self._received or signal.SIGTERM))
 
@@ -202,17 +202,17 @@ class Checkpoints(StepCounter, Checkpoint):
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save where no validation loss was lower."""
+        """Save best.ckpt where no validation loss was lower."""
         if trainer.sanity_checking or _is_trial(trainer):
             return
         loss = float(trainer.callback_metrics["validation/loss"])
-        if self.best is None or loss < self.best:
+        if math.isfinite(loss) and (self.best is None or loss < self.best):
             self.best = loss
             path = self.folder(trainer) / BEST
             trainer.save_checkpoint(path)
             if trainer.is_global_zero:
-                text = json.dumps({"step": trainer.global_step, "validation/loss": loss}) + "\n"
-                write_whole(path.with_suffix(".json"), lambda file: file.write_text(text, "utf-8"))
+                found = {"step": trainer.global_step, "validation/loss": loss}
+                write_json(path.with_suffix(".json"), found, indent=None)
         self._save_if_due(trainer, trainer.global_step)
 
 
@@ -231,21 +231,6 @@ def read_best(folder: Path) -> float | None:
         return None
 
 
-def _link_or_copy(source: Path) -> Callable[[Path], None]:
-    """Return a function that gives a file a second name, or copies it where that cannot be.
-
-    The file under the first name is only ever replaced, so the second keeps its content.
-    """
-
-    def make(path: Path) -> None:
-        try:
-            os.link(source, path)
-        except OSError:
-            shutil.copyfile(source, path)
-
-    return make
-
-
 def find_checkpoint(asked: str | None, root: Path) -> Path | None:
     """Return the checkpoint that a run resumes from; None where it begins anew.
 
@@ -255,7 +240,8 @@ def find_checkpoint(asked: str | None, root: Path) -> Path | None:
         root: the folder of the run.
 
     Raises:
-        CheckpointError: where the file is not there, or a run would begin in the place of another.
+        CheckpointError: where the file is not there, or a new run would begin in the folder of
+            another.
     """
     own = {"last": root / FOLDER / LAST, "best": root / FOLDER / BEST}
     there = next((name for name, path in own.items() if path.exists()), None)
@@ -268,7 +254,6 @@ def find_checkpoint(asked: str | None, root: Path) -> Path | None:
         return None
     path = own.get(asked, Path(asked))
     if asked == "last" and not path.exists():
-        say(f"There is no {path} yet; training begins anew.")
         return None
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint {path} to resume from.")

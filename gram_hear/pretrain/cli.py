@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from gram_hear.checkpoints.store import describe
 from gram_hear.console import say, show_warning
 from gram_hear.errors import GramError, OptionError, nearest
+from gram_hear.jobs.locks import locked
 from gram_hear.pretrain.callbacks import Curves, Pictures, ProgressBar, shows_progress
 from gram_hear.pretrain.checkpoints import (
     FOLDER,
@@ -52,7 +54,13 @@ class PretrainingCLI(LightningCLI):
     model: Pretraining
     datamodule: PretrainingData
 
-    def __init__(self) -> None:
+    def __init__(self, held: ExitStack) -> None:
+        """Run the command line of this process.
+
+        Args:
+            held: given the lock of the run's folder; whoever closes it lets go of the folder.
+        """
+        self.held = held
         super().__init__(
             Pretraining,
             PretrainingData,
@@ -103,8 +111,9 @@ class PretrainingCLI(LightningCLI):
         """Find the checkpoint before anything is made. Lightning would read hyperparameters."""
         options = self.config[self.config.subcommand]
         root = Path(options.trainer.default_root_dir or ".")
-        found = find_checkpoint(options.ckpt_path, root)
-        options.ckpt_path = None if found is None else str(found)
+        self.asked = options.ckpt_path
+        self.found = find_checkpoint(self.asked, root)
+        options.ckpt_path = None if self.found is None else str(self.found)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer: precision, logger and checkpoints as the house has them."""
@@ -130,10 +139,10 @@ class PretrainingCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Say what is about to be done.
+        """Take the folder for this run alone, and say what is about to be done.
 
         Raises:
-            OptionError: where it is not said how long.
+            OptionError: where trainer.max_steps is missing, or another run writes the folder.
         """
         if self.trainer.max_steps < 1:
             raise OptionError(
@@ -141,6 +150,8 @@ class PretrainingCLI(LightningCLI):
                 "a config, such as --config gramt-binaural, or give --trainer.max_steps."
             )
         if _rank() == 0:
+            if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self._take_folder()
             parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
             say(
                 f"A {describe(self.model.config)} with {parameters / 1e6:.1f} million parameters, "
@@ -154,6 +165,26 @@ class PretrainingCLI(LightningCLI):
                     "All clips stay dry and data.validation_clips is not given: the validation "
                     "loss will be of clips that are learned from."
                 )
+
+    def _take_folder(self) -> None:
+        """Keep other runs out of the folder until this process ends.
+
+        The first process of a run holds the lock for all of them. A process that is killed lets go
+        of it at once, so a job that is queued again can go on.
+
+        Raises:
+            OptionError: where another run holds it, or has written a checkpoint meanwhile.
+        """
+        root = Path(self.trainer.default_root_dir)
+        root.mkdir(parents=True, exist_ok=True)
+        self.held.enter_context(locked(root))
+        if find_checkpoint(self.asked, root) != self.found:
+            raise OptionError(
+                f"Another run has written checkpoints into {root} since this one was started. "
+                "Start it again, to go on from them."
+            )
+        if self.asked == "last" and self.found is None:
+            say(f"There is no {root / FOLDER / LAST} yet; training begins anew.")
 
     def after_fit(self) -> None:
         """Say what there is now."""
@@ -296,7 +327,8 @@ def run() -> int:
         restrict(sys.argv[1:])
         set_dumper("yaml", _dump_yaml)
         _quieten()
-        PretrainingCLI()
+        with ExitStack() as held:
+            PretrainingCLI(held)
     except Stopped as stopped:
         return _leave(str(stopped), stopped.code)
     except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 Of a task directory come two: ``<task>-<format>``, with the same labels, splits and folds, every
 clip reverberant, noisy and spatial; and ``<task>-<format>-localization``, the same audio with unit
 vectors to the sources as labels. ``manifest.jsonl`` says of each clip what it was made of, so that
-it can be made again, bit for bit (:func:`rerender`).
+it can be made again, bit for bit (:func:`gram_hear.scenes.recipes.rerender`).
 
 Everything of a clip is drawn from the seed, the task's name, the split and the file's name: not
 from other clips, their order, or the number of processes. A binaural and an Ambisonic version of a
@@ -14,10 +14,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -25,33 +24,30 @@ from pathlib import Path
 from typing import Any
 
 from gram_hear.audio.wav import write_wav
-from gram_hear.errors import GramError, OptionError, TaskError, reason_of
+from gram_hear.errors import OptionError, TaskError, reason_of
 from gram_hear.foreign import parse_json
+from gram_hear.jobs.job import Job, Record, run_parts
 from gram_hear.jobs.progress import Progress, silent
-from gram_hear.jobs.workers import work
-from gram_hear.jobs.writing import hold, write_whole
+from gram_hear.jobs.writing import link_or_copy, write_json, write_text, write_whole
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.recipes import (
-    Settings,
+    SceneSettings,
     clip_seed,
     draw_recipe,
     follow,
     open_noise_set,
     open_rir_set,
-    rerender,
 )
 from gram_hear.tasks import METADATA, NATURAL, VOCABULARY, Task, read_json
 
-__all__ = ["Naturalised", "Settings", "naturalise_task", "obstacle", "read_manifest", "rerender"]
-
-MANIFEST, JOURNAL = "manifest.jsonl", "manifest.partial.jsonl"
+MANIFEST = "manifest.jsonl"
+JOURNAL = "manifest.partial.jsonl"  # of a task that gram-hear 0.1.0 did not finish
 LOCALISATION = "localization"  # as the benchmark's fork spells it
 DIRECTION_METRICS = (
     *("DOA", "MAE", "DOE"),
     *("3d_source_local", "3d_source_local_x", "3d_source_local_y", "3d_source_local_z"),
 )
-DEFAULT = Settings()
-DELETE = "delete it, or choose another folder"
+DEFAULT = SceneSettings()
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ def obstacle(task: Task) -> str | None:
 def naturalise_task(
     task: Task,
     output: Path,
-    settings: Settings = DEFAULT,
+    settings: SceneSettings = DEFAULT,
     *,
     jobs: int = 1,
     check_head: bool = True,
@@ -96,8 +92,9 @@ def naturalise_task(
     samples that it takes from the source to the listener, so that the times of events stay true.
     Where its peak exceeds 1, one gain over all channels brings it below. A silent clip stays so.
 
-    What is done already is not done again: a finished task is left as it is, and a run that was
-    broken off goes on. The metadata is written last: before, the folder is no task.
+    What is done is not done again: a finished task is left as it is, a run that was broken off goes
+    on, and several runs may make one task together. The metadata is written last: before, the
+    folder is no task.
 
     Args:
         task: a HEAR task, of scenes or events, with audio.
@@ -118,20 +115,27 @@ def naturalise_task(
         raise OptionError(f"jobs is {jobs}; it must be at least 1.")
     _check_task(task)
     settings = _settle(task, settings)
-    folder = output / f"{task.name}-{settings.format}"
-    clips = _list_clips(task, folder, settings)
     made_of = _made_of(task, settings)
-    with _writing(folder):
-        _is_done(localisation_folder(folder), made_of)  # what is in the way shows before any work
-        if not _is_done(folder, made_of):
+    job = Job(output / f"{task.name}-{settings.format}", made_of)
+    localisation = Job(localisation_folder(job.output), made_of)
+    clips = _list_clips(task, job.output, settings)
+    finished = partial(_finished, job.output)
+    progress = progress or silent
+    with _writing(job.output):
+        for each in (job, localisation):  # what is in the way shows before any work
+            _refuse_unfinished(each.output)
+            each.check(finished=partial(_finished, each.output))
+        if finished() is None:
             _open_all(settings, check_head)
-            folder.mkdir(parents=True, exist_ok=True)
-            _build(task, settings, folder, clips, made_of, jobs, progress)
-        if progress is not None:
-            progress(len(clips), len(clips))
-        silent = sum(entry["silent"] for entry in read_manifest(folder))
-        localisation = _localise(task, folder, made_of)
-    return Naturalised(folder, localisation, len(clips), silent)
+        if job.begin(force=None, finished=finished):
+            _build(task, settings, job, clips, jobs, progress)
+        progress(len(clips), len(clips))
+        silent_clips = sum(entry["silent"] for entry in read_manifest(job.output))
+        directions = _directions(task, job.output)
+        if directions is not None:
+            _localise(task, job.output, localisation, directions)
+    made = None if directions is None else localisation.output
+    return Naturalised(job.output, made, len(clips), silent_clips)
 
 
 def read_manifest(folder: Path) -> Iterator[dict[str, Any]]:
@@ -177,23 +181,29 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Clip:
-    """A clip that is to be made.
+class _TaskClip:
+    """A clip of a task that is to be put into a scene.
 
     Attributes:
         settings: with what.
-        split, file: where the task has it; ``source``, ``source_rate``: its sound.
+        split, file: its split, and what the task calls it there.
+        source, source_rate: the file of its sound, and the rate in Hz that it must have.
         target: the file that it goes to.
         seed: what everything of it is drawn from.
     """
 
-    settings: Settings
+    settings: SceneSettings
     split: str
     file: str
     source: Path
     source_rate: int
     target: Path
     seed: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """split/file, as the task in scenes has it."""
+        return f"{self.split}/{self.target.name}"
 
 
 def _check_task(task: Task) -> None:
@@ -207,7 +217,7 @@ def _check_task(task: Task) -> None:
         task.annotations(split)
 
 
-def _settle(task: Task, settings: Settings) -> Settings:
+def _settle(task: Task, settings: SceneSettings) -> SceneSettings:
     """Return settings with a rate, and with paths that hold wherever they are read from."""
     head = Path(settings.head)
     return dataclasses.replace(
@@ -219,7 +229,7 @@ def _settle(task: Task, settings: Settings) -> Settings:
     )
 
 
-def _list_clips(task: Task, folder: Path, settings: Settings) -> list[_Clip]:
+def _list_clips(task: Task, folder: Path, settings: SceneSettings) -> list[_TaskClip]:
     """Return all clips of a task, from their sound at this rate, or else at the highest one."""
     rates = task.source_rates()
     source_rate = settings.rate if settings.rate in rates else max(rates)
@@ -232,7 +242,7 @@ def _list_clips(task: Task, folder: Path, settings: Settings) -> list[_Clip]:
         )
     name = task.metadata.get("task_name", task.name)
     return [
-        _Clip(
+        _TaskClip(
             settings=settings,
             split=split,
             file=file,
@@ -262,8 +272,8 @@ def _wav_names(task: Task, split: str) -> dict[str, str]:
     return names
 
 
-def _made_of(task: Task, settings: Settings) -> dict[str, Any]:
-    """Return what a task in scenes is told apart by, and says of itself."""
+def _made_of(task: Task, settings: SceneSettings) -> dict[str, Any]:
+    """Return what a task in scenes depends on, which its metadata states."""
     digest = hashlib.sha256()
     for name in (METADATA, VOCABULARY, *(f"{split}.json" for split in task.splits)):
         digest.update(name.encode() + b"\0" + (task.folder / name).read_bytes() + b"\0")
@@ -282,7 +292,7 @@ def _made_of(task: Task, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _open_all(settings: Settings, check_head: bool) -> None:
+def _open_all(settings: SceneSettings, check_head: bool) -> None:
     """Open the head and the sets, so that what is wrong with them shows before any work."""
     assert settings.rate is not None
     open_noise_set(settings.noise and str(settings.noise), settings.rate)
@@ -301,195 +311,104 @@ def _open_all(settings: Settings, check_head: bool) -> None:
 # --- making ---------------------------------------------------------------------------------
 
 
-def _is_done(folder: Path, made_of: Mapping[str, Any]) -> bool:
-    """Whether a folder is finished, of just this.
-
-    Raises:
-        OptionError: where it holds something else.
-    """
-    metadata = folder / METADATA
-    if metadata.is_file():
-        found = read_json(metadata)
-        _compare(folder, found.get(NATURAL) if isinstance(found, dict) else None, made_of)
-        return True
-    if folder.exists() and not folder.is_dir():
-        raise OptionError(f"{folder} is a file; it must be a folder.")
-    begun = (folder / JOURNAL).is_file() or not folder.exists()
-    if not begun and any(folder.iterdir()):
-        raise OptionError(f"{folder} holds files of something else; {DELETE}.")
-    return False
+def _finished(folder: Path) -> Any:
+    """Return what a finished task says that it was made of; None where it is not finished."""
+    if not (folder / METADATA).is_file():
+        return None
+    found = read_json(folder / METADATA)
+    return found.get(NATURAL, {}) if isinstance(found, dict) else {}
 
 
-def _compare(folder: Path, found: Any, made_of: Mapping[str, Any]) -> None:
-    """Raise an OptionError where a folder was made, or begun, of something else."""
-    if not isinstance(found, dict):
-        raise OptionError(f"{folder} does not say what it was made of; {DELETE}.")
-    for key, value in made_of.items():
-        if found.get(key) != value:
-            raise OptionError(
-                f"{folder} was made with other options: {key} is {found.get(key)!r} there, and "
-                f"{value!r} now; {DELETE}."
-            )
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What became of a clip: its entry in the manifest, or why there is none; and warnings."""
-
-    clip: _Clip
-    entry: dict[str, Any] | None
-    error: str | None
-    warnings: tuple[str, ...]
-
-
-def _make(clip: _Clip) -> _Outcome:
-    """Make a clip and write it; a sound that cannot be read stops no other clip.
-
-    Raises:
-        TaskError: where it cannot be written.
-    """
-    assert clip.settings.rate is not None
-    entry = error = None
-    with warnings.catch_warnings(record=True) as caught:
-        try:
-            recipe = draw_recipe(
-                clip.settings, clip.settings.rate, clip.seed, clip.source, clip.source_rate
-            )
-            sound, facts = follow(recipe)
-        except GramError as failure:
-            error = f"{clip.split}/{clip.file}: {failure}"
-        else:
-            entry = {"split": clip.split, "file": clip.target.name, **facts}
-            with _writing(clip.target):
-                write_wav(clip.target, sound, clip.settings.rate)
-    return _Outcome(clip, entry, error, tuple(str(each.message) for each in caught))
+def _refuse_unfinished(folder: Path) -> None:
+    """Raise an OptionError for a task that gram-hear 0.1.0 began."""
+    if (folder / JOURNAL).is_file() and _finished(folder) is None:
+        raise OptionError(
+            f"{folder} was begun by gram-hear 0.1.0, and this version does not go on with it; "
+            "delete it, or choose another output."
+        )
 
 
 def _build(
     task: Task,
-    settings: Settings,
-    folder: Path,
-    clips: Sequence[_Clip],
-    made_of: Mapping[str, Any],
-    jobs: int,
-    progress: Progress | None,
-) -> None:
-    """Make the clips that are left to make, and finish the task."""
-    with _Journal(folder, made_of) as journal:
-        if _is_done(folder, made_of):  # by another run, in the meantime
-            (folder / JOURNAL).unlink(missing_ok=True)
-            return
-        for split in task.splits:
-            (folder / str(settings.rate) / split).mkdir(parents=True, exist_ok=True)
-        failed = _make_clips(clips, journal, jobs, progress or silent)
-        if failed:
-            more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
-            raise TaskError(
-                f"{len(failed)} of {len(clips)} clips of {task.name} failed: "
-                f"{'; '.join(failed[:3])}{more}. The others are kept; repair these and run again."
-            )
-        lines = [journal.lines[clip.split, clip.target.name] for clip in clips]
-        write_whole(folder / MANIFEST, lambda place: place.write_bytes(b"".join(lines)))
-        _copy_splits(task, folder)
-        write_whole(folder / VOCABULARY, partial(shutil.copyfile, task.folder / VOCABULARY))
-        for leftover in folder.glob(f"{settings.rate}/*/.*.partial"):
-            leftover.unlink(missing_ok=True)
-        _finish(folder, task.metadata, made_of)
-
-
-def _make_clips(
-    clips: Sequence[_Clip],
-    journal: "_Journal",
+    settings: SceneSettings,
+    job: Job,
+    clips: Sequence[_TaskClip],
     jobs: int,
     progress: Progress,
-) -> list[str]:
-    """Make the clips that the journal does not have; return the errors of those that failed."""
-    due = [clip for clip in clips if not journal.has(clip)]
+) -> None:
+    """Make the clips that are left to make, and finish the task."""
+    folder = job.output
+    for split in task.splits:
+        (folder / str(settings.rate) / split).mkdir(parents=True, exist_ok=True)
+    if failed := _make_clips(clips, job, jobs, progress):
+        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+        raise TaskError(
+            f"{len(failed)} of {len(clips)} clips of {task.name} failed: "
+            f"{'; '.join(failed[:3])}{more}. The others are kept; repair these and run again."
+        )
+    with job.finishing():
+        if _finished(folder) is not None:  # by another run
+            return
+        if lost := job.missing(clip.name for clip in clips):
+            raise TaskError(job.loss(lost))
+        _write_manifest(folder, (job.record(clip.name) for clip in clips))
+        _copy_splits(task, folder)
+        write_whole(folder / VOCABULARY, partial(shutil.copyfile, task.folder / VOCABULARY))
+        _finish(job, task.metadata)
+
+
+def _make_clips(clips: Sequence[_TaskClip], job: Job, jobs: int, progress: Progress) -> list[str]:
+    """Make the clips that are not done; return the errors of those that failed."""
+    named = {clip.name: clip for clip in clips}
+    due = {name: named[name] for name in job.missing(named)}
     done = len(clips) - len(due)
     failed = []
     progress(done, len(clips))
-    with contextlib.closing(work(_make, due, min(jobs, max(1, len(due))))) as outcomes:
+    with contextlib.closing(run_parts(job, due, _make, jobs)) as outcomes:
         for outcome in outcomes:
             for message in outcome.warnings:
                 warnings.warn(message, stacklevel=2)
-            if outcome.entry is None:
-                failed.append(str(outcome.error))
-            else:
-                journal.add(outcome.entry)
+            if outcome.error is not None:
+                clip = named[outcome.part]
+                failed.append(f"{clip.split}/{clip.file}: {outcome.error}")
             done += 1
             progress(done, len(clips))
     return failed
 
 
-class _Journal:
-    """The clips of a task that are made, line by line as they come; it outlives a kill.
+def _make(clip: _TaskClip) -> tuple[Record, list[Path]]:
+    """Make a clip and write it; return its entry of the manifest.
 
-    The first line says of what, so that nothing else goes on in the same folder.
-
-    Attributes:
-        lines: split and file -> the line of the manifest; ``sizes`` -> least bytes of the file.
+    Raises:
+        AudioError, SceneError: where its sound, an RIR or a noise cannot be read.
+        OSError: where it cannot be written.
     """
-
-    def __init__(self, folder: Path, made_of: Mapping[str, Any]) -> None:
-        self.lines: dict[tuple[str, str], bytes] = {}
-        self.sizes: dict[tuple[str, str], int] = {}
-        self._file = open(folder / JOURNAL, "a+b")  # noqa: SIM115
-        try:
-            if not hold(self._file):
-                raise TaskError(f"Another run is making {folder}; wait for it.")
-            self._read(folder, made_of)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _read(self, folder: Path, made_of: Mapping[str, Any]) -> None:
-        """Take over what an earlier run noted, up to a line that was cut short."""
-        self._file.seek(0)
-        whole = 0
-        for line in self._file:
-            if not line.endswith(b"\n"):
-                break
-            if whole == 0:
-                _compare(folder, parse_json(line, str(folder / JOURNAL), TaskError), made_of)
-            else:
-                self._take(_entry(line, folder / JOURNAL), line)
-            whole += len(line)
-        self._file.truncate(whole)
-        if whole == 0:
-            self._append(made_of)
-
-    def __enter__(self) -> "_Journal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def has(self, clip: _Clip) -> bool:
-        """Whether a clip is made, and its file is there and whole."""
-        size = self.sizes.get((clip.split, clip.target.name))
-        return size is not None and clip.target.is_file() and clip.target.stat().st_size > size
-
-    def add(self, entry: Mapping[str, Any]) -> None:
-        """Note that a clip is made."""
-        self._take(entry, self._append(entry))
-
-    def _take(self, entry: Mapping[str, Any], line: bytes) -> None:
-        key = entry["split"], entry["file"]
-        self.lines[key] = line
-        self.sizes[key] = 4 * entry["channels"] * entry["samples"]
-
-    def _append(self, content: Mapping[str, Any]) -> bytes:
-        line = json.dumps(content, allow_nan=False).encode() + b"\n"
-        self._file.write(line)
-        self._file.flush()
-        return line
+    assert clip.settings.rate is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there is to say of the sets was said before
+        _open_all(clip.settings, check_head=False)
+    recipe = draw_recipe(
+        clip.settings, clip.settings.rate, clip.seed, clip.source, clip.source_rate
+    )
+    sound, facts = follow(recipe)
+    write_wav(clip.target, sound, clip.settings.rate)
+    return {"split": clip.split, "file": clip.target.name, **facts}, [clip.target]
 
 
-def _finish(folder: Path, metadata: Mapping[str, Any], made_of: Mapping[str, Any]) -> None:
-    """Write the metadata, with which a folder becomes a task, and what it was made of in it."""
-    signed = {**made_of, "gram_hear": version("gram-hear"), "manifest": MANIFEST}
-    _write_json(folder / METADATA, {**metadata, NATURAL: signed})
-    (folder / JOURNAL).unlink(missing_ok=True)
+def _write_manifest(folder: Path, entries: Iterable[Record | None]) -> None:
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", encoding="utf-8") as file:
+            for entry in entries:
+                file.write(json.dumps(entry, allow_nan=False) + "\n")
+
+    write_whole(folder / MANIFEST, write)
+
+
+def _finish(job: Job, metadata: Mapping[str, Any]) -> None:
+    """Write the metadata, with which a folder becomes a task and says what it was made of."""
+    signed = {**job.made_of, "gram_hear": version("gram-hear"), "manifest": MANIFEST}
+    write_json(job.output / METADATA, {**metadata, NATURAL: signed}, indent=4)
+    job.close()
 
 
 def _copy_splits(task: Task, folder: Path) -> None:
@@ -501,12 +420,7 @@ def _copy_splits(task: Task, folder: Path) -> None:
             write_whole(folder / path.name, partial(shutil.copyfile, path))
         else:
             raw = task.raw_annotations(split)
-            _write_json(folder / path.name, {names[file]: raw[file] for file in raw})
-
-
-def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, lambda place: place.write_text(text, encoding="utf-8"))
+            write_json(folder / path.name, {names[file]: raw[file] for file in raw}, indent=4)
 
 
 # --- localisation ---------------------------------------------------------------------------
@@ -517,14 +431,11 @@ def localisation_folder(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}-{LOCALISATION}")
 
 
-def _localise(task: Task, folder: Path, made_of: Mapping[str, Any]) -> Path | None:
-    """Make the localisation task of a task in scenes, with the same audio, where it can be made.
+def _directions(task: Task, folder: Path) -> dict[str, dict[str, list[float]]] | None:
+    """Return split -> file -> unit vector to the source, or None, with a warning that says why.
 
     Silent clips are left out: nothing in them says where they are.
     """
-    out = localisation_folder(folder)
-    if _is_done(out, made_of):
-        return out
     directions: dict[str, dict[str, list[float]]] = {split: {} for split in task.splits}
     for entry in read_manifest(folder):
         if entry["silent"]:
@@ -544,34 +455,38 @@ def _localise(task: Task, folder: Path, made_of: Mapping[str, Any]) -> Path | No
             stacklevel=3,
         )
         return None
-    out.mkdir(exist_ok=True)
-    _write_localisation(task, folder, out, directions, made_of)
-    return out
+    return directions
 
 
-def _write_localisation(
-    task: Task,
-    folder: Path,
-    out: Path,
-    directions: Mapping[str, Mapping[str, list[float]]],
-    made_of: Mapping[str, Any],
+def _localise(
+    task: Task, folder: Path, job: Job, directions: Mapping[str, Mapping[str, list[float]]]
 ) -> None:
-    """Write a localisation task beside the task whose clips it shares."""
-    _write_json(out / JOURNAL, made_of)  # says whose the folder is until it is finished
-    for split, files in directions.items():
-        place = f"{made_of['rate']}/{split}"
-        (out / place).mkdir(parents=True, exist_ok=True)
-        for file in files:
-            _share(folder / place / file, out / place / file)
-        _write_json(out / f"{split}.json", files)
-    rows = "idx,label\n0,x\n1,y\n2,z\n"
-    write_whole(out / VOCABULARY, lambda place: place.write_text(rows, encoding="utf-8"))
-    _share(folder / MANIFEST, out / MANIFEST)
-    _finish(out, _localisation_metadata(task), made_of)
+    """Make the localisation task of a task in scenes, whose audio it shares."""
+    finished = partial(_finished, job.output)
+    if not job.begin(force=None, finished=finished):
+        return
+    with job.finishing():
+        if finished() is not None:  # by another run
+            return
+        for split, files in directions.items():
+            audio = Path(str(job.made_of["rate"]), split)
+            (job.output / audio).mkdir(parents=True, exist_ok=True)
+            for file in files:
+                _share(folder / audio / file, job.output / audio / file)
+            write_json(job.output / f"{split}.json", files, indent=4)
+        write_text(job.output / VOCABULARY, "idx,label\n0,x\n1,y\n2,z\n")
+        _share(folder / MANIFEST, job.output / MANIFEST)
+        _finish(job, _localisation_metadata(task))
+
+
+def _share(source: Path, target: Path) -> None:
+    """Let a file be in both tasks; one that is there was left by a run that was killed."""
+    if not (target.exists() and target.samefile(source)):
+        write_whole(target, partial(link_or_copy, source))
 
 
 def _localisation_metadata(task: Task) -> dict[str, Any]:
-    """Return a task's metadata, with what its labels and scores are replaced."""
+    """Return the metadata of a task with the labels and scores of localisation in it."""
     labels = ("evaluation_params", "use_scoring_for_early_stopping")
     kept = {key: value for key, value in task.metadata.items() if key not in labels}
     return kept | {
@@ -580,17 +495,3 @@ def _localisation_metadata(task: Task) -> dict[str, Any]:
         "prediction_type": "multilabel",
         "evaluation": list(DIRECTION_METRICS),
     }
-
-
-def _share(source: Path, target: Path) -> None:
-    """Give a file a second name, or, where the file system cannot, a copy."""
-    if target.exists() and os.path.samefile(source, target):
-        return
-
-    def link(place: Path) -> None:
-        try:
-            os.link(source, place)
-        except OSError:
-            shutil.copyfile(source, place)
-
-    write_whole(target, link)

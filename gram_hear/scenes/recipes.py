@@ -37,7 +37,7 @@ SCENE, NOISE, START, SNR, RIR = range(5)  # what draws from a clip's seed
 
 
 @dataclass(frozen=True)
-class Settings:
+class SceneSettings:
     """What clips are put into scenes with.
 
     Attributes:
@@ -82,7 +82,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ClipRecipe:
     """What a clip in a scene is made of.
 
     Attributes:
@@ -116,8 +116,8 @@ def clip_seed(seed: int, task: str, split: str, file: str) -> tuple[int, ...]:
 
 
 def draw_recipe(
-    settings: Settings, rate: int, seed: tuple[int, ...], source: Path, source_rate: int
-) -> Recipe:
+    settings: SceneSettings, rate: int, seed: tuple[int, ...], source: Path, source_rate: int
+) -> ClipRecipe:
     """Draw what a clip is made of: a room of its own and places in it, or one of a set's RIRs.
 
     A set's are those of its test rooms, or all of them where it knows no splits.
@@ -129,7 +129,7 @@ def draw_recipe(
         held_out = open_rir_set(str(settings.rirs), settings.layout, rate)[1]
         index = held_out[int(np.random.default_rng([*seed, RIR]).integers(len(held_out)))]
     simulated_ears = settings.rirs is None and settings.layout == "binaural"
-    return Recipe(
+    return ClipRecipe(
         source=str(source),
         source_rate=source_rate,
         rate=rate,
@@ -144,7 +144,7 @@ def draw_recipe(
     )
 
 
-def follow(recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]]:
+def follow(recipe: ClipRecipe) -> tuple[np.ndarray, dict[str, Any]]:
     """Make the sound of a recipe.
 
     The clip's first channel, resampled, is brought to -14 dBFS, convolved with the source's RIR
@@ -210,9 +210,9 @@ def rerender(
     """
     moved = {"source": source, "rirs": rirs, "noise": noise}
     try:
-        found = {field.name: entry[field.name] for field in dataclasses.fields(Recipe)}
+        found = {field.name: entry[field.name] for field in dataclasses.fields(ClipRecipe)}
         found |= {key: str(path) for key, path in moved.items() if path is not None}
-        recipe = Recipe(**found | {"seed": tuple(found["seed"])})
+        recipe = ClipRecipe(**found | {"seed": tuple(found["seed"])})
         origins = {key: entry[key] for key in (*ORIGINS, "rir", "noise_drawn")}
         digest = entry["sha256"]
     except (KeyError, TypeError) as error:
@@ -246,7 +246,7 @@ class _PlacedNoise:
     described: dict[str, Any]
 
 
-def _read(recipe: Recipe) -> np.ndarray:
+def _read(recipe: ClipRecipe) -> np.ndarray:
     """Return a clip's first channel at the recipe's rate, (samples,) float32."""
     recording = read_audio(recipe.source, recipe.rate)
     if recording.file_rate != recipe.source_rate:
@@ -261,7 +261,7 @@ def _read(recipe: Recipe) -> np.ndarray:
     return np.pad(first, (0, samples - len(first)))
 
 
-def _room(recipe: Recipe) -> tuple[np.ndarray, dict[str, Any], str | None]:
+def _room(recipe: ClipRecipe) -> tuple[np.ndarray, dict[str, Any], str | None]:
     """Return RIRs (1 + noise sources, channels, samples), what is known of them, and their name."""
     if recipe.rirs is not None:
         assert recipe.index is not None
@@ -274,7 +274,7 @@ def _room(recipe: Recipe) -> tuple[np.ndarray, dict[str, Any], str | None]:
     return rendered.rirs, rendered.metadata, None
 
 
-def _noise(recipe: Recipe, samples: int) -> _PlacedNoise:
+def _noise(recipe: ClipRecipe, samples: int) -> _PlacedNoise:
     """Return the noise of a clip; one that is shorter starts somewhere in it."""
     noise = open_noise_set(recipe.noise, recipe.rate).draw((*recipe.seed, NOISE), samples)
     generator = np.random.default_rng([*recipe.seed, START])
@@ -298,7 +298,7 @@ def _advance(rirs: np.ndarray, scene: dict[str, Any], rate: int) -> int:
 
 
 def _mix(
-    clip: np.ndarray, rirs: np.ndarray, noise: _PlacedNoise | None, recipe: Recipe, advance: int
+    clip: np.ndarray, rirs: np.ndarray, noise: _PlacedNoise | None, recipe: ClipRecipe, advance: int
 ) -> tuple[np.ndarray, float]:
     """Return the mixture (channels, samples), advanced, and the gain that the noise got.
 

@@ -1,8 +1,7 @@
-"""Sets of RIRs simulated and written by processes side by side, resumably.
+"""Sets of RIRs, simulated by processes side by side and written in our own layout.
 
-Every room is drawn from (seed, split, number) and every scene from (seed, split, room, number), so
-that a set is the same whoever renders what and when, and the rooms of the splits are different
-ones.
+Every room is drawn from (seed, split, number) and every scene from (seed, split, room, number). So
+a set is the same whoever renders what and when, and the rooms of the splits are different ones.
 """
 
 import dataclasses
@@ -10,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -18,20 +17,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gram_hear.audio.archives import write_npy
 from gram_hear.config import require_rate
-from gram_hear.errors import OptionError, SceneError, nearest, reason_of
-from gram_hear.foreign import parse_json
-from gram_hear.jobs.progress import Progress
-from gram_hear.jobs.workers import cores, work
-from gram_hear.jobs.writing import hold, write_whole
+from gram_hear.errors import OptionError, SceneError, allowed, reason_of
+from gram_hear.jobs.job import Job, Record, run_parts
+from gram_hear.jobs.progress import Progress, silent
+from gram_hear.jobs.workers import cores
+from gram_hear.jobs.writing import write_json, write_whole
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.rendering import LAYOUTS, LONGEST_RIR, Rendered, render, tune
-from gram_hear.scenes.rir_writers import WRITERS, Place, RirWriter, clear
 from gram_hear.scenes.rirs import (
     BUILDING,
-    CONTAINERS,
     DESCRIPTION,
     FORMAT,
+    KEYS,
     SPLITS,
     VERSION,
     read_description,
@@ -39,10 +38,22 @@ from gram_hear.scenes.rirs import (
 from gram_hear.scenes.rooms import Ranges, Room, Scene, draw_room, draw_scene
 
 MOST_SCENES = 1_000_000
-PUBLISHED_SECONDS = 3.0  # of RIRs in tars, which must all have the same length
 ROOMS = 50  # drawn until one can have its reverberation time, and a placement
 PLACEMENTS = 20  # drawn in such a room, until one fits
-OPTIONS, LOCK = "options.json", "lock"
+
+
+@dataclass(frozen=True)
+class SceneIndex:
+    """Which scene of a set: its split, the number of its room there, and its own in the room."""
+
+    split: str
+    room: int
+    scene: int
+
+    @property
+    def name(self) -> str:
+        """split/room/scene."""
+        return f"{self.split}/{self.room:05d}/{self.scene:05d}"
 
 
 @dataclass(frozen=True)
@@ -59,8 +70,7 @@ class RirPlan:
         ranges: what rooms and placements are drawn from.
         head: whose ears hear: as :func:`gram_hear.scenes.heads.load_head` takes it.
         rate: Hz.
-        seconds: of each RIR; None is as long as the room rings, and 3 s for ``webdataset``.
-        container: the layout on disk: ``"indexed"``, ``"webdataset"`` or ``"soundspaces"``.
+        seconds: of each RIR; None is as long as the room rings.
     """
 
     rooms: int
@@ -73,7 +83,6 @@ class RirPlan:
     head: str = "kemar"
     rate: int = 32000
     seconds: float | None = None
-    container: str = "indexed"
 
     def __post_init__(self) -> None:
         if self.rooms < 1 or self.scenes_per_room < 1 or self.seed < 0:
@@ -89,8 +98,11 @@ class RirPlan:
         require_rate(self.rate)
         if self.seconds is not None and not 0.05 <= self.seconds <= LONGEST_RIR:
             raise OptionError(f"seconds is {self.seconds}; it must be 0.05 to {LONGEST_RIR:g}.")
-        _check_names("layout", self.layouts, tuple(LAYOUTS))
-        _check_names("container", (self.container,), CONTAINERS)
+        for layout in self.layouts:
+            if layout not in LAYOUTS:
+                raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, LAYOUTS)}")
+        if not self.layouts or len(set(self.layouts)) < len(self.layouts):
+            raise OptionError(f"The layouts are {self.layouts}; give at least one, each once.")
         if not (0 <= self.valid < 1 and 0 <= self.test < 1 and self.valid + self.test <= 1):
             raise OptionError(
                 f"The shares of validation and test are {self.valid} and {self.test}; each must be "
@@ -115,18 +127,16 @@ class RirPlan:
         return {name: n for name, n in ({"train": train} | held).items() if n > 0}
 
     @property
-    def length(self) -> float | None:
-        """Seconds of each RIR; None is as long as its room rings."""
-        fixed = self.container == "webdataset" and self.seconds is None
-        return PUBLISHED_SECONDS if fixed else self.seconds
-
-    @property
-    def places(self) -> Iterator[Place]:
+    def scenes(self) -> Iterator[SceneIndex]:
         """All scenes, in order."""
-        for split, rooms in self.rooms_of_splits.items():
-            for room in range(rooms):
-                for scene in range(self.scenes_per_room):
-                    yield Place(split, room, scene)
+        for split in self.rooms_of_splits:
+            yield from self.scenes_of(split)
+
+    def scenes_of(self, split: str) -> Iterator[SceneIndex]:
+        """The scenes of a split, in order."""
+        for room in range(self.rooms_of_splits[split]):
+            for scene in range(self.scenes_per_room):
+                yield SceneIndex(split, room, scene)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the set depends on, as plain data; a head's file by its content."""
@@ -137,32 +147,21 @@ class RirPlan:
         return json.loads(json.dumps(options))
 
 
-Simulator = Callable[[RirPlan, Place], Sequence[Rendered]]
-
-
-def _check_names(what: str, given: Sequence[str], allowed: Sequence[str]) -> None:
-    for name in given:
-        if name not in allowed:
-            raise OptionError(
-                f"Unknown {what} {name!r}; allowed are {', '.join(allowed)}."
-                + nearest(name, allowed)
-            )
-    if not given or len(set(given)) < len(given):
-        raise OptionError(f"The {what}s are {given}; give at least one, each once.")
+Simulator = Callable[[RirPlan, SceneIndex], Sequence[Rendered]]
 
 
 # --- simulation -----------------------------------------------------------------------------
 
 
-def simulate(plan: RirPlan, place: Place) -> list[Rendered]:
+def simulate(plan: RirPlan, index: SceneIndex) -> list[Rendered]:
     """Draw a scene and render its RIRs in each layout of the plan.
 
     Raises:
         SceneError: where the plan's ranges give no room, or no placement in it.
     """
-    split = SPLITS.index(place.split)
-    room = draw_room_of(plan.ranges, plan.seed, split, place.room)
-    scene = tune(_draw_placement(room, (plan.seed, split, place.room, place.scene), plan.ranges))
+    split = SPLITS.index(index.split)
+    room = draw_room_of(plan.ranges, plan.seed, split, index.room)
+    scene = tune(_draw_placement(room, (plan.seed, split, index.room, index.scene), plan.ranges))
     return [
         render(
             scene,
@@ -170,7 +169,7 @@ def simulate(plan: RirPlan, place: Place) -> list[Rendered]:
             plan.rate,
             # Checked before the set is begun.
             load_head(plan.head, plan.rate, check=False) if layout == "binaural" else None,
-            plan.length,
+            plan.seconds,
         )
         for layout in plan.layouts
     ]
@@ -218,8 +217,9 @@ def build_rirs(
 ) -> dict[str, int]:
     """Build a set of RIRs, or go on with one that was interrupted.
 
-    With several jobs scripts need ``if __name__ == "__main__":`` around the call. When it is
-    stopped, by Ctrl-C too, every scene that was finished stays, and no file is left half written.
+    Several runs may build one set together. With several jobs scripts need
+    ``if __name__ == "__main__":`` around the call. When it is stopped, by Ctrl-C too, every scene
+    that was finished stays, and no file is left half written.
 
     Args:
         output: the set's folder; made where it is not there.
@@ -243,113 +243,97 @@ def build_rirs(
         raise OptionError(f"jobs is {jobs}; it must be at least 1.")
     if "binaural" in plan.layouts:
         load_head(plan.head, plan.rate, check=check_head)
-    counts = {split: n * plan.scenes_per_room for split, n in plan.rooms_of_splits.items()}
-    progress = progress or _silent
+    progress = progress or silent
+    job = Job(output, plan.to_dict())
+    finished = partial(_finished, output)
     try:
-        if _is_built(output, plan, force):
-            progress(sum(counts.values()), sum(counts.values()))
-            return counts
-        with open(output / BUILDING / LOCK, "w") as lock:
-            if not hold(lock):
-                raise OptionError(f"Another run is building {output}; wait for it.")
-            _build(output, plan, jobs, progress, simulator)
+        if not force:
+            _refuse_unfinished(output)
+        if job.begin(force=force, finished=finished, clear=partial(clear, output)):
+            _build(job, plan, jobs, progress, simulator)
     except OSError as error:
         raise SceneError(
             f"{output} cannot be written: {reason_of(error)}. What is finished is kept; "
             "build the set again to go on."
         ) from error
+    counts = {split: n * plan.scenes_per_room for split, n in plan.rooms_of_splits.items()}
+    progress(sum(counts.values()), sum(counts.values()))
     return counts
 
 
-def _silent(done: int, total: int) -> None:
-    pass
+def _finished(output: Path) -> Any:
+    """Return what a finished set says that it was made with; None where it is not finished."""
+    if not (output / DESCRIPTION).is_file():
+        return None
+    return (read_description(output) or {}).get("options", {})
 
 
-def _is_built(output: Path, plan: RirPlan, force: bool) -> bool:
-    """Prepare the output folder; return whether the whole set is there already."""
-    options = plan.to_dict()
-    begun = output / BUILDING / OPTIONS
-    found = None
-    if finished := (output / DESCRIPTION).is_file():
-        found = (read_description(output) or {}).get("options", {})
-    elif begun.is_file():
-        found = _read_options(begun)
-    elif output.exists() and not _is_empty(output):
+def _refuse_unfinished(output: Path) -> None:
+    """Raise an OptionError for a set that gram-hear 0.1.0 began: it is of another version."""
+    if (output / BUILDING).is_dir() and not (output / DESCRIPTION).is_file():
         raise OptionError(
-            f"{output} is there already and is no set of RIRs; give a folder that is new or empty."
+            f"{output} was begun by gram-hear 0.1.0, and this version does not go on with it. Use "
+            "--force (force=True) to make it anew, or another output."
         )
-    if found is not None and force:
-        clear(output)
-    elif found is not None and found != options:
-        raise OptionError(
-            f"{output} was begun with other options ({_differences(found, options)}). Use --force "
-            "(force=True) to build it anew, or another output."
-        )
-    elif finished:
-        shutil.rmtree(begun.parent, ignore_errors=True)
-        return True
-    begun.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(options, indent=2) + "\n"
-    write_whole(begun, lambda path: path.write_text(text, encoding="utf-8"))
-    return False
 
 
-def _is_empty(folder: Path) -> bool:
-    """Whether a path is a folder with nothing in it but what a killed run may leave."""
-    return folder.is_dir() and all(path.name == BUILDING for path in folder.iterdir())
+def clear(output: Path) -> None:
+    """Remove a set that was built here, by whichever version, and nothing else of the folder."""
+    for name in (DESCRIPTION, *(f"{split}.jsonl" for split in SPLITS)):
+        (output / name).unlink(missing_ok=True)
+    for name in (*SPLITS, *KEYS, BUILDING):
+        if (output / name).is_dir():
+            shutil.rmtree(output / name)
 
 
-def _read_options(path: Path) -> Any:
-    try:
-        return parse_json(path.read_bytes(), str(path), SceneError)
-    except SceneError:  # as a power cut leaves it
-        return {}
-
-
-def _differences(found: Any, options: Mapping[str, Any]) -> str:
-    found = found if isinstance(found, dict) else {}
-    keys = [key for key in options if found.get(key) != options[key]]
-    return "; ".join(f"{key} {found.get(key)}, not {options[key]}" for key in keys)
-
-
-def _build(
-    output: Path,
-    plan: RirPlan,
-    jobs: int,
-    progress: Progress,
-    simulator: Simulator,
-) -> None:
-    for leftover in output.rglob(".*.partial"):  # of a run that was killed
-        leftover.unlink()
-    slots = 1 + plan.ranges.noise_sources[1]
-    writer = WRITERS[plan.container](output, plan.layouts, slots)
-    places = list(plan.places)
-    due = [place for place in places if not writer.is_written(place)]
-    left = {(place.split, place.room): 0 for place in places}
-    for place in due:
-        left[place.split, place.room] += 1
-    for (split, room), missing in left.items():
-        if not missing:
-            writer.finish_room(split, room, plan.scenes_per_room)
-    done = len(places) - len(due)
-    progress(done, len(places))
-    make = partial(_make, writer, plan, simulator)
-    with closing(work(make, due, min(jobs, max(1, len(due))))) as made:
-        for place in made:
+def _build(job: Job, plan: RirPlan, jobs: int, progress: Progress, simulator: Simulator) -> None:
+    """Make the scenes that are left to make, and finish the set."""
+    scenes = {index.name: index for index in plan.scenes}
+    due = {name: scenes[name] for name in job.missing(scenes)}
+    done = len(scenes) - len(due)
+    progress(done, len(scenes))
+    make = partial(_make, job.output, plan, simulator)
+    with closing(run_parts(job, due, make, jobs)) as outcomes:
+        for outcome in outcomes:
+            if outcome.error is not None:
+                raise SceneError(outcome.error)
             done += 1
-            left[place.split, place.room] -= 1
-            if not left[place.split, place.room]:
-                writer.finish_room(place.split, place.room, plan.scenes_per_room)
-            progress(done, len(places))
-    writer.finish(plan.rooms_of_splits, plan.scenes_per_room)
-    _describe(output, plan)
-    shutil.rmtree(output / BUILDING)
+            progress(done, len(scenes))
+    with job.finishing():
+        if _finished(job.output) is not None:  # by another run
+            return
+        if lost := job.missing(scenes):
+            raise SceneError(job.loss(lost))
+        for split in plan.rooms_of_splits:
+            _write_index(job, plan, split)
+        _describe(job.output, plan)
+        job.close()
 
 
-def _make(writer: RirWriter, plan: RirPlan, simulator: Simulator, place: Place) -> Place:
-    """Render and write a scene, in whichever process."""
-    writer.write_scene(place, simulator(plan, place))
-    return place
+def _make(
+    output: Path, plan: RirPlan, simulator: Simulator, index: SceneIndex
+) -> tuple[Record, list[Path]]:
+    """Render and write a scene, in whichever process; return its line of the index."""
+    rendered = simulator(plan, index)
+    files = {each.layout: f"{index.name}.{each.layout}.npy" for each in rendered}
+    (output / index.name).parent.mkdir(parents=True, exist_ok=True)
+    for each in rendered:
+        array = each.rirs.astype("<f4", copy=False)
+        write_whole(output / files[each.layout], partial(write_npy, array=array))
+    metadata = {each.layout: each.metadata for each in rendered}
+    entry = {"name": index.name, **dataclasses.asdict(index), "files": files, "metadata": metadata}
+    return entry, [output / file for file in files.values()]
+
+
+def _write_index(job: Job, plan: RirPlan, split: str) -> None:
+    """Write what is known of the scenes of a split, as JSON lines."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", encoding="utf-8") as file:
+            for index in plan.scenes_of(split):
+                file.write(json.dumps(job.record(index.name), allow_nan=False) + "\n")
+
+    write_whole(job.output / f"{split}.jsonl", write)
 
 
 def _describe(output: Path, plan: RirPlan) -> None:
@@ -359,14 +343,13 @@ def _describe(output: Path, plan: RirPlan) -> None:
         "format": FORMAT,
         "version": VERSION,
         "gram_hear": version("gram-hear"),
-        "container": plan.container,
+        "container": "indexed",
         "rate": plan.rate,
         "layouts": plan.layouts,
-        "axes": "ambix" if plan.container == "indexed" else "soundspaces",
+        "axes": "ambix",
         "counts": {split: n * plan.scenes_per_room for split, n in rooms.items()},
         "rooms": rooms,
         "seed": plan.seed,
         "options": plan.to_dict(),
     }
-    text = json.dumps(description, indent=2) + "\n"
-    write_whole(output / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(output / DESCRIPTION, description, indent=2)

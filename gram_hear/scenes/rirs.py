@@ -37,12 +37,13 @@ from gram_hear.audio.layouts import from_soundspaces
 from gram_hear.config import LAYOUT_OF_AUDIO, RIR_RATES
 from gram_hear.errors import OptionError, SceneError, nearest, reason_of
 from gram_hear.foreign import LARGEST, parse_json
+from gram_hear.jobs.job import STATE
 from gram_hear.scenes.geometry import unit_vector
 from gram_hear.scenes.rooms import MOST_NOISES
 
 FORMAT, VERSION = "gram-hear rirs", 1
 DESCRIPTION = "set.json"
-BUILDING = ".building"  # the folder of a set that is not finished
+BUILDING = ".building"  # the folder of a set that gram-hear 0.1.0 did not finish
 CONTAINERS = ("indexed", "webdataset", "soundspaces")
 SPLITS = ("train", "valid", "test")
 LAYOUTS = {name: channels for channels, name in LAYOUT_OF_AUDIO.items()}
@@ -202,7 +203,7 @@ def read_description(path: Path) -> dict[str, Any] | None:
     """
     file = path / DESCRIPTION
     if not file.is_file():
-        if (path / BUILDING).is_dir():
+        if (path / STATE).is_dir() or (path / BUILDING).is_dir():
             raise SceneError(f"{path} is not finished; run the command that builds it again.")
         return None
     found = _read_json(file)

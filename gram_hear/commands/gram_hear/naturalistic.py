@@ -8,7 +8,8 @@ import typer
 from gram_hear.console import NoCheckHead, progress_bar, say
 from gram_hear.errors import GramError
 from gram_hear.jobs.workers import cores
-from gram_hear.scenes.naturalistic import Settings, naturalise_task, obstacle
+from gram_hear.scenes.naturalistic import naturalise_task, obstacle
+from gram_hear.scenes.recipes import SceneSettings
 from gram_hear.tasks import find_tasks, read_task
 
 
@@ -48,7 +49,7 @@ def naturalistic(
 
     Example: gram-hear naturalistic --tasks-dir tasks --task esc50 -o natural --format binaural
     """
-    settings = Settings(format, rate, seed, snr, rirs, noise, head)
+    settings = SceneSettings(format, rate, seed, snr, rirs, noise, head)
     jobs = cores() if jobs is None else jobs
     wants_all = task is None or "all" in task
     failed = []

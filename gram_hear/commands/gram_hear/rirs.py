@@ -30,13 +30,6 @@ def rirs(
     seed: Annotated[int, typer.Option(help="Of all rooms and placements.")] = 0,
     valid: Annotated[float, typer.Option(help="Share of the rooms for validation.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of the rooms for test.")] = 0.1,
-    container: Annotated[
-        str,
-        typer.Option(
-            help="indexed (AmbiX, with all that is known of each scene), or as published: "
-            "webdataset (tars) or soundspaces (JSON and .npy)."
-        ),
-    ] = "indexed",
     rt60: Annotated[
         tuple[float, float], typer.Option(help="Seconds at 1 kHz, low and high.")
     ] = DEFAULT.rt60,
@@ -51,7 +44,7 @@ def rirs(
     rate: Annotated[int, typer.Option(help="Hz.")] = 32000,
     seconds: Annotated[
         float | None,
-        typer.Option(help="Of each RIR. Default: as the room rings; 3 for webdataset."),
+        typer.Option(help="Of each RIR. Default: as long as the room rings."),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Processes side by side. Default: one for each processor.")
@@ -81,7 +74,6 @@ def rirs(
         head=head,
         rate=rate,
         seconds=seconds,
-        container=container,
     )
     with progress_bar("simulate", "scenes") as progress:
         counts = build_rirs(

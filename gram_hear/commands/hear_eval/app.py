@@ -31,17 +31,12 @@ from gram_hear.evaluation.compare.results import (
     rows_of,
     write_results,
 )
-from gram_hear.evaluation.embed.embeddings import EmptyClips, embed_task, is_embedded
+from gram_hear.evaluation.embed.embed_task import EmptyClips, embed_task, is_embedded
 from gram_hear.evaluation.embed.hear_module import HearModule, load_model, traceback_of
-from gram_hear.evaluation.predict.knn import NeighbourPlan, check_neighbours, score_neighbours
-from gram_hear.evaluation.predict.prediction import (
-    FEWEST_STEPS,
-    Plan,
-    is_predicted,
-    optimizer_steps,
-    predict_task,
-    settings_of,
-)
+from gram_hear.evaluation.predict.knn import NeighbourProbe
+from gram_hear.evaluation.predict.prediction import Probe as TaskProbe
+from gram_hear.evaluation.predict.prediction import is_predicted, predict_task
+from gram_hear.evaluation.predict.shallow import FEWEST_STEPS, ShallowProbe
 from gram_hear.tasks import METADATA, Task, describe_tasks, find_tasks, read_task
 
 LOG = Path(f"hear-eval-{TRACEBACK_LOG}")  # of what fails before there is a folder of embeddings
@@ -149,13 +144,11 @@ def evaluate(
     if not module:
         typer.echo(context.get_help())
         raise typer.Exit(2)
-    plan = _choose_plan(context, probe, make_plan(grid, grid_points, seed, shuffle, device))
+    chosen = _choose_probe(context, probe, grid, grid_points, seed, shuffle, device)
     tasks = find_tasks(tasks_dir, split_names(task))
     loaded = _load(module, model, model_options, device)
-    folders, failed = _embed_tasks(
-        tasks, loaded, embeddings_dir, force, empty_clips, lambda task: _check_task(task, plan)
-    )
-    failed += _predict_tasks(folders, plan, force, min_steps)
+    folders, failed = _embed_tasks(tasks, loaded, embeddings_dir, force, empty_clips, chosen.check)
+    failed += _predict_tasks(folders, chosen, force, min_steps)
     failed += _show_results(embeddings_dir / loaded.folder_name)
     finish(failed)
 
@@ -211,9 +204,9 @@ def predict(
 
     Example: hear-eval predict embeddings/gram_hear/esc50-v2.0.0-full
     """
-    plan = _choose_plan(context, probe, make_plan(grid, grid_points, seed, shuffle, device))
+    chosen = _choose_probe(context, probe, grid, grid_points, seed, shuffle, device)
     tasks = find_embeddings(folders)
-    failed = _predict_tasks(tasks, plan, force, min_steps)
+    failed = _predict_tasks(tasks, chosen, force, min_steps)
     for parent in dict.fromkeys(task.resolve().parent for task in tasks):
         failed += _show_results(parent)
     finish(failed)
@@ -339,16 +332,9 @@ def _refuse_options(context: typer.Context) -> None:
 def _warn_of_metadata(task: Task) -> None:
     """Warn of what would keep a task from being predicted once it is embedded."""
     try:
-        settings_of(task, Plan())
+        ShallowProbe().check(task)
     except GramError as error:
         say(f"warning: {task.name} can be embedded, but not be predicted: {error}")
-
-
-def make_plan(grid: str, grid_points: int, seed: int, shuffle: bool, device: str) -> Plan:
-    """Return a plan, checked before any work is done."""
-    plan = Plan(grid, grid_points, seed, shuffle, str(find_device(device)))
-    plan.check()
-    return plan
 
 
 def _load(module: str, model: str, model_options: str, device: str) -> HearModule:
@@ -402,32 +388,33 @@ def _embed_tasks(
     return made, failed
 
 
-def _choose_plan(context: typer.Context, probe: str, plan: Plan) -> Plan | NeighbourPlan:
-    """Return the plan of a probe; what the probe has no use for must not be given."""
-    if probe == "shallow":
-        return plan
-    for name in ("grid", "grid_points", "seed", "shuffle", "min_steps"):
-        source = context.get_parameter_source(name)
+def _choose_probe(
+    context: typer.Context,
+    name: str,
+    grid: str,
+    grid_points: int,
+    seed: int,
+    shuffle: bool,
+    device: str,
+) -> TaskProbe:
+    """Return a probe; options that it has no use for must not be given."""
+    found = str(find_device(device))
+    if name == "shallow":
+        return ShallowProbe(grid, grid_points, seed, shuffle, found)
+    for parameter in ("grid", "grid_points", "seed", "shuffle", "min_steps"):
+        source = context.get_parameter_source(parameter)
         if source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(
-                f"--{name.replace('_', '-')} is of the shallow predictors; nearest neighbours have "
-                "nothing to train. Leave it out, or use --probe shallow."
+                f"--{parameter.replace('_', '-')} is for the shallow predictors; nearest "
+                "neighbours have nothing to train. Leave it out, or use --probe shallow."
             )
-    return NeighbourPlan(plan.device)
+    return NeighbourProbe(found)
 
 
-def _check_task(task: Task, plan: Plan | NeighbourPlan) -> None:
-    """Check that a task can be predicted by a plan, before it is embedded."""
-    if isinstance(plan, Plan):
-        settings_of(task, plan)
-    else:
-        check_neighbours(task)
-
-
-def _tell_steps(folder: Path, plan: Plan, min_steps: int) -> None:
+def _tell_steps(folder: Path, probe: ShallowProbe, min_steps: int) -> None:
     """Say how many optimizer steps a predictor takes, and warn where they are few."""
     task = read_task(folder)
-    steps = optimizer_steps(task, settings_of(task, plan))
+    steps = probe.optimizer_steps(task)
     said = f"{task.name}: a predictor takes at most {steps} optimizer steps"
     if steps >= min_steps:
         say(f"{said}.")
@@ -440,22 +427,19 @@ def _tell_steps(folder: Path, plan: Plan, min_steps: int) -> None:
 
 
 def _predict_tasks(
-    folders: Sequence[Path], plan: Plan | NeighbourPlan, force: bool, min_steps: int
+    folders: Sequence[Path], probe: TaskProbe, force: bool, min_steps: int
 ) -> list[str]:
     """Predict tasks under a progress bar; return the names of those that failed."""
     failed = []
     for folder in folders:
         try:
-            if is_predicted(folder, plan, force):
+            if is_predicted(folder, probe, force):
                 say(f"{folder.name} is predicted already.")
                 continue
-            if isinstance(plan, Plan):
-                _tell_steps(folder, plan, min_steps)
+            if isinstance(probe, ShallowProbe):
+                _tell_steps(folder, probe, min_steps)
             with progress_bar(f"predict {folder.name}", "grid points and folds") as progress:
-                if isinstance(plan, Plan):
-                    predict_task(folder, plan, progress)
-                else:
-                    score_neighbours(folder, plan, progress)
+                predict_task(folder, probe, progress)
         except GramError as error:
             say(f"failed: {folder.name}: {error}")
             failed.append(folder.name)

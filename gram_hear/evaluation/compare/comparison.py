@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from gram_hear.errors import OptionError, TaskError, count
-from gram_hear.evaluation.compare.results import PROBES, Result, read_results
+from gram_hear.evaluation.compare.results import Result, read_results
 from gram_hear.evaluation.predict.metrics import METRICS, named_metric
+from gram_hear.evaluation.predict.score_files import FILES
 
 UNBOUNDED = ("d_prime",)  # metrics of which more is better, and which no average of shares takes
 
@@ -122,7 +123,7 @@ def find_modules(folders: Sequence[Path]) -> list[Path]:
     Raises:
         OptionError: for what is no folder, a task's own folder, or one without any results.
     """
-    markers = {marker for marker, _ in PROBES.values()}
+    markers = {names.marker for names in FILES.values()}
     found: dict[Path, Path] = {}
     for given in folders:
         if not given.is_dir():
@@ -133,11 +134,11 @@ def find_modules(folders: Sequence[Path]) -> list[Path]:
                 "choose tasks with --task."
             )
         inside = []
-        for place, inner, files in os.walk(given):
+        for folder, inner, files in os.walk(given):
             inner.sort()
             if markers & set(files):
                 inner.clear()
-                inside.append(Path(place).parent)
+                inside.append(Path(folder).parent)
         if not inside:
             raise OptionError(
                 f"{given} holds no results: nothing below it has {' or '.join(sorted(markers))}. "

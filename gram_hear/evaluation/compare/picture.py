@@ -3,22 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import OptionError, reason_of
 from gram_hear.evaluation.compare.report import Report
-from gram_hear.extras import need
-from gram_hear.jobs.writing import write_whole
+from gram_hear.style import COLOURS, DARK_GREY, GRID, drawing, save_figure
 
-GREY = "#777777"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLE = {
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
-DPI = 120
 COLUMNS = 3  # panels side by side
 PANEL, ROW = 3.6, 0.28  # inches: the width of a panel, the height of a row
 
@@ -29,12 +16,7 @@ def plot_report(report: Report, path: Path) -> None:
     Raises:
         OptionError: where matplotlib is not installed, or ``path`` cannot be written to.
     """
-    figure = report_figure(report)
-    options = {"format": "png", "dpi": DPI, "metadata": {"Software": None}}
-    try:
-        write_whole(path, lambda temporary: figure.savefig(temporary, **options))
-    except OSError as error:
-        raise OptionError(f"{path} cannot be written: {reason_of(error)}.") from error
+    save_figure(report_figure(report), path)
 
 
 def report_figure(report: Report) -> Any:
@@ -46,22 +28,19 @@ def report_figure(report: Report) -> Any:
     Raises:
         OptionError: where matplotlib is not installed.
     """
-    figures, matplotlib = need("matplotlib.figure", "plot"), need("matplotlib", "plot")
     comparison = report.comparison
     names = [*comparison.models, *_published_names(report)]
     columns = min(COLUMNS, len(comparison.tasks))
     rows = -(-len(comparison.tasks) // columns)
     label = 0.075 * max(map(len, names))  # inches that the longest name takes
-    size = (columns * PANEL + label, rows * (len(names) * ROW + 0.9) + 0.35)
-    with matplotlib.rc_context(STYLE):
-        figure = figures.Figure(figsize=size, layout="constrained")
+    width, height = columns * PANEL + label, rows * (len(names) * ROW + 0.9) + 0.35
+    with drawing(width, height) as figure:
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
-        for place, axes in enumerate(panels.flat):
-            if place < len(comparison.tasks):
-                _draw_task(axes, report, comparison.tasks[place], names)
-            else:
-                axes.set_visible(False)
-        figure.supxlabel(_legend(report), fontsize=8, color=GREY)
+        for axes in panels.flat[len(comparison.tasks) :]:
+            axes.set_visible(False)
+        for axes, task in zip(panels.flat, comparison.tasks, strict=False):
+            _draw_task(axes, report, task, names)
+        figure.supxlabel(_legend(report), fontsize=8, color=DARK_GREY)
     return figure
 
 
@@ -94,11 +73,11 @@ def _draw_task(axes: Any, report: Report, task: str, names: list[str]) -> None:
     for other in report.published:
         value = other.score(task, comparison.metric(task))
         if value is not None:
-            axes.plot(value, names.index(other.name), "x", color=GREY, ms=5)
+            axes.plot(value, names.index(other.name), "x", color=DARK_GREY, ms=5)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.12)
-    axes.grid(axis="x", color="#dddddd", lw=0.6)
+    axes.grid(axis="x", **GRID)
     axes.set_axisbelow(True)
     axes.set_title(task)
     better = "more is better →" if comparison.maximised(task) else "← less is better"

@@ -43,21 +43,21 @@ def read_published(path: Path | None = None) -> list[Published]:
     Raises:
         OptionError: for a file that cannot be read, or lacks a source, a metric or a number.
     """
-    place = path or Path(str(files("gram_hear.evaluation.compare") / "data" / "published.json"))
+    source = path or Path(str(files("gram_hear.evaluation.compare") / "data" / "published.json"))
     try:
-        content = read_json(place)
+        content = read_json(source)
         metrics = {task: about["metric"] for task, about in content["tasks"].items()}
         models = [_model(each, content["sources"], metrics) for each in content["models"]]
     except TaskError as error:
         raise OptionError(f"--published-file: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OptionError(
-            f"{place} is no file of published scores ({error!r}); it must have sources, tasks with "
-            "their metric, and models with name, source and scores, as docs/comparing.md says."
+            f"{source} is no file of published scores ({error!r}); it must have sources, tasks "
+            "with their metric, and models with name, source and scores, as docs/comparing.md says."
         ) from error
     if unknown := set(metrics.values()) - set(METRICS):
         raise OptionError(
-            f"{place} names the metric {', '.join(sorted(map(str, unknown)))}; known are "
+            f"{source} names the metric {', '.join(sorted(map(str, unknown)))}; known are "
             f"{', '.join(METRICS)}."
         )
     return models

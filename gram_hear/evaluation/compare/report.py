@@ -16,7 +16,7 @@ from gram_hear.evaluation.compare.significance import LEVEL, PairTest
 from gram_hear.jobs.writing import write_whole
 
 ENDINGS = (".md", ".csv", ".json")
-BEST, UNTOLD, UNTESTED = "*", "~", "?"
+BEST, NOT_SIGNIFICANT, UNTESTED = "*", "~", "?"
 CSV_COLUMNS = (
     "model",
     "task",
@@ -148,7 +148,7 @@ def _mark(report: Report, model: str, task: str) -> str:
     test = report.against_best(model, task)
     if test is None:
         return ""
-    return {True: "", False: f" {UNTOLD}", None: f" {UNTESTED}"}[test.told_apart]
+    return {True: "", False: f" {NOT_SIGNIFICANT}", None: f" {UNTESTED}"}[test.significant]
 
 
 def _score_notes(report: Report, suffix: dict) -> list[str]:
@@ -169,8 +169,8 @@ def _score_notes(report: Report, suffix: dict) -> list[str]:
         notes.append(f"{BEST}: the best.")
     if report.tests:
         notes.append(
-            f"{UNTOLD}: not told apart from the best (p ≥ {LEVEL} after Holm for all pairs of the "
-            f"task). {UNTESTED}: could not be tested. Unmarked: told apart."
+            f"{NOT_SIGNIFICANT}: not significantly different from the best (p ≥ {LEVEL} after Holm "
+            f"for all pairs of the task). {UNTESTED}: could not be tested. Unmarked: significant."
         )
     if comparison.averages:
         left = [task for task in comparison.tasks if task not in comparison.averaged]
@@ -227,7 +227,7 @@ def _tests_table(report: Report) -> Table:
                 rows.append((task, model, best, "", "", "", "", f"not tested: {test.why}"))
                 continue
             sign = 1 if test.first == model else -1
-            verdict = "told apart" if test.told_apart else "not told apart"
+            verdict = "significant" if test.significant else "not significant"
             numbers = (f"{sign * test.difference:+.4f}", f"{test.clips}")
             rows.append(
                 (task, model, best, *numbers, f"{test.p:.4f}", f"{test.adjusted:.4f}", verdict)
@@ -419,7 +419,7 @@ def _test_record(test: PairTest) -> dict[str, Any]:
         "resamples": test.resamples,
         "p": test.p,
         "p_adjusted": test.adjusted,
-        "told_apart": test.told_apart,
+        "significant": test.significant,
         "why_not": test.why or None,
     }
 

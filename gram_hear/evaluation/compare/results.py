@@ -1,19 +1,17 @@
 """The scores of a module over its tasks, as one table: ``results.json``, ``results.md``, rows."""
 
-import json
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gram_hear.errors import TaskError, count, reason_of, short
 from gram_hear.evaluation.embed.embeddings import DONE, EMPTY, EMPTY_FILES
-from gram_hear.evaluation.predict import knn
-from gram_hear.evaluation.predict.prediction import DONE_FILE, LOCALISATION_FILE, SCORES_FILE
-from gram_hear.jobs.writing import write_whole
+from gram_hear.evaluation.predict.knn import NEIGHBOURS
+from gram_hear.evaluation.predict.score_files import FILES
+from gram_hear.jobs.writing import write_json, write_text
 from gram_hear.tasks import METADATA, NATURAL, empty_in_words, read_json
 
 RESULTS_FILE = "results.json"
@@ -21,10 +19,6 @@ RESULTS_TABLE = "results.md"
 COLUMNS = ("task", "metric", "score", "deviation", "minutes")
 DRY_COLUMNS = ("dry", "difference")  # beside natural scenes, where their dry task was run too
 PLAN_COLUMNS = ("probe", "grid", "points", "seed", "shuffled")  # those in which results differ
-PROBES = {  # what scores embeddings: the file that says it did, and those that may hold the scores
-    "shallow": (DONE_FILE, (SCORES_FILE, LOCALISATION_FILE)),
-    "knn": (knn.DONE_FILE, (knn.SCORES_FILE,)),
-}
 
 
 @dataclass(frozen=True)
@@ -37,7 +31,7 @@ class Result:
     ``source`` is the task whose clips were put into scenes, or None; ``dry`` that task's score by
     the same metric and the same plan, ``difference`` the score less ``dry``; None where not known.
 
-    ``probe`` is one of :data:`PROBES`; that of nearest neighbours has no grid, points and seed.
+    ``probe`` is one of :data:`FILES`; that of nearest neighbours has no grid, points and seed.
     ``folds`` is the score of each fold, empty for one test.
 
     ``empty_clips`` is what was done about clips without samples, ``"skip"`` or ``"zero"``, and
@@ -76,17 +70,17 @@ def read_result(folder: Path, probe: str = "shallow") -> Result | None:
 
     Args:
         folder: one task's embeddings.
-        probe: one of :data:`PROBES`.
+        probe: one of :data:`FILES`.
 
     Raises:
         TaskError: for files that cannot be read, or lack what they must hold.
     """
-    done_file, score_files = PROBES[probe]
-    marker = folder / done_file
+    names = FILES[probe]
+    marker, file = folder / names.marker, folder / names.scores
     if not marker.exists():
         return None
-    files = [folder / name for name in score_files]
-    file = next((each for each in files if each.exists()), files[0])
+    if not file.exists() and (folder / names.directions).exists():
+        file = folder / names.directions
     try:
         done, scores, metadata = (read_json(path) for path in (marker, file, folder / METADATA))
         # Embeddings of the original kit lack this file.
@@ -154,8 +148,12 @@ def read_results(folder: Path) -> list[Result]:
     out, with a warning.
     """
     results = []
-    found = [(each.parent, name) for name in PROBES for each in folder.glob(f"*/{PROBES[name][0]}")]
-    for task, probe in sorted(found, key=lambda each: (each[0], list(PROBES).index(each[1]))):
+    found = [
+        (marker.parent, order, probe)
+        for order, (probe, names) in enumerate(FILES.items())
+        for marker in folder.glob(f"*/{names.marker}")
+    ]
+    for task, _, probe in sorted(found):
         try:
             result = read_result(task, probe)
         except TaskError as error:
@@ -196,7 +194,7 @@ def columns_of(results: Sequence[Result]) -> tuple[str, ...]:
 def heading_of(results: Sequence[Result]) -> str:
     """Return what stands above the table: how all tasks were predicted, and what minutes are."""
     trained = [result for result in results if result.probe == "shallow"]
-    by_neighbours = f"by the {knn.NEIGHBOURS} nearest neighbours" if trained != results else ""
+    by_neighbours = f"by the {NEIGHBOURS} nearest neighbours" if trained != results else ""
     if not trained:
         return f"Predicted {by_neighbours}. Minutes are those of prediction."
     cells = _cells(trained[0])
@@ -252,7 +250,6 @@ def write_results(folder: Path, module: str, results: Sequence[Result]) -> None:
     if not results:
         return
     content = {"module": module, "results": [asdict(result) for result in results]}
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     columns = columns_of(results)
     table = [f"# {module}", "", heading_of(results), ""]
     table += [_line(columns), _line("---" for _ in columns)]
@@ -261,8 +258,8 @@ def write_results(folder: Path, module: str, results: Sequence[Result]) -> None:
         table += ["", note]
     markdown = "\n".join(table) + "\n"
     try:
-        for name, made in ((RESULTS_FILE, text), (RESULTS_TABLE, markdown)):
-            write_whole(folder / name, partial(Path.write_text, data=made, encoding="utf-8"))
+        write_json(folder / RESULTS_FILE, content, indent=2)
+        write_text(folder / RESULTS_TABLE, markdown)
     except OSError as error:
         raise TaskError(
             f"{RESULTS_FILE} and {RESULTS_TABLE} cannot be written to {folder}: "

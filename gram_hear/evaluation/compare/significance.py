@@ -7,7 +7,7 @@ scores is at least as large as the one that was seen.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -17,21 +17,20 @@ import numpy as np
 
 from gram_hear.errors import GramError, TaskError
 from gram_hear.evaluation.compare.comparison import Comparison, Run, Score
-from gram_hear.evaluation.predict import knn
-from gram_hear.evaluation.predict.metrics import SEMITONES, angular_errors, named_metric
-from gram_hear.evaluation.predict.prediction import folds_of
+from gram_hear.evaluation.predict.folds import folds_of
+from gram_hear.evaluation.predict.metrics import named_metric
+from gram_hear.evaluation.predict.score_files import FILES
 from gram_hear.foreign import FLOATS, ZIP_FAULTS, read_array
 from gram_hear.jobs.progress import Progress, silent
 from gram_hear.tasks import read_task
 
-LEVEL = 0.05  # below which an adjusted p-value tells two models apart
+LEVEL = 0.05  # below which an adjusted p-value is significant
 RESAMPLES = 9999  # exchanges, where the score is a mean over clips
 FEWEST = 199  # exchanges that a p-value is given from
 BUDGET = 2e8  # numbers that are sorted at most to score exchanges of a metric of whole splits
 SEED = 0
 GROUPS = 64  # up to how many sizes of differences are drawn as binomial counts
 CHUNK = 512  # exchanges that are drawn at once otherwise
-PREDICTIONS = {"shallow": "{fold}.predictions.npz", "knn": knn.PREDICTIONS}
 
 
 @dataclass(frozen=True)
@@ -59,37 +58,9 @@ class PairTest:
     why: str = ""
 
     @property
-    def told_apart(self) -> bool | None:
-        """Whether the models differ by more than chance; None where nothing can be said."""
+    def significant(self) -> bool | None:
+        """Whether the models differ significantly; None where they could not be tested."""
         return None if self.adjusted is None else self.adjusted < LEVEL
-
-
-def _same_class(prediction: np.ndarray, target: np.ndarray, modulus: int | None) -> np.ndarray:
-    difference = prediction.argmax(axis=1) - target.argmax(axis=1)
-    return ((difference % modulus if modulus else difference) == 0).astype(np.float64)
-
-
-def _chord(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
-    half = np.linalg.norm(prediction - target, axis=1) / 2
-    return np.degrees(2 * np.arcsin(np.minimum(half, 1)))
-
-
-def _axis(axis: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    return lambda prediction, target: np.abs(prediction - target)[:, axis]
-
-
-# What each clip adds to a metric that is a mean over clips.
-CLIP_VALUES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "top1_acc": lambda prediction, target: _same_class(prediction, target, None),
-    "pitch_acc": lambda prediction, target: _same_class(prediction, target, None),
-    "chroma_acc": lambda prediction, target: _same_class(prediction, target, SEMITONES),
-    "MAE": angular_errors,
-    "DOA": _chord,
-    "3d_source_local": lambda prediction, target: np.abs(prediction - target).mean(axis=1),
-    "3d_source_local_x": _axis(0),
-    "3d_source_local_y": _axis(1),
-    "3d_source_local_z": _axis(2),
-}
 
 
 @dataclass(frozen=True)
@@ -117,7 +88,7 @@ def compare_models(
         progress: called with the number of pairs tested and that of all.
 
     Returns:
-        By task, in the order of the models. Which scores are only read where there are two.
+        One for each pair, by task, in the order of the models.
     """
     of_task = [
         [
@@ -157,7 +128,7 @@ def _gather(score: Score) -> dict[str, Evidence] | str:
 
 def _read_evidence(score: Score) -> dict[str, Evidence]:
     evidence: dict[str, Evidence] = {}
-    clip_values = CLIP_VALUES.get(score.metric)
+    per_clip = named_metric(score.metric).per_clip
     task = read_task(score.runs[0].folder)
     for fold in folds_of(task):
         outputs = [_read_outputs(run, fold.name) for run in score.runs]
@@ -167,9 +138,9 @@ def _read_evidence(score: Score) -> dict[str, Evidence]:
                 raise TaskError(f"{run.folder} has other targets than {score.runs[0].folder}")
         predictions = [prediction for _, prediction in outputs]
         values = np.full(len(target), np.nan)
-        if clip_values:
+        if per_clip:
             exact = [each.astype(np.float64) for each in predictions]
-            values = np.mean([clip_values(each, target.astype(np.float64)) for each in exact], 0)
+            values = np.mean([per_clip(each, target.astype(np.float64)) for each in exact], 0)
         files = task.row_files(fold.test)
         if len(files) != len(target):
             raise TaskError(f"there are {len(target)} of {len(files)} files")
@@ -178,7 +149,7 @@ def _read_evidence(score: Score) -> dict[str, Evidence]:
 
 
 def _read_outputs(run: Run, fold: str) -> tuple[np.ndarray, np.ndarray]:
-    path: Path = run.folder / PREDICTIONS[run.result.probe].format(fold=fold)
+    path: Path = run.folder / FILES[run.result.probe].predictions.format(fold=fold)
     try:
         with ZipFile(path) as archive:
             target, prediction = (
@@ -216,7 +187,7 @@ def _test(
     if not same:
         return replace(empty, why="the models were tested on other clips")
     empty = replace(empty, clips=sum(len(a.files) for a, _ in pairs))
-    if first.metric in CLIP_VALUES:
+    if named_metric(first.metric).per_clip:
         differences = [(a.values - b.values) / len(a.files) / len(pairs) for a, b in pairs]
         seen, drawn = _exchange_means(np.concatenate(differences), resamples)
     else:
@@ -267,18 +238,17 @@ def _exchange_outputs(
     resamples = min(resamples, int(BUDGET / cost))
     if resamples < FEWEST:
         return f"{metric} would have to be computed {FEWEST} times over a test as large as this"
-    compute, kind = named_metric(metric).compute, named_metric(metric).kind
-    assert compute is not None
+    measured = named_metric(metric)
     generator = np.random.default_rng(SEED)
 
     def difference(exchange: bool) -> float:
         found = []
         for a, b in pairs:
             swapped = generator.integers(0, 2, (len(a.files), 1)) == 1 if exchange else False
-            target = a.target if kind == "localisation" else a.target == 1
+            target = a.target if measured.kind == "localisation" else a.target == 1
             for x, y in zip(a.predictions, b.predictions, strict=True):
                 one, two = np.where(swapped, y, x), np.where(swapped, x, y)
-                found.append(compute(one, target) - compute(two, target))
+                found.append(measured.compute(one, target) - measured.compute(two, target))
         return sum(found) / len(found)  # NaN where an infinite score meets another
 
     seen = difference(False)
@@ -290,7 +260,7 @@ def _adjust(tests: Sequence[PairTest]) -> list[PairTest]:
     known = sorted((test for test in tests if test.p is not None), key=lambda test: test.p or 0.0)
     adjusted: dict[tuple[str, str], float] = {}
     least = 0.0
-    for place, test in enumerate(known):
-        least = max(least, min(1.0, (test.p or 0.0) * (len(known) - place)))
+    for rank, test in enumerate(known):
+        least = max(least, min(1.0, (test.p or 0.0) * (len(known) - rank)))
         adjusted[test.first, test.second] = least
     return [replace(test, adjusted=adjusted.get((test.first, test.second))) for test in tests]

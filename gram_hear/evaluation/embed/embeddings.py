@@ -1,736 +1,215 @@
-"""Embeddings of HEAR tasks on disk: written so that a run can be broken off, and read.
+"""The embeddings of a HEAR task on disk: the names of their files, and how they are read.
 
 The layout is that of the original kit (heareval 2021.1.3), whose directories are read too. For each
-split: ``<split>.embeddings.npy``, rows of float32 without a header; their shape in
-``<split>.embedding-dimensions.json``; for events ``<split>.filename-timestamps.json``.
+split: ``<split>.embeddings.npy``, float32 without a header; its shape in
+``<split>.embedding-dimensions.json``; for events ``<split>.filename-timestamps.json``. What embeds
+writes ``embeddings-done.json`` last.
 
-While a directory is made, ``embeddings-progress.json`` says how far it is, and rows are in files
-that end in ``.partial``. What is renamed is whole. ``embeddings-done.json`` comes last.
+A row is one embedding vector: of a whole clip, or, in tasks of events, of a clip at one time.
 """
 
-import hashlib
-import json
-import math
-import operator
-import os
-import pickle
-import pickletools
-import platform
-import shutil
-import time
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 
-from gram_hear.errors import AudioError, ModuleError, TaskError, reason_of, short
-from gram_hear.evaluation.embed.hear_module import HearModule, is_out_of_memory
-from gram_hear.evaluation.embed.task_audio import SILENCE, Source, TaskAudio
-from gram_hear.jobs.interrupts import interrupts_held, result_of, submit
-from gram_hear.jobs.locks import locked
-from gram_hear.jobs.progress import Progress, silent
-from gram_hear.jobs.writing import write_whole
-from gram_hear.tasks import (
-    LONGEST_CLIP,
-    METADATA,
-    VOCABULARY,
-    Task,
-    empty_in_words,
-    read_json,
-    read_task,
-)
+from gram_hear.errors import TaskError, short
+from gram_hear.foreign import NotPlain, read_pickled_lists
+from gram_hear.tasks import LONGEST_CLIP, Task, read_json, read_task
 
-DONE, PROGRESS = "embeddings-done.json", "embeddings-progress.json"
-BATCH_SECONDS = 60.0  # of sound, all channels counted, in the first batches
-EVENT_END = 0.0001  # ms by which an event lasts past its end, so that its last timestamp is in it
-SAVE_SECONDS = 0.5  # after which progress is written down again; a kill costs so much
-READERS = 2  # threads that decode ahead
-CHUNK_BYTES = 2**26  # of embeddings that are checked at once
-TOLERANCE = 0.001  # seconds by which a clip may differ from sample_duration
-TO_DELETE = "delete it, or choose another folder of embeddings"
+DONE = "embeddings-done.json"
+PROGRESS = "embeddings-progress.json"  # of version 0.1.0, while embeddings are not finished
 PREDICTED = "prediction-done.json"  # says that scores are of the embeddings beside it
 NEIGHBOURS_DONE = "prediction-done-knn.json"  # the same of those of the nearest neighbours
 EMPTY = "empty_clips"  # key of what was done about clips without samples; None where there are none
 EMPTY_FILES = "empty_files"  # key of which they are, as "split/file"
-PLAIN = {  # opcodes of pickles that push a string or a number
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("BININT", "BININT1", "BININT2", "BINFLOAT"),
-}
-
-EmptyClips = Literal["error", "skip", "zero"]
-
-
-def embed_task(
-    task: Task,
-    module: HearModule,
-    folder: Path,
-    *,
-    progress: Progress | None = None,
-    force: bool = False,
-    empty_clips: EmptyClips = "error",
-) -> Path:
-    """Embed the clips of a task and write its embeddings to ``folder / task.name``.
-
-    What is done already is not done again: a finished directory is left as it is, and a run that
-    was broken off goes on where it was, to the same numbers. Batches are clips of one length, of
-    60 s together; where memory is short they are halved, and stay so.
-
-    Audio is taken from the folder of the module's sample rate. A file that is not there is made
-    from the highest other rate, once: it is kept beside the task.
-
-    Args:
-        task: a task directory with audio.
-        module: what embeds.
-        folder: of the embeddings of this module and model.
-        progress: called with the numbers of files that are done, and of all.
-        force: replace embeddings that something else made (another version of the module's code,
-            of the model or of the task), and take their scores as gone.
-        empty_clips: what becomes of clips without samples: ``"error"``; ``"skip"``, they are left
-            out, of labels and scores too; ``"zero"``, a second of silence is embedded for each.
-
-    Returns:
-        The directory.
-
-    Raises:
-        TaskError: for a task that is broken or lacks audio, a directory of other embeddings, or
-            one that another run writes.
-        AudioError: for a file that cannot be read, has another rate than its folder, or holds NaN,
-            or no samples where ``empty_clips`` is ``"error"``.
-        ModuleError: for a module that breaks the API, or a clip too long for the memory.
-    """
-    out = folder / task.name
-    if out.resolve() == task.folder.resolve():
-        raise TaskError(f"{out} is the task itself; choose another folder for the embeddings.")
-    if is_embedded(task, module, folder, force, empty_clips):
-        return out
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TaskError(f"{out} cannot be made: {reason_of(error)}.") from error
-    identity = _identity(task, module, empty_clips)
-    with locked(out, TaskError):
-        try:
-            if force and _difference(out, identity):
-                _discard(out)
-            if not _is_done(out, task, identity):
-                _Run(task, module, out, identity, progress).run()
-        except OSError as error:  # sounds and modules have errors of their own
-            raise TaskError(
-                f"{out} cannot be written: {reason_of(error)}. What is done is kept; run again."
-            ) from error
-    return out
-
-
-def is_embedded(
-    task: Task,
-    module: HearModule,
-    folder: Path,
-    force: bool = False,
-    empty_clips: EmptyClips = "error",
-) -> bool:
-    """Whether a task's embeddings of this module and model are finished.
-
-    Args:
-        task, module, folder, force, empty_clips: as for :func:`embed_task`.
-
-    Raises:
-        TaskError: for a directory of other embeddings that ``force`` does not say to replace, or
-            of unknown origin, or one that is incomplete.
-    """
-    out = folder / task.name
-    identity = _identity(task, module, empty_clips)
-    return not (force and _difference(out, identity)) and _is_done(out, task, identity)
-
-
-def _identity(task: Task, module: HearModule, empty_clips: EmptyClips) -> dict[str, Any]:
-    """Return what embeddings are told apart by."""
-    digest = hashlib.sha256()
-    for path in _copied_files(task):
-        digest.update(path.name.encode() + b"\0" + _read_bytes(path) + b"\0")
-    scene = task.embedding_type == "scene"
-    return {
-        "module": module.name,
-        "module_code": module.code,
-        # A model file is told by what it holds, wherever it lies.
-        "model": Path(module.model_path).name if module.model_digest else module.model_path,
-        "model_sha256": module.weights,
-        "options": json.loads(json.dumps(module.options, default=str)),
-        "sample_rate": module.sample_rate,
-        "embedding_size": module.scene_embedding_size if scene else module.timestamp_embedding_size,
-        "task_sha256": digest.hexdigest(),
-        EMPTY: empty_clips,
-    }
-
-
-def _copied_files(task: Task) -> list[Path]:
-    """Return what a directory of embeddings has copies of."""
-    names = [METADATA, VOCABULARY, *(f"{split}.json" for split in task.splits)]
-    return [path for path in (task.folder / name for name in names) if path.is_file()]
-
-
-def _is_done(out: Path, task: Task, identity: dict[str, Any]) -> bool:
-    """Whether a directory is finished.
-
-    Raises:
-        TaskError: where it holds other embeddings, or some of unknown origin.
-    """
-    done = (out / DONE).is_file()
-    if not done and not (out / PROGRESS).is_file():
-        if any(out.glob("*.embeddings.npy")):
-            raise TaskError(
-                f"{out} holds embeddings, but neither {DONE} nor {PROGRESS} that would say what "
-                f"made them; {TO_DELETE}."
-            )
-        return False
-    if difference := _difference(out, identity):
-        raise TaskError(
-            f"{out} holds other embeddings: {difference}. Use --force to replace them and their "
-            f"scores, {TO_DELETE}."
-        )
-    for split in task.splits if done else ():
-        if not (whole := out / f"{split}.embeddings.npy").is_file():
-            raise TaskError(f"{out} is marked as done, but {whole.name} is missing; {TO_DELETE}.")
-    return done
-
-
-def _difference(out: Path, identity: dict[str, Any]) -> str:
-    """Return in what a directory's embeddings are of something else; "" where there are none."""
-    path = next((each for each in (out / DONE, out / PROGRESS) if each.is_file()), None)
-    if path is None:
-        return ""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        return f"{path.name} holds {short(found)}"
-    for key, value in identity.items():
-        there = found.get(key)
-        if there != value and not (key == EMPTY and there is None):  # none of its clips is empty
-            return f"{key} is {short(there)} in {path.name}, and {value!r} now"
-    return ""
-
-
-def _discard(out: Path) -> None:
-    """Remove a directory's embeddings, and what says that scores are of them: that first."""
-    for name in (PREDICTED, NEIGHBOURS_DONE, DONE):
-        (out / name).unlink(missing_ok=True)
-    for path in (*out.glob("*.embeddings.npy"), *out.glob("*.partial"), out / PROGRESS):
-        path.unlink(missing_ok=True)  # last what says that there were embeddings of ours
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TaskError(f"{path} cannot be read: {reason_of(error)}.") from error
-
-
-# --- a run ----------------------------------------------------------------------------------
+EVENT_END = 0.0001  # ms by which an event lasts past its end, so that its last timestamp is in it
+CHUNK_BYTES = 2**26  # of embeddings that are checked at once
 
 
 @dataclass(frozen=True)
-class _Clip:
-    """A clip on its way: the index of its file in the order of the rows, and its sound."""
+class SplitEmbeddings:
+    """The embeddings of one split, of ours or of the original kit; each file is read once.
 
-    index: int
-    audio: np.ndarray
+    Files are read when something of them is asked for first. Every property raises a TaskError for
+    files that are missing, broken, or do not fit each other.
 
+    Example::
 
-class _Run:
-    """One task on its way; the state that outlives a kill is ``self.state``.
+        train = SplitEmbeddings(read_task(folder), "train")
+        predictor.fit(train.vectors, train.labels)
 
-    ``state["splits"][split]`` is how many files of the split's work are done and, for events, how
-    many rows they gave; ``budget`` is how many samples a batch may hold.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        module: HearModule,
-        out: Path,
-        identity: dict[str, Any],
-        progress: Progress | None,
-    ) -> None:
-        self.task = task
-        self.module = module
-        self.out = out
-        self.empty_clips: EmptyClips = identity[EMPTY]
-        self.events = task.embedding_type == "event"
-        self.size: int = identity["embedding_size"]
-        self.audio = TaskAudio(task, module.sample_rate)
-        self.progress = progress or silent
-        self.state: dict[str, Any] = {
-            **identity,
-            EMPTY: None,
-            "audio_sha256": "",
-            "budget": round(BATCH_SECONDS * module.sample_rate),
-            "seconds": 0.0,
-            "splits": {split: {"files": 0, "rows": 0} for split in task.splits},
-        }
-
-    def run(self) -> None:
-        """Embed what is left to do, and mark the directory as done."""
-        for split in self.task.splits:
-            self.task.annotations(split)  # what is wrong shows before anything is computed
-        plan = {split: self.audio.sources(split) for split in self.task.splits}
-        if any(source.empty for sources in plan.values() for source in sources):
-            plan = self._without_empty(plan)
-        self._warn_of_lengths(
-            [each for sources in plan.values() for each in sources if not each.empty]
-        )
-        self._resume(plan)
-        for path in _copied_files(self.task):
-            write_whole(self.out / path.name, partial(shutil.copyfile, path))
-        if self.state.get(EMPTY) == "skip":  # a run that an older version began lacks the key
-            for split in self.task.splits:
-                self._write(f"{split}.json", self.task.raw_annotations(split))
-        total = sum(map(len, plan.values()))
-        self.progress(self._files_done(), total)
-        try:
-            for split, sources in plan.items():
-                for _ in self._embed_split(split, sources):
-                    self.progress(self._files_done(), total)
-        finally:
-            self._save()
-        self._finish(total)
-
-    def _without_empty(self, plan: dict[str, list[Source]]) -> dict[str, list[Source]]:
-        """Do with clips without samples what was asked for; return what is to be embedded."""
-        empty = {split: [each.file for each in plan[split] if each.empty] for split in plan}
-        names = [f"{split}/{file}" for split, files in empty.items() for file in files]
-        said = empty_in_words(names, sum(map(len, plan.values())))
-        if self.empty_clips == "error":
-            raise AudioError(
-                f"{self.task.name}: {said} Nothing was embedded. --empty-clips skip leaves them "
-                f"out, --empty-clips zero embeds {SILENCE:g} s of silence for each."
-            )
-        self.state.update({EMPTY: self.empty_clips, EMPTY_FILES: names})
-        if self.empty_clips == "zero":
-            warnings.warn(
-                f"{self.task.name}: {said} {SILENCE:g} s of silence is embedded for each.",
-                stacklevel=4,
-            )
-            return plan
-        warnings.warn(f"{self.task.name}: {said} They are left out.", stacklevel=4)
-        self.task = self.task.without(empty)
-        self.audio = TaskAudio(self.task, self.module.sample_rate)
-        return {split: self.audio.sources(split) for split in self.task.splits}
-
-    def _warn_of_lengths(self, sources: Sequence[Source]) -> None:
-        duration = self.task.sample_duration
-        if duration is None:
-            return
-        rate = self.module.sample_rate
-        others = [each for each in sources if abs(each.samples / rate - duration) > TOLERANCE]
-        if others:
-            warnings.warn(
-                f"{self.task.name}: {len(others)} of {len(sources)} clips are not {duration:g} s "
-                f"long, as sample_duration says ({others[0].file}: "
-                f"{others[0].samples / rate:g} s). Each is embedded as it is.",
-                stacklevel=4,
-            )
-
-    def _resume(self, plan: dict[str, list[Source]]) -> None:
-        """Take over the state of a run that was broken off."""
-        lengths = {
-            split: [(each.file, each.samples, each.channels) for each in sources]
-            for split, sources in plan.items()
-        }
-        self.state["audio_sha256"] = hashlib.sha256(json.dumps(lengths).encode()).hexdigest()
-        path = self.out / PROGRESS
-        if path.is_file():
-            found = read_json(path)
-            if found.get("audio_sha256") != self.state["audio_sha256"]:
-                raise TaskError(
-                    f"The audio of {self.task.name} has changed since {self.out} was begun; "
-                    f"{TO_DELETE}."
-                )
-            if not _is_state(found, plan):
-                raise TaskError(f"{path} is damaged: it does not say what is done. {TO_DELETE}.")
-            self.state = found
-        self._start = time.monotonic() - self.state["seconds"]
-        self._save()
-
-    def _save(self) -> None:
-        self._saved = time.monotonic()
-        self.state["seconds"] = self._saved - self._start
-        content = json.dumps(self.state, indent=1)
-        write_whole(self.out / PROGRESS, lambda place: place.write_text(content, encoding="utf-8"))
-
-    def _files_done(self) -> int:
-        return sum(split["files"] for split in self.state["splits"].values())
-
-    def _embed_split(self, split: str, sources: Sequence[Source]) -> Iterator[None]:
-        """Embed the files of a split that are left, yielding after each batch; make it whole."""
-        if (self.out / f"{split}.embeddings.npy").is_file():
-            return
-        state = self.state["splits"][split]
-        if self.events:
-            order = list(range(len(sources)))
-            rows: _EventRows | _SceneRows = _EventRows(self.out, split, self.size, state)
-        else:
-            order = _by_length(sources)
-            rows = _SceneRows(self.out, split, self.size, state, len(sources))
-        with ThreadPoolExecutor(READERS) as pool:
-            clips = self._load_ahead(pool, split, sources, order[state["files"] :])
-            pending: deque[_Clip] = deque()
-            while count := self._fill(pending, clips):
-                batch = [pending[i] for i in range(count)]
-                if not self._embed(batch, sources, rows):
-                    continue  # smaller now: try again
-                for _ in batch:
-                    pending.popleft()
-                state.update(files=state["files"] + count, rows=rows.count)  # both or neither
-                if time.monotonic() - self._saved >= SAVE_SECONDS:
-                    self._save()
-                yield
-        self._complete(split, rows)
-
-    def _load_ahead(
-        self,
-        pool: ThreadPoolExecutor,
-        split: str,
-        sources: Sequence[Source],
-        order: Sequence[int],
-    ) -> Iterator[_Clip]:
-        """Yield clips in order, with a batch of sound, but at least one clip, loaded ahead."""
-        loading: deque[tuple[int, Future[np.ndarray]]] = deque()
-        ahead = 0
-        try:
-            for index in order:
-                while loading and ahead + sources[index].samples > self.state["budget"]:
-                    first, future = loading.popleft()
-                    ahead -= sources[first].samples
-                    yield _Clip(first, result_of(future))
-                future = submit(pool, self.audio.load, split, sources[index])
-                loading.append((index, future))
-                ahead += sources[index].samples
-            for index, future in loading:
-                yield _Clip(index, result_of(future))
-        finally:
-            with interrupts_held():
-                for _, future in loading:
-                    future.cancel()
-
-    def _fill(self, pending: deque[_Clip], clips: Iterator[_Clip]) -> int:
-        """Load clips up to a batch, and return how many of the pending ones make it.
-
-        Pending clips are of one shape, but for the last one.
-        """
-        while True:
-            if pending:
-                first = pending[0].audio
-                room = max(1, self.state["budget"] // first.size)
-                others = pending[-1].audio.shape != first.shape
-                if len(pending) - others >= room:
-                    return room
-                if others:
-                    return len(pending) - 1
-            clip = next(clips, None)
-            if clip is None:
-                return len(pending)
-            pending.append(clip)
-
-    def _embed(
-        self, batch: Sequence[_Clip], sources: Sequence[Source], rows: "_EventRows | _SceneRows"
-    ) -> bool:
-        """Embed and keep a batch; return False where memory was short and the budget was halved."""
-        audio = np.stack([clip.audio for clip in batch])
-        if audio.ndim == 3 and self.module.multichannel:
-            audio = audio.transpose(0, 2, 1)
-        indices = [clip.index for clip in batch]
-        names = [sources[index].file for index in indices]
-        try:
-            rows.embed(self.module, indices, audio, names)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                seconds = len(batch[0].audio) / self.module.sample_rate
-                raise ModuleError(
-                    f"{self.module.name} ran out of memory with {names[0]} alone ({seconds:.1f} s) "
-                    f"on {self.module.device}; choose another device, or a smaller model."
-                ) from error
-            self.state["budget"] = batch[0].audio.size * (len(batch) // 2)
-        else:
-            return True
-        if self.module.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return False
-
-    def _complete(self, split: str, rows: "_EventRows | _SceneRows") -> None:
-        """Write what goes with the rows, and give them their name at last."""
-        raw = self.task.raw_annotations(split)
-        if isinstance(rows, _EventRows):
-            files, milliseconds = rows.timestamps(self.task.row_files(split))
-            self._write(
-                f"{split}.filename-timestamps.json",
-                list(zip(files, milliseconds.tolist(), strict=True)),
-            )
-            own = {str(event["label"]): event["label"] for each in raw.values() for event in each}
-            labels = [
-                [own[label] for label in row]
-                for row in event_labels(self.task, split, files, milliseconds)
-            ]
-        else:
-            labels = [raw[file] for file in self.task.row_files(split)]
-        self._write(f"{split}.target-labels.json", labels)
-        # For the original kit's predictor, which reads labels from nowhere else.
-        pickled = pickle.dumps(labels, protocol=4)
-        path = self.out / f"{split}.target-labels.pkl"
-        write_whole(path, lambda place: place.write_bytes(pickled))
-        self._write(f"{split}.embedding-dimensions.json", [rows.count, self.size])
-        os.replace(rows.path, self.out / f"{split}.embeddings.npy")
-        rows.clear()
-
-    def _write(self, name: str, content: Any) -> None:
-        text = json.dumps(content)
-        write_whole(self.out / name, lambda place: place.write_text(text, encoding="utf-8"))
-
-    def _finish(self, files: int) -> None:
-        libraries = ("gram-hear", "torch", "numpy", "soxr", "soundfile")
-        done = {key: value for key, value in self.state.items() if key not in ("splits", "budget")}
-        self._write(
-            DONE,
-            {
-                **done,
-                "files": files,
-                "device": str(self.module.device),
-                "batch_samples": self.state["budget"],
-                "versions": {
-                    "python": platform.python_version(),
-                    **{name: version(name) for name in libraries},
-                },
-            },
-        )
-        for leftover in (self.out / PROGRESS, *self.out.glob("*.partial")):
-            leftover.unlink(missing_ok=True)
-
-
-def _is_state(found: Any, plan: dict[str, list[Source]]) -> bool:
-    """Whether what a broken run left is a state that can be gone on from."""
-    try:
-        return (
-            operator.index(found["budget"]) > 0
-            and 0 <= float(found["seconds"]) < math.inf
-            and all(
-                0 <= operator.index(found["splits"][split]["files"]) <= len(sources)
-                and operator.index(found["splits"][split]["rows"]) >= 0
-                for split, sources in plan.items()
-            )
-        )
-    except (KeyError, TypeError, ValueError):
-        return False
-
-
-def _by_length(sources: Sequence[Source]) -> list[int]:
-    """Return the indices of clips so that those of one shape stand together."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, source in enumerate(sources):
-        groups.setdefault((source.samples, source.channels), []).append(index)
-    return [index for group in groups.values() for index in group]
-
-
-class _SceneRows:
-    """One row for each file, written at its place."""
-
-    def __init__(self, out: Path, split: str, size: int, state: dict, count: int) -> None:
-        self.path = out / f"{split}.embeddings.partial"
-        self.count = count
-        self._row_bytes = 4 * size
-        whole = self.path.is_file() and self.path.stat().st_size == count * self._row_bytes
-        if not whole:
-            state["files"] = 0  # the beginning, or somebody took the rows away
-        if not state["files"]:
-            with open(self.path, "wb") as file:
-                file.truncate(count * self._row_bytes)
-
-    def embed(
-        self, module: HearModule, indices: Sequence[int], audio: np.ndarray, names: Sequence[str]
-    ) -> None:
-        """Embed clips and keep their rows."""
-        embeddings = module.scenes(audio, names)
-        with open(self.path, "r+b") as file:  # not mapped: a full disk would kill the process
-            for index, row in zip(indices, embeddings, strict=True):
-                file.seek(index * self._row_bytes)
-                file.write(row.tobytes())
-
-    def clear(self) -> None:
-        """Remove what is not needed any more: nothing."""
-
-
-class _EventRows:
-    """Many rows for each file, appended file by file, with their timestamps and numbers."""
-
-    def __init__(self, out: Path, split: str, size: int, state: dict) -> None:
-        self.path = out / f"{split}.embeddings.partial"
-        self._times = out / f"{split}.timestamps.partial"  # float64, one for each row
-        self._counts = out / f"{split}.counts.partial"  # int64, rows of each file
-        self.count: int = state["rows"]
-        self._paths = (self.path, self._times, self._counts)
-        lengths = (4 * size * state["rows"], 8 * state["rows"], 8 * state["files"])
-        there = [path.stat().st_size if path.is_file() else 0 for path in self._paths]
-        if any(have < wanted for have, wanted in zip(there, lengths, strict=True)):
-            state["files"] = state["rows"] = 0  # somebody took the rows away
-            self.count = 0
-            lengths = (0, 0, 0)
-        for path, length in zip(self._paths, lengths, strict=True):
-            with open(path, "ab") as file:
-                file.truncate(length)  # what the broken run wrote after it last told
-
-    def embed(
-        self, module: HearModule, indices: Sequence[int], audio: np.ndarray, names: Sequence[str]
-    ) -> None:
-        """Embed clips and append their rows, timestamps and numbers of rows."""
-        embeddings, times = module.timestamps(audio, names)
-        clips, rows, _ = embeddings.shape
-        counts = np.full(clips, rows, dtype=np.int64)
-        for path, values in zip(self._paths, (embeddings, times, counts), strict=True):
-            with open(path, "ab") as file:
-                file.write(np.ascontiguousarray(values).data)
-        self.count += clips * rows
-
-    def timestamps(self, files: Sequence[str]) -> tuple[list[str], np.ndarray]:
-        """Return the file and the milliseconds of each row."""
-        counts = np.fromfile(self._counts, dtype=np.int64)
-        names = [
-            file for file, count in zip(files, counts.tolist(), strict=True) for _ in range(count)
-        ]
-        return names, np.fromfile(self._times, dtype=np.float64)
-
-    def clear(self) -> None:
-        """Remove what is not needed any more."""
-        self._times.unlink()
-        self._counts.unlink()
-
-
-# --- reading --------------------------------------------------------------------------------
-
-
-def open_embeddings(task_folder: Path, split: str) -> np.ndarray:
-    """Open the embeddings of a split, of ours or of the original kit.
-
-    Returns:
-        (rows, d) float32, mapped from the file; what is written there stays in memory.
-
-    Raises:
-        TaskError: where they are missing, unfinished, of another size than their dimensions say,
-            or hold NaN or infinite values: the message names the files of those rows.
-    """
-    if (task_folder / PROGRESS).is_file() and not (task_folder / DONE).is_file():
-        raise TaskError(
-            f"{task_folder} is not finished: run the embedding again, and it will go on."
-        )
-    path = task_folder / f"{split}.embeddings.npy"
-    rows, size = dimensions(task_folder, split)
-    if not path.is_file():
-        raise TaskError(f"There is no {path}; embed the task first.")
-    found = path.stat().st_size
-    if found != 4 * rows * size:
-        raise TaskError(
-            f"{path} has {found} bytes; {rows} x {size} float32 values, as its dimensions say, are "
-            f"{4 * rows * size}. Embed the task anew."
-        )
-    # Copied on write, never written back: PyTorch warns of arrays that cannot be written.
-    embeddings = np.memmap(path, np.float32, "c", shape=(rows, size))
-    step = max(1, CHUNK_BYTES // (4 * size))
-    wrong = [
-        start + int(row)
-        for start in range(0, rows, step)
-        for row in np.flatnonzero(~np.isfinite(embeddings[start : start + step]).all(axis=1))
-    ]
-    if wrong:
-        files = _files_of_rows(task_folder, split)
-        names = list(dict.fromkeys(files[row] for row in wrong))
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise TaskError(
-            f"{path} holds NaN or infinite values in {len(wrong)} of {rows} rows, of "
-            f"{', '.join(names[:5])}{more}. Look at those sounds and at the module, and embed anew."
-        )
-    return embeddings
-
-
-def dimensions(task_folder: Path, split: str) -> tuple[int, int]:
-    """Return how many rows a split's embeddings have, and how many values a row.
-
-    Raises:
-        TaskError: where that is not said.
-    """
-    path = task_folder / f"{split}.embedding-dimensions.json"
-    found = read_json(path)
-    if (
-        not isinstance(found, list)
-        or len(found) != 2
-        or not all(isinstance(each, int) and each > 0 for each in found)
-    ):
-        raise TaskError(f"{path} holds {short(found)}; it must hold [rows, values of a row].")
-    return found[0], found[1]
-
-
-def _files_of_rows(task_folder: Path, split: str) -> list[str]:
-    if (task_folder / f"{split}.filename-timestamps.json").is_file():
-        return row_timestamps(task_folder, split)[0]
-    return read_task(task_folder).row_files(split)
-
-
-def row_timestamps(task_folder: Path, split: str) -> tuple[list[str], np.ndarray]:
-    """Return the file, by its name alone, and the milliseconds of each row, (rows,) float64.
-
-    Raises:
-        TaskError: where they are missing, broken, or as many as there are rows not.
-    """
-    path = task_folder / f"{split}.filename-timestamps.json"
-    found = read_json(path)
-    rows, _ = dimensions(task_folder, split)
-    if not isinstance(found, list) or len(found) != rows:
-        number = len(found) if isinstance(found, list) else "no list of"
-        raise TaskError(f"{path} holds {number} timestamps; there are {rows} rows.")
-    try:
-        paths, times = zip(*found, strict=True)
-        milliseconds = np.array(times, dtype=np.float64)
-        base = {each: each.rsplit("/", 1)[-1] for each in dict.fromkeys(paths)}
-    except (TypeError, ValueError, AttributeError) as error:
-        raise TaskError(f"{path} must hold [file, milliseconds] for each row.") from error
-    longest = 1000 * LONGEST_CLIP
-    if milliseconds.ndim != 1 or not (np.abs(milliseconds) <= longest).all():
-        raise TaskError(
-            f"{path} holds timestamps that are not finite, or beyond {longest:.0f} milliseconds."
-        )
-    return [base[each] for each in paths], milliseconds
-
-
-def row_labels(task: Task, split: str) -> list[list]:
-    """Return what is to be predicted of each row of a split.
-
-    Args:
+    Attributes:
         task: read from the directory of embeddings.
         split: one of its splits.
-
-    Returns:
-        For each row its labels as strings (events: those that hold at its timestamp, each once,
-        in the order of the vocabulary); for localisation [x, y, z].
-
-    Raises:
-        TaskError: for annotations that are broken or do not fit the rows.
     """
-    if task.kind == "event":
-        return event_labels(task, split, *row_timestamps(task.folder, split))
-    annotations = task.annotations(split)
-    labels = [annotations[file] for file in task.row_files(split)]
-    rows, _ = dimensions(task.folder, split)
-    if rows != len(labels):
-        raise TaskError(
-            f"{task.folder} has {rows} rows of {split}, and {split}.json names {len(labels)} "
-            "files; embed the task anew."
-        )
-    _cross_check(task, split, labels)
-    return labels
+
+    task: Task
+    split: str
+
+    def _path(self, ending: str) -> Path:
+        return self.task.folder / f"{self.split}.{ending}"
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """The number of rows, and of values in a row."""
+        path = self._path("embedding-dimensions.json")
+        found = read_json(path)
+        if (
+            not isinstance(found, list)
+            or len(found) != 2
+            or not all(isinstance(each, int) and each > 0 for each in found)
+        ):
+            raise TaskError(f"{path} holds {short(found)}; it must hold [rows, values of a row].")
+        return found[0], found[1]
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """The rows, (rows, d) float32, mapped from the file; what is written stays in memory.
+
+        Where they hold NaN or infinite values, the error names the clips of those rows.
+        """
+        folder, path = self.task.folder, self._path("embeddings.npy")
+        if (folder / PROGRESS).is_file() and not (folder / DONE).is_file():
+            raise TaskError(
+                f"{folder} is not finished: run the embedding again, and it will go on."
+            )
+        rows, size = self.shape
+        if not path.is_file():
+            raise TaskError(f"There is no {path}; embed the task first.")
+        found = path.stat().st_size
+        if found != 4 * rows * size:
+            raise TaskError(
+                f"{path} has {found} bytes; {rows} x {size} float32 values, as its dimensions say, "
+                f"are {4 * rows * size}. Embed the task anew."
+            )
+        # Copied on write, never written back: PyTorch warns of arrays that cannot be written.
+        vectors = np.memmap(path, np.float32, "c", shape=(rows, size))
+        step = max(1, CHUNK_BYTES // (4 * size))
+        wrong = [
+            start + int(row)
+            for start in range(0, rows, step)
+            for row in np.flatnonzero(~np.isfinite(vectors[start : start + step]).all(axis=1))
+        ]
+        if wrong:
+            names = list(dict.fromkeys(self.files[row] for row in wrong))
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise TaskError(
+                f"{path} holds NaN or infinite values in {len(wrong)} of {rows} rows, of "
+                f"{', '.join(names[:5])}{more}. Look at those sounds and at the module, and embed "
+                "anew."
+            )
+        return vectors
+
+    @property
+    def files(self) -> list[str]:
+        """The file of each row, by its name alone."""
+        has_timestamps = self._path("filename-timestamps.json").is_file()
+        return self._times[0] if has_timestamps else self.task.row_files(self.split)
+
+    @property
+    def milliseconds(self) -> np.ndarray:
+        """The time of each row in a task of events, (rows,) float64."""
+        return self._times[1]
+
+    @cached_property
+    def _times(self) -> tuple[list[str], np.ndarray]:
+        path = self._path("filename-timestamps.json")
+        found = read_json(path)
+        rows, _ = self.shape
+        if not isinstance(found, list) or len(found) != rows:
+            number = len(found) if isinstance(found, list) else "no list of"
+            raise TaskError(f"{path} holds {number} timestamps; there are {rows} rows.")
+        try:
+            paths, times = zip(*found, strict=True)
+            milliseconds = np.array(times, dtype=np.float64)
+            base = {each: each.rsplit("/", 1)[-1] for each in dict.fromkeys(paths)}
+        except (TypeError, ValueError, AttributeError) as error:
+            raise TaskError(f"{path} must hold [file, milliseconds] for each row.") from error
+        longest = 1000 * LONGEST_CLIP
+        if milliseconds.ndim != 1 or not (np.abs(milliseconds) <= longest).all():
+            raise TaskError(
+                f"{path} holds timestamps that are not finite, or beyond {longest:.0f} "
+                "milliseconds."
+            )
+        return [base[each] for each in paths], milliseconds
+
+    @cached_property
+    def labels(self) -> list[list]:
+        """What is to be predicted of each row.
+
+        Its labels as strings (of events those that hold at its time, each once, in the order of the
+        vocabulary); for localisation [x, y, z].
+        """
+        task, split = self.task, self.split
+        if task.kind == "event":
+            return event_labels(task, split, self.files, self.milliseconds)
+        annotations = task.annotations(split)
+        labels = [annotations[file] for file in task.row_files(split)]
+        rows, _ = self.shape
+        if rows != len(labels):
+            raise TaskError(
+                f"{task.folder} has {rows} rows of {split}, and {split}.json names {len(labels)} "
+                "files; embed the task anew."
+            )
+        self._compare_with_recorded(labels)
+        return labels
+
+    def _compare_with_recorded(self, labels: list[list]) -> None:
+        """Compare labels with those that were written beside the embeddings, if they were.
+
+        Early versions of the original kit took files in the order of the file system, which cannot
+        be told afterwards: their labels would be attached to other rows.
+        """
+        path = self._path("target-labels.json")
+        if path.is_file():
+            recorded = read_json(path)
+        else:
+            path = self._path("target-labels.pkl")
+            if not path.is_file():
+                return
+            try:
+                recorded = read_pickled_lists(path)
+            except NotPlain as error:
+                warnings.warn(
+                    f"{path} cannot be read as plain lists ({error}); labels are taken from "
+                    f"{self.split}.json unchecked.",
+                    stacklevel=4,
+                )
+                return
+            except (ValueError, LookupError, AttributeError) as error:
+                raise TaskError(
+                    f"{path} is damaged ({error}); embed the task anew, or delete this file to "
+                    f"take the labels from {self.split}.json unchecked."
+                ) from error
+        kinds = (int, float) if self.task.kind == "localisation" else (int, str)
+        if not (
+            isinstance(recorded, list)
+            and len(recorded) == len(labels)
+            and all(
+                _has_labels(row, wanted, kinds)
+                for row, wanted in zip(recorded, labels, strict=True)
+            )
+        ):
+            raise TaskError(
+                f"{path} has other labels, or in another order, than {self.split}.json gives for "
+                "the rows: they come from an early version of the original kit, whose order cannot "
+                "be told, or the split was changed. Embed the task anew."
+            )
+
+
+def _has_labels(row: Any, labels: list, kinds: tuple[type, ...]) -> bool:
+    """Whether a row that was written down has these labels, which may be numbers there."""
+    return (
+        isinstance(row, list)
+        and len(row) == len(labels)
+        and all(isinstance(each, kinds) for each in row)
+        and [type(label)(each) for each, label in zip(row, labels, strict=True)] == labels
+    )
 
 
 def event_labels(
@@ -740,7 +219,8 @@ def event_labels(
 
     Args:
         task, split: whose events.
-        files, milliseconds: of each row, as :func:`row_timestamps` returns them.
+        files: of each row, by its name.
+        milliseconds: the time of each row.
     """
     annotations = task.annotations(split)
     rows_of: dict[str, list[int]] = {}
@@ -767,90 +247,25 @@ def event_labels(
     return labels
 
 
-class _NotPlain(ValueError):
-    """A pickle that holds something else than lists, strings and numbers."""
+# --- until their callers have moved to SplitEmbeddings ---------------------------------------
 
 
-def _read_pickled_lists(path: Path) -> Any:
-    """Return the lists, strings and numbers of a pickle, from its opcodes: nothing is unpickled.
-
-    Raises:
-        _NotPlain: where it holds something else.
-        ValueError, LookupError, AttributeError: where it is damaged.
-    """
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[Any, Any] = {}
-    with open(path, "rb") as file:
-        for opcode, value, _ in pickletools.genops(file):
-            name = opcode.name
-            if name == "EMPTY_LIST":
-                stack.append([])
-            elif name in PLAIN:
-                stack.append(value)
-            elif name == "MARK":
-                marks.append(len(stack))
-            elif name in ("APPEND", "APPENDS"):
-                start = marks.pop() if name == "APPENDS" else len(stack) - 1
-                items = stack[start:]
-                del stack[start:]
-                stack[-1].extend(items)
-            elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
-                memo[len(memo) if name == "MEMOIZE" else value] = stack[-1]
-            elif name in ("BINGET", "LONG_BINGET"):
-                stack.append(memo[value])
-            elif name == "STOP":
-                break
-            elif name not in ("PROTO", "FRAME"):
-                raise _NotPlain(f"{name} is no list, string or number")
-    return stack.pop()
+def open_embeddings(task_folder: Path, split: str) -> np.ndarray:
+    """Return :attr:`SplitEmbeddings.vectors`."""
+    return SplitEmbeddings(read_task(task_folder), split).vectors
 
 
-def _cross_check(task: Task, split: str, labels: list[list]) -> None:
-    """Compare the labels of rows with those that the embeddings' maker wrote down, if it did.
-
-    Early versions of the original kit took files in the order of the file system, which cannot be
-    told afterwards: their labels would be attached to other rows.
-    """
-    path = task.folder / f"{split}.target-labels.json"
-    if path.is_file():
-        recorded = read_json(path)
-    else:
-        path = path.with_suffix(".pkl")
-        if not path.is_file():
-            return
-        try:
-            recorded = _read_pickled_lists(path)
-        except _NotPlain as error:
-            warnings.warn(
-                f"{path} cannot be read as plain lists ({error}); labels are taken from "
-                f"{split}.json unchecked.",
-                stacklevel=3,
-            )
-            return
-        except (ValueError, LookupError, AttributeError) as error:
-            raise TaskError(
-                f"{path} is damaged ({error}); embed the task anew, or delete this file to take "
-                f"the labels from {split}.json unchecked."
-            ) from error
-    kinds = (int, float) if task.kind == "localisation" else (int, str)
-    if not (
-        isinstance(recorded, list)
-        and len(recorded) == len(labels)
-        and all(_is_row(row, wanted, kinds) for row, wanted in zip(recorded, labels, strict=True))
-    ):
-        raise TaskError(
-            f"{path} has other labels, or in another order, than {split}.json gives for the rows: "
-            "they come from an early version of the original kit, whose order cannot be told, or "
-            "the split was changed. Embed the task anew."
-        )
+def dimensions(task_folder: Path, split: str) -> tuple[int, int]:
+    """Return :attr:`SplitEmbeddings.shape`."""
+    return SplitEmbeddings(read_task(task_folder), split).shape
 
 
-def _is_row(row: Any, labels: list, kinds: tuple[type, ...]) -> bool:
-    """Whether a row that was written down has these labels, which may be numbers there."""
-    return (
-        isinstance(row, list)
-        and len(row) == len(labels)
-        and all(isinstance(each, kinds) for each in row)
-        and [type(label)(each) for each, label in zip(row, labels, strict=True)] == labels
-    )
+def row_timestamps(task_folder: Path, split: str) -> tuple[list[str], np.ndarray]:
+    """Return :attr:`SplitEmbeddings.files` and :attr:`SplitEmbeddings.milliseconds`."""
+    opened = SplitEmbeddings(read_task(task_folder), split)
+    return opened.files, opened.milliseconds
+
+
+def row_labels(task: Task, split: str) -> list[list]:
+    """Return :attr:`SplitEmbeddings.labels`."""
+    return SplitEmbeddings(task, split).labels

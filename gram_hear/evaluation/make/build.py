@@ -25,7 +25,7 @@ from gram_hear.evaluation.make.labels import AXES, LabelledClip, some
 from gram_hear.evaluation.make.plan import NAMED, TaskPlan, refuse_sounds
 from gram_hear.evaluation.make.sounds import MadeSound, SoundHeader, SoundOptions, make_sound
 from gram_hear.evaluation.make.splits import Splits, make_splits
-from gram_hear.evaluation.predict.prediction import EVENT_POSTPROCESSING
+from gram_hear.evaluation.predict.postprocessing import EVENT_POSTPROCESSING
 from gram_hear.jobs.job import Job, Record, run_parts
 from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.workers import cores

@@ -8,7 +8,7 @@ folds are where there are folds.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,139 +17,86 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gram_hear.errors import OptionError, TaskError, reason_of
-from gram_hear.evaluation.embed.embeddings import NEIGHBOURS_DONE
-from gram_hear.evaluation.predict.metrics import scene_scores
-from gram_hear.evaluation.predict.prediction import (
-    Fold,
-    folds_of,
-    load_examples,
-    metrics_of,
-    publish,
-    save_arrays,
-    score_file,
-    unfinished,
-    write_json,
-)
-from gram_hear.evaluation.predict.probe import Examples, Rows
-from gram_hear.jobs.locks import locked
-from gram_hear.jobs.progress import Progress, silent
-from gram_hear.jobs.writing import write_whole
-from gram_hear.tasks import Task, read_task
+from gram_hear.errors import OptionError, TaskError
+from gram_hear.evaluation.predict.data import TaskData
+from gram_hear.evaluation.predict.folds import Fold
+from gram_hear.evaluation.predict.predictors import Examples, Rows
+from gram_hear.evaluation.predict.score_files import FILES, as_test_scores, write_predictions
+from gram_hear.evaluation.predict.scoring import SplitScorer, metrics_of
+from gram_hear.jobs.progress import Progress
+from gram_hear.tasks import Task
 
 NEIGHBOURS = 10  # of X-ARES, as the temperature
 TEMPERATURE = 0.07
-SCORES_FILE = "test.predicted-scores-knn.json"
-PREDICTIONS = "{fold}.predictions-knn.npz"
-DONE_FILE = NEIGHBOURS_DONE
 TEST_ROWS = 2048  # and training rows that are compared at once: 64 MiB of similarities
 TRAINING_ROWS = 8192
-STEP = 2.0**-20  # of similarities that are told apart: what float32 says for certain of a cosine
+STEP = 2.0**-20  # below which similarities count as equal: float32 says no more of a cosine
 
 
 @dataclass(frozen=True)
-class NeighbourPlan:
+class NeighbourProbe:
     """How tasks are scored by their nearest neighbours: there is nothing to choose but where."""
 
     device: str = "cpu"
-    done_file: ClassVar[str] = DONE_FILE
+    files: ClassVar = FILES["knn"]
+    validates: ClassVar = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return what changes the scores."""
         return {"probe": "knn", "neighbours": NEIGHBOURS, "temperature": TEMPERATURE}
 
+    def facts(self, task: Task) -> dict[str, Any]:
+        """Return what the marker says besides: nothing."""
+        return {}
 
-def check_neighbours(task: Task) -> None:
-    """Check that a task is one that nearest neighbours can vote on.
+    def check(self, task: Task) -> None:
+        """Check that a task is one that nearest neighbours can vote on.
 
-    Raises:
-        TaskError: for events, directions and multilabel tasks; for metrics that do not fit.
-    """
-    kind = task.prediction_type if task.kind == "scene" else task.kind
-    if kind != "multiclass":
-        raise TaskError(
-            f"{task.folder} is a task of {kind}; nearest neighbours vote for the one class of a "
-            "whole clip (multiclass), as in X-ARES. Use --probe shallow."
-        )
-    metrics_of(task)
+        Raises:
+            TaskError: for events, directions and multilabel tasks; for metrics that do not fit.
+        """
+        kind = task.prediction_type if task.kind == "scene" else task.kind
+        if kind != "multiclass":
+            raise TaskError(
+                f"{task.folder} is a task of {kind}; nearest neighbours vote for the one class of "
+                "a whole clip (multiclass), as in X-ARES. Use --probe shallow."
+            )
+        metrics_of(task)
 
+    def score(
+        self, data: TaskData, folds: Sequence[Fold], output: Path, progress: Progress
+    ) -> tuple[dict[str, Any], Mapping[str, Any]]:
+        """Score every fold's test split, and write the votes to a folder.
 
-def score_neighbours(
-    folder: Path, plan: NeighbourPlan, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Score the embeddings of a task by nearest neighbours, and write files beside the kit's.
+        Args:
+            data: the task's embeddings.
+            folds: of the task.
+            output: the folder.
+            progress: called when a fold is done.
 
-    Args:
-        folder: one task's embeddings, made here or by the original kit.
-        plan: where.
-        progress: called when a fold is done.
-
-    Returns:
-        What :data:`SCORES_FILE` holds: the keys of the shallow predictor's, without a loss, a
-        validation score and an epoch.
-
-    Raises:
-        TaskError: as :func:`check_neighbours`; for missing or broken files, a directory that
-            another run writes, or a disk that fails. Scores that were there before stay until the
-            new ones are whole.
-    """
-    task = read_task(folder)
-    check_neighbours(task)
-    try:
-        with locked(folder, TaskError), unfinished(folder) as place:
-            return _score(task, plan, place, progress or silent)
-    except OSError as error:
-        raise TaskError(
-            f"{folder} cannot be read or written: {reason_of(error)}. Scores that were "
-            "there are kept; run again."
-        ) from error
-
-
-def _score(task: Task, plan: NeighbourPlan, place: Path, report: Progress) -> dict[str, Any]:
-    """Do what :func:`score_neighbours` says, in a directory that is locked."""
-    started, cpu_started = time.time(), time.process_time()
-    folds = folds_of(task)
-    results: dict[str, Any] = {}
-    for done, fold in enumerate(folds, 1):
-        results[fold.name] = _test(task, fold, plan, place)
-        report(done, len(folds))
-    hparams = {"neighbours": NEIGHBOURS, "temperature": TEMPERATURE, "similarity": "cosine"}
-    scores = score_file(task, results, hparams)
-    write_json(place / SCORES_FILE, scores)
-    marker = {
-        **plan.to_dict(),
-        "time": time.time() - started,
-        "cpu_time": time.process_time() - cpu_started,
-        "embedding_path": task.name,
-        "device": plan.device,
-    }
-    publish(place, task.folder / DONE_FILE, marker)
-    return scores
-
-
-def _test(task: Task, fold: Fold, plan: NeighbourPlan, place: Path) -> dict[str, Any]:
-    """Score a fold's test split, and write what its neighbours voted for to a folder."""
-    started = time.time()
-    # The validation split trains where the splits are folds, and is left alone where it is none.
-    splits = (*fold.training, fold.validation) if task.folds else fold.training
-    device = torch.device(plan.device)
-    training = load_examples(task, sorted(splits)).to(device)
-    test = load_examples(task, (fold.test,))
-    votes = neighbour_votes(training, test.features).cpu().numpy()
-    targets = test.targets.numpy()
-    names = [metric.name for metric in metrics_of(task)]
-    scores = scene_scores(names, votes, targets)
-    arrays = {"target": targets, "prediction": votes}
-    write_whole(
-        place / PREDICTIONS.format(fold=fold.name),
-        lambda temporary: save_arrays(temporary, arrays),
-    )
-    return {
-        "test_score": scores[names[0]],
-        **{f"test_{name}": value for name, value in scores.items()},
-        "time_in_min": (time.time() - started) / 60,
-        "postprocessing": [],
-    }
+        Returns:
+            The results by fold, with the keys of the shallow predictor's but for loss, validation
+            score and epoch; and how votes are counted.
+        """
+        results: dict[str, Any] = {}
+        for done, fold in enumerate(folds, 1):
+            started = time.time()
+            test = SplitScorer(data.task, data[fold.test])
+            training = data.examples(fold.training).to(torch.device(self.device))
+            votes = neighbour_votes(training, test.split.examples.features).cpu()
+            arrays = {"target": test.split.targets.numpy(), "prediction": votes.numpy()}
+            write_predictions(output / self.files.predictions.format(fold=fold.name), arrays)
+            results[fold.name] = {
+                **as_test_scores(test.test(votes, None)),
+                "time_in_min": (time.time() - started) / 60,
+                "postprocessing": [],
+            }
+            progress(done, len(folds))
+        return results, {
+            "neighbours": NEIGHBOURS,
+            "temperature": TEMPERATURE,
+            "similarity": "cosine",
+        }
 
 
 def neighbour_votes(
@@ -219,7 +166,7 @@ def _greatest(values: Tensor, count: int) -> Tensor:
     """Return the columns of each row's greatest values, rising; of equals the first ones.
 
     ``topk`` alone takes any of the equals. So it finds the least value that is in, and where more
-    columns reach it than there is place for, the last ones of those that just reach it go.
+    columns reach it than are wanted, the last ones of those that just reach it go.
     """
     count = min(count, values.shape[1])
     steps = (values / STEP).round()

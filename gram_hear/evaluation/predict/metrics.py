@@ -1,14 +1,14 @@
 """The metrics of the HEAR protocol, by the names that task metadata and score files have.
 
-Those of clips are computed here, :func:`scene_scores`; those of events by
+Those of clips are computed here, by :func:`scene_scores`; those of events by
 :class:`gram_hear.evaluation.predict.event_metrics.EventScorer`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,9 @@ SEMITONES = 12
 F_MEASURE = ("f_measure", "precision", "recall")
 
 
+Measure = Callable[[np.ndarray, np.ndarray], Any]  # of a prediction and a target
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric of the protocol.
@@ -27,18 +30,19 @@ class Metric:
     Attributes:
         name: in task metadata, and in score files after the split's name.
         maximise: whether more is better.
-        kind: what it is computed from: "multiclass" (n, classes) scores and exactly one class for
-            each row, "multilabel" any number of classes, "event" events, "localisation" (n, 3)
-            directions.
-        compute: its value from the prediction and the target, float64 or float32 and bool or
-            float64; None for events.
+        kind: of which tasks: "multiclass" ((n, classes) scores, exactly one class for each clip),
+            "multilabel" (any number of classes), "event", or "localisation" ((n, 3) directions).
+        per_clip: where the metric is a mean over clips, what each of them adds, (n,) float64.
+        of_all: its value where it can only be computed of all clips together. Both are None for
+            events.
         parts: what score files list beside it, as ``<name>_<part>``; the first equals the metric.
     """
 
     name: str
     maximise: bool
     kind: Kind
-    compute: Callable[[np.ndarray, np.ndarray], float] | None = None
+    per_clip: Measure | None = None
+    of_all: Measure | None = None
     parts: tuple[str, ...] = ()
 
     @property
@@ -46,22 +50,34 @@ class Metric:
         """The keys of this metric in a score file, without the split's name."""
         return (self.name, *(f"{self.name}_{part}" for part in self.parts))
 
+    def compute(self, prediction: np.ndarray, target: np.ndarray) -> float:
+        """Return the value of a metric of clips.
+
+        Args:
+            prediction: (n, classes) scores, or (n, 3) float64 directions.
+            target: (n, classes) bool, or (n, 3) float64 directions.
+        """
+        if self.per_clip is not None:
+            return float(self.per_clip(prediction, target).mean())
+        assert self.of_all is not None, f"{self.name} is scored from events"
+        return float(self.of_all(prediction, target))
+
 
 # --- classes --------------------------------------------------------------------------------
 
 
-def top1_accuracy(prediction: np.ndarray, target: np.ndarray) -> float:
-    """Return the share of rows whose highest score (the first of equals) is the target's class."""
-    return float((prediction.argmax(axis=1) == target.argmax(axis=1)).mean())
+def same_class(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return 1 where the highest score (the first of equals) is the target's class, else 0."""
+    return (prediction.argmax(axis=1) == target.argmax(axis=1)).astype(np.float64)
 
 
-def chroma_accuracy(prediction: np.ndarray, target: np.ndarray) -> float:
+def same_chroma(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return the same with class indices modulo 12: errors of whole octaves do not count.
 
     The index counts, not the label's name: classes must be semitones in rising order.
     """
     difference = prediction.argmax(axis=1) - target.argmax(axis=1)
-    return float((difference % SEMITONES == 0).mean())
+    return (difference % SEMITONES == 0).astype(np.float64)
 
 
 def _each_class(
@@ -154,33 +170,28 @@ def angular_errors(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.where(prediction.any(axis=1), degrees, 90.0)
 
 
-def mean_angular_error(prediction: np.ndarray, target: np.ndarray) -> float:
-    """Return the mean of :func:`angular_errors` (``MAE``)."""
-    return float(angular_errors(prediction, target).mean())
-
-
 def median_angular_error(prediction: np.ndarray, target: np.ndarray) -> float:
     """Return the median of :func:`angular_errors` (``DOE``)."""
     return float(np.median(angular_errors(prediction, target)))
 
 
-def chord_error(prediction: np.ndarray, target: np.ndarray) -> float:
-    """Return the mean of 2 asin(|p - t| / 2) in degrees, of raw vectors (``DOA``).
+def chord_errors(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return 2 asin(|p - t| / 2) in degrees, of raw vectors (``DOA`` is their mean).
 
     A distance above 2, which no chord of the unit sphere has, counts as 180 degrees. (The
     benchmark's localisation fork counts it as 0 there, which rewards the worst predictions.)
     """
     half = np.linalg.norm(prediction - target, axis=1) / 2
-    return float(np.degrees(2 * np.arcsin(np.minimum(half, 1))).mean())
+    return np.degrees(2 * np.arcsin(np.minimum(half, 1)))
 
 
-def mean_absolute_error(prediction: np.ndarray, target: np.ndarray) -> float:
-    """Return the mean over rows and columns of |p - t|."""
-    return float(np.abs(prediction - target).mean())
+def absolute_errors(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return each row's mean of |p - t| over the columns."""
+    return np.abs(prediction - target).mean(axis=1)
 
 
-def _axis_error(axis: int) -> Callable[[np.ndarray, np.ndarray], float]:
-    return lambda prediction, target: mean_absolute_error(prediction[:, axis], target[:, axis])
+def _axis_errors(axis: int) -> Measure:
+    return lambda prediction, target: np.abs(prediction - target)[:, axis]
 
 
 # --- the registry ---------------------------------------------------------------------------
@@ -188,21 +199,21 @@ def _axis_error(axis: int) -> Callable[[np.ndarray, np.ndarray], float]:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("top1_acc", True, "multiclass", top1_accuracy),
-        Metric("pitch_acc", True, "multiclass", top1_accuracy),
-        Metric("chroma_acc", True, "multiclass", chroma_accuracy),
-        Metric("mAP", True, "multilabel", mean_average_precision),
-        Metric("aucroc", True, "multilabel", mean_auc),
-        Metric("d_prime", True, "multilabel", d_prime),
+        Metric("top1_acc", True, "multiclass", same_class),
+        Metric("pitch_acc", True, "multiclass", same_class),
+        Metric("chroma_acc", True, "multiclass", same_chroma),
+        Metric("mAP", True, "multilabel", of_all=mean_average_precision),
+        Metric("aucroc", True, "multilabel", of_all=mean_auc),
+        Metric("d_prime", True, "multilabel", of_all=d_prime),
         *(Metric(name, True, "event", parts=F_MEASURE) for name in COLLARS),
         Metric(SEGMENT_METRIC, False, "event", parts=("error_rate",)),
-        Metric("DOA", False, "localisation", chord_error),
-        Metric("MAE", False, "localisation", mean_angular_error),
-        Metric("DOE", False, "localisation", median_angular_error),
-        Metric("3d_source_local", False, "localisation", mean_absolute_error),
-        Metric("3d_source_local_x", False, "localisation", _axis_error(0)),
-        Metric("3d_source_local_y", False, "localisation", _axis_error(1)),
-        Metric("3d_source_local_z", False, "localisation", _axis_error(2)),
+        Metric("DOA", False, "localisation", chord_errors),
+        Metric("MAE", False, "localisation", angular_errors),
+        Metric("DOE", False, "localisation", of_all=median_angular_error),
+        Metric("3d_source_local", False, "localisation", absolute_errors),
+        Metric("3d_source_local_x", False, "localisation", _axis_errors(0)),
+        Metric("3d_source_local_y", False, "localisation", _axis_errors(1)),
+        Metric("3d_source_local_z", False, "localisation", _axis_errors(2)),
     )
 }
 
@@ -216,7 +227,7 @@ def named_metric(name: str) -> Metric:
     if name not in METRICS:
         raise OptionError(
             f"There is no metric {short(name)}; known are {', '.join(METRICS)}."
-            + nearest(name, METRICS)
+            f"{nearest(name, METRICS)}"
         )
     return METRICS[name]
 
@@ -250,7 +261,7 @@ def scene_scores(
             raise OptionError(f"The {what} holds NaN or infinity; it cannot be scored.")
     scores = {}
     for metric in metrics:
-        if metric.compute is None:
+        if metric.kind == "event":
             raise OptionError(
                 f"{metric.name} is scored from events, not from rows: use EventScorer."
             )
@@ -279,20 +290,3 @@ def _as_kind(
             f"{np.count_nonzero(positive[row])}."
         )
     return prediction, positive
-
-
-def strict_json(scores: Mapping[str, float]) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Return scores that strict JSON can hold, and a note for each that it cannot.
-
-    JSON has neither infinity nor NaN: such a score becomes None (null), and its note says which of
-    them it was.
-    """
-    values = {key: value if math.isfinite(value) else None for key, value in scores.items()}
-    notes = {
-        key: "undefined: a class or the whole target leaves nothing to compare"
-        if math.isnan(value)
-        else f"{'minus ' if value < 0 else ''}infinity: classes are told apart without any error"
-        for key, value in scores.items()
-        if not math.isfinite(value)
-    }
-    return values, notes

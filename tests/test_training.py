@@ -14,13 +14,10 @@ from torch import nn
 
 from gram_hear.errors import TaskError
 from gram_hear.evaluation.predict.grid import Setting
-from gram_hear.evaluation.predict.probe import (
-    Examples,
-    Judgement,
-    Objective,
-    Predictors,
-    Rows,
+from gram_hear.evaluation.predict.predictors import Examples, Objective, Predictors, Rows
+from gram_hear.evaluation.predict.training import (
     Trainer,
+    ValidationScore,
     bit_source,
     side_by_side,
     train,
@@ -62,27 +59,27 @@ def make_trainer(settings, kind="multiclass", inputs=5, seeds=None):
 
 
 def by_loss(prediction, loss):
-    return Judgement(-loss)
+    return ValidationScore(-loss)
 
 
 def scripted(scores, seen=None):
-    """A judge that gives these scores in turn, and notes the predictions that it sees."""
+    """A validation that gives these scores in turn, and notes the predictions that it sees."""
     left = iter(scores)
 
-    def judge(prediction, loss):
+    def validate(prediction, loss):
         if seen is not None:
             seen.append(prediction.clone())
-        return Judgement(next(left), details=len(seen or ()))
+        return ValidationScore(next(left), choice=len(seen or ()))
 
-    return judge
+    return validate
 
 
-def run(settings, training=None, validation=None, judge=by_loss, seeds=None, **options):
+def run(settings, training=None, validation=None, validate=by_loss, seeds=None, **options):
     seeds = seeds or range(len(settings))
     training = training or make_examples(40)
     validation = validation or make_examples(20, seed=1)
     return train(
-        settings, training, validation, Objective("multiclass"), judge, seeds, CPU, **options
+        settings, training, validation, Objective("multiclass"), validate, seeds, CPU, **options
     )
 
 
@@ -205,7 +202,7 @@ def test_a_batch_of_one_row_teaches_what_lies_above_the_norm():
 
 def test_the_last_batch_may_have_one_row():
     (trained,) = run([replace(SETTING, hidden_layers=2)], training=make_examples(33))
-    assert math.isfinite(trained.judgement.score)
+    assert math.isfinite(trained.validation.value)
     assert trained.predictor.flat.isfinite().all()
 
 
@@ -263,7 +260,7 @@ def test_predictors_side_by_side_are_as_if_alone(layers):
         (alone,) = run([setting], seeds=[5 + i])
         assert together[i].setting == setting
         assert together[i].epoch == alone.epoch
-        assert together[i].judgement.score == pytest.approx(alone.judgement.score, rel=1e-4)
+        assert together[i].validation.value == pytest.approx(alone.validation.value, rel=1e-4)
         torch.testing.assert_close(
             together[i].predictor.flat, alone.predictor.flat, rtol=1e-3, atol=1e-4
         )
@@ -273,15 +270,15 @@ def test_one_that_stops_early_does_not_disturb_the_others():
     """The first learns nothing, and so is out after its third validation."""
     linear = replace(SETTING, hidden_layers=0)  # no running statistics that could change
     settings = [replace(linear, patience=2, lr=1e-30), replace(linear, max_epochs=12)]
-    judged = []
+    validated = []
 
-    def judge(prediction, loss):
-        judged.append(loss)
-        return Judgement(-loss)
+    def validate(prediction, loss):
+        validated.append(loss)
+        return ValidationScore(-loss)
 
-    together = run(settings, judge=judge)
+    together = run(settings, validate=validate)
     (alone,) = run(settings[1:], seeds=[1])
-    assert len(judged) == 3 + 12
+    assert len(validated) == 3 + 12
     assert (together[0].epoch, together[1].epoch) == (0, alone.epoch)
     torch.testing.assert_close(
         together[1].predictor.flat, alone.predictor.flat, rtol=1e-3, atol=1e-4
@@ -297,16 +294,16 @@ def test_finished_ones_leave(monkeypatch):
         step(trainer, features, targets)
 
     monkeypatch.setattr(Trainer, "step", spied)
-    judged = []
+    validated = []
 
-    def judge(prediction, loss):
-        judged.append(loss)
-        return Judgement(-loss)
+    def validate(prediction, loss):
+        validated.append(loss)
+        return ValidationScore(-loss)
 
     settings = [replace(SETTING, max_epochs=epochs) for epochs in (2, 5, 3)]
-    run(settings, training=make_examples(16), judge=judge)
+    run(settings, training=make_examples(16), validate=validate)
     assert widths == [3, 3, 2, 1, 1]
-    assert len(judged) == 2 + 5 + 3
+    assert len(validated) == 2 + 5 + 3
 
 
 def test_only_predictors_of_one_shape_stand_side_by_side():
@@ -328,8 +325,8 @@ def test_the_best_is_kept_and_the_earliest_of_equals():
     seen = []
     validation = make_examples(20, seed=1)
     setting = replace(SETTING, max_epochs=5)
-    (trained,) = run([setting], validation=validation, judge=scripted([1, 3, 2, 3, 0], seen))
-    assert (trained.epoch, trained.judgement) == (1, Judgement(3, details=2))
+    (trained,) = run([setting], validation=validation, validate=scripted([1, 3, 2, 3, 0], seen))
+    assert (trained.epoch, trained.validation) == (1, ValidationScore(3, choice=2))
     prediction, outputs = trained.predict(validation.features)
     assert torch.equal(prediction, seen[1])
     assert not torch.equal(prediction, seen[4])
@@ -339,7 +336,7 @@ def test_the_best_is_kept_and_the_earliest_of_equals():
 def test_patience_counts_validations():
     seen = []
     setting = replace(SETTING, max_epochs=30, check_val_every_n_epoch=3, patience=2)
-    (trained,) = run([setting], judge=scripted([1, 0, 2, 1, 2], seen))
+    (trained,) = run([setting], validate=scripted([1, 0, 2, 1, 2], seen))
     assert len(seen) == 5  # after epochs 2, 5, 8, 11, 14: the last two did not gain
     assert trained.epoch == 8
 
@@ -347,35 +344,35 @@ def test_patience_counts_validations():
 def test_epochs_after_the_last_validation_do_not_count():
     seen = []
     setting = replace(SETTING, max_epochs=10, check_val_every_n_epoch=3)
-    (trained,) = run([setting], judge=scripted([1, 2, 3], seen))
+    (trained,) = run([setting], validate=scripted([1, 2, 3], seen))
     assert (len(seen), trained.epoch) == (3, 8)
 
 
 def test_an_undefined_score_stops():
     seen = []
-    (trained,) = run([SETTING], judge=scripted([1, math.nan], seen))
+    (trained,) = run([SETTING], validate=scripted([1, math.nan], seen))
     assert (len(seen), trained.epoch) == (2, 0)
-    assert run([SETTING], judge=scripted([math.nan])) == [None]
+    assert run([SETTING], validate=scripted([math.nan])) == [None]
     never = replace(SETTING, check_val_every_n_epoch=5)
-    assert run([never], judge=scripted([])) == [None]
+    assert run([never], validate=scripted([])) == [None]
 
 
 def test_a_predictor_that_diverges_leaves_the_others_alone():
     settings = [replace(SETTING, lr=1e38), SETTING]
 
-    def judge(prediction, loss):
-        return Judgement(-loss if math.isfinite(loss) else math.nan)
+    def validate(prediction, loss):
+        return ValidationScore(-loss if math.isfinite(loss) else math.nan)
 
-    broken, good = run(settings, judge=judge)
+    broken, good = run(settings, validate=validate)
     (alone,) = run([SETTING], seeds=[1])
     assert broken is None
     torch.testing.assert_close(good.predictor.flat, alone.predictor.flat, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("rows", "judged"), [(0, 5), (5, 0)])
-def test_no_rows_are_an_error(rows, judged):
+@pytest.mark.parametrize(("rows", "validated"), [(0, 5), (5, 0)])
+def test_no_rows_are_an_error(rows, validated):
     with pytest.raises(TaskError, match="no rows"):
-        run([SETTING], training=make_examples(rows), validation=make_examples(judged))
+        run([SETTING], training=make_examples(rows), validation=make_examples(validated))
 
 
 def test_predictors_learn():
@@ -445,7 +442,7 @@ def test_the_same_seed_gives_the_same_bits():
     first, second, other = (run([setting], seeds=[seed])[0] for seed in (3, 3, 4))
     assert torch.equal(first.predictor.flat, second.predictor.flat)
     assert torch.equal(first.predictor.running, second.predictor.running)
-    assert first.judgement == second.judgement
+    assert first.validation == second.validation
     assert not torch.equal(first.predictor.flat, other.predictor.flat)
 
 

@@ -1,220 +1,48 @@
-"""The shallow predictor of the HEAR protocol, trained and stopped as the original kit does.
+"""Training of shallow predictors: Adam, validation and early stopping, as the original kit does.
 
-[Linear -> BatchNorm -> Dropout -> ReLU] x hidden_layers -> Linear, with Adam. Predictors of one
-shape can be trained side by side as one batched model, in the first dimension of every tensor.
+Predictors of one shape can be trained side by side, each as if alone.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gram_hear.errors import TaskError
 from gram_hear.evaluation.predict.grid import Setting
+from gram_hear.evaluation.predict.predictors import (
+    NORM_EPSILON,
+    Examples,
+    Objective,
+    Predictors,
+    Rows,
+    views,
+)
 
-NORM_EPSILON, NORM_MOMENTUM = 1e-5, 0.1  # of BatchNorm1d
+NORM_MOMENTUM = 0.1  # of BatchNorm1d
 LEVELS = 2**16  # in how many steps dropout's probability is cut
 SIDE_BY_SIDE_WIDTH = 128  # up to which a CPU gains by training predictors side by side
-RESIDENT_BYTES = 4 * 2**30  # of features that are moved to a GPU once
-
-
-class Rows:
-    """Rows of float32 numbers, one table after another; the tables may lie in files."""
-
-    def __init__(self, tables: Sequence[Tensor]) -> None:
-        self.tables = list(tables)
-        self.bounds = [0, *accumulate(len(table) for table in tables)]
-
-    def __len__(self) -> int:
-        return self.bounds[-1]
-
-    @property
-    def width(self) -> int:
-        """Numbers in a row."""
-        return self.tables[0].shape[1]
-
-    def batch(self, start: int, stop: int) -> Tensor:
-        """Return the rows from ``start`` to before ``stop``."""
-        parts = [
-            table[max(start - first, 0) : stop - first]
-            for table, (first, last) in zip(self.tables, pairwise(self.bounds), strict=True)
-            if start < last and stop > first
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """Yield all rows in order, ``size`` at a time, the last time fewer."""
-        for start in range(0, len(self), size):
-            yield self.batch(start, start + size)
-
-    def take(self, index: Tensor) -> Tensor:
-        """Return rows by their index, a tensor on the CPU, in its order."""
-        taken = torch.empty(len(index), self.width, device=self.tables[0].device)
-        for table, first in zip(self.tables, self.bounds[:-1], strict=True):
-            places = ((index >= first) & (index < first + len(table))).nonzero()[:, 0]
-            rows = table[(index[places] - first).to(table.device)]
-            taken[places.to(table.device)] = rows
-        return taken
-
-    def to(self, device: torch.device) -> "Rows":
-        """Return the rows on a device; what is too large for it is moved batch by batch later."""
-        if device.type == "cpu" or sum(table.nbytes for table in self.tables) > RESIDENT_BYTES:
-            return self
-        return Rows([table.to(device) for table in self.tables])
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Rows to learn from or to judge: features (rows, inputs), targets (rows, outputs) float32.
+class ValidationScore:
+    """The result of a validation.
 
-    Targets are 0 and 1, or the three coordinates of a direction.
+    Attributes:
+        value: greater is better; NaN where the predictor has diverged or the metric is undefined.
+        choice: the post-processing that gave it; None where there is none.
     """
 
-    features: Rows
-    targets: Tensor
-
-    def to(self, device: torch.device) -> "Examples":
-        """Return the examples on a device."""
-        return Examples(self.features.to(device), self.targets.to(device))
+    value: float
+    choice: Any = None
 
 
-@dataclass(frozen=True)
-class Objective:
-    """What is learned: ``"multiclass"``, ``"multilabel"`` or ``"localisation"``."""
-
-    kind: str
-
-    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return each predictor's mean loss, (predictors,).
-
-        Args:
-            outputs: (predictors, rows, outputs), before the activation.
-            targets: (rows, outputs).
-        """
-        predictors, rows, _ = outputs.shape
-        if self.kind == "multiclass":
-            index = targets.argmax(dim=1).repeat(predictors)
-            losses = F.cross_entropy(outputs.flatten(0, 1), index, reduction="none")
-            return losses.view(predictors, rows).mean(dim=1)
-        expanded = targets.expand_as(outputs)
-        if self.kind == "multilabel":
-            losses = F.binary_cross_entropy_with_logits(outputs, expanded, reduction="none")
-        else:
-            losses = F.mse_loss(outputs.tanh(), expanded, reduction="none")
-        return losses.mean(dim=(1, 2))
-
-    def activate(self, outputs: Tensor) -> Tensor:
-        """Turn outputs into probabilities, or into coordinates in [-1, 1]."""
-        if self.kind == "multiclass":
-            return outputs.softmax(dim=-1)
-        return outputs.sigmoid() if self.kind == "multilabel" else outputs.tanh()
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a validation says: a score (greater is better) and whatever led to it."""
-
-    score: float
-    details: Any = None
-
-
-Judge = Callable[[Tensor, float], Judgement]  # activated outputs (rows, outputs), loss -> judgement
-
-
-class Predictors:
-    """Shallow predictors of one shape, side by side.
-
-    All that is trained stands in ``flat`` (predictors, numbers), and ``weights`` (predictors,
-    inputs, outputs), ``biases``, and the norms' ``scales`` and ``shifts`` (predictors, 1, outputs)
-    are views of it, one for each layer. ``means`` and ``variances`` are the norms' running ones.
-    """
-
-    def __init__(self, widths: Sequence[int], flat: Tensor, running: Tensor) -> None:
-        self.widths = tuple(widths)
-        self.flat, self.running = flat, running
-        self.weights, self.biases, self.scales, self.shifts = views(self.widths, flat)
-        hidden = self.widths[1:-1]
-        pieces = running.split([*hidden, *hidden], dim=1)
-        self.means = [piece[:, None] for piece in pieces[: len(hidden)]]
-        self.variances = [piece[:, None] for piece in pieces[len(hidden) :]]
-
-    @classmethod
-    def draw(
-        cls,
-        settings: Sequence[Setting],
-        inputs: int,
-        outputs: int,
-        generators: Sequence[torch.Generator],
-    ) -> "Predictors":
-        """Draw new predictors on the CPU: Xavier weights, and biases at PyTorch's default."""
-        first = settings[0]
-        widths = (inputs, *[first.hidden_dim] * first.hidden_layers, outputs)
-        hidden = sum(widths[1:-1])
-        flat = torch.zeros(len(settings), sum(a * b + b for a, b in pairwise(widths)) + 2 * hidden)
-        zeros, ones = torch.zeros(len(settings), hidden), torch.ones(len(settings), hidden)
-        drawn = cls(widths, flat, torch.cat([zeros, ones], dim=1))
-        for scale in drawn.scales:
-            scale.fill_(1.0)
-        for k, (setting, generator) in enumerate(zip(settings, generators, strict=True)):
-            initialise = getattr(torch.nn.init, setting.initialization)
-            for i, (weight, bias) in enumerate(zip(drawn.weights, drawn.biases, strict=True)):
-                initialise(weight[k], gain=math.sqrt(2) if i else 1.0, generator=generator)
-                bound = 1 / math.sqrt(widths[i])
-                bias[k].uniform_(-bound, bound, generator=generator)
-        return drawn
-
-    def select(self, members: Sequence[int]) -> "Predictors":
-        """Return copies of some of the predictors, by their index."""
-        chosen = torch.tensor(members, device=self.flat.device)
-        return Predictors(
-            self.widths, self.flat.index_select(0, chosen), self.running.index_select(0, chosen)
-        )
-
-    def to(self, device: torch.device) -> "Predictors":
-        """Return the predictors on a device."""
-        return Predictors(self.widths, self.flat.to(device), self.running.to(device))
-
-    def outputs(self, features: Rows, batch: int) -> Tensor:
-        """Return what the predictors make of any number of rows, before the activation.
-
-        Args:
-            features: (rows, inputs).
-            batch: rows at once.
-
-        Returns:
-            (predictors, rows, outputs).
-        """
-        parts = [self._outputs(part.to(self.flat.device)) for part in features.batches(batch)]
-        return torch.cat(parts, dim=1)
-
-    def _outputs(self, hidden: Tensor) -> Tensor:
-        hidden = hidden.expand(len(self.flat), -1, -1)
-        for i, scale in enumerate(self.scales):
-            mixed = torch.baddbmm(self.biases[i], hidden, self.weights[i])
-            factor = scale * (self.variances[i] + NORM_EPSILON).rsqrt()
-            offset = self.shifts[i] - self.means[i] * factor
-            hidden = torch.addcmul(offset, mixed, factor).clamp_min_(0)
-        return torch.baddbmm(self.biases[-1], hidden, self.weights[-1])
-
-
-def views(widths: Sequence[int], flat: Tensor) -> tuple[list[Tensor], ...]:
-    """Return weights, biases, scales and shifts as views of (predictors, numbers)."""
-    layers = list(pairwise(widths))
-    hidden = list(widths[1:-1])
-    sizes = [a * b for a, b in layers] + [b for _, b in layers] + hidden + hidden
-    pieces = list(flat.split(sizes, dim=1))
-    weights = [pieces.pop(0).unflatten(1, layer) for layer in layers]
-    rows = [piece[:, None] for piece in pieces]
-    n, m = len(layers), len(layers) + len(hidden)
-    return weights, rows[:n], rows[n:m], rows[m:]
-
-
+# Given activated outputs (rows, outputs) and their loss.
+Validate = Callable[[Tensor, float], ValidationScore]
 Bits = torch.Generator | np.random.Generator  # a source of dropout masks
 
 
@@ -364,14 +192,14 @@ class Trainer:
 class Trained:
     """A predictor at its best validation.
 
-    ``epoch`` counts from 0; ``judgement`` is that of its best validation.
+    ``epoch`` counts from 0; ``validation`` is the score of that epoch.
     """
 
     setting: Setting
     objective: Objective
     predictor: Predictors
     epoch: int
-    judgement: Judgement
+    validation: ValidationScore
 
     def predict(self, features: Rows) -> tuple[Tensor, Tensor]:
         """Return activated outputs and outputs before the activation, (rows, outputs) each."""
@@ -401,7 +229,7 @@ def train(
     training: Examples,
     validation: Examples,
     objective: Objective,
-    judge: Judge,
+    validate: Validate,
     seeds: Sequence[int],
     device: torch.device,
     shuffle: bool = False,
@@ -411,9 +239,9 @@ def train(
     Args:
         settings: alike in hidden layers, width, batch size and dropout.
         training: rows in the order in which they are used, every epoch.
-        validation: rows that are judged.
+        validation: rows that are scored in between.
         objective: loss and activation.
-        judge: scores the validation; the best score wins, the earliest among equals.
+        validate: scores the validation; the best score wins, the earliest of equals.
         seeds: of weights and dropout, one for each setting.
         device: to train on.
         shuffle: draw a new order of the rows for every epoch (the protocol does not), from the
@@ -425,16 +253,16 @@ def train(
     if not len(training.features) or not len(validation.features):
         raise TaskError("There are no rows to train on, or none to validate with.")
     training, validation = training.to(device), validation.to(device)
-    run = _Run(settings, training, objective, seeds, device, shuffle)
+    run = _TrainingRun(settings, training, objective, seeds, device, shuffle)
     for epoch in range(max(setting.max_epochs for setting in settings)):
         run.train_epoch(training)
-        run.validate(epoch, validation, judge)
+        run.validate_epoch(epoch, validation, validate)
         if not run.members:
             break
     return run.best
 
 
-class _Run:
+class _TrainingRun:
     """Predictors in training: who is still in, how long each has waited, and each one's best."""
 
     def __init__(
@@ -473,8 +301,8 @@ class _Run:
                 targets = training.targets[index.to(device)]
             self.trainer.step(features.to(device), targets)
 
-    def validate(self, epoch: int, validation: Examples, judge: Judge) -> None:
-        """Judge those whose turn it is, keep their best, and let go those that are done."""
+    def validate_epoch(self, epoch: int, validation: Examples, validate: Validate) -> None:
+        """Score those whose turn it is, keep their best, and let go those that are done."""
         every = [self.settings[member].check_val_every_n_epoch for member in self.members]
         due = [i for i, period in enumerate(every) if (epoch + 1) % period == 0]
         stopped = set()
@@ -483,7 +311,7 @@ class _Run:
             outputs = self.trainer.predictors.outputs(validation.features, batch)
             losses = self.objective.losses(outputs, validation.targets).tolist()
             activated = self.objective.activate(outputs).cpu()
-            stopped = {i for i in due if self._record(i, epoch, judge(activated[i], losses[i]))}
+            stopped = {i for i in due if self._record(i, epoch, validate(activated[i], losses[i]))}
         last = [self.settings[member].max_epochs - 1 for member in self.members]
         staying = [i for i in range(len(self.members)) if i not in stopped and epoch < last[i]]
         if len(staying) < len(self.members):
@@ -491,16 +319,16 @@ class _Run:
             if staying:
                 self.trainer = self.trainer.keep(staying)
 
-    def _record(self, i: int, epoch: int, judgement: Judgement) -> bool:
+    def _record(self, i: int, epoch: int, score: ValidationScore) -> bool:
         """Note a validation of the i-th predictor that is in; return whether it is to stop."""
         member = self.members[i]
         best = self.best[member]
-        if math.isnan(judgement.score):  # diverged, or undefined: the kit stops here too
+        if math.isnan(score.value):  # diverged, or undefined: the kit stops here too
             return True
-        if best is None or judgement.score > best.judgement.score:
+        if best is None or score.value > best.validation.value:
             chosen = self.trainer.predictors.select([i])
             setting = self.settings[member]
-            self.best[member] = Trained(setting, self.objective, chosen, epoch, judgement)
+            self.best[member] = Trained(setting, self.objective, chosen, epoch, score)
             self.waited[member] = 0
             return False
         self.waited[member] += 1
