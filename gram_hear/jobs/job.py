@@ -43,10 +43,6 @@ Record = dict[str, Any]
 Piece = TypeVar("Piece")
 
 
-def nothing() -> None:
-    """Return None: what is not finished says nothing of itself, and has nothing to remove."""
-
-
 class JobGone(GramError):
     """The state of a job was removed: another run finished the job, or began it anew."""
 
@@ -103,8 +99,8 @@ class Job:
         self,
         *,
         force: bool | None = False,
-        finished: Callable[[], Any] = nothing,
-        clear: Callable[[], object] = nothing,
+        finished: Callable[[], Any] | None = None,
+        clear: Callable[[], object] | None = None,
     ) -> bool:
         """Begin the job, or go on with what was begun of the same.
 
@@ -112,7 +108,7 @@ class Job:
             force: begin anew where the output is finished, or was begun of something else. None
                 is False where users have no such option.
             finished: returns what the finished output says that it is made of; None where it is
-                not finished.
+                not finished. Where it is given, an output with files of something else is refused.
             clear: removes what was made before, when the job is begun anew.
 
         Returns:
@@ -126,19 +122,22 @@ class Job:
             return False
         with self.finishing():
             is_finished = self.check(force=force, finished=finished)
-            if force and (is_finished or self.difference(self.begun_of(), finished())):
+            if force and (is_finished or self._compare(finished)[1]):
                 self.forget()
-                clear()
+                if clear is not None:
+                    clear()
             elif is_finished:  # by a run that was killed before it removed the state
                 self.close()
                 return False
             for folder in (DONE, LOCKS):
                 (self.state / folder).mkdir(exist_ok=True)
-            if self.begun_of() is None:
+            if self.begun_of() != self._plain:
                 write_json(self.state / MADE_OF, self.made_of)
         return True
 
-    def check(self, *, force: bool | None = None, finished: Callable[[], Any] = nothing) -> bool:
+    def check(
+        self, *, force: bool | None = None, finished: Callable[[], Any] | None = None
+    ) -> bool:
         """Return whether the output is finished, and write nothing; as :meth:`begin`.
 
         Raises:
@@ -147,31 +146,35 @@ class Job:
         """
         if self.output.exists() and not self.output.is_dir():
             raise OptionError(f"{self.output} is a file; give a folder.")
-        begun = self.begun_of()  # read first: a run that finishes removes it last
-        made = finished()
-        if wrong := self.difference(begun, made):
-            if force:
-                return False
+        is_finished, wrong = self._compare(finished)
+        if wrong and not force:
             raise OptionError(f"{self.output} {wrong}. {ADVICE[force is None]}")
-        if begun is None and made is None and self._holds_files():
+        return is_finished and not wrong
+
+    def _compare(self, finished: Callable[[], Any] | None) -> tuple[bool, str]:
+        """Return whether the output is finished, and how it differs from this job.
+
+        Raises:
+            OptionError: where it holds files of something else.
+        """
+        begun = self.begun_of()  # read first: a run that finishes removes it last
+        made = None if finished is None else finished()
+        found = begun if made is None else made
+        if found is not None:
+            return made is not None, self.difference(found)
+        if finished is not None and self._holds_files():
             raise OptionError(
                 f"{self.output} holds other files; give a folder that is new or empty."
             )
-        return made is not None
+        return False, ""
 
     def begun_of(self) -> Any:
         """Return what the job in this state folder is made of; None where none was begun."""
         return _read(self.state / MADE_OF)
 
-    def difference(self, begun: Any, finished: Any = None) -> str:
-        """Return in words what an output is made of that this job is not; "" where it is the same.
-
-        Args:
-            begun: as of :meth:`begun_of`.
-            finished: what the finished output says; it counts before the other.
-        """
-        found = begun if finished is None else finished
-        if found is None or found == self._plain:
+    def difference(self, found: Any) -> str:
+        """Return in words how ``found`` differs from what this job is made of; "" where nowhere."""
+        if found == self._plain:
             return ""
         if not isinstance(found, dict) or not found:
             return "does not say what it was made of"
@@ -190,7 +193,7 @@ class Job:
         Raises:
             OptionError: where a run is at work.
         """
-        for path in self.state.rglob("*.lock"):
+        for path in (self.state / LOCKS).glob("*.lock"):
             with try_lock(path) as is_free:
                 if not is_free:
                     raise OptionError(f"Another run is at work in {self.output}; wait for it.")
