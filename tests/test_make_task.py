@@ -809,7 +809,7 @@ def test_a_run_of_other_rates_does_not_disturb_one_that_is_at_work(classes, tmp_
 def test_a_run_whose_job_was_begun_anew_says_so(classes, tmp_path):
     def meanwhile(done, total):
         if 0 < done < total:
-            Job(tmp_path / "tasks" / ".mine-v1-full.making", {}).begin(force=True)
+            Job(tmp_path / "tasks" / ".mine-v1-full.making", {"source": ""}).begin(force=True)
 
     plan = plan_task(classes, TaskOptions("mine"))
     with pytest.raises(OptionError, match=r"Another run has meanwhile .*Run again"):

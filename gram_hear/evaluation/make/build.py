@@ -86,7 +86,8 @@ def make_task(
         return MadeTask(folder, (*plan.notes, *notes), total)
     job = Job(tasks_dir / f".{folder.name}.making", _made_of(plan))
     try:
-        job.begin(force=True)  # the sounds of other recordings or rates are of no use
+        # Sounds of other recordings or rates are of no use.
+        job.begin(force=True, clear=lambda: shutil.rmtree(job.output / SOUNDS, ignore_errors=True))
         _take_over(job, plan)
         sounds, found = _make_sounds(job, plan, jobs, progress)
         with job.finishing():
