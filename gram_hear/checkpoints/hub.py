@@ -72,7 +72,7 @@ def download(
         file: its path in the repository.
         revision: branch, tag or commit; None is the main branch.
         suffixes: where there is no such file, exactly one that ends so is taken instead.
-        cache_dir: where downloads are kept; None is the client's own place.
+        cache_dir: where downloads are kept; None is the client's own cache.
         token: sent to the Hub and kept nowhere; None is the client's own (HF_TOKEN or its login).
         sha256: what the file must have; None where it is not known.
 
@@ -186,8 +186,8 @@ def _check_answer(answer: Any, url: str) -> Answer:
     """Return the client's HfFileMetadata, each part of it fit for what it is used for."""
     commit, etag, size = answer.commit_hash, answer.etag, answer.size
     try:
-        place = urlsplit(answer.location)
-        found = place.scheme in ("http", "https") and place.hostname and place.port != 0
+        address = urlsplit(answer.location)
+        found = address.scheme in ("http", "https") and address.hostname and address.port != 0
     except ValueError:
         found = False
     faults = {
