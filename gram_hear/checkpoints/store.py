@@ -18,8 +18,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from gram_hear.checkpoints import published
+from gram_hear.checkpoints.cache import hash_file
 from gram_hear.checkpoints.hub import download
-from gram_hear.checkpoints.integrity import hash_file
 from gram_hear.checkpoints.registry import (
     Entry,
     bundled_file,
