@@ -55,7 +55,7 @@ def find_suffix(
 
 
 def describe_broken_link(cache: Path, repository: str) -> str:
-    """Return what to do about a link to a file that is gone, "" where there is none."""
+    """Return what to do about a link in a repository's cache whose file is gone; "" for none."""
     for path in cache_folder(cache, repository).rglob("*"):
         if path.is_symlink() and not path.exists():
             return f"{path} is a link to a file that is gone: put it back, or delete the link. "
@@ -63,12 +63,12 @@ def describe_broken_link(cache: Path, repository: str) -> str:
 
 
 def etag_hash(etag: str) -> dict[str, str]:
-    """Return the SHA-256 that an ETag is: that of every large file on the Hub."""
+    """Return the SHA-256 that an ETag is, by who says so; the Hub has it for every large file."""
     return {"the Hub's ETag": etag.lower()} if SHA256.fullmatch(etag) else {}
 
 
 def cached_hash(path: Path) -> dict[str, str]:
-    """Read the ETag from the cache: it is the name of the blob that the snapshot links to."""
+    """Return the SHA-256 that a cached file has by its ETag, the name of the blob it links to."""
     return etag_hash(Path(os.readlink(path)).name) if path.is_symlink() else {}
 
 

@@ -41,7 +41,6 @@ PAUSES = (1.0, 2.0)  # seconds before the question is put again to a server that
 LARGEST_FILE = 50_000_000_000  # bytes; above every checkpoint
 LARGEST_LIST = 16 << 20  # bytes of what the Hub says of a repository
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 ETAG = re.compile(r"[0-9A-Za-z_-]{1,128}")
 PATH_PART = re.compile(r"(?!\.{1,2}$)[^\\/:\x00-\x1f\x7f]{1,255}")
 TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -165,14 +164,14 @@ def _fetch(
         if cached is None and isinstance(error, (HfHubHTTPError, CheckpointError)):
             raise
         if cached is None:
+            broken = describe_broken_link(cache, repository)
             raise CheckpointError(
                 f"{file} of {repository} on the Hugging Face Hub could not be reached, and is not "
-                f"in the cache ({_reason(error)}). {describe_broken_link(cache, repository)}Connect to the "
-                f"network once to fetch it. {_offline_models()}"
+                f"in the cache ({_reason(error)}). {broken}Connect to the network once to fetch "
+                f"it. {_offline_models()}"
             ) from error
-        _warn_of_copy(
-            f"{cached.name} of {repository}, commit {commit_of(cached, repository)}", error
-        )
+        commit = commit_of(cached, repository)
+        _warn_of_copy(f"{cached.name} of {repository}, commit {commit}", error)
         return cached, cached_hash(cached)
     if cached is None or commit_of(cached, repository) != answer.commit:
         cached = _take(repository, file, revision, answer, cache, token)
