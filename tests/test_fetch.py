@@ -594,7 +594,7 @@ def test_what_another_run_fetched_meanwhile_is_left_alone(zenodo, tmp_path, monk
             assert run(PITCH, "-o", tmp_path)[0] == 0
         download(archive, *rest)
 
-    monkeypatch.setattr("gram_hear.commands.hear_eval.fetch.download", after_the_other_run)
+    monkeypatch.setattr("gram_hear.evaluation.fetch.download.download", after_the_other_run)
     code, printed, messages = run("esc50", PITCH, "-o", tmp_path)
     assert (code, len(printed.split())) == (0, 2)
     assert f"{PITCH} was fetched by another run." in messages
