@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gram_hear.audio.files import BLOCK_SECONDS, SoundReader
+from gram_hear.audio.files import BLOCK_SECONDS, SoundReader, resample
 from gram_hear.audio.wav import write_wav
 from gram_hear.config import SOUND_RATES, require_rate
 from gram_hear.errors import AudioError, OptionError
-from gram_hear.evaluation.embed.task_audio import resample
 from gram_hear.jobs.writing import write_whole
 
 COPIED = (".wav", ".flac")  # formats that lose nothing and know their length
@@ -147,9 +146,7 @@ def digest(audio: np.ndarray, rate: int) -> str:
 
 def convert(audio: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     """Resample (channels, samples)."""
-    if rate == new_rate:
-        return audio
-    return resample(np.ascontiguousarray(audio.T), rate, new_rate).T
+    return resample(audio.T, rate, new_rate).T
 
 
 def fit(audio: np.ndarray, rate: int, duration: float | None) -> np.ndarray:
