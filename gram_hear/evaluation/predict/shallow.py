@@ -95,7 +95,7 @@ class ShallowProbe:
         return draw_settings(self.grid, self.grid_points, name, own)
 
     def facts(self, task: Task) -> dict[str, Any]:
-        """Return what the marker says besides."""
+        """Return what the marker of the scores says in addition."""
         return {"optimizer_steps": self.optimizer_steps(task)}
 
     def optimizer_steps(self, task: Task) -> int:
