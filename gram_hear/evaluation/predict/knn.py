@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +21,7 @@ from gram_hear.errors import OptionError, TaskError
 from gram_hear.evaluation.predict.data import TaskData
 from gram_hear.evaluation.predict.folds import Fold
 from gram_hear.evaluation.predict.predictors import Examples, Rows
-from gram_hear.evaluation.predict.score_files import FILES, as_test_scores, write_predictions
+from gram_hear.evaluation.predict.score_files import FILES, as_test_scores
 from gram_hear.evaluation.predict.scoring import SplitScorer, metrics_of
 from gram_hear.jobs.progress import Progress
 from gram_hear.tasks import Task
@@ -83,8 +84,11 @@ class NeighbourProbe:
             test = SplitScorer(data.task, data[fold.test])
             training = data.examples(fold.training).to(torch.device(self.device))
             votes = neighbour_votes(training, test.split.examples.features).cpu()
-            arrays = {"target": test.split.targets.numpy(), "prediction": votes.numpy()}
-            write_predictions(output / self.files.predictions.format(fold=fold.name), arrays)
+            np.savez_compressed(
+                output / self.files.predictions.format(fold=fold.name),
+                target=test.split.targets.numpy(),
+                prediction=votes.numpy(),
+            )
             results[fold.name] = {
                 **as_test_scores(test.test(votes, None)),
                 "time_in_min": (time.time() - started) / 60,
