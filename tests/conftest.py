@@ -276,8 +276,10 @@ class Hub:
 
     def answer(self, request):
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
-        self.requests.append((request.command, request.path))
-        self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        # Once in a process the client asks for what is of neither models nor repositories.
+        if not re.match("/api/(?!models|repos)", request.path):
+            self.requests.append((request.command, request.path))
+            self.headers.append({name.lower(): value for name, value in request.headers.items()})
         if self.fault == "silence":
             self.stopping.wait()
         if self.fault in ("hang up", "silence"):
