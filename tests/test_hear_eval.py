@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 from gram_hear.commands.hear_eval.app import app
 from gram_hear.commands.hear_eval.parts import parse_options
 from gram_hear.errors import GramError, OptionError
-from gram_hear.evaluation.predict import score_files
 from gram_hear.jobs import writing
 from gram_hear.jobs.locks import locked
 from gram_hear.tasks import RESAMPLED
@@ -189,8 +188,7 @@ def test_a_failing_disk_does_not_stop_the_others(workdir, monkeypatch):
         write_whole(path, write)
 
     with monkeypatch.context() as patch:
-        for module in (writing, score_files):
-            patch.setattr(module, "write_whole", refuse)
+        patch.setattr(writing, "write_whole", refuse)
         code, stdout, stderr = evaluate(*QUICK)
     assert code == 1
     assert TASK in stdout
