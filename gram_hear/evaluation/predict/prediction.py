@@ -51,7 +51,7 @@ class Probe(Protocol):
         """Write predictions to a folder; return results by fold, and the hyper-parameters."""
 
     def facts(self, task: Task) -> dict[str, Any]:
-        """Return what the marker says besides: of the embeddings of a task."""
+        """Return what the marker of a task's scores says in addition."""
 
 
 def is_predicted(folder: Path, probe: Probe, force: bool = False) -> bool:
@@ -111,7 +111,7 @@ def predict_task(folder: Path, probe: Probe, progress: Progress = silent) -> dic
 
 @contextmanager
 def _unfinished(folder: Path) -> Iterator[Path]:
-    """Make a folder for what is not whole yet; it is gone afterwards, and so is a killed run's."""
+    """Make a folder for unfinished files; it is removed afterwards, as is that of a killed run."""
     unfinished = folder / UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
