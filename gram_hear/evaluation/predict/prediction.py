@@ -18,6 +18,7 @@ from gram_hear.evaluation.predict.score_files import (
 )
 from gram_hear.jobs.locks import locked
 from gram_hear.jobs.progress import Progress, silent
+from gram_hear.jobs.writing import remove_leftovers
 from gram_hear.tasks import Task, read_json, read_task
 
 UNFINISHED = ".prediction.partial"  # a folder for what a run writes until it is whole
@@ -99,6 +100,7 @@ def predict_task(folder: Path, probe: Probe, progress: Progress = silent) -> dic
     probe.check(task)
     try:
         with locked(folder, TaskError), _unfinished(folder) as unfinished:
+            remove_leftovers(folder / probe.files.marker)
             return _predict(task, probe, unfinished, progress)
     except OSError as error:
         raise TaskError(
