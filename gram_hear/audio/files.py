@@ -179,12 +179,22 @@ def check_rate(rate: int, name: str) -> None:
         )
 
 
-def resample(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """Return (samples,) or (samples, channels) at another rate in Hz (soxr, high quality)."""
+def resample(audio: np.ndarray, rate: float, wanted: float, quality: str = "HQ") -> np.ndarray:
+    """Resample audio with soxr.
+
+    Args:
+        audio: (samples,) or (samples, channels), float32 or float64.
+        rate: of the audio, Hz.
+        wanted: the new rate, Hz.
+        quality: one of soxr's: ``"HQ"`` for 20 bits, ``"VHQ"`` for 28.
+
+    Returns:
+        The same type and number of axes, at the new rate.
+    """
     import soxr
 
     audio = np.ascontiguousarray(audio)
-    return audio if rate == wanted else soxr.resample(audio, rate, wanted, quality="HQ")
+    return audio if rate == wanted else soxr.resample(audio, rate, wanted, quality=quality)
 
 
 def decoding_faults() -> tuple[type[Exception], ...]:
@@ -414,7 +424,7 @@ class SoundReader:
             with reading(self._bytes()) as file:
                 head = file.read(64)
         except OSError as reason:
-            return str(reason.strerror)
+            return reason_of(reason)
         file_name = PurePath(self._part.name)
         suffix = file_name.suffix
         is_unknown = getattr(error, "code", None) in UNRECOGNISED
