@@ -1,6 +1,7 @@
 """Long jobs: locks, parts, several runs at one output, kills."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from gram_hear.errors import OptionError, TaskError
 from gram_hear.jobs.job import Job, JobGone, Outcome, run_parts
-from gram_hear.jobs.locks import LOCK, POLL, locked, try_lock, wait_for_lock
+from gram_hear.jobs.locks import LOCK, OLD_LOCK, POLL, locked, try_lock, wait_for_lock
 from gram_hear.jobs.writing import link_or_copy, write_json, write_text
 
 HOLD_LOCK = """
@@ -97,6 +98,14 @@ def test_a_folder_is_locked_for_one_run(tmp_path, holder):
         pass
 
 
+def test_the_lock_of_an_old_run_is_not_in_the_way_and_goes(tmp_path):
+    """Version 0.1.0 leaves it behind when it is killed."""
+    old = tmp_path / OLD_LOCK
+    old.write_text('{"pid": 1, "host": "elsewhere"}')
+    with locked(tmp_path, TaskError):
+        assert not old.exists()
+
+
 def test_a_lock_in_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"directory|exist"), try_lock(tmp_path / "file" / "a.lock"):
@@ -110,6 +119,10 @@ def test_json_is_strict_and_whole(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"name": "Grünspecht"})
     assert path.read_text(encoding="utf-8") == '{\n "name": "Grünspecht"\n}\n'
+    no_unicode = {"file": "a\udcff.wav"}  # a file's name that is no UTF-8
+    write_json(tmp_path / "b.json", no_unicode)
+    assert json.loads((tmp_path / "b.json").read_bytes()) == no_unicode
+    (tmp_path / "b.json").unlink()
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"score": float("nan")})
     assert list(tmp_path.iterdir()) == [path]
@@ -212,9 +225,66 @@ def test_a_job_is_not_begun_anew_while_another_run_is_at_work(job):
     other = Job(job.output, {"seed": 2})
     with job.claim("a"), pytest.raises(OptionError, match="Another run is at work"):
         other.begin(force=True)
-    with job.finishing(), pytest.raises(OptionError, match="Another run is at work"):
-        other.begin(force=True)
     assert job.begun_of() is not None
+
+
+def test_a_job_is_begun_anew_when_another_run_has_finished_it(job):
+    other = Job(job.output, {"seed": 2})
+    with ThreadPoolExecutor(1) as pool:
+        with job.finishing():
+            waiting = pool.submit(other.begin, force=True)
+            time.sleep(2 * POLL)
+            assert not waiting.done()
+            job.close()
+        assert waiting.result()
+    assert other.begun_of() == {"seed": 2}
+
+
+def test_an_output_says_itself_whether_it_is_finished(job):
+    result = job.output / "result"
+
+    def finished():
+        return {"seed": 1, "rooms": [2, 3], "more": 0} if result.exists() else None
+
+    assert job.begin(finished=finished)
+    result.write_text("")
+    assert not job.begin(finished=finished)  # by a run that was killed before it closed the job
+    assert not job.state.exists()
+    assert not job.begin(finished=finished)
+    other = Job(job.output, {"seed": 2})
+    for force, advice in ((False, "--force"), (None, "Delete it")):
+        with pytest.raises(OptionError, match=rf"seed 1, not 2.*{advice}"):
+            other.begin(force=force, finished=finished)
+    assert not job.state.exists()
+    assert other.begin(force=True, finished=finished, clear=result.unlink)
+    assert other.begun_of() == {"seed": 2}
+    assert not result.exists()
+
+
+def test_files_of_something_else_are_left_alone(tmp_path):
+    (tmp_path / "thesis").write_text("mine")
+    for force in (None, False, True):
+        with pytest.raises(OptionError, match="holds other files"):
+            Job(tmp_path, {}).begin(force=force, finished=lambda: None)
+        with pytest.raises(OptionError, match="is a file"):
+            Job(tmp_path / "thesis", {}).begin(force=force, finished=lambda: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
+
+
+def test_a_job_that_says_more_than_this_one_is_gone_on_with(job):
+    write_json(job.state / "made_of.json", {"seed": 1, "rooms": [2, 3], "more": 0})
+    job.begin()
+    assert [each.record for each in outcomes(job, ["a"])] == [{"process": os.getpid()}]
+
+
+def test_what_killed_runs_left_is_swept_where_no_run_is_at_work(job):
+    leftover = job.output / ".0123456789ab.x.partial"
+    leftover.write_text("half")
+    with job.claim("a"):
+        job.sweep()
+    assert leftover.exists()
+    job.sweep()
+    assert not leftover.exists()
 
 
 def test_a_run_that_waits_to_finish_finds_what_another_finished(job):

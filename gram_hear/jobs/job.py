@@ -32,7 +32,7 @@ from gram_hear.jobs.writing import write_json
 
 STATE = ".job"
 MADE_OF, DONE, LOCKS, FINISH = "made_of.json", "done", "locks", "finish.lock"
-LEFTOVERS = ".*.partial"  # of runs that were killed while they wrote
+LEFTOVERS = f".{'?' * 12}.{'?' * 32}.partial"  # temporary names of write_whole, left by kills
 ADVICE = (
     "Use --force (force=True) to make it anew, or another output.",
     "Delete it, or choose another output.",
@@ -41,10 +41,6 @@ READABLE = 40  # characters of a part's name in that of its files
 
 Record = dict[str, Any]
 Piece = TypeVar("Piece")
-
-
-def nothing() -> None:
-    """Return None: what is not finished says nothing of itself, and has nothing to remove."""
 
 
 class JobGone(GramError):
@@ -103,8 +99,8 @@ class Job:
         self,
         *,
         force: bool | None = False,
-        finished: Callable[[], Any] = nothing,
-        clear: Callable[[], object] = nothing,
+        finished: Callable[[], Any] | None = None,
+        clear: Callable[[], object] | None = None,
     ) -> bool:
         """Begin the job, or go on with what was begun of the same.
 
@@ -112,7 +108,7 @@ class Job:
             force: begin anew where the output is finished, or was begun of something else. None
                 is False where users have no such option.
             finished: returns what the finished output says that it is made of; None where it is
-                not finished.
+                not finished. Where it is given, an output with files of something else is refused.
             clear: removes what was made before, when the job is begun anew.
 
         Returns:
@@ -126,19 +122,38 @@ class Job:
             return False
         with self.finishing():
             is_finished = self.check(force=force, finished=finished)
-            if force and (is_finished or self.difference(self.begun_of(), finished())):
+            if force and (is_finished or self._compare(finished)[1]):
                 self.forget()
-                clear()
+                if clear is not None:
+                    clear()
             elif is_finished:  # by a run that was killed before it removed the state
                 self.close()
                 return False
-            for folder in (DONE, LOCKS):
-                (self.state / folder).mkdir(exist_ok=True)
-            if self.begun_of() is None:
-                write_json(self.state / MADE_OF, self.made_of)
+            self._make_state()
         return True
 
-    def check(self, *, force: bool | None = None, finished: Callable[[], Any] = nothing) -> bool:
+    def begin_unchecked(self) -> None:
+        """Begin the job, or go on, where the caller has looked at what the output holds.
+
+        What was begun of something else, and is unfinished, is forgotten.
+
+        Raises:
+            OptionError: where a run of that is at work.
+        """
+        with self.finishing():
+            if self.begun_of() not in (None, self._plain):
+                self.forget()
+            self._make_state()
+
+    def _make_state(self) -> None:
+        for folder in (DONE, LOCKS):
+            (self.state / folder).mkdir(exist_ok=True)
+        if self.begun_of() != self._plain:
+            write_json(self.state / MADE_OF, self.made_of)
+
+    def check(
+        self, *, force: bool | None = None, finished: Callable[[], Any] | None = None
+    ) -> bool:
         """Return whether the output is finished, and write nothing; as :meth:`begin`.
 
         Raises:
@@ -147,31 +162,35 @@ class Job:
         """
         if self.output.exists() and not self.output.is_dir():
             raise OptionError(f"{self.output} is a file; give a folder.")
-        begun = self.begun_of()  # read first: a run that finishes removes it last
-        made = finished()
-        if wrong := self.difference(begun, made):
-            if force:
-                return False
+        is_finished, wrong = self._compare(finished)
+        if wrong and not force:
             raise OptionError(f"{self.output} {wrong}. {ADVICE[force is None]}")
-        if begun is None and made is None and self._holds_files():
+        return is_finished and not wrong
+
+    def _compare(self, finished: Callable[[], Any] | None) -> tuple[bool, str]:
+        """Return whether the output is finished, and how it differs from this job.
+
+        Raises:
+            OptionError: where it holds files of something else.
+        """
+        begun = self.begun_of()  # read first: a run that finishes removes it last
+        made = None if finished is None else finished()
+        found = begun if made is None else made
+        if found is not None:
+            return made is not None, self.difference(found)
+        if finished is not None and self._holds_files():
             raise OptionError(
                 f"{self.output} holds other files; give a folder that is new or empty."
             )
-        return made is not None
+        return False, ""
 
     def begun_of(self) -> Any:
         """Return what the job in this state folder is made of; None where none was begun."""
-        return _read(self.state / MADE_OF)
+        return read_state(self.state / MADE_OF)
 
-    def difference(self, begun: Any, finished: Any = None) -> str:
-        """Return in words what an output is made of that this job is not; "" where it is the same.
-
-        Args:
-            begun: as of :meth:`begun_of`.
-            finished: what the finished output says; it counts before the other.
-        """
-        found = begun if finished is None else finished
-        if found is None or found == self._plain:
+    def difference(self, found: Any) -> str:
+        """Return in words how ``found`` differs from what this job is made of; "" where nowhere."""
+        if found == self._plain:
             return ""
         if not isinstance(found, dict) or not found:
             return "does not say what it was made of"
@@ -190,10 +209,8 @@ class Job:
         Raises:
             OptionError: where a run is at work.
         """
-        for path in self.state.rglob("*.lock"):
-            with try_lock(path) as is_free:
-                if not is_free:
-                    raise OptionError(f"Another run is at work in {self.output}; wait for it.")
+        if not self.is_idle():
+            raise OptionError(f"Another run is at work in {self.output}; wait for it.")
         (self.state / MADE_OF).unlink(missing_ok=True)
         for path in self.state.iterdir():
             if path.is_dir():
@@ -245,12 +262,12 @@ class Job:
 
         A note that a power cut left without content counts as none.
         """
-        return self._check_note(_read(self._note(part)), part)
+        return self._check_note(read_state(self._note(part)), part)
 
     def records(self) -> Iterator[Record]:
         """Yield what was noted of every part that is done, whichever parts a run asks for."""
         for path in sorted((self.state / DONE).glob("*.json")):
-            note = _read(path)
+            note = read_state(path)
             if isinstance(note, dict) and (record := self._check_note(note, note.get("part"))):
                 yield record
 
@@ -263,6 +280,12 @@ class Job:
             return None
         there = all(_size(self.output / file) == size for file, size in note["files"].items())
         return note["record"] if there else None
+
+    def withdraw(self, part: str, record: Record) -> None:
+        """Remove the note of a part that is to be made again, unless another run renews it."""
+        with self.claim(part) as is_mine:
+            if is_mine and self.record(part) == record:
+                self._note(part).unlink(missing_ok=True)
 
     def is_done(self, part: str) -> bool:
         """Whether a part is noted, and its files are there."""
@@ -293,6 +316,14 @@ class Job:
         with try_lock(self._lock(part)) as is_mine:
             return is_mine
 
+    def is_idle(self) -> bool:
+        """Whether no run holds any part just now."""
+        for path in (self.state / LOCKS).glob("*.lock"):
+            with try_lock(path) as is_free:
+                if not is_free:
+                    return False
+        return True
+
     # --- its end ---
 
     @contextmanager
@@ -316,12 +347,33 @@ class Job:
     def sweep(self) -> None:
         """Remove what runs that were killed left half written, unless another run is at work."""
         leftovers = list(self.output.rglob(LEFTOVERS))
-        for path in (self.state / LOCKS).glob("*.lock"):
-            with try_lock(path) as is_free:
-                if not is_free:
-                    return
-        for leftover in leftovers:
-            leftover.unlink(missing_ok=True)
+        if self.is_idle():
+            for leftover in leftovers:
+                leftover.unlink(missing_ok=True)
+
+
+def claimed(job: Job, parts: Iterable[str]) -> Generator[str, None, None]:
+    """Yield each part that this run is to make, held until the next one is asked for.
+
+    Parts that other runs hold come last; those that they have finished are left out. The caller
+    notes each part (:meth:`Job.note`), and closes the generator where it may stop in between
+    (``contextlib.closing``).
+
+    Raises:
+        JobGone: where another run finished the job, or began it anew.
+    """
+    waiting = list(parts)
+    while waiting:
+        held = []
+        for part in waiting:
+            with job.claim(part) as is_mine:
+                if not is_mine:
+                    held.append(part)
+                elif not job.is_done(part):
+                    yield part
+        if held == waiting:
+            time.sleep(POLL)
+        waiting = held
 
 
 def run_parts(
@@ -402,11 +454,14 @@ def _file_name(part: str) -> str:
     return f"{readable}-{hashlib.sha256(part.encode(errors='surrogateescape')).hexdigest()[:16]}"
 
 
-def _read(path: Path) -> Any:
-    """Return what a file of ours holds; {} where it is cut short, None where it is not there."""
+def read_state(path: Path) -> Any:
+    """Return what a file of a job's state holds.
+
+    It is {} where a power cut left it without content, and None where there is no file.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         return {}

@@ -1,6 +1,6 @@
 """A task's embeddings, opened and checked once: what predictors learn from and are tested on."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,13 +8,7 @@ import torch
 from torch import Tensor
 
 from gram_hear.errors import TaskError
-from gram_hear.evaluation.embed.embeddings import (
-    dimensions,
-    event_labels,
-    open_embeddings,
-    row_labels,
-    row_timestamps,
-)
+from gram_hear.evaluation.embed.embeddings import SplitEmbeddings
 from gram_hear.evaluation.predict.events import EventTable, Timeline, target_events
 from gram_hear.evaluation.predict.predictors import Examples, Rows
 from gram_hear.tasks import Task
@@ -24,7 +18,7 @@ from gram_hear.tasks import Task
 class SplitData:
     """One split of a task.
 
-    A *row* is one embedding vector: of a whole clip, or of a clip of events at one time.
+    A row is one embedding vector: of a whole clip, or, in tasks of events, of a clip at one time.
 
     Attributes:
         name: of the split.
@@ -78,32 +72,30 @@ def open_task(task: Task, splits: Collection[str] = ()) -> TaskData:
     Raises:
         TaskError: for what is missing or broken, or embeddings of different widths.
     """
-    if len(widths := {dimensions(task.folder, split)[1] for split in task.splits}) > 1:
+    opened = {split: SplitEmbeddings(task, split) for split in task.splits}
+    if len(widths := {each.shape[1] for each in opened.values()}) > 1:
         raise TaskError(
             f"{task.folder} has embeddings of {' and '.join(map(str, sorted(widths)))} values in "
             "its splits; embed the task again."
         )
-    used = [split for split in task.splits if not splits or split in splits]
-    return TaskData(task, {split: _open_split(task, split) for split in used})
+    used = {name: each for name, each in opened.items() if not splits or name in splits}
+    return TaskData(task, {name: _split_data(each) for name, each in used.items()})
 
 
-def _open_split(task: Task, split: str) -> SplitData:
-    features = torch.from_numpy(open_embeddings(task.folder, split))
+def _split_data(split: SplitEmbeddings) -> SplitData:
+    task, features = split.task, torch.from_numpy(split.vectors)
     if task.kind == "localisation":
-        return SplitData(
-            split, features, torch.tensor(row_labels(task, split), dtype=torch.float32)
-        )
+        return SplitData(split.name, features, torch.tensor(split.labels, dtype=torch.float32))
     index = {label: i for i, label in enumerate(task.labels)}
+    targets = _one_hot(split.labels, index)
     if task.kind != "event":
-        return SplitData(split, features, _one_hot(row_labels(task, split), index))
-    files, milliseconds = row_timestamps(task.folder, split)
-    targets = _one_hot(event_labels(task, split, files, milliseconds), index)
-    timeline = Timeline.of(files, milliseconds)
-    events = target_events(task.annotations(split), timeline.files, index)
-    return SplitData(split, features, targets, timeline, events)
+        return SplitData(split.name, features, targets)
+    timeline = Timeline.of(split.files, split.milliseconds)
+    events = target_events(task.annotations(split.name), timeline.files, index)
+    return SplitData(split.name, features, targets, timeline, events)
 
 
-def _one_hot(labels: list[list[str]], index: Mapping[str, int]) -> Tensor:
+def _one_hot(labels: Sequence[Sequence[str]], index: Mapping[str, int]) -> Tensor:
     """Return 1 for the labels of each row and 0 for the others, (rows, classes)."""
     targets = np.zeros((len(labels), len(index)), dtype=np.float32)
     for row, present in zip(targets, labels, strict=True):

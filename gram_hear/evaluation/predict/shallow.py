@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gram_hear.errors import OptionError, TaskError, short
-from gram_hear.evaluation.embed.embeddings import dimensions
+from gram_hear.evaluation.embed.embeddings import SplitEmbeddings
 from gram_hear.evaluation.predict.data import TaskData
 from gram_hear.evaluation.predict.folds import Fold, folds_of
 from gram_hear.evaluation.predict.grid import Setting, draw_settings, most_steps
@@ -108,7 +108,7 @@ class ShallowProbe:
             TaskError: where the number of rows is not known, and as :meth:`settings`.
         """
         settings = self.settings(task)
-        rows = {split: dimensions(task.folder, split)[0] for split in task.splits}
+        rows = {split: SplitEmbeddings(task, split).shape[0] for split in task.splits}
         return min(
             most_steps(settings, sum(rows[split] for split in fold.training))
             for fold in folds_of(task)
