@@ -190,12 +190,22 @@ def resample(audio: np.ndarray, rate: float, wanted: float, quality: str = "HQ")
         quality: one of soxr's: ``"HQ"`` for 20 bits, ``"VHQ"`` for 28.
 
     Returns:
-        The same type and number of axes, at the new rate.
+        The same type and number of axes, at the new rate. The length is :func:`resampled_length`.
     """
     import soxr
 
     audio = np.ascontiguousarray(audio)
-    return audio if rate == wanted else soxr.resample(audio, rate, wanted, quality=quality)
+    if rate == wanted:
+        return audio
+    resampled = soxr.resample(audio, rate, wanted, quality=quality)
+    samples = resampled_length(len(audio), rate, wanted)
+    missing = max(0, samples - len(resampled))
+    return np.pad(resampled, [(0, missing), (0, 0)][: audio.ndim])[:samples]
+
+
+def resampled_length(samples: int, rate: float, wanted: float) -> int:
+    """Return the length of resampled audio: to the nearest sample, and at least one of any."""
+    return max(min(samples, 1), int((2 * samples * wanted + rate) // (2 * rate)))
 
 
 def decoding_faults() -> tuple[type[Exception], ...]:
