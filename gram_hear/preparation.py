@@ -1,20 +1,21 @@
 """Sound files of any kind into tars of FLAC clips, the layout that pretraining reads.
 
 Files are taken in groups, each of which fills a tar (or several, where one file is longer than a
-tar may be). What is done is noted group by group, so that the same call goes on after an
-interruption, tries again files that failed and were altered since, and adds files that are new.
+tar may be). Groups are the parts of a job (:mod:`gram_hear.jobs.job`), whose state stays in the
+output: so the same call goes on after an interruption, tries again files that failed and were
+altered since, and adds files that are new.
 """
 
 import io
 import itertools
-import json
 import math
 import re
+import shutil
 import tarfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -27,12 +28,15 @@ from gram_hear.audio.archives import SUMMARY, index_tar
 from gram_hear.audio.files import SoundReader, find_audio, warn_of_left_out
 from gram_hear.config import require_rate
 from gram_hear.errors import AudioError, OptionError, reason_of
+from gram_hear.jobs.job import Job, Record, read_state, run_parts
+from gram_hear.jobs.locks import wait_for_lock
 from gram_hear.jobs.progress import Progress, silent
-from gram_hear.jobs.workers import cores, work
-from gram_hear.jobs.writing import hold, write_whole
+from gram_hear.jobs.workers import cores
+from gram_hear.jobs.writing import write_json, write_whole
 
 FORMAT, VERSION = "gram-hear clips", 1
-STATE = ".preparing"  # what is done, in the output folder
+GROUPS = "groups.json"  # in the job's state: the files of each group
+OLD_STATE = ".preparing"  # where gram-hear 0.1.0 kept what was done
 LEAST = 1.0  # seconds of what remains at the end of a file that is cut, to be a clip
 MEGABYTE = 10**6
 TAR_OVERHEAD = 1536  # bytes: a member's header, and its padding
@@ -64,16 +68,21 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class Group:
+class FileGroup:
     """Files whose clips share tars: the group's number, that of its first file, and paths."""
 
     number: int
     first: int
     files: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """What its tars' names begin with."""
+        return f"clips-{self.number:06d}"
+
 
 @dataclass(frozen=True)
-class _Clip:
+class _EncodedClip:
     name: str
     flac: bytes
     samples: int
@@ -91,8 +100,8 @@ def prepare(
     """Make clips of all sound files, or go on with what was interrupted.
 
     A clip is the first channel of a file, resampled, in 16-bit FLAC; samples beyond full scale are
-    clipped. Tars are written whole or not at all, and checked. With several jobs scripts need
-    ``if __name__ == "__main__":`` around the call.
+    clipped. Tars are written whole or not at all, and checked. Several runs may work in one output
+    together. With several jobs scripts need ``if __name__ == "__main__":`` around the call.
 
     Args:
         inputs: sound files, and folders that are searched for them.
@@ -116,19 +125,44 @@ def prepare(
         raise OptionError(f"jobs is {jobs}; it must be at least 1.")
     files = _find(inputs)
     options = {"inputs": [str(path.absolute()) for path in inputs], **asdict(preparation)}
+    job = Job(output, options)
     try:
-        is_other = _open_output(output, options, force)
-        with _locked(output):
-            if is_other:
-                _clear(output)
-            groups = _plan(output, options, files, preparation)
-            _run(output, groups, preparation, jobs, progress or silent)
-            return _summarise(output, groups, preparation)
+        _take_over(output)
+        job.begin(force=force, finished=_never, clear=partial(_clear, output))
+        return _make_groups(job, files, preparation, jobs, progress or silent)
     except OSError as error:
         raise OptionError(
             f"{output} cannot be written: {reason_of(error)}. What is finished is kept; "
             "run again to go on."
         ) from error
+
+
+def _make_groups(
+    job: Job, files: list[str], preparation: Preparation, jobs: int, progress: Progress
+) -> dict[str, Any]:
+    """Make the groups that are due, and those that other runs add meanwhile; sum all up."""
+    known = None
+    while True:
+        with job.finishing():
+            groups = _plan(job, files, preparation)
+            due = {group.name: group for group in groups if _is_due(job, group)}
+            total = sum(len(group.files) for group in groups)
+            done = total - sum(len(group.files) for group in due.values())
+            if not due:
+                progress(done, total)
+                return _summarise(job, groups, preparation)
+            if groups == known:
+                raise OptionError(job.loss(list(due)))
+            (job.output / SUMMARY).unlink(missing_ok=True)
+        known = groups
+        progress(done, total)
+        make = partial(write_group, job.output, preparation)
+        with closing(run_parts(job, due, make, jobs)) as outcomes:
+            for outcome in outcomes:
+                if outcome.error is not None:
+                    raise OptionError(outcome.error)
+                done += len(due[outcome.part].files)
+                progress(done, total)
 
 
 def _find(inputs: Sequence[Path]) -> list[str]:
@@ -148,63 +182,51 @@ def _find(inputs: Sequence[Path]) -> list[str]:
 # --- what is to be done ---------------------------------------------------------------------
 
 
-def _open_output(output: Path, options: dict[str, Any], force: bool) -> bool:
-    """Make the output folder, or see that it is one that these options go on with.
-
-    Returns:
-        Whether what is there was made with other options, and has to be cleared.
-    """
-    plan = output / STATE / "plan.json"
-    found = (_read_json(plan) or {}).get("options")
-    if found is not None and found != options:
-        if not force:
-            wrong = [key for key in options if found.get(key) != options[key]]
-            differences = "; ".join(f"{key} {found.get(key)}, not {options[key]}" for key in wrong)
-            raise OptionError(
-                f"{output} was begun with other options ({differences}). Use --force (force=True) "
-                "to make it anew, or another output."
-            )
-        return True
-    if found is None and output.exists() and any(p.name != STATE for p in output.iterdir()):
-        raise OptionError(
-            f"{output} holds other files; give a folder that is new or empty, or was prepared."
-        )
-    plan.parent.mkdir(parents=True, exist_ok=True)
-    return False
+def _never() -> None:
+    """Say that an output is never finished: there may be files to add."""
 
 
 def _clear(output: Path) -> None:
-    """Remove what was made; the lock stays, as this process holds it."""
-    made = (*output.glob("clips-*.tar"), *output.glob(".clips-*.tar.*"), *output.glob(SUMMARY))
-    for path in (*made, *(output / STATE).glob("*.json")):
-        path.unlink()
+    """Remove what was made of other inputs, or with other options."""
+    for path in (*output.glob("clips-*.tar"), *output.glob(".clips-*.tar.*"), output / SUMMARY):
+        path.unlink(missing_ok=True)
 
 
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    with open(output / STATE / "lock", "w") as file:
-        if not hold(file):
-            raise OptionError(f"Another run is writing {output}; wait for it.")
-        for leftover in output.rglob(".*.partial"):  # of a run that was killed
-            leftover.unlink()
-        yield
+def _take_over(output: Path) -> None:
+    """Turn what gram-hear 0.1.0 noted in an output into the state of a job."""
+    old = output / OLD_STATE
+    if not old.is_dir():
+        return
+    with wait_for_lock(old / "lock"):  # of that version, too
+        plan = read_state(old / "plan.json")
+        if plan:
+            job = Job(output, plan["options"])
+            job.begin()
+            write_json(job.state / GROUPS, plan["groups"])
+            for group in _number(plan["groups"]):
+                record = read_state(old / f"group-{group.number:06d}.json")
+                tars = [output / tar["name"] for tar in record["tars"]] if record else []
+                if record and all(tar.is_file() for tar in tars):
+                    job.note(group.name, record, tars)
+        if plan or list(output.iterdir()) == [old]:
+            shutil.rmtree(old)
 
 
-def _plan(
-    output: Path, options: dict[str, Any], files: list[str], preparation: Preparation
-) -> list[Group]:
+def _plan(job: Job, files: list[str], preparation: Preparation) -> list[FileGroup]:
     """Return the groups of earlier calls, and those of files that are new."""
-    path = output / STATE / "plan.json"
-    parts: list[list[str]] = (_read_json(path) or {"groups": []})["groups"]
+    parts: list[list[str]] = read_state(job.state / GROUPS) or []
     known = set(itertools.chain.from_iterable(parts))
-    parts += _group([file for file in files if file not in known], preparation)
-    _write_json(path, {"options": options, "groups": parts})
-    bounds = itertools.accumulate((len(part) for part in parts), initial=0)
+    if new := [file for file in files if file not in known]:
+        parts += _group(new, preparation)
+        write_json(job.state / GROUPS, parts)
+    return _number(parts)
+
+
+def _number(parts: list[list[str]]) -> list[FileGroup]:
+    firsts = itertools.accumulate((len(part) for part in parts), initial=0)
     return [
-        Group(number, first, tuple(part))
-        for number, (part, (first, _)) in enumerate(
-            zip(parts, itertools.pairwise(bounds), strict=True)
-        )
+        FileGroup(number, first, tuple(part))
+        for number, (part, first) in enumerate(zip(parts, firsts, strict=False))
     ]
 
 
@@ -226,32 +248,15 @@ def _group(files: Sequence[str], preparation: Preparation) -> list[list[str]]:
     return groups
 
 
-def _run(
-    output: Path, groups: list[Group], preparation: Preparation, jobs: int, progress: Progress
-) -> None:
-    due = [group for group in groups if _is_due(output, group)]
-    if due:
-        (output / SUMMARY).unlink(missing_ok=True)
-    total = sum(len(group.files) for group in groups)
-    done = total - sum(len(group.files) for group in due)
-    progress(done, total)
-    write = partial(write_group, output, preparation)
-    with closing(work(write, due, min(jobs, len(due) or 1))) as written:
-        for files in written:
-            done += files
-            progress(done, total)
-
-
-def _is_due(output: Path, group: Group) -> bool:
+def _is_due(job: Job, group: FileGroup) -> bool:
     """Whether a group was not finished, or one of its files that failed is another by now."""
-    result = _read_json(_result(output, group))
-    if result is None or not all((output / tar["name"]).is_file() for tar in result["tars"]):
+    record = job.record(group.name)
+    if record is None:
         return True
-    return any(_stamp(failed["file"]) != failed["stamp"] for failed in result["failed"])
-
-
-def _result(output: Path, group: Group) -> Path:
-    return output / STATE / f"group-{group.number:06d}.json"
+    if all(_stamp(failed["file"]) == failed["stamp"] for failed in record["failed"]):
+        return False
+    job.withdraw(group.name, record)
+    return True
 
 
 def _stamp(file: str) -> list[int] | None:
@@ -263,9 +268,9 @@ def _stamp(file: str) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _summarise(output: Path, groups: list[Group], preparation: Preparation) -> dict[str, Any]:
+def _summarise(job: Job, groups: list[FileGroup], preparation: Preparation) -> dict[str, Any]:
     """Write and return what was made, of all calls together."""
-    results = [_read_json(_result(output, group)) for group in groups]
+    results = [record for group in groups if (record := job.record(group.name)) is not None]
     tars = [tar for result in results for tar in result["tars"]]
     failed = [
         {"file": failed["file"], "reason": failed["reason"]}
@@ -284,33 +289,23 @@ def _summarise(output: Path, groups: list[Group], preparation: Preparation) -> d
         "warnings": [text for result in results for text in result["warnings"]],
         "failed": failed,
     }
-    _write_json(output / SUMMARY, summary)
+    write_json(job.output / SUMMARY, summary)
+    job.sweep()
     return summary
-
-
-def _read_json(path: Path) -> Any:
-    """Return what a file of ours holds; None where it is not there, or is cut short."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    write_whole(path, lambda place: place.write_text(text, encoding="utf-8"))
 
 
 # --- one group ------------------------------------------------------------------------------
 
 
-def write_group(output: Path, preparation: Preparation, group: Group) -> int:
-    """Write the tars of a group and note it as done, in whichever process.
+def write_group(
+    output: Path, preparation: Preparation, group: FileGroup
+) -> tuple[Record, list[Path]]:
+    """Write the tars of a group, in whichever process.
 
     Returns:
-        The number of its files.
+        What is to be noted of the group, and its tars.
     """
-    for old in output.glob(f"clips-{group.number:06d}-*.tar"):
+    for old in output.glob(f"{group.name}-*.tar"):
         old.unlink()
     tars: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
@@ -320,15 +315,17 @@ def write_group(output: Path, preparation: Preparation, group: Group) -> int:
         ahead = next(clips, None)
         while ahead is not None:
             rest = itertools.chain([ahead], clips)
-            tar = output / f"clips-{group.number:06d}-{len(tars):03d}.tar"
+            tar = output / f"{group.name}-{len(tars):03d}.tar"
             ahead, facts = _write_tar(tar, rest, preparation)
             tars.append(facts)
     texts = [str(each.message) for each in caught if each.category is UserWarning]
-    _write_json(_result(output, group), {"tars": tars, "warnings": texts, "failed": failed})
-    return len(group.files)
+    record = {"tars": tars, "warnings": texts, "failed": failed}
+    return record, [output / tar["name"] for tar in tars]
 
 
-def _clips(group: Group, preparation: Preparation, failed: list[dict[str, Any]]) -> Iterator[_Clip]:
+def _clips(
+    group: FileGroup, preparation: Preparation, failed: list[dict[str, Any]]
+) -> Iterator[_EncodedClip]:
     """Yield the clips of a group; a file that fails gives none, and is added to ``failed``."""
     for number, file in enumerate(group.files, group.first):
         stamp = _stamp(file)
@@ -338,7 +335,7 @@ def _clips(group: Group, preparation: Preparation, failed: list[dict[str, Any]])
             failed.append({"file": file, "reason": str(error), "stamp": stamp})
 
 
-def _clips_of(file: str, number: int, preparation: Preparation) -> Iterator[_Clip]:
+def _clips_of(file: str, number: int, preparation: Preparation) -> Iterator[_EncodedClip]:
     stem = re.sub(r"[^A-Za-z0-9_-]", "-", Path(file).stem)[:STEM]
     with SoundReader(file, preparation.rate, any_channels=True) as reader:
         blocks = _first_channel(reader)
@@ -348,7 +345,7 @@ def _clips_of(file: str, number: int, preparation: Preparation) -> Iterator[_Cli
             pieces = ([piece] for piece in _cut(blocks, samples, round(LEAST * preparation.rate)))
         for i, piece in enumerate(pieces):
             flac, samples = _encode(piece, preparation.rate)
-            yield _Clip(f"{number:08d}_{stem}_{i:04d}.flac", flac, samples)
+            yield _EncodedClip(f"{number:08d}_{stem}_{i:04d}.flac", flac, samples)
 
 
 def _first_channel(reader: SoundReader) -> Iterator[np.ndarray]:
@@ -387,18 +384,18 @@ def _encode(blocks: Iterable[np.ndarray], rate: int) -> tuple[bytes, int]:
 
 
 def _write_tar(
-    path: Path, clips: Iterator[_Clip], preparation: Preparation
-) -> tuple[_Clip | None, dict[str, Any]]:
+    path: Path, clips: Iterator[_EncodedClip], preparation: Preparation
+) -> tuple[_EncodedClip | None, dict[str, Any]]:
     """Write clips until the tar is full; return the first that it has no room for, and its facts.
 
     The same clips make the same bytes.
     """
     written: dict[str, int] = {}
-    left: list[_Clip] = []
+    left: list[_EncodedClip] = []
 
-    def write(place: Path) -> None:
+    def write(temporary: Path) -> None:
         room = preparation.tar_size * MEGABYTE - TAR_END
-        with tarfile.open(place, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for clip in clips:
                 room -= len(clip.flac) + TAR_OVERHEAD
                 if written and room < 0:
@@ -408,7 +405,7 @@ def _write_tar(
                 header.size = len(clip.flac)
                 tar.addfile(header, io.BytesIO(clip.flac))
                 written[clip.name] = clip.samples
-        _check_tar(place, written, preparation.rate)
+        _check_tar(temporary, written, preparation.rate)
 
     write_whole(path, write)
     seconds = sum(written.values()) / preparation.rate

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -327,7 +328,7 @@ def test_outputs_that_cannot_be(tmp_path, sounds):
     with pytest.raises(OptionError, match="holds other files"):
         run(sounds, sounds)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OptionError, match="cannot be written: Not a directory"):
+    with pytest.raises(OptionError, match="is a file; give a folder"):
         run(sounds, tmp_path / "file")
     with pytest.raises(OptionError, match="jobs is 0"):
         run(sounds, tmp_path / "out", jobs=0)
@@ -345,16 +346,128 @@ def test_other_options_need_force(tmp_path, sounds):
     assert not list((tmp_path / "out").glob(".clips-000001*"))
 
 
-@pytest.mark.skipif(os.name != "posix", reason="no such locks")
-def test_two_runs_at_once(tmp_path, sounds):
-    def second(done, total):
-        with pytest.raises(OptionError, match="Another run is writing"):
-            run(sounds, tmp_path / "out")
-        with pytest.raises(OptionError, match="Another run is writing"):
-            run(sounds, tmp_path / "out", seconds=2.0, force=True)
+def test_a_run_that_begins_while_another_works_shares_the_output(tmp_path, sounds):
+    summaries = []
 
-    run(sounds, tmp_path / "out", progress=second)
+    def second(done, total):
+        if done == 1 and not summaries:
+            with pytest.raises(Stop):  # once it has to wait for the group that is being made
+                run(sounds, tmp_path / "out", tar_size=0.15, progress=stop_at_the_last)
+            summaries.append(None)
+
+    def stop_at_the_last(done, total):
+        if done == total - 1:
+            raise Stop
+
+    summary = run(sounds, tmp_path / "out", tar_size=0.15, progress=second)
+    assert summary == run(sounds, tmp_path / "whole", tar_size=0.15)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+def test_files_that_another_run_adds_meanwhile_are_in_the_summary(tmp_path, sounds):
+    def add(done, total):
+        if total == 4 and done == 4 and not (sounds / "e.wav").exists():
+            soundfile.write(sounds / "e.wav", steps(40000, 1, 9), RATE)
+            assert run(sounds, tmp_path / "out")["files"] == 5
+
+    summary = run(sounds, tmp_path / "out", progress=add)
+    assert (summary["files"], summary["clips"]) == (5, 8)
+    assert json.loads((tmp_path / "out" / "prepared.json").read_text()) == summary
+
+
+def test_two_runs_prepare_one_folder(tmp_path, sounds):
+    """Both begin at once, in processes of their own."""
+    code = (
+        "from pathlib import Path\n"
+        "from gram_hear.preparation import Preparation, prepare\n"
+        "prepare([Path('sounds')], Path('out'), Preparation(1.0, tar_size=0.15), jobs=1)\n"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(2)]
+    assert [each.wait(60) for each in runs] == [0, 0]
+    summary = run(sounds, tmp_path / "whole", tar_size=0.15)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    assert json.loads((tmp_path / "out" / "prepared.json").read_text()) == summary
+    assert not list((tmp_path / "out" / ".job" / "locks").iterdir())
+
+
+def test_other_options_are_refused_while_a_run_is_at_work(tmp_path, sounds, monkeypatch):
+    write = module.write_group
+
+    def meanwhile(output, preparation, group):
+        with pytest.raises(OptionError, match="Another run is at work"):
+            run(sounds, tmp_path / "out", seconds=2.0, force=True)
+        return write(output, preparation, group)
+
+    monkeypatch.setattr(module, "write_group", meanwhile)
+    run(sounds, tmp_path / "out")
     assert len(open_clips(tmp_path / "out")) == 7  # clips of 1 s, as the first run has them
+
+
+def test_a_tar_that_is_removed_meanwhile_is_named_and_made_again(tmp_path, sounds):
+    def remove(done, total):
+        if done == total:
+            next((tmp_path / "out").glob("*.tar")).unlink(missing_ok=True)
+
+    with pytest.raises(OptionError, match=r"clips-00000\d of .*removed or altered"):
+        run(sounds, tmp_path / "out", progress=remove)
+    summary = run(sounds, tmp_path / "out")
+    assert summary == run(sounds, tmp_path / "whole")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+# --- what gram-hear 0.1.0 left ----------------------------------------------------------------
+
+
+def turn_old(output, unfinished=()):
+    """Give an output the state that gram-hear 0.1.0 kept, without some of its groups."""
+    state = output / ".job"
+    old = output / ".preparing"
+    old.mkdir()
+    (old / "lock").touch()
+    groups = json.loads((state / "groups.json").read_text())
+    plan = {"options": json.loads((state / "made_of.json").read_text()), "groups": groups}
+    (old / "plan.json").write_text(json.dumps(plan))
+    for note in (state / "done").iterdir():
+        found = json.loads(note.read_text())
+        number = int(found["part"].removeprefix("clips-"))
+        if number not in unfinished:
+            (old / f"group-{number:06d}.json").write_text(json.dumps(found["record"]))
+    for number in unfinished:
+        for tar in output.glob(f"clips-{number:06d}-*.tar"):
+            tar.unlink()
+        (output / "prepared.json").unlink()
+    shutil.rmtree(state)
+
+
+def test_a_folder_of_0_1_0_is_added_to(tmp_path, sounds, monkeypatch):
+    first = run(sounds, tmp_path / "out", tar_size=0.15)
+    turn_old(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_group", fail)
+        assert run(sounds, tmp_path / "out", tar_size=0.15) == first
+    assert not (tmp_path / "out" / ".preparing").exists()
+    turn_old(tmp_path / "out")
+    before = digests(tmp_path / "out")
+    soundfile.write(sounds / "a.wav", steps(40000, 1, 9), RATE)
+    assert run(sounds, tmp_path / "out", tar_size=0.15)["files"] == 5
+    assert before.items() < digests(tmp_path / "out").items()
+
+
+def test_what_0_1_0_left_unfinished_is_gone_on_with(tmp_path, sounds):
+    first = run(sounds, tmp_path / "out", tar_size=0.15)
+    before = digests(tmp_path / "out")
+    turn_old(tmp_path / "out", unfinished=[1])
+    with pytest.raises(OptionError, match=r"tar_size 0\.15, not 2\.0.*--force"):
+        run(sounds, tmp_path / "out", tar_size=2.0)
+    assert run(sounds, tmp_path / "out", tar_size=0.15) == first
+    assert digests(tmp_path / "out") == before
+
+
+def test_what_0_1_0_only_just_began_is_gone_on_with(tmp_path, sounds):
+    (tmp_path / "out" / ".preparing").mkdir(parents=True)
+    (tmp_path / "out" / ".preparing" / "lock").touch()
+    assert run(sounds, tmp_path / "out")["clips"] == 7
+    assert not (tmp_path / "out" / ".preparing").exists()
 
 
 # --- the command ----------------------------------------------------------------------------

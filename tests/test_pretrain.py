@@ -27,9 +27,9 @@ from gram_hear.jobs.locks import locked
 from gram_hear.pretrain import callbacks, cli, datamodule, trust
 from gram_hear.pretrain.__main__ import main
 from gram_hear.pretrain.callbacks import Curves, Pictures
-from gram_hear.pretrain.data import SampleSet
 from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.pictures import Picture
+from gram_hear.pretrain.samples import SampleSet
 
 RATE = 32000
 TINY = {

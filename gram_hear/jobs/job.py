@@ -32,7 +32,7 @@ from gram_hear.jobs.writing import write_json
 
 STATE = ".job"
 MADE_OF, DONE, LOCKS, FINISH = "made_of.json", "done", "locks", "finish.lock"
-LEFTOVERS = ".*.partial"  # of runs that were killed while they wrote
+LEFTOVERS = f".{'?' * 12}.{'?' * 32}.partial"  # temporary names of write_whole, left by kills
 ADVICE = (
     "Use --force (force=True) to make it anew, or another output.",
     "Delete it, or choose another output.",
@@ -129,11 +129,27 @@ class Job:
             elif is_finished:  # by a run that was killed before it removed the state
                 self.close()
                 return False
-            for folder in (DONE, LOCKS):
-                (self.state / folder).mkdir(exist_ok=True)
-            if self.begun_of() != self._plain:
-                write_json(self.state / MADE_OF, self.made_of)
+            self._make_state()
         return True
+
+    def begin_unchecked(self) -> None:
+        """Begin the job, or go on, where the caller has looked at what the output holds.
+
+        What was begun of something else, and is unfinished, is forgotten.
+
+        Raises:
+            OptionError: where a run of that is at work.
+        """
+        with self.finishing():
+            if self.begun_of() not in (None, self._plain):
+                self.forget()
+            self._make_state()
+
+    def _make_state(self) -> None:
+        for folder in (DONE, LOCKS):
+            (self.state / folder).mkdir(exist_ok=True)
+        if self.begun_of() != self._plain:
+            write_json(self.state / MADE_OF, self.made_of)
 
     def check(
         self, *, force: bool | None = None, finished: Callable[[], Any] | None = None
@@ -170,7 +186,7 @@ class Job:
 
     def begun_of(self) -> Any:
         """Return what the job in this state folder is made of; None where none was begun."""
-        return _read(self.state / MADE_OF)
+        return read_state(self.state / MADE_OF)
 
     def difference(self, found: Any) -> str:
         """Return in words how ``found`` differs from what this job is made of; "" where nowhere."""
@@ -193,10 +209,8 @@ class Job:
         Raises:
             OptionError: where a run is at work.
         """
-        for path in (self.state / LOCKS).glob("*.lock"):
-            with try_lock(path) as is_free:
-                if not is_free:
-                    raise OptionError(f"Another run is at work in {self.output}; wait for it.")
+        if not self.is_idle():
+            raise OptionError(f"Another run is at work in {self.output}; wait for it.")
         (self.state / MADE_OF).unlink(missing_ok=True)
         for path in self.state.iterdir():
             if path.is_dir():
@@ -248,12 +262,12 @@ class Job:
 
         A note that a power cut left without content counts as none.
         """
-        return self._check_note(_read(self._note(part)), part)
+        return self._check_note(read_state(self._note(part)), part)
 
     def records(self) -> Iterator[Record]:
         """Yield what was noted of every part that is done, whichever parts a run asks for."""
         for path in sorted((self.state / DONE).glob("*.json")):
-            note = _read(path)
+            note = read_state(path)
             if isinstance(note, dict) and (record := self._check_note(note, note.get("part"))):
                 yield record
 
@@ -266,6 +280,12 @@ class Job:
             return None
         there = all(_size(self.output / file) == size for file, size in note["files"].items())
         return note["record"] if there else None
+
+    def withdraw(self, part: str, record: Record) -> None:
+        """Remove the note of a part that is to be made again, unless another run renews it."""
+        with self.claim(part) as is_mine:
+            if is_mine and self.record(part) == record:
+                self._note(part).unlink(missing_ok=True)
 
     def is_done(self, part: str) -> bool:
         """Whether a part is noted, and its files are there."""
@@ -296,6 +316,14 @@ class Job:
         with try_lock(self._lock(part)) as is_mine:
             return is_mine
 
+    def is_idle(self) -> bool:
+        """Whether no run holds any part just now."""
+        for path in (self.state / LOCKS).glob("*.lock"):
+            with try_lock(path) as is_free:
+                if not is_free:
+                    return False
+        return True
+
     # --- its end ---
 
     @contextmanager
@@ -319,12 +347,33 @@ class Job:
     def sweep(self) -> None:
         """Remove what runs that were killed left half written, unless another run is at work."""
         leftovers = list(self.output.rglob(LEFTOVERS))
-        for path in (self.state / LOCKS).glob("*.lock"):
-            with try_lock(path) as is_free:
-                if not is_free:
-                    return
-        for leftover in leftovers:
-            leftover.unlink(missing_ok=True)
+        if self.is_idle():
+            for leftover in leftovers:
+                leftover.unlink(missing_ok=True)
+
+
+def claimed(job: Job, parts: Iterable[str]) -> Generator[str, None, None]:
+    """Yield each part that this run is to make, held until the next one is asked for.
+
+    Parts that other runs hold come last; those that they have finished are left out. The caller
+    notes each part (:meth:`Job.note`), and closes the generator where it may stop in between
+    (``contextlib.closing``).
+
+    Raises:
+        JobGone: where another run finished the job, or began it anew.
+    """
+    waiting = list(parts)
+    while waiting:
+        held = []
+        for part in waiting:
+            with job.claim(part) as is_mine:
+                if not is_mine:
+                    held.append(part)
+                elif not job.is_done(part):
+                    yield part
+        if held == waiting:
+            time.sleep(POLL)
+        waiting = held
 
 
 def run_parts(
@@ -405,11 +454,14 @@ def _file_name(part: str) -> str:
     return f"{readable}-{hashlib.sha256(part.encode(errors='surrogateescape')).hexdigest()[:16]}"
 
 
-def _read(path: Path) -> Any:
-    """Return what a file of ours holds; {} where it is cut short, None where it is not there."""
+def read_state(path: Path) -> Any:
+    """Return what a file of a job's state holds.
+
+    It is {} where a power cut left it without content, and None where there is no file.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         return {}

@@ -1,23 +1,20 @@
-"""The embedding of a HEAR task: written to disk so that a run can be broken off.
+"""The embedding of a HEAR task: in parts, so that runs can be broken off, and share one task.
 
-While a directory is made, ``embeddings-progress.json`` says how far it is, and rows are in files
-that end in ``.partial``. What is renamed is whole. ``embeddings-done.json`` comes last.
+A split's clips are cut into parts of 60 s of sound. What a part gives is kept in the folder of the
+job's state (:mod:`gram_hear.jobs.job`) until the split is whole. Only then do its embeddings get
+their name. ``embeddings-done.json`` comes last.
 """
 
 import hashlib
 import json
-import math
-import operator
-import os
 import pickle
 import platform
 import shutil
 import time
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -34,29 +31,25 @@ from gram_hear.evaluation.embed.embeddings import (
     NEIGHBOURS_DONE,
     PREDICTED,
     PROGRESS,
+    begun_of,
     event_labels,
 )
 from gram_hear.evaluation.embed.hear_module import HearModule, is_out_of_memory
-from gram_hear.evaluation.embed.task_audio import SILENCE, Source, TaskAudio
+from gram_hear.evaluation.embed.task_audio import SILENCE, ClipFile, TaskAudio
 from gram_hear.jobs.interrupts import interrupts_held, result_of, submit
-from gram_hear.jobs.locks import locked
+from gram_hear.jobs.job import Job, JobGone, claimed
+from gram_hear.jobs.locks import OLD_LOCK, locked
 from gram_hear.jobs.progress import Progress, silent
-from gram_hear.jobs.writing import write_whole
-from gram_hear.tasks import (
-    METADATA,
-    VOCABULARY,
-    Task,
-    empty_in_words,
-    read_json,
-)
+from gram_hear.jobs.writing import write_json, write_whole
+from gram_hear.tasks import METADATA, VOCABULARY, Task, empty_in_words, read_json
 
-BATCH_SECONDS = 60.0  # of sound, all channels counted, in the first batches
-SAVE_SECONDS = 0.5  # after which progress is written down again; a kill costs so much
+BATCH_SECONDS = 60.0  # of sound, all channels counted, in a part, and in the first batches
 READERS = 2  # threads that decode ahead
 TOLERANCE = 0.001  # seconds by which a clip may differ from sample_duration
 TO_DELETE = "delete it, or choose another folder of embeddings"
 
 EmptyClips = Literal["error", "skip", "zero"]
+Arrays = dict[str, np.ndarray]
 
 
 def embed_task(
@@ -71,8 +64,9 @@ def embed_task(
     """Embed the clips of a task and write its embeddings to ``folder / task.name``.
 
     What is done already is not done again: a finished directory is left as it is, and a run that
-    was broken off goes on where it was, to the same numbers. Batches are clips of one length, of
-    60 s together; where memory is short they are halved, and stay so.
+    was broken off goes on where it was, to the same numbers. Several runs may embed one task at
+    once: they share its parts. Batches are clips of one length, of 60 s together; where memory is
+    short they are halved, and stay so.
 
     Audio is taken from the folder of the module's sample rate. A file that is not there is made
     from the highest other rate, once: it is kept beside the task.
@@ -91,8 +85,8 @@ def embed_task(
         The directory.
 
     Raises:
-        TaskError: for a task that is broken or lacks audio, a directory of other embeddings, or
-            one that another run writes.
+        TaskError: for a task that is broken or lacks audio, or a directory of other embeddings.
+        OptionError: for embeddings to be replaced that another run is writing.
         AudioError: for a file that cannot be read, has another rate than its folder, or holds NaN,
             or no samples where ``empty_clips`` is ``"error"``.
         ModuleError: for a module that breaks the API, or a clip too long for the memory.
@@ -107,16 +101,16 @@ def embed_task(
     except OSError as error:
         raise TaskError(f"{out} cannot be made: {reason_of(error)}.") from error
     identity = _identity(task, module, empty_clips)
-    with locked(out, TaskError):
-        try:
-            if force and _difference(out, identity):
-                _discard(out)
-            if not _is_done(out, task, identity):
-                _Run(task, module, out, identity, progress).run()
-        except OSError as error:  # sounds and modules have errors of their own
-            raise TaskError(
-                f"{out} cannot be written: {reason_of(error)}. What is done is kept; run again."
-            ) from error
+    try:
+        if force and _difference(out, identity):
+            _discard(out)
+        while not _is_done(out, task, identity):
+            with suppress(JobGone):  # another run finished it, or began it anew
+                _TaskRun(task, module, out, identity, progress or silent).run()
+    except OSError as error:  # sounds and modules have errors of their own
+        raise TaskError(
+            f"{out} cannot be written: {reason_of(error)}. What is done is kept; run again."
+        ) from error
     return out
 
 
@@ -142,7 +136,7 @@ def is_embedded(
 
 
 def _identity(task: Task, module: HearModule, empty_clips: EmptyClips) -> dict[str, Any]:
-    """Return what embeddings are told apart by."""
+    """Return what embeddings depend on, as their directory says it: module, model and task."""
     digest = hashlib.sha256()
     for path in _copied_files(task):
         digest.update(path.name.encode() + b"\0" + _read_bytes(path) + b"\0")
@@ -173,12 +167,10 @@ def _is_done(out: Path, task: Task, identity: dict[str, Any]) -> bool:
     Raises:
         TaskError: where it holds other embeddings, or some of unknown origin.
     """
-    done = (out / DONE).is_file()
-    if not done and not (out / PROGRESS).is_file():
+    if _made_of(out) is None:
         if any(out.glob("*.embeddings.npy")):
             raise TaskError(
-                f"{out} holds embeddings, but neither {DONE} nor {PROGRESS} that would say what "
-                f"made them; {TO_DELETE}."
+                f"{out} holds embeddings, but no {DONE} that would say what made them; {TO_DELETE}."
             )
         return False
     if difference := _difference(out, identity):
@@ -186,33 +178,44 @@ def _is_done(out: Path, task: Task, identity: dict[str, Any]) -> bool:
             f"{out} holds other embeddings: {difference}. Use --force to replace them and their "
             f"scores, {TO_DELETE}."
         )
-    for split in task.splits if done else ():
+    if not (out / DONE).is_file():
+        return False
+    for split in task.splits:
         if not (whole := out / f"{split}.embeddings.npy").is_file():
             raise TaskError(f"{out} is marked as done, but {whole.name} is missing; {TO_DELETE}.")
-    return done
+    return True
+
+
+def _made_of(out: Path) -> Any:
+    """Return what a directory says that its embeddings are made of; None where it says nothing."""
+    return read_json(out / DONE) if (out / DONE).is_file() else begun_of(out)
 
 
 def _difference(out: Path, identity: dict[str, Any]) -> str:
     """Return in what a directory's embeddings are of something else; "" where there are none."""
-    path = next((each for each in (out / DONE, out / PROGRESS) if each.is_file()), None)
-    if path is None:
+    found = _made_of(out)
+    if found is None:
         return ""
-    found = read_json(path)
     if not isinstance(found, dict):
-        return f"{path.name} holds {short(found)}"
+        return f"it says {short(found)} of them"
     for key, value in identity.items():
         there = found.get(key)
         if there != value and not (key == EMPTY and there is None):  # none of its clips is empty
-            return f"{key} is {short(there)} in {path.name}, and {value!r} now"
+            return f"{key} is {short(there)} there, and {value!r} now"
     return ""
 
 
 def _discard(out: Path) -> None:
-    """Remove a directory's embeddings, and what says that scores are of them: that first."""
-    for name in (PREDICTED, NEIGHBOURS_DONE, DONE):
-        (out / name).unlink(missing_ok=True)
-    for path in (*out.glob("*.embeddings.npy"), *out.glob("*.partial"), out / PROGRESS):
-        path.unlink(missing_ok=True)  # last what says that there were embeddings of ours
+    """Remove a directory's embeddings; first of all what says that scores are of them."""
+    job = Job(out, {})
+    with locked(out, TaskError), job.finishing():
+        job.forget()
+        for name in (PREDICTED, NEIGHBOURS_DONE):
+            (out / name).unlink(missing_ok=True)
+        for path in (*out.glob("*.embeddings.npy"), *out.glob("*.partial")):
+            path.unlink()
+        for name in (DONE, PROGRESS):  # last what says that there were embeddings of ours
+            (out / name).unlink(missing_ok=True)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -225,20 +228,15 @@ def _read_bytes(path: Path) -> bytes:
 # --- a run ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Clip:
-    """A clip on its way: the index of its file in the order of the rows, and its sound."""
+class _TaskRun:
+    """One run over a task.
 
-    index: int
-    audio: np.ndarray
-
-
-class _Run:
-    """One task on its way; the state that outlives a kill is ``self.state``.
-
-    ``state["splits"][split]`` is how many files of the split's work are done and, for events, how
-    many rows they gave; ``budget`` is how many samples a batch may hold.
+    Attributes:
+        job: the state that all runs over the task share, and that outlives a kill.
+        budget: how many samples a batch may hold, all channels counted.
     """
+
+    job: Job
 
     def __init__(
         self,
@@ -246,356 +244,335 @@ class _Run:
         module: HearModule,
         out: Path,
         identity: dict[str, Any],
-        progress: Progress | None,
+        progress: Progress,
     ) -> None:
         self.task = task
         self.module = module
         self.out = out
-        self.empty_clips: EmptyClips = identity[EMPTY]
-        self.events = task.embedding_type == "event"
+        self.identity = identity
+        self.progress = progress
+        self.has_events = task.embedding_type == "event"
         self.size: int = identity["embedding_size"]
         self.audio = TaskAudio(task, module.sample_rate)
-        self.progress = progress or silent
-        self.state: dict[str, Any] = {
-            **identity,
-            EMPTY: None,
-            "audio_sha256": "",
-            "budget": round(BATCH_SECONDS * module.sample_rate),
-            "seconds": 0.0,
-            "splits": {split: {"files": 0, "rows": 0} for split in task.splits},
-        }
+        self.budget = round(BATCH_SECONDS * module.sample_rate)
+        self.files_done = 0
 
     def run(self) -> None:
-        """Embed what is left to do, and mark the directory as done."""
+        """Embed what is left to do, and mark the directory as done.
+
+        Raises:
+            JobGone: where another run finished the task, or began it anew.
+        """
         for split in self.task.splits:
             self.task.annotations(split)  # what is wrong shows before anything is computed
-        plan = {split: self.audio.sources(split) for split in self.task.splits}
-        if any(source.empty for sources in plan.values() for source in sources):
-            plan = self._without_empty(plan)
+        clips = {split: self.audio.clip_files(split) for split in self.task.splits}
+        empty = {split: [each.file for each in clips[split] if each.empty] for split in clips}
+        names = [f"{split}/{file}" for split, files in empty.items() for file in files]
+        if names:
+            clips = self._without_empty(clips, empty, names)
         self._warn_of_lengths(
-            [each for sources in plan.values() for each in sources if not each.empty]
+            [each for files in clips.values() for each in files if not each.empty]
         )
-        self._resume(plan)
+        self._begin(clips, names)
         for path in _copied_files(self.task):
             write_whole(self.out / path.name, partial(shutil.copyfile, path))
-        if self.state.get(EMPTY) == "skip":  # a run that an older version began lacks the key
+        if self.job.made_of[EMPTY] == "skip":
             for split in self.task.splits:
                 self._write(f"{split}.json", self.task.raw_annotations(split))
-        total = sum(map(len, plan.values()))
-        self.progress(self._files_done(), total)
-        try:
-            for split, sources in plan.items():
-                for _ in self._embed_split(split, sources):
-                    self.progress(self._files_done(), total)
-        finally:
-            self._save()
-        self._finish(total)
+        self.total = sum(map(len, clips.values()))
+        self.progress(0, self.total)
+        for split, files in clips.items():
+            before = self.files_done
+            self._embed_split(split, files)
+            self._tell(before + len(files) - self.files_done)  # those of other runs too
+        self._finish()
 
-    def _without_empty(self, plan: dict[str, list[Source]]) -> dict[str, list[Source]]:
+    def _without_empty(
+        self,
+        clips: dict[str, list[ClipFile]],
+        empty: Mapping[str, list[str]],
+        names: Sequence[str],
+    ) -> dict[str, list[ClipFile]]:
         """Do with clips without samples what was asked for; return what is to be embedded."""
-        empty = {split: [each.file for each in plan[split] if each.empty] for split in plan}
-        names = [f"{split}/{file}" for split, files in empty.items() for file in files]
-        said = empty_in_words(names, sum(map(len, plan.values())))
-        if self.empty_clips == "error":
+        said = f"{self.task.name}: {empty_in_words(names, sum(map(len, clips.values())))}"
+        if self.identity[EMPTY] == "error":
             raise AudioError(
-                f"{self.task.name}: {said} Nothing was embedded. --empty-clips skip leaves them "
-                f"out, --empty-clips zero embeds {SILENCE:g} s of silence for each."
+                f"{said} Nothing was embedded. --empty-clips skip leaves them out, --empty-clips "
+                f"zero embeds {SILENCE:g} s of silence for each."
             )
-        self.state.update({EMPTY: self.empty_clips, EMPTY_FILES: names})
-        if self.empty_clips == "zero":
-            warnings.warn(
-                f"{self.task.name}: {said} {SILENCE:g} s of silence is embedded for each.",
-                stacklevel=4,
-            )
-            return plan
-        warnings.warn(f"{self.task.name}: {said} They are left out.", stacklevel=4)
+        if self.identity[EMPTY] == "zero":
+            warnings.warn(f"{said} {SILENCE:g} s of silence is embedded for each.", stacklevel=4)
+            return clips
+        warnings.warn(f"{said} They are left out.", stacklevel=4)
         self.task = self.task.without(empty)
         self.audio = TaskAudio(self.task, self.module.sample_rate)
-        return {split: self.audio.sources(split) for split in self.task.splits}
+        return {split: self.audio.clip_files(split) for split in self.task.splits}
 
-    def _warn_of_lengths(self, sources: Sequence[Source]) -> None:
+    def _warn_of_lengths(self, clips: Sequence[ClipFile]) -> None:
         duration = self.task.sample_duration
         if duration is None:
             return
         rate = self.module.sample_rate
-        others = [each for each in sources if abs(each.samples / rate - duration) > TOLERANCE]
+        others = [each for each in clips if abs(each.samples / rate - duration) > TOLERANCE]
         if others:
             warnings.warn(
-                f"{self.task.name}: {len(others)} of {len(sources)} clips are not {duration:g} s "
+                f"{self.task.name}: {len(others)} of {len(clips)} clips are not {duration:g} s "
                 f"long, as sample_duration says ({others[0].file}: "
                 f"{others[0].samples / rate:g} s). Each is embedded as it is.",
                 stacklevel=4,
             )
 
-    def _resume(self, plan: dict[str, list[Source]]) -> None:
-        """Take over the state of a run that was broken off."""
+    def _begin(self, clips: Mapping[str, Sequence[ClipFile]], empty: Sequence[str]) -> None:
+        """Begin the job, or go on with what was begun of the same audio."""
         lengths = {
-            split: [(each.file, each.samples, each.channels) for each in sources]
-            for split, sources in plan.items()
+            split: [(each.file, each.samples, each.channels) for each in files]
+            for split, files in clips.items()
         }
-        self.state["audio_sha256"] = hashlib.sha256(json.dumps(lengths).encode()).hexdigest()
-        path = self.out / PROGRESS
-        if path.is_file():
-            found = read_json(path)
-            if found.get("audio_sha256") != self.state["audio_sha256"]:
-                raise TaskError(
-                    f"The audio of {self.task.name} has changed since {self.out} was begun; "
-                    f"{TO_DELETE}."
-                )
-            if not _is_state(found, plan):
-                raise TaskError(f"{path} is damaged: it does not say what is done. {TO_DELETE}.")
-            self.state = found
-        self._start = time.monotonic() - self.state["seconds"]
-        self._save()
+        made_of = {
+            **self.identity,
+            EMPTY: self.identity[EMPTY] if empty else None,
+            **({EMPTY_FILES: list(empty)} if empty else {}),
+            "audio_sha256": hashlib.sha256(json.dumps(lengths).encode()).hexdigest(),
+            "part_samples": self.budget,
+        }
+        found = begun_of(self.out)
+        if found is not None and found.get("audio_sha256") != made_of["audio_sha256"]:
+            raise TaskError(
+                f"The audio of {self.task.name} has changed since {self.out} was begun; "
+                f"{TO_DELETE}."
+            )
+        self.job = Job(self.out, made_of)
+        self.job.begin_unchecked()
+        if (self.out / PROGRESS).is_file():
+            self._take_over()
+        (self.job.state / "rows").mkdir(exist_ok=True)
 
-    def _save(self) -> None:
-        self._saved = time.monotonic()
-        self.state["seconds"] = self._saved - self._start
-        content = json.dumps(self.state, indent=1)
-        write_whole(self.out / PROGRESS, lambda place: place.write_text(content, encoding="utf-8"))
+    def _take_over(self) -> None:
+        """Go on with what version 0.1.0 left: splits that are whole stay, others are begun anew."""
+        for split in self.task.splits:
+            if (path := self.out / f"{split}.embeddings.npy").is_file():
+                self.job.note(split, {"seconds": 0.0, "batch_samples": self.budget}, [path])
+        for path in (*self.out.glob("*.partial"), self.out / OLD_LOCK, self.out / PROGRESS):
+            path.unlink(missing_ok=True)
 
-    def _files_done(self) -> int:
-        return sum(split["files"] for split in self.state["splits"].values())
+    def _tell(self, files: int) -> None:
+        """Tell that so many more files are done."""
+        if files:
+            self.files_done += files
+            self.progress(self.files_done, self.total)
 
-    def _embed_split(self, split: str, sources: Sequence[Source]) -> Iterator[None]:
-        """Embed the files of a split that are left, yielding after each batch; make it whole."""
-        if (self.out / f"{split}.embeddings.npy").is_file():
+    # --- a split ---
+
+    def _embed_split(self, split: str, clips: Sequence[ClipFile]) -> None:
+        """Embed the parts of a split that no other run embeds; make it whole, unless one has."""
+        if self.job.is_done(split):
             return
-        state = self.state["splits"][split]
-        if self.events:
-            order = list(range(len(sources)))
-            rows: _EventRows | _SceneRows = _EventRows(self.out, split, self.size, state)
-        else:
-            order = _by_length(sources)
-            rows = _SceneRows(self.out, split, self.size, state, len(sources))
-        with ThreadPoolExecutor(READERS) as pool:
-            clips = self._load_ahead(pool, split, sources, order[state["files"] :])
-            pending: deque[_Clip] = deque()
-            while count := self._fill(pending, clips):
-                batch = [pending[i] for i in range(count)]
-                if not self._embed(batch, sources, rows):
-                    continue  # smaller now: try again
-                for _ in batch:
-                    pending.popleft()
-                state.update(files=state["files"] + count, rows=rows.count)  # both or neither
-                if time.monotonic() - self._saved >= SAVE_SECONDS:
-                    self._save()
-                yield
-        self._complete(split, rows)
+        order = list(range(len(clips))) if self.has_events else _by_length(clips)
+        parts = {
+            f"{split} {number:06}": members
+            for number, members in enumerate(_cut(order, clips, self.job.made_of["part_samples"]))
+        }
+        records = {part: self.job.record(part) for part in parts}
+        made = [record for record in records.values() if record is not None]
+        self.budget = min([self.budget, *(record["batch_samples"] for record in made)])
+        self._tell(sum(len(parts[part]) for part, record in records.items() if record is not None))
+        due = [part for part, record in records.items() if record is None]
+        self._embed_parts(split, clips, parts, due)
+        for _ in claimed(self.job, [split]):
+            self._assemble(split, parts)
+        for part in parts:
+            self._rows_of(part).unlink(missing_ok=True)
 
-    def _load_ahead(
+    def _embed_parts(
         self,
-        pool: ThreadPoolExecutor,
         split: str,
-        sources: Sequence[Source],
-        order: Sequence[int],
-    ) -> Iterator[_Clip]:
-        """Yield clips in order, with a batch of sound, but at least one clip, loaded ahead."""
-        loading: deque[tuple[int, Future[np.ndarray]]] = deque()
-        ahead = 0
-        try:
-            for index in order:
-                while loading and ahead + sources[index].samples > self.state["budget"]:
-                    first, future = loading.popleft()
-                    ahead -= sources[first].samples
-                    yield _Clip(first, result_of(future))
-                future = submit(pool, self.audio.load, split, sources[index])
-                loading.append((index, future))
-                ahead += sources[index].samples
-            for index, future in loading:
-                yield _Clip(index, result_of(future))
-        finally:
-            with interrupts_held():
-                for _, future in loading:
-                    future.cancel()
+        clips: Sequence[ClipFile],
+        parts: Mapping[str, Sequence[int]],
+        due: Sequence[str],
+    ) -> None:
+        """Embed parts, with the clips of the next one loaded ahead."""
+        position = {part: i for i, part in enumerate(due)}
+        loading: dict[str, list[Future[np.ndarray]]] = {}
+        with ThreadPoolExecutor(READERS) as pool, closing(claimed(self.job, due)) as mine:
 
-    def _fill(self, pending: deque[_Clip], clips: Iterator[_Clip]) -> int:
-        """Load clips up to a batch, and return how many of the pending ones make it.
+            def load(part: str) -> list[Future[np.ndarray]]:
+                return [submit(pool, self.audio.load, split, clips[i]) for i in parts[part]]
 
-        Pending clips are of one shape, but for the last one.
+            try:
+                for part in mine:
+                    if self.job.is_done(split):  # by another run, which removed its parts
+                        break
+                    sounds = [result_of(each) for each in loading.pop(part, None) or load(part)]
+                    following = due[position[part] + 1 : position[part] + 2]
+                    loading = {each: load(each) for each in following if self.job.is_free(each)}
+                    self._embed_part(part, sounds, [clips[i].file for i in parts[part]])
+                    self._tell(len(sounds))
+            finally:
+                with interrupts_held():
+                    for future in (each for futures in loading.values() for each in futures):
+                        future.cancel()
+
+    def _embed_part(self, part: str, sounds: list[np.ndarray], names: list[str]) -> None:
+        """Embed the clips of a part in batches of one shape, and note it."""
+        started = time.monotonic()
+        batches: list[Arrays] = []
+        first = 0
+        while first < len(sounds):
+            shape = sounds[first].shape
+            most = first + max(1, self.budget // sounds[first].size)
+            last = first + 1
+            while last < min(most, len(sounds)) and sounds[last].shape == shape:
+                last += 1
+            embedded = self._embed_batch(sounds[first:last], names[first:last])
+            if embedded is not None:  # else again, with a smaller batch
+                batches.append(embedded)
+                first = last
+        arrays = {key: np.concatenate([each[key] for each in batches]) for key in batches[0]}
+
+        def write(temporary: Path) -> None:
+            with open(temporary, "wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+
+        write_whole(self._rows_of(part), write)
+        seconds = time.monotonic() - started
+        record = {"seconds": seconds, "batch_samples": self.budget, "rows": len(arrays["rows"])}
+        self.job.note(part, record, [self._rows_of(part)])
+
+    def _rows_of(self, part: str) -> Path:
+        """Return where a part's rows are kept until its split is whole."""
+        return self.job.state / "rows" / f"{part}.npz"
+
+    def _embed_batch(self, sounds: Sequence[np.ndarray], names: Sequence[str]) -> Arrays | None:
+        """Embed clips of one shape; return None where memory was short, and halve the budget.
+
+        Returns:
+            ``rows`` (rows, d) float32; for events also ``times`` (rows,) float64 in milliseconds,
+            and ``counts`` (clips,) int64, the number of rows of each clip.
         """
-        while True:
-            if pending:
-                first = pending[0].audio
-                room = max(1, self.state["budget"] // first.size)
-                others = pending[-1].audio.shape != first.shape
-                if len(pending) - others >= room:
-                    return room
-                if others:
-                    return len(pending) - 1
-            clip = next(clips, None)
-            if clip is None:
-                return len(pending)
-            pending.append(clip)
-
-    def _embed(
-        self, batch: Sequence[_Clip], sources: Sequence[Source], rows: "_EventRows | _SceneRows"
-    ) -> bool:
-        """Embed and keep a batch; return False where memory was short and the budget was halved."""
-        audio = np.stack([clip.audio for clip in batch])
+        audio = np.stack(sounds)
         if audio.ndim == 3 and self.module.multichannel:
             audio = audio.transpose(0, 2, 1)
-        indices = [clip.index for clip in batch]
-        names = [sources[index].file for index in indices]
         try:
-            rows.embed(self.module, indices, audio, names)
+            if not self.has_events:
+                return {"rows": self.module.scenes(audio, names)}
+            rows, times = self.module.timestamps(audio, names)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            if len(batch) == 1:
-                seconds = len(batch[0].audio) / self.module.sample_rate
+            if len(sounds) == 1:
+                seconds = len(sounds[0]) / self.module.sample_rate
                 raise ModuleError(
                     f"{self.module.name} ran out of memory with {names[0]} alone ({seconds:.1f} s) "
                     f"on {self.module.device}; choose another device, or a smaller model."
                 ) from error
-            self.state["budget"] = batch[0].audio.size * (len(batch) // 2)
+            self.budget = sounds[0].size * (len(sounds) // 2)
         else:
-            return True
+            counts = np.full(len(rows), rows.shape[1], dtype=np.int64)
+            return {"rows": rows.reshape(-1, self.size), "times": times.ravel(), "counts": counts}
         if self.module.device.type == "cuda":
             torch.cuda.empty_cache()
-        return False
+        return None
 
-    def _complete(self, split: str, rows: "_EventRows | _SceneRows") -> None:
-        """Write what goes with the rows, and give them their name at last."""
+    def _assemble(self, split: str, parts: Mapping[str, Sequence[int]]) -> None:
+        """Write a split from its parts: its embeddings come last, and then it is noted."""
+        records = [self.job.record(part) for part in parts]
+        if lost := [part for part, record in zip(parts, records, strict=True) if record is None]:
+            raise TaskError(self.job.loss(lost))
+        made = [record for record in records if record is not None]
+        files = self.task.row_files(split)
         raw = self.task.raw_annotations(split)
-        if isinstance(rows, _EventRows):
-            files, milliseconds = rows.timestamps(self.task.row_files(split))
-            self._write(
-                f"{split}.filename-timestamps.json",
-                list(zip(files, milliseconds.tolist(), strict=True)),
-            )
+        if self.has_events:
+            counts = np.concatenate([self._read(part, "counts") for part in parts])
+            times = np.concatenate([self._read(part, "times") for part in parts])
+            files = [file for file, count in zip(files, counts, strict=True) for _ in range(count)]
+            stamps = list(zip(files, times.tolist(), strict=True))
+            self._write(f"{split}.filename-timestamps.json", stamps)
             own = {str(event["label"]): event["label"] for each in raw.values() for event in each}
-            labels = [
-                [own[label] for label in row]
-                for row in event_labels(self.task, split, files, milliseconds)
-            ]
+            found = event_labels(self.task, split, files, times)
+            labels = [[own[label] for label in row] for row in found]
         else:
-            labels = [raw[file] for file in self.task.row_files(split)]
+            labels = [raw[file] for file in files]
         self._write(f"{split}.target-labels.json", labels)
         # For the original kit's predictor, which reads labels from nowhere else.
         pickled = pickle.dumps(labels, protocol=4)
-        path = self.out / f"{split}.target-labels.pkl"
-        write_whole(path, lambda place: place.write_bytes(pickled))
-        self._write(f"{split}.embedding-dimensions.json", [rows.count, self.size])
-        os.replace(rows.path, self.out / f"{split}.embeddings.npy")
-        rows.clear()
+        write_whole(self.out / f"{split}.target-labels.pkl", lambda path: path.write_bytes(pickled))
+        self._write(f"{split}.embedding-dimensions.json", [len(files), self.size])
+        whole = self.out / f"{split}.embeddings.npy"
+        write_whole(whole, partial(self._write_rows, parts))
+        record = {
+            "seconds": sum(each["seconds"] for each in made),
+            "batch_samples": min(each["batch_samples"] for each in made),
+        }
+        self.job.note(split, record, [whole])
+
+    def _write_rows(self, parts: Mapping[str, Sequence[int]], path: Path) -> None:
+        """Write the rows of all parts: those of events as they come, one of a clip at its index."""
+        with open(path, "wb") as file:  # not mapped: a full disk would kill the process
+            for part, members in parts.items():
+                rows = self._read(part, "rows")
+                if self.has_events:
+                    file.write(rows.tobytes())
+                    continue
+                for index, row in zip(members, rows, strict=True):
+                    file.seek(index * row.nbytes)
+                    file.write(row.tobytes())
+
+    def _read(self, part: str, name: str) -> np.ndarray:
+        with np.load(self._rows_of(part), allow_pickle=False) as arrays:
+            return arrays[name]
+
+    # --- its end ---
 
     def _write(self, name: str, content: Any) -> None:
-        text = json.dumps(content)
-        write_whole(self.out / name, lambda place: place.write_text(text, encoding="utf-8"))
+        write_json(self.out / name, content, indent=None)
 
-    def _finish(self, files: int) -> None:
-        libraries = ("gram-hear", "torch", "numpy", "soxr", "soundfile")
-        done = {key: value for key, value in self.state.items() if key not in ("splits", "budget")}
-        self._write(
-            DONE,
-            {
-                **done,
-                "files": files,
-                "device": str(self.module.device),
-                "batch_samples": self.state["budget"],
-                "versions": {
-                    "python": platform.python_version(),
-                    **{name: version(name) for name in libraries},
+    def _finish(self) -> None:
+        with self.job.finishing():
+            if (self.out / DONE).is_file():  # another run was faster
+                return
+            records = {split: self.job.record(split) for split in self.task.splits}
+            if lost := [split for split, record in records.items() if record is None]:
+                raise TaskError(self.job.loss(lost))
+            made = [record for record in records.values() if record is not None]
+            libraries = ("gram-hear", "torch", "numpy", "soxr", "soundfile")
+            identity = {k: v for k, v in self.job.made_of.items() if k != "part_samples"}
+            write_json(
+                self.out / DONE,
+                {
+                    **identity,
+                    "seconds": sum(each["seconds"] for each in made),
+                    "files": self.total,
+                    "device": str(self.module.device),
+                    "batch_samples": min(each["batch_samples"] for each in made),
+                    "versions": {
+                        "python": platform.python_version(),
+                        **{name: version(name) for name in libraries},
+                    },
                 },
-            },
-        )
-        for leftover in (self.out / PROGRESS, *self.out.glob("*.partial")):
-            leftover.unlink(missing_ok=True)
-
-
-def _is_state(found: Any, plan: dict[str, list[Source]]) -> bool:
-    """Whether what a broken run left is a state that can be gone on from."""
-    try:
-        return (
-            operator.index(found["budget"]) > 0
-            and 0 <= float(found["seconds"]) < math.inf
-            and all(
-                0 <= operator.index(found["splits"][split]["files"]) <= len(sources)
-                and operator.index(found["splits"][split]["rows"]) >= 0
-                for split, sources in plan.items()
             )
-        )
-    except (KeyError, TypeError, ValueError):
-        return False
+            self.job.close()
 
 
-def _by_length(sources: Sequence[Source]) -> list[int]:
+def _cut(order: Sequence[int], clips: Sequence[ClipFile], most: int) -> list[list[int]]:
+    """Cut clips, by their indices in an order, into parts of at most so many samples.
+
+    All channels count. A longer clip is a part of its own.
+    """
+    parts: list[list[int]] = []
+    room = 0
+    for index in order:
+        samples = clips[index].samples * clips[index].channels
+        if samples > room:
+            parts.append([])
+            room = most
+        parts[-1].append(index)
+        room -= samples
+    return parts
+
+
+def _by_length(clips: Sequence[ClipFile]) -> list[int]:
     """Return the indices of clips so that those of one shape stand together."""
     groups: dict[tuple[int, int], list[int]] = {}
-    for index, source in enumerate(sources):
-        groups.setdefault((source.samples, source.channels), []).append(index)
+    for index, clip in enumerate(clips):
+        groups.setdefault((clip.samples, clip.channels), []).append(index)
     return [index for group in groups.values() for index in group]
-
-
-class _SceneRows:
-    """One row for each file, written at its place."""
-
-    def __init__(self, out: Path, split: str, size: int, state: dict, count: int) -> None:
-        self.path = out / f"{split}.embeddings.partial"
-        self.count = count
-        self._row_bytes = 4 * size
-        whole = self.path.is_file() and self.path.stat().st_size == count * self._row_bytes
-        if not whole:
-            state["files"] = 0  # the beginning, or somebody took the rows away
-        if not state["files"]:
-            with open(self.path, "wb") as file:
-                file.truncate(count * self._row_bytes)
-
-    def embed(
-        self, module: HearModule, indices: Sequence[int], audio: np.ndarray, names: Sequence[str]
-    ) -> None:
-        """Embed clips and keep their rows."""
-        embeddings = module.scenes(audio, names)
-        with open(self.path, "r+b") as file:  # not mapped: a full disk would kill the process
-            for index, row in zip(indices, embeddings, strict=True):
-                file.seek(index * self._row_bytes)
-                file.write(row.tobytes())
-
-    def clear(self) -> None:
-        """Remove what is not needed any more: nothing."""
-
-
-class _EventRows:
-    """Many rows for each file, appended file by file, with their timestamps and numbers."""
-
-    def __init__(self, out: Path, split: str, size: int, state: dict) -> None:
-        self.path = out / f"{split}.embeddings.partial"
-        self._times = out / f"{split}.timestamps.partial"  # float64, one for each row
-        self._counts = out / f"{split}.counts.partial"  # int64, rows of each file
-        self.count: int = state["rows"]
-        self._paths = (self.path, self._times, self._counts)
-        lengths = (4 * size * state["rows"], 8 * state["rows"], 8 * state["files"])
-        there = [path.stat().st_size if path.is_file() else 0 for path in self._paths]
-        if any(have < wanted for have, wanted in zip(there, lengths, strict=True)):
-            state["files"] = state["rows"] = 0  # somebody took the rows away
-            self.count = 0
-            lengths = (0, 0, 0)
-        for path, length in zip(self._paths, lengths, strict=True):
-            with open(path, "ab") as file:
-                file.truncate(length)  # what the broken run wrote after it last told
-
-    def embed(
-        self, module: HearModule, indices: Sequence[int], audio: np.ndarray, names: Sequence[str]
-    ) -> None:
-        """Embed clips and append their rows, timestamps and numbers of rows."""
-        embeddings, times = module.timestamps(audio, names)
-        clips, rows, _ = embeddings.shape
-        counts = np.full(clips, rows, dtype=np.int64)
-        for path, values in zip(self._paths, (embeddings, times, counts), strict=True):
-            with open(path, "ab") as file:
-                file.write(np.ascontiguousarray(values).data)
-        self.count += clips * rows
-
-    def timestamps(self, files: Sequence[str]) -> tuple[list[str], np.ndarray]:
-        """Return the file and the milliseconds of each row."""
-        counts = np.fromfile(self._counts, dtype=np.int64)
-        names = [
-            file for file, count in zip(files, counts.tolist(), strict=True) for _ in range(count)
-        ]
-        return names, np.fromfile(self._times, dtype=np.float64)
-
-    def clear(self) -> None:
-        """Remove what is not needed any more."""
-        self._times.unlink()
-        self._counts.unlink()

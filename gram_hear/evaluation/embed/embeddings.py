@@ -19,7 +19,8 @@ import numpy as np
 
 from gram_hear.errors import TaskError, short
 from gram_hear.foreign import NotPlain, read_pickled_lists
-from gram_hear.tasks import LONGEST_CLIP, Task, read_json, read_task
+from gram_hear.jobs.job import Job
+from gram_hear.tasks import LONGEST_CLIP, Task, read_json
 
 DONE = "embeddings-done.json"
 PROGRESS = "embeddings-progress.json"  # of version 0.1.0, while embeddings are not finished
@@ -45,14 +46,14 @@ class SplitEmbeddings:
 
     Attributes:
         task: read from the directory of embeddings.
-        split: one of its splits.
+        name: of one of its splits.
     """
 
     task: Task
-    split: str
+    name: str
 
     def _path(self, ending: str) -> Path:
-        return self.task.folder / f"{self.split}.{ending}"
+        return self.task.folder / f"{self.name}.{ending}"
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -74,7 +75,7 @@ class SplitEmbeddings:
         Where they hold NaN or infinite values, the error names the clips of those rows.
         """
         folder, path = self.task.folder, self._path("embeddings.npy")
-        if (folder / PROGRESS).is_file() and not (folder / DONE).is_file():
+        if not (folder / DONE).is_file() and begun_of(folder) is not None:
             raise TaskError(
                 f"{folder} is not finished: run the embedding again, and it will go on."
             )
@@ -109,7 +110,7 @@ class SplitEmbeddings:
     def files(self) -> list[str]:
         """The file of each row, by its name alone."""
         has_timestamps = self._path("filename-timestamps.json").is_file()
-        return self._times[0] if has_timestamps else self.task.row_files(self.split)
+        return self._times[0] if has_timestamps else self.task.row_files(self.name)
 
     @property
     def milliseconds(self) -> np.ndarray:
@@ -145,7 +146,7 @@ class SplitEmbeddings:
         Its labels as strings (of events those that hold at its time, each once, in the order of the
         vocabulary); for localisation [x, y, z].
         """
-        task, split = self.task, self.split
+        task, split = self.task, self.name
         if task.kind == "event":
             return event_labels(task, split, self.files, self.milliseconds)
         annotations = task.annotations(split)
@@ -177,14 +178,14 @@ class SplitEmbeddings:
             except NotPlain as error:
                 warnings.warn(
                     f"{path} cannot be read as plain lists ({error}); labels are taken from "
-                    f"{self.split}.json unchecked.",
+                    f"{self.name}.json unchecked.",
                     stacklevel=4,
                 )
                 return
             except (ValueError, LookupError, AttributeError) as error:
                 raise TaskError(
                     f"{path} is damaged ({error}); embed the task anew, or delete this file to "
-                    f"take the labels from {self.split}.json unchecked."
+                    f"take the labels from {self.name}.json unchecked."
                 ) from error
         kinds = (int, float) if self.task.kind == "localisation" else (int, str)
         if not (
@@ -196,10 +197,18 @@ class SplitEmbeddings:
             )
         ):
             raise TaskError(
-                f"{path} has other labels, or in another order, than {self.split}.json gives for "
+                f"{path} has other labels, or in another order, than {self.name}.json gives for "
                 "the rows: they come from an early version of the original kit, whose order cannot "
                 "be told, or the split was changed. Embed the task anew."
             )
+
+
+def begun_of(folder: Path) -> Any:
+    """Return what unfinished embeddings are made of; None where none were begun."""
+    if (folder / PROGRESS).is_file():
+        return read_json(folder / PROGRESS)
+    found = Job(folder, {}).begun_of()
+    return found if isinstance(found, dict) and "module_code" in found else None
 
 
 def _has_labels(row: Any, labels: list, kinds: tuple[type, ...]) -> bool:
@@ -245,27 +254,3 @@ def event_labels(
         row, label = divmod(pair, len(index))
         labels[row].append(task.labels[label])
     return labels
-
-
-# --- until their callers have moved to SplitEmbeddings ---------------------------------------
-
-
-def open_embeddings(task_folder: Path, split: str) -> np.ndarray:
-    """Return :attr:`SplitEmbeddings.vectors`."""
-    return SplitEmbeddings(read_task(task_folder), split).vectors
-
-
-def dimensions(task_folder: Path, split: str) -> tuple[int, int]:
-    """Return :attr:`SplitEmbeddings.shape`."""
-    return SplitEmbeddings(read_task(task_folder), split).shape
-
-
-def row_timestamps(task_folder: Path, split: str) -> tuple[list[str], np.ndarray]:
-    """Return :attr:`SplitEmbeddings.files` and :attr:`SplitEmbeddings.milliseconds`."""
-    opened = SplitEmbeddings(read_task(task_folder), split)
-    return opened.files, opened.milliseconds
-
-
-def row_labels(task: Task, split: str) -> list[list]:
-    """Return :attr:`SplitEmbeddings.labels`."""
-    return SplitEmbeddings(task, split).labels

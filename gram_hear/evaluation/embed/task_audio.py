@@ -19,10 +19,16 @@ SILENCE = 1.0  # seconds that stand for a clip without samples
 
 
 @dataclass(frozen=True)
-class Source:
-    """A clip's file: where it is, at which rate, and what it has at the module's rate.
+class ClipFile:
+    """The file that a clip is taken from.
 
-    One that is ``empty`` holds no samples; what it has is silence of one channel.
+    Attributes:
+        file: its name.
+        path: where it is.
+        rate: its sample rate in Hz.
+        samples, channels: of the clip at the module's rate.
+        time: when the file was last changed, in nanoseconds.
+        empty: whether it holds no samples; the clip is silence of one channel.
     """
 
     file: str
@@ -30,7 +36,7 @@ class Source:
     rate: int
     samples: int
     channels: int
-    time: int = 0  # ns, when the file was last changed
+    time: int = 0
     empty: bool = False
 
 
@@ -51,7 +57,7 @@ class TaskAudio:
         self.keep = self.made or not self.target.exists()
         self._said_convention = False
 
-    def sources(self, split: str) -> list[Source]:
+    def clip_files(self, split: str) -> list[ClipFile]:
         """Return the clips of a split in the order of the rows, from their headers.
 
         Raises:
@@ -85,9 +91,9 @@ class TaskAudio:
                 return rates[1]
         return rates[0] if rates else 0
 
-    def _header(self, file: str, path: Path, rate: int) -> Source:
+    def _header(self, file: str, path: Path, rate: int) -> ClipFile:
         if holds_no_samples(path):
-            return Source(file, path, rate, round(SILENCE * self.rate), 1, empty=True)
+            return ClipFile(file, path, rate, round(SILENCE * self.rate), 1, empty=True)
         with SoundReader(path, rate, any_channels=True) as reader:
             reader.check_layout(any_number=True)
             changed = file_status(path).st_mtime_ns
@@ -104,37 +110,37 @@ class TaskAudio:
                     stacklevel=3,
                 )
             samples = _resampled(round(reader.duration * rate), rate, self.rate)
-            return Source(file, path, rate, samples, reader.channels, changed)
+            return ClipFile(file, path, rate, samples, reader.channels, changed)
 
-    def load(self, split: str, source: Source) -> np.ndarray:
+    def load(self, split: str, clip: ClipFile) -> np.ndarray:
         """Return a clip, (samples,) or (samples, channels) float32 at the module's rate."""
-        if source.empty:
-            return np.zeros(source.samples, dtype=np.float32)
-        audio, rate = read_samples(source.path)
+        if clip.empty:
+            return np.zeros(clip.samples, dtype=np.float32)
+        audio, rate = read_samples(clip.path)
         if len(audio) == 0:
-            raise AudioError(f"{source.path} holds no samples.")
+            raise AudioError(f"{clip.path} holds no samples.")
         if not np.isfinite(audio).all():
-            raise AudioError(f"{source.path} holds NaN or infinite samples; repair the file.")
+            raise AudioError(f"{clip.path} holds NaN or infinite samples; repair the file.")
         if rate != self.rate:
             audio = resample(audio, rate, self.rate)
             if self.keep:
-                self._cache(split, source, audio)
+                self._cache(split, clip, audio)
         return audio[:, 0] if audio.shape[1] == 1 else audio
 
-    def _cache(self, split: str, source: Source, audio: np.ndarray) -> None:
+    def _cache(self, split: str, clip: ClipFile, audio: np.ndarray) -> None:
         """Keep a resampled clip beside the task; it is float32, so that it stays what it is.
 
-        ``source`` says when its file was last changed, and the kept one says the same.
+        The kept file gets the time of the file that it was made from.
         """
         import soundfile
 
         encoded = io.BytesIO()
         soundfile.write(encoded, audio, self.rate, subtype="FLOAT", format="WAV")
-        path = self.task.audio(split, source.file, self.rate)
+        path = self.task.audio(split, clip.file, self.rate)
         try:
             self._make_target()
             path.parent.mkdir(exist_ok=True)
-            write_whole(path, lambda place: _write_as_of(place, encoded.getbuffer(), source.time))
+            write_whole(path, lambda place: _write_as_of(place, encoded.getbuffer(), clip.time))
         except OSError as error:
             if self.keep:
                 self.keep = False

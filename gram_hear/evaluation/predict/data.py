@@ -78,25 +78,21 @@ def open_task(task: Task, splits: Collection[str] = ()) -> TaskData:
             f"{task.folder} has embeddings of {' and '.join(map(str, sorted(widths)))} values in "
             "its splits; embed the task again."
         )
-    used = splits or task.splits
-    return TaskData(
-        task, {name: _read_split(each) for name, each in opened.items() if name in used}
-    )
+    used = {name: each for name, each in opened.items() if not splits or name in splits}
+    return TaskData(task, {name: _split_data(each) for name, each in used.items()})
 
 
-def _read_split(opened: SplitEmbeddings) -> SplitData:
-    task, split = opened.task, opened.split
-    features = torch.from_numpy(opened.vectors)
+def _split_data(split: SplitEmbeddings) -> SplitData:
+    task, features = split.task, torch.from_numpy(split.vectors)
     if task.kind == "localisation":
-        directions = torch.tensor(opened.labels, dtype=torch.float32)
-        return SplitData(split, features, directions)
+        return SplitData(split.name, features, torch.tensor(split.labels, dtype=torch.float32))
     index = {label: i for i, label in enumerate(task.labels)}
-    targets = _one_hot(opened.labels, index)
+    targets = _one_hot(split.labels, index)
     if task.kind != "event":
-        return SplitData(split, features, targets)
-    timeline = Timeline.of(opened.files, opened.milliseconds)
-    events = target_events(task.annotations(split), timeline.files, index)
-    return SplitData(split, features, targets, timeline, events)
+        return SplitData(split.name, features, targets)
+    timeline = Timeline.of(split.files, split.milliseconds)
+    events = target_events(task.annotations(split.name), timeline.files, index)
+    return SplitData(split.name, features, targets, timeline, events)
 
 
 def _one_hot(labels: Sequence[Sequence[str]], index: Mapping[str, int]) -> Tensor:
