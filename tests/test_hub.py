@@ -24,7 +24,7 @@ from gram_hear.checkpoints.description import describe_checkpoint
 from gram_hear.checkpoints.store import load_checkpoint
 from gram_hear.errors import CheckpointError, OptionError
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"  # that the server of conftest.py tells
+COMMIT = "0123456789abcdef0123456789abcdef01234567"  # that the server tells
 REGISTERED = {entry.name: entry for entry in gram_hear.list_models() if entry.repository}
 
 
