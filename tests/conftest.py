@@ -7,6 +7,9 @@ are shared. The commands that tests start inherit it.
 import os
 import signal
 import struct
+import sys
+import warnings
+from importlib import import_module
 from pathlib import Path
 
 import hypothesis
@@ -185,6 +188,22 @@ def b_format(tmp_path, write_wavex):
     ambix = np.stack([w * 2**0.5, y, z, x], axis=1)
     soundfile.write(tmp_path / "ambix.wav", ambix, 32000, subtype="FLOAT")
     return path, tmp_path / "ambix.wav"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Return a function that runs gram-hear in this process: (exit code, stdout, stderr)."""
+    app = import_module("gram_hear.commands.gram_hear.app")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gram-hear", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            app.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
+    return run
 
 
 def registered():

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,21 +29,6 @@ def run(*arguments):
     return subprocess.run(
         [COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False
     )
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Return a function that runs the command in this process: (exit code, stdout, stderr)."""
-
-    def run_here(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gram-hear", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
-    return run_here
 
 
 def test_embed_writes_files_says_so_and_warns_that_the_model_is_untrained(tmp_path):
