@@ -4,7 +4,7 @@
     embeddings, timestamps = get_timestamp_embeddings(audio, model)
     embeddings = get_scene_embeddings(audio, model)
 
-Source of the API: the HEAR benchmark (hearbenchmark.com). A waveform goes through
+CheckpointSource of the API: the HEAR benchmark (hearbenchmark.com). A waveform goes through
 :func:`gram_hear.audio.clips.as_clips`, :meth:`HearModel.embed`, :meth:`HearModel.lay_out` and
 :func:`pool`.
 """
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gram_hear.audio.clips import Audio, as_clips
 from gram_hear.audio.layouts import check_convention, to_layout
-from gram_hear.checkpoints.store import Checkpoint, Source, build_encoder, load_checkpoint
+from gram_hear.checkpoints.store import Checkpoint, CheckpointSource, build_encoder, load_checkpoint
 from gram_hear.config import ModelConfig
 from gram_hear.devices import find_device
 from gram_hear.errors import AudioError, OptionError, nearest
@@ -214,7 +214,7 @@ class HearModel(nn.Module):
 
     multichannel = "channels_first"
 
-    def __init__(self, gram: GramModel, options: Options, source: Source) -> None:
+    def __init__(self, gram: GramModel, options: Options, source: CheckpointSource) -> None:
         super().__init__()
         depth = gram.config.encoder.depth
         if options.layer is not None and not 1 <= options.layer <= depth:

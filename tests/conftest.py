@@ -9,7 +9,6 @@ import signal
 import struct
 import sys
 import warnings
-from importlib import import_module
 from pathlib import Path
 
 import hypothesis
@@ -23,6 +22,7 @@ from safetensors.torch import save, save_file
 
 import gram_hear
 from gram_hear.checkpoints import published
+from gram_hear.commands.gram_hear import app as gram_hear_app
 from gram_hear.config import (
     LAYOUT_OF_CHANNELS,
     PATCHINGS,
@@ -64,6 +64,25 @@ def golden_audio(golden):
     """Return a function: (3, channels, 134400) float32 for 2 (binaural) or 7 (Ambisonic)."""
     audio = torch.from_numpy(golden("gramt_audio.npz")["foa_int16"]).float() / 32768
     return lambda channels: audio[:, 1:3] if channels == 2 else audio
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Return a function that runs gram-hear in this process, in tmp_path.
+
+    It returns the exit code, and what was written to stdout and stderr.
+    """
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gram-hear", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            gram_hear_app.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
+    monkeypatch.chdir(tmp_path)
+    return run
 
 
 SMALL_ENCODERS = {
@@ -188,22 +207,6 @@ def b_format(tmp_path, write_wavex):
     ambix = np.stack([w * 2**0.5, y, z, x], axis=1)
     soundfile.write(tmp_path / "ambix.wav", ambix, 32000, subtype="FLOAT")
     return path, tmp_path / "ambix.wav"
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Return a function that runs gram-hear in this process: (exit code, stdout, stderr)."""
-    app = import_module("gram_hear.commands.gram_hear.app")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gram-hear", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            app.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
-    return run
 
 
 def registered():

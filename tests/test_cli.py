@@ -245,10 +245,7 @@ def test_embed_says_that_an_output_cannot_be_written(tmp_path, published_file, c
         (("info", "gram-tiny-untrained", "--heads", "3"), "takes no revision or heads"),
     ],
 )
-def test_errors_are_one_message_without_a_traceback(
-    tmp_path, monkeypatch, command, arguments, message
-):
-    monkeypatch.chdir(tmp_path)
+def test_errors_are_one_message_without_a_traceback(command, arguments, message):
     code, out, err = command(*arguments)
     assert (code, out) == (1, "")
     assert err.startswith("error: ")

@@ -22,6 +22,8 @@ from gram_hear.scenes.rir_building import RirPlan, build_rirs
 from gram_hear.scenes.rirs import open_rirs
 from gram_hear.tasks import read_task
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RATE = 8000
 SPEAKERS = {"ann": 1.0, "ben": 1.3, "cem": 1.6}

@@ -176,6 +176,7 @@ def test_a_revision_is_asked_for(revision, hub, tmp_path):
     assert model.source.revision == revision
 
 
+@pytest.mark.slow
 def test_the_environment_directs_the_client(hub, tmp_path):
     """In a fresh process: HF_ENDPOINT, the usual cache, then the same without the network."""
     script = "import gram_hear, sys; print(gram_hear.load_model(sys.argv[1]).source.path)"
@@ -799,6 +800,7 @@ def test_what_is_no_model_is_not_pushed(logged_in):
         gram_hear.push_to_hub(torch.nn.Linear(2, 2), "someone/linear")
 
 
+@pytest.mark.slow
 def test_the_command_pushes(logged_in, published_file, tmp_path):
     environment = os.environ | {
         "HF_ENDPOINT": logged_in.endpoint,

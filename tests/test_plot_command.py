@@ -25,13 +25,6 @@ MODEL = "gram-tiny-untrained"
 
 
 @pytest.fixture
-def command(command, monkeypatch, tmp_path):
-    """The command, in tmp_path."""
-    monkeypatch.chdir(tmp_path)
-    return command
-
-
-@pytest.fixture
 def binaural(tmp_path):
     """A second of noise and a second of silence at 16 kHz, in tmp_path."""
     samples = 0.1 * np.random.default_rng(0).standard_normal((32000, 2))

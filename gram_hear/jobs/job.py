@@ -12,8 +12,10 @@ Where locks do not hold between machines (see :mod:`gram_hear.jobs.locks`), a pa
 twice; its files are whole all the same, since each is written whole.
 """
 
+import fnmatch
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -341,12 +343,12 @@ class Job:
         """Remove the state of a job whose result says itself what it is; within finishing."""
         (self.state / MADE_OF).unlink(missing_ok=True)  # first: what is left is no job
         shutil.rmtree(self.state, ignore_errors=True)
-        for leftover in self.output.rglob(LEFTOVERS):
+        for leftover in _half_written(self.output):
             leftover.unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Remove what runs that were killed left half written, unless another run is at work."""
-        leftovers = list(self.output.rglob(LEFTOVERS))
+        leftovers = _half_written(self.output)
         if self.is_idle():
             for leftover in leftovers:
                 leftover.unlink(missing_ok=True)
@@ -446,6 +448,15 @@ def _make_part(
         return Outcome(part, {})
     texts = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
     return Outcome(part, record, error, tuple(texts))
+
+
+def _half_written(folder: Path) -> list[Path]:
+    """Return the temporary files below a folder, while other runs may remove folders in it."""
+    return [
+        Path(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in fnmatch.filter(names, LEFTOVERS)
+    ]
 
 
 def _file_name(part: str) -> str:
