@@ -24,7 +24,7 @@ from gram_hear.checkpoints.description import describe_checkpoint
 from gram_hear.checkpoints.store import load_checkpoint
 from gram_hear.errors import CheckpointError, OptionError
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"  # that the server of conftest.py tells
+COMMIT = "0123456789abcdef0123456789abcdef01234567"  # that the server tells
 REGISTERED = {entry.name: entry for entry in gram_hear.list_models() if entry.repository}
 
 
@@ -182,6 +182,7 @@ def test_a_revision_is_asked_for(revision, hub, tmp_path):
     assert model.source.revision == revision
 
 
+@pytest.mark.slow
 def test_the_environment_directs_the_client(hub, tmp_path):
     """In a fresh process: HF_ENDPOINT, the usual cache, then the same without the network."""
     script = "import gram_hear, sys; print(gram_hear.load_model(sys.argv[1]).source.path)"
@@ -799,6 +800,7 @@ def test_what_is_no_model_is_not_pushed(logged_in):
         gram_hear.push_to_hub(torch.nn.Linear(2, 2), "someone/linear")
 
 
+@pytest.mark.slow
 def test_the_command_pushes(logged_in, published_file, tmp_path):
     command = Path(sys.executable).parent / "gram-hear"
     done = subprocess.run(

@@ -30,6 +30,8 @@ from gram_hear.evaluation.predict.shallow import ShallowProbe
 from gram_hear.jobs.job import Job
 from gram_hear.tasks import describe_tasks, read_task
 
+pytestmark = pytest.mark.slow
+
 RATE = 16000
 SHALLOW = ShallowProbe()
 MODULES = Path(__file__).parent / "data" / "hear_modules"
