@@ -211,15 +211,15 @@ def test_embed_says_what_is_not_there_at_the_end(
     tmp_path, published_file, command, monkeypatch, suffix
 ):
     output = tmp_path / f"out{suffix}"
-    finish, finished = collection._Part.finish, []
+    finish, finished = collection._PartWriter.finish, []
 
     def finish_and_remove(self, done):
         finish(self, done)
-        finished.append(self.job.output)
+        finished.append(self.file.output)
         if len(finished) == 3:
-            shutil.rmtree(self.job.output.parent)
+            shutil.rmtree(self.file.output.parent)
 
-    monkeypatch.setattr(collection._Part, "finish", finish_and_remove)
+    monkeypatch.setattr(collection._PartWriter, "finish", finish_and_remove)
     code, _, err = command("embed", SOUNDS, "-o", output, "-m", published_file(1))
     assert code == 1
     assert f"2 of 5 files are embedded in {output}." in err

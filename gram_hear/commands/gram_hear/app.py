@@ -27,7 +27,7 @@ from gram_hear.commands.gram_hear.prepare import prepare
 from gram_hear.commands.gram_hear.rirs import rirs
 from gram_hear.commands.gram_hear.scene import scene
 from gram_hear.console import AsJson, Convention, Version, messages, print_table, results, run, say
-from gram_hear.embed.collection import Collection, Progress, plan_jobs
+from gram_hear.embed.collection import CollectionRun, SoundEmbedded, plan_files
 from gram_hear.errors import OptionError
 from gram_hear.hear import load_model
 
@@ -115,7 +115,7 @@ def embed(
 
     Example: gram-hear embed recordings/ -o embeddings.parquet --model gramt-binaural
     """
-    files = plan_jobs(paths, output)
+    files = plan_files(paths, output)
     loaded = load_model(
         model,
         strategy=strategy,
@@ -130,7 +130,7 @@ def embed(
         cache_dir=cache_dir,
         heads=heads,
     )
-    collection = Collection(files, output, loaded, scene, timestamps, force)
+    collection = CollectionRun(files, output, loaded, scene, timestamps, force)
     if len(collection.due) < len(files):
         say(f"{len(files) - len(collection.due)} of {len(files)} files are done already.")
     failed = _show_run(collection, jobs)
@@ -143,7 +143,7 @@ def embed(
         raise typer.Exit(1)
 
 
-def _show_run(collection: Collection, jobs: int) -> list[str]:
+def _show_run(collection: CollectionRun, jobs: int) -> list[str]:
     """Embed what is due under a progress bar, and return the errors of files that failed."""
     failed = []
     sound, start = 0.0, time.monotonic()
@@ -157,7 +157,7 @@ def _show_run(collection: Collection, jobs: int) -> list[str]:
     with BarOfProgress(*columns, console=messages) as bar:
         task = bar.add_task("embedding", total=collection.seconds, speed=0.0)
         for event in collection.run(jobs):
-            if isinstance(event, Progress):
+            if isinstance(event, SoundEmbedded):
                 sound += event.seconds
                 speed = sound / (time.monotonic() - start)
                 bar.update(task, completed=min(sound, collection.seconds), speed=speed)
@@ -166,7 +166,7 @@ def _show_run(collection: Collection, jobs: int) -> list[str]:
                 say(f"failed: {event.error}")
             else:
                 # On a terminal the bar must be told, so that a line does not run into it.
-                say(event.job.output, bar.console if sys.stdout.isatty() else results)
+                say(event.file.output, bar.console if sys.stdout.isatty() else results)
         bar.update(task, completed=collection.seconds)
     return failed
 
