@@ -12,6 +12,7 @@ from nothing. Prints JSON; the exit code is 1 where anything was wrong.
 """
 
 import argparse
+import fnmatch
 import json
 import os
 import random
@@ -31,16 +32,16 @@ import soundfile
 import torch
 
 from gram_hear.commands.gram_hear import app as cli
+from gram_hear.jobs.job import STATE
 
-FILES = 40
 PATTERNS = {"part": "site*/.*.partial", "dataset": ".*.partial"}  # where a write is under way
 RATE = 16000
 
 
-def make_sounds(folder):
+def make_sounds(folder, files):
     """Noise of 0.2 to 3 seconds in a tree of folders."""
     random_numbers = np.random.default_rng(0)
-    for i in range(FILES):
+    for i in range(files):
         path = folder / f"site{i % 3}" / f"{i:02}.flac"
         path.parent.mkdir(parents=True, exist_ok=True)
         seconds = random_numbers.uniform(0.2, 3.0)
@@ -70,10 +71,15 @@ def start(sounds, output, model, log):
         os._exit(code)
 
 
+def files_in(folder, pattern):
+    """Find files by name; a folder may be removed in the meantime."""
+    return [Path(at, n) for at, _, names in os.walk(folder) for n in fnmatch.filter(names, pattern)]
+
+
 def broken_parts(parts):
     """Count files under a part's final name that are not whole; every byte is read and checked."""
     broken = 0
-    for path in parts.rglob("*.npz"):
+    for path in files_in(parts, "*.npz"):
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 for name in arrays:
@@ -84,15 +90,16 @@ def broken_parts(parts):
 
 
 def leftovers(output):
-    return [*output.parent.rglob(".*.partial"), *output.parent.rglob("tmp*")]
+    return [*files_in(output.parent, ".*.partial"), *files_in(output.parent, "tmp*")]
 
 
 class Trial:
     """Runs over one folder of sounds, each killed at its moment; counts what was found."""
 
-    def __init__(self, folder, model, seed):
+    def __init__(self, folder, model, files, seed):
         self.sounds, self.model = folder / "sounds", model
-        make_sounds(self.sounds)
+        self.files = files
+        make_sounds(self.sounds, files)
         self.log = (folder / "log").open("ab")
         self.random = random.Random(seed)
         self.counts = Counter()
@@ -125,8 +132,8 @@ class Trial:
             time.sleep(0.02)
             ended, status = os.waitpid(child, os.WNOHANG)
         if aim == "part":  # any of them, not the first one alone
-            wanted = self.random.randrange(FILES)
-            while not ended and len(list(self.parts.rglob("*.npz"))) < wanted:
+            wanted = self.random.randrange(self.files)
+            while not ended and len(files_in(self.parts, "*.npz")) < wanted:
                 time.sleep(0.001)
                 ended, status = os.waitpid(child, os.WNOHANG)
         place = {"part": self.parts, "dataset": self.output.parent}.get(aim)
@@ -143,10 +150,10 @@ class Trial:
         if not os.WIFSIGNALED(status):  # it ended between the last look and the kill
             self.check()
             return
-        done = len(list(self.parts.rglob("*.npz")))
+        done = len(files_in(self.parts, "*.npz"))
         self.counts["kills"] += 1
-        self.counts["kills_in_the_midst_of_files"] += 0 < done < FILES
-        self.counts["kills_in_the_assembly"] += done == FILES
+        self.counts["kills_in_the_midst_of_files"] += 0 < done < self.files
+        self.counts["kills_in_the_assembly"] += done == self.files
         self.counts["kills_that_left_a_temporary_file"] += bool(leftovers(self.output))
         self.counts["broken_parts"] += broken_parts(self.parts)
         self.counts["wrong_datasets"] += self.output.exists() and not self.is_equal()
@@ -159,7 +166,7 @@ class Trial:
         """Compare a completed collection with the undisturbed one, and begin anew."""
         self.counts["broken_parts"] += broken_parts(self.parts)
         self.counts["equal_datasets" if self.is_equal() else "wrong_datasets"] += 1
-        self.counts["left_behind"] += len(leftovers(self.output))
+        self.counts["left_behind"] += len(leftovers(self.output)) + (self.parts / STATE).exists()
         shutil.rmtree(self.output.parent)
         self.output.parent.mkdir()
 
@@ -170,12 +177,14 @@ class Trial:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--files", type=int, default=40)
     parser.add_argument("--model", default="gram-tiny-untrained")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="An empty folder; else a temporary one.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        trial = Trial(options.folder or Path(temporary), options.model, options.seed)
+        folder = options.folder or Path(temporary)
+        trial = Trial(folder, options.model, options.files, options.seed)
         while trial.counts["kills"] < options.kills:
             trial.run()
         trial.finish()

@@ -17,7 +17,7 @@ import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from os import PathLike
@@ -409,8 +409,9 @@ def find_parts(
     """Return the parts of a dataset, sorted by their names; see :func:`assemble_parquet`."""
     parts = {file.name: file.output for file in files}
     known = {*parts.values(), *(file.output for file in failed)}
-    for path in folder.rglob("*.npz"):
-        if path in known:
+    found = os.walk(folder)  # passes over a folder that another run removes meanwhile
+    for path in (Path(at, name) for at, _, names in found for name in names):
+        if path.suffix != ".npz" or path in known:
             continue
         metadata = read_metadata(path)
         if metadata is not None and identity(metadata) == identity(provenance):
@@ -667,8 +668,9 @@ class CollectionRun:
                 part.close()
             for claim in self._claims.values():
                 claim.lock.close()
-            if self.job.is_idle():
-                self.job.close()
+            with suppress(OSError):
+                if self.job.is_idle():
+                    self.job.close()
 
     def _begin(self) -> None:
         try:

@@ -12,8 +12,10 @@ Where locks do not hold between machines (see :mod:`gram_hear.jobs.locks`), a pa
 twice; its files are whole all the same, since each is written whole.
 """
 
+import fnmatch
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -341,12 +343,18 @@ class Job:
         """Remove the state of a job whose result says itself what it is; within finishing."""
         (self.state / MADE_OF).unlink(missing_ok=True)  # first: what is left is no job
         shutil.rmtree(self.state, ignore_errors=True)
-        for leftover in self.output.rglob(LEFTOVERS):
+        for leftover in self._leftovers():
             leftover.unlink(missing_ok=True)
+
+    def _leftovers(self) -> list[Path]:
+        found = os.walk(self.output)  # passes over a folder that another run removes meanwhile
+        return [
+            Path(at, name) for at, _, names in found for name in fnmatch.filter(names, LEFTOVERS)
+        ]
 
     def sweep(self) -> None:
         """Remove what runs that were killed left half written, unless another run is at work."""
-        leftovers = list(self.output.rglob(LEFTOVERS))
+        leftovers = self._leftovers()
         if self.is_idle():
             for leftover in leftovers:
                 leftover.unlink(missing_ok=True)
