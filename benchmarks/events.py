@@ -3,10 +3,9 @@
     pip install "gram-hear[benchmark]"     # with sed_eval, which brings scikit-learn
     python benchmarks/events.py
 
-Events are the golden ones of tests/data: 12 files of 10 s, 6 classes. sed_eval finds its event
-lists made; ours starts once from event tables, once from probabilities (with the target's own work
-done, as at every validation but the first). Times are CPU time, the
-median of alternating runs. Both sides' scores are compared first.
+Events are the golden ones of tests/data: 12 files of 10 s, 6 classes. sed_eval is given lists of
+events; we start from probabilities, with the target's own work done, as at every validation but the
+first. Times are CPU time, the median of alternating runs. The scores of both are compared first.
 """
 
 import argparse
@@ -20,10 +19,11 @@ from typing import Any
 import numpy as np
 from measure import cpu_seconds
 
-from gram_hear.evaluation.predict import event_metrics as events
-from gram_hear.evaluation.predict import metrics as scores
+from gram_hear.evaluation.predict.event_metrics import EventScorer
+from gram_hear.evaluation.predict.events import Timeline, target_events
+from gram_hear.evaluation.predict.metrics import mean_auc, mean_average_precision
 
-NAMES = ("event_onset_200ms_fms", "segment_1s_er")  # what both sides score
+NAMES = ("event_onset_200ms_fms", "segment_1s_er")  # what both score
 GOLDEN = Path(__file__).parent.parent / "tests" / "data" / "golden" / "hear-eval"
 
 
@@ -84,29 +84,24 @@ def measure_events(run: str, runs: int) -> None:
     recorded = json.loads((GOLDEN / "predictions.json").read_text(encoding="utf-8"))
     arrays = np.load(GOLDEN / "predictions-esc10events.npz", allow_pickle=False)
     labels, files = recorded["labels"], recorded["files"]
-    timeline = events.Timeline.of([files[i] for i in arrays["file_index"]], arrays["timestamp"])
+    timeline = Timeline.of([files[i] for i in arrays["file_index"]], arrays["timestamp"])
     vocabulary = {label: index for index, label in enumerate(labels)}
-    target = events.target_events(recorded["target_events"], timeline.files, vocabulary)
+    target = target_events(recorded["target_events"], timeline.files, vocabulary)
     chosen = recorded["esc10events"][run]["postprocessing"]
     choice = (chosen["median_filter_ms"], chosen["min_duration"])
     probabilities = arrays[run]
-    predicted = events.predicted_events(probabilities, timeline, *choice)
+    scorer = EventScorer(target, timeline)
+    (predicted,) = scorer.postprocessing.events(probabilities, [choice])
     lists = [sed_eval_lists(each.by_file(files, labels)) for each in (target, predicted)]
-    scorer = events.EventScorer(target, timeline)
 
-    def from_tables() -> list[float]:
-        f_measure = events.onset_f_measure(target, predicted)["f_measure"]
-        return [f_measure, events.segment_error_rate(target, predicted)]
-
-    def from_probabilities() -> dict[str, float]:
-        return scorer.score(probabilities, *choice, names=NAMES)
+    def ours() -> dict[str, float]:
+        return scorer.score(probabilities, [choice], NAMES)[0]
 
     def theirs() -> list[float]:
         return sed_eval_scores(lists[0], lists[1], labels)
 
-    np.testing.assert_allclose(from_tables(), theirs(), rtol=1e-12)
-    compare(f"{run}, ours from events", theirs, from_tables, runs)
-    compare(f"{run}, ours from probabilities", theirs, from_probabilities, runs)
+    np.testing.assert_allclose([ours()[name] for name in NAMES], theirs(), rtol=1e-12)
+    compare(f"{run}, events", theirs, ours, runs)
 
 
 def measure_classes(runs: int) -> None:
@@ -119,8 +114,8 @@ def measure_classes(runs: int) -> None:
     target = random.random((5000, 200)) < 0.02
     prediction = random.random((5000, 200), dtype=np.float32)
     for name, theirs, ours in (
-        ("mAP", average_precision_score, scores.mean_average_precision),
-        ("aucroc", roc_auc_score, scores.mean_auc),
+        ("mAP", average_precision_score, mean_average_precision),
+        ("aucroc", roc_auc_score, mean_auc),
     ):
         curves, ranks = partial(theirs, target, prediction), partial(ours, prediction, target)
         np.testing.assert_allclose(ranks(), curves(), rtol=1e-12)

@@ -56,7 +56,7 @@ from gram_hear.checkpoints.store import save_model
 from gram_hear.console import progress_bar, say
 from gram_hear.errors import GramError, OptionError
 from gram_hear.evaluation.embed.hear_module import load_model
-from gram_hear.evaluation.predict.prediction import Plan
+from gram_hear.evaluation.predict.shallow import ShallowProbe
 from gram_hear.jobs.workers import cores, work
 from gram_hear.jobs.writing import write_whole
 
@@ -169,13 +169,12 @@ def predict_all(folders: Mapping[str, Path], given: argparse.Namespace) -> dict[
     scored: dict[str, list[Path]] = {title: [] for title in folders}
     pieces = []
     for seed in given.seeds:
-        plan = Plan(given.grid, given.grid_points, seed)
-        plan.check()
+        probe = ShallowProbe(given.grid, given.grid_points, seed)
         place = given.work / "predictions" / f"{given.grid}-{given.grid_points}-seed{seed}"
         for title, folder in folders.items():
             scored[title].append(place / folder.name)
             pieces += [
-                Prediction(folder / name, place / folder.name / name, plan) for name in EVALUATED
+                Prediction(folder / name, place / folder.name / name, probe) for name in EVALUATED
             ]
     with progress_bar("predict", "tasks") as progress:
         for done, _ in enumerate(work(predict, pieces, given.jobs), 1):

@@ -17,20 +17,18 @@ from gram_hear.evaluation.compare.results import read_results
 from gram_hear.evaluation.embed.embed_task import embed_task
 from gram_hear.evaluation.embed.embeddings import DONE
 from gram_hear.evaluation.embed.hear_module import load_model
+from gram_hear.evaluation.predict.data import open_task
+from gram_hear.evaluation.predict.folds import folds_of
 from gram_hear.evaluation.predict.metrics import angular_errors
-from gram_hear.evaluation.predict.prediction import (
-    DONE_FILE,
-    LOCALISATION_FILE,
-    Plan,
-    folds_of,
-    is_predicted,
-    load_examples,
-    predict_task,
-)
+from gram_hear.evaluation.predict.prediction import is_predicted, predict_task
+from gram_hear.evaluation.predict.predictors import Examples
+from gram_hear.evaluation.predict.score_files import FILES
+from gram_hear.evaluation.predict.shallow import ShallowProbe
 from gram_hear.jobs.writing import write_whole
 from gram_hear.scenes.geometry import angles
-from gram_hear.tasks import Task, read_task
+from gram_hear.tasks import read_task
 
+DIRECTIONS = FILES["shallow"].directions
 CLEAR = 15.0  # degrees off the interaural axis from which on front and back are told apart
 AHEAD = "straight ahead"  # what answers so always
 
@@ -66,31 +64,31 @@ def embed(piece: Embedding) -> tuple[Embedding, Path]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Embeddings to be predicted by a plan, and the folder that the scores go to."""
+    """Embeddings to be scored by a probe, and the folder that the scores go to."""
 
     embeddings: Path
     output: Path
-    plan: Plan
+    probe: ShallowProbe
 
 
 def predict(piece: Prediction) -> Path:
     """Predict from embeddings, unless that is done since they were made; return the folder.
 
-    Each plan has a folder of its own, with links to the embeddings: hear-eval keeps the scores of
-    one plan beside them.
+    Each probe has a folder of its own, with links to the embeddings: hear-eval keeps the scores of
+    one probe beside them.
     """
-    done = piece.output / DONE_FILE
+    done = piece.output / FILES["shallow"].marker
     made = piece.embeddings / DONE
     if piece.output.exists() and not (
         done.is_file() and done.stat().st_mtime >= made.stat().st_mtime
     ):
         shutil.rmtree(piece.output)
     piece.output.mkdir(parents=True, exist_ok=True)
-    if not is_predicted(piece.output, piece.plan):
+    if not is_predicted(piece.output, piece.probe):
         for path in piece.embeddings.iterdir():
             if path.is_file() and path.suffix != ".lock":
                 (piece.output / path.name).symlink_to(path.resolve())
-        predict_task(piece.output, piece.plan)
+        predict_task(piece.output, piece.probe)
     return piece.output
 
 
@@ -109,7 +107,8 @@ def accuracies(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
         {
             result.task: result.score
             for result in read_results(folder)
-            if result.score is not None and not (folder / result.task / LOCALISATION_FILE).is_file()
+            if result.score is not None
+            and not (folder / result.task / FILES["shallow"].directions).is_file()
         }
         for folder in folders
     ]
@@ -169,19 +168,18 @@ def linear_probe(folder: Path) -> float:
 
     It takes standardised embeddings; each fold's weight decay is that of the best validation.
     """
-    task = read_task(folder)
+    data = open_task(read_task(folder))
     scores = []
-    for fold in folds_of(task):
+    for fold in folds_of(data.task):
         splits = {"train": fold.training, "valid": (fold.validation,), "test": (fold.test,)}
-        rows = {name: _rows(task, each) for name, each in splits.items()}
+        rows = {name: _rows(data.examples(each)) for name, each in splits.items()}
         validated = [accuracy(rows["train"], rows["valid"], decay) for decay in DECAYS]
         best = DECAYS[int(np.argmax(validated))]
         scores.append(accuracy(rows["train"], rows["test"], best))
     return statistics.mean(scores)
 
 
-def _rows(task: Task, splits: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    examples = load_examples(task, splits)
+def _rows(examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
     return examples.features.batch(0, len(examples.features)), examples.targets.argmax(dim=1)
 
 

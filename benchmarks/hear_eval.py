@@ -22,11 +22,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from gram_hear.evaluation.predict.probe import Trainer
 from measure import parser_of
 from torch import Tensor
 
-from gram_hear.evaluation.predict.prediction import Plan, predict_task
+from gram_hear.evaluation.predict.prediction import predict_task
+from gram_hear.evaluation.predict.shallow import ShallowProbe
+from gram_hear.evaluation.predict.training import Trainer
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "data" / "golden" / "hear-eval" / "embeddings"
 SIZE = 1024  # of torch.mm
@@ -104,7 +105,7 @@ def predict(folder: Path, case: Case, seed: int, meter: Meter) -> tuple[float, d
     try:
         start, before = time.process_time(), meter.overhead
         scores = predict_task(
-            folder, Plan(case.grid, seed=seed), lambda done, total: meter.measure()
+            folder, ShallowProbe(case.grid, seed=seed), lambda done, total: meter.measure()
         )
         seconds = time.process_time() - start - (meter.overhead - before)
     finally:

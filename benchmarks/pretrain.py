@@ -29,11 +29,12 @@ from torch.utils.data import DataLoader
 
 import gram_hear.pretrain
 from gram_hear.config import ModelConfig, TransformerConfig
+from gram_hear.pretrain.batches import EpochSampler, collate
 from gram_hear.pretrain.clips import open_clips
-from gram_hear.pretrain.data import EpochSampler, Recipe, Sample, SampleSet, collate
 from gram_hear.pretrain.datamodule import TimedLoader
 from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.pools import SyntheticNoises, open_noises, open_rooms
+from gram_hear.pretrain.samples import Sample, SampleRecipe, SampleSet
 
 CONFIGS = Path(gram_hear.pretrain.__file__).parent / "configs"
 POOL = 4  # rooms, and noises: steps take as long with more
@@ -49,7 +50,7 @@ def make_samples(
     options: dict, config: ModelConfig, clips: str | None, rirs: str | None, noises: str | None
 ) -> SampleSet:
     """Return the samples of a config's recipe, and print what simulating a room takes."""
-    recipe = Recipe(
+    recipe = SampleRecipe(
         **{name: options[name] for name in ("seconds", "windows", "clip_frames", "masked")},
         tokens=config.tokens,
     )

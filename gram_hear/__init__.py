@@ -9,12 +9,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gram_hear.audio.files import read_audio
     from gram_hear.checkpoints.push import push_to_hub
     from gram_hear.checkpoints.registry import list_models
     from gram_hear.checkpoints.store import save_model, save_pretrained
+    from gram_hear.config import FrontEndConfig, named_config
     from gram_hear.embed.collection import embed_collection
     from gram_hear.embed.files import Block, FileDone, FileFailed, embed_files
-    from gram_hear.hear import get_scene_embeddings, get_timestamp_embeddings, load_model
+    from gram_hear.errors import GramError
+    from gram_hear.frontend import FrontEnd
+    from gram_hear.hear import HearModel, get_scene_embeddings, get_timestamp_embeddings, load_model
+    from gram_hear.localisation import load_locator
+    from gram_hear.scenes.rendering import render
+    from gram_hear.scenes.rirs import open_rirs
+    from gram_hear.scenes.rooms import Scene
+    from gram_hear.scenes.single import make_scene
 
     __version__: str
 
@@ -22,30 +31,48 @@ __all__ = [
     "Block",
     "FileDone",
     "FileFailed",
+    "FrontEnd",
+    "FrontEndConfig",
+    "GramError",
+    "HearModel",
+    "Scene",
     "embed_collection",
     "embed_files",
     "get_scene_embeddings",
     "get_timestamp_embeddings",
     "list_models",
+    "load_locator",
     "load_model",
+    "make_scene",
+    "named_config",
+    "open_rirs",
     "push_to_hub",
+    "read_audio",
+    "render",
     "save_model",
     "save_pretrained",
 ]
 
 _MODULES = {
-    "Block": "embed.files",
-    "FileDone": "embed.files",
-    "FileFailed": "embed.files",
-    "embed_collection": "embed.collection",
-    "embed_files": "embed.files",
-    "get_scene_embeddings": "hear",
-    "get_timestamp_embeddings": "hear",
-    "list_models": "checkpoints.registry",
-    "load_model": "hear",
-    "push_to_hub": "checkpoints.push",
-    "save_model": "checkpoints.store",
-    "save_pretrained": "checkpoints.store",
+    name: module
+    for module, names in {
+        "audio.files": "read_audio",
+        "checkpoints.push": "push_to_hub",
+        "checkpoints.registry": "list_models",
+        "checkpoints.store": "save_model save_pretrained",
+        "config": "FrontEndConfig named_config",
+        "embed.collection": "embed_collection",
+        "embed.files": "Block FileDone FileFailed embed_files",
+        "errors": "GramError",
+        "frontend": "FrontEnd",
+        "hear": "HearModel get_scene_embeddings get_timestamp_embeddings load_model",
+        "localisation": "load_locator",
+        "scenes.rendering": "render",
+        "scenes.rirs": "open_rirs",
+        "scenes.rooms": "Scene",
+        "scenes.single": "make_scene",
+    }.items()
+    for name in names.split()
 }
 
 

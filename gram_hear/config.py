@@ -42,6 +42,7 @@ EMBEDDINGS = 2  # 2: last windows are moved back, or filled with the clip again
 # Layout -> channels of the audio, channels of the features (Ambisonic: 4 log-mels, 3 intensities).
 LAYOUTS = {"mono": (1, 1), "binaural": (2, 2), "ambisonic": (4, 7)}
 LAYOUT_OF_CHANNELS = {features: layout for layout, (_, features) in LAYOUTS.items()}
+AUDIO_CHANNELS = {layout: audio for layout, (audio, _) in LAYOUTS.items()}
 LAYOUT_OF_AUDIO = {audio: layout for layout, (audio, _) in LAYOUTS.items()}
 
 

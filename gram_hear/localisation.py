@@ -1,16 +1,17 @@
 """Where a sound comes from: a small predictor on the rows of a frozen model.
 
-    locator = load_locator()                 # of two ears; layout="ambisonic" for four channels
+    locator = gram_hear.load_locator()       # binaural; layout="ambisonic" for four channels
     found = locator.locate(audio, rate)      # (2, samples): azimuth and elevation every 80 ms
 
-The predictor, or head, is trained by ``weights/recipe/locator.py``. It gives each row a probability
-for each of many directions, spread evenly over the sphere (x front, y left, z up, of the listener).
+A row is the embedding of one time step. The predictor, or head, is trained by
+``weights/recipe/locator.py``. It gives each row a probability for each of many directions, spread
+evenly over the sphere (x front, y left, z up, of the listener).
 The answer is the mean of those around the likeliest one, and its confidence is their part of the
-probability. One vector by regression would not do: where front and back sound alike, the mean of
-both points to the side.
+probability. Regression of one vector would fail where front and back sound alike: the mean of both
+points to the side.
 
-A head belongs to one model, one strategy and one layer, which its file names; with another it is
-an error.
+A head belongs to one model, one strategy and one layer, which its file names; any other is an
+error.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +31,6 @@ from torch import Tensor, nn
 
 from gram_hear.audio.clips import as_clips
 from gram_hear.audio.files import resample
-from gram_hear.checkpoints.registry import find_entry
 from gram_hear.checkpoints.store import (
     Checkpoint,
     encoder_only,
@@ -39,7 +40,7 @@ from gram_hear.checkpoints.store import (
 )
 from gram_hear.config import LARGEST_CONFIG, LAYOUT_OF_AUDIO, ModelConfig
 from gram_hear.devices import find_device
-from gram_hear.errors import AudioError, CheckpointError, OptionError, nearest
+from gram_hear.errors import AudioError, CheckpointError, OptionError, allowed
 from gram_hear.foreign import parse_json
 from gram_hear.hear import HearModel, Options, check_finite, from_checkpoint
 from gram_hear.scenes.geometry import angles
@@ -55,6 +56,9 @@ NEAR = 25.0  # degrees around the likeliest direction that its mean is taken ove
 SHARPNESS = 30.0  # of the von Mises-Fisher kernel that directions are smoothed with: 10 degrees
 BLOCK_SECONDS = 60.0  # of sound whose windows are held at once
 STRATEGIES = ("raw", "mean")  # cls says the same of a whole window
+COLUMNS = ("time_s", "azimuth_deg", "elevation_deg", "confidence", "level_dbfs", "silent")
+
+Direction = tuple[float, float, float]  # azimuth and elevation in degrees, and confidence
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,10 @@ class HeadConfig:
         fingerprint: of the model's encoder, see :func:`fingerprint`.
         model_config: the encoder's configuration, as JSON.
         strategy: ``"raw"`` or ``"mean"``.
-        layer: blocks of the encoder; None is all.
-        size: values of a row.
+        layer: number of the encoder's blocks that are used; None is all.
+        size: length of a row.
         hidden: units of the hidden layer; 0 for a linear head.
-        directions: on the sphere.
+        directions: how many on the sphere.
     """
 
     model: str
@@ -83,13 +87,13 @@ class HeadConfig:
 
 
 class Head(nn.Module):
-    """Rows to directions: standardised, then linear or with one hidden layer.
+    """Maps rows to directions: standardised, then linear or with one hidden layer.
 
     Args:
-        size: values of a row.
+        size: length of a row.
         hidden: units of the hidden layer; 0 for none.
-        directions: on the sphere.
-        dropout: of the inputs and the hidden layer, in training.
+        directions: how many on the sphere.
+        dropout: probability for the inputs and the hidden layer, in training.
     """
 
     mean: Tensor
@@ -178,12 +182,45 @@ class Located:
     probabilities: np.ndarray
     hop_ms: float
 
+    def table(self, start: float = 0.0) -> list[dict[str, Any]]:
+        """Return every row as plain data, rounded; the keys are :data:`COLUMNS`.
+
+        Args:
+            start: seconds that are added to the rows' times.
+
+        Returns:
+            For each row a dict; what a silent row does not have is None.
+        """
+        times = start + self.timestamps / 1000
+        columns = (times, self.azimuth, self.elevation, self.confidence, self.level)
+        rows = []
+        for silent, *values in zip(self.silent.tolist(), *columns, strict=True):
+            plain = [None if np.isnan(value) else round(float(value), 3) for value in values]
+            rows.append(dict(zip(COLUMNS, [*plain, silent], strict=True)))
+        return rows
+
+    def steps(self, seconds: float) -> Iterator[tuple[float, Direction | None, float]]:
+        """Yield what equal steps of time hold.
+
+        Args:
+            seconds: of a step.
+
+        Yields:
+            For each step in which a row is centred: the seconds at which it begins, its direction
+            as :meth:`direction` has it, and its mean level in dBFS.
+        """
+        numbers = np.floor(self.timestamps / 1000 / seconds).astype(int)
+        for number in np.unique(numbers):
+            inside = numbers == number
+            level = 10 * np.log10(np.mean(10 ** (self.level[inside] / 10)))
+            yield float(number * seconds), self.direction(inside), float(level)
+
     @property
-    def overall(self) -> tuple[float, float, float] | None:
+    def overall(self) -> Direction | None:
         """Azimuth, elevation and confidence of all rows; see :meth:`direction`."""
         return self.direction(np.ones(len(self.silent), dtype=bool))
 
-    def direction(self, rows: np.ndarray) -> tuple[float, float, float] | None:
+    def direction(self, rows: np.ndarray) -> Direction | None:
         """Return azimuth, elevation and confidence of some rows together.
 
         They are those of :func:`pooled`. Of several sources they are those of one, with less
@@ -248,7 +285,7 @@ class Locator:
         """
         [clip] = as_clips(audio[None])
         check_layout("The audio", clip.shape[0], [self.layout])
-        clip = _resample(clip.detach(), rate or self.sample_rate, self.sample_rate)
+        clip = _at_rate(clip.detach(), rate or self.sample_rate, self.sample_rate)
         with torch.inference_mode():
             parts = [self._locate_windows(windows) for windows in self._windows(clip)]
         plan = self.model.plan(clip.shape[1])
@@ -316,9 +353,9 @@ def load_locator(
 
     Args:
         name_or_path: a head's file; "" is the one that ships with the package for ``layout``.
-        layout: what it hears: ``"binaural"`` (the bundled one is that of ``gram-tiny``) or
-            ``"ambisonic"`` (that of ``gram-tiny-ambisonics``). "" is binaural, or what the file
-            says.
+        layout: of the audio: ``"binaural"`` (the bundled head is that of ``gram-tiny``) or
+            ``"ambisonic"`` (that of ``gram-tiny-ambisonics``). "" is what the file says, or
+            binaural where no file is given.
         model: name or path of the embedding model; "" is the one that the head names.
         convention: of four-channel audio, as of ``load_model``; None is AmbiX.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
@@ -328,12 +365,18 @@ def load_locator(
             configuration are others than those that the head was trained on.
         OptionError: for an unknown layout, or another than that of the file; for an unknown model,
             convention or device.
+
+    Example::
+
+        sound = gram_hear.read_audio("scene.wav", 32000)
+        found = gram_hear.load_locator().locate(sound.audio)
+        azimuth, elevation, confidence = found.overall
     """
     if layout:
         _check_known(layout)
     path = Path(fspath(name_or_path) or bundled_head(layout or "binaural"))
     head, config = read_head(path)
-    place = find_device(device)
+    found_device = find_device(device)
     checkpoint = load_checkpoint(model or config.model)
     if fingerprint(checkpoint) != config.fingerprint:
         raise CheckpointError(
@@ -343,7 +386,7 @@ def load_locator(
             "that it belongs to, or train a head on this one: weights/recipe/locator.py."
         )
     options = Options(strategy=config.strategy, layer=config.layer, convention=convention)
-    locator = Locator(from_checkpoint(checkpoint, options).to(place), head, config)
+    locator = Locator(from_checkpoint(checkpoint, options).to(found_device), head, config)
     if layout and locator.layout != layout:
         raise OptionError(
             f"The head {path.name} hears {locator.layout} sound, and the layout {layout!r} was "
@@ -355,8 +398,7 @@ def load_locator(
 def _check_known(layout: str) -> None:
     if layout not in BUNDLED:
         raise OptionError(
-            f"Nothing is located in the layout {layout!r}; allowed are {' and '.join(BUNDLED)}."
-            + nearest(layout, BUNDLED)
+            f"Nothing is located in the layout {layout!r}; {allowed(layout, BUNDLED)}"
         )
 
 
@@ -436,12 +478,12 @@ def _parse(text: str | None) -> HeadConfig:
 def describe_head(
     checkpoint: Checkpoint, name: str, options: Options, size: int, hidden: int, directions: int
 ) -> HeadConfig:
-    """Return what a head belongs to that is trained on a checkpoint's rows.
+    """Return the configuration of a head that is trained on a checkpoint's rows.
 
     Args:
         checkpoint: of the embedding model.
         name: by which ``load_model`` finds it.
-        options: strategy and layer count.
+        options: the strategy and the layer that the rows are made with.
         size, hidden, directions: as of :class:`Head`.
     """
     return HeadConfig(
@@ -467,11 +509,6 @@ def fingerprint(checkpoint: Checkpoint) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
     return digest.hexdigest()
-
-
-def registered_name(model: str) -> str:
-    """Return the name that a head records of its model: a path becomes the name of its file."""
-    return model if find_entry(model) else Path(model).stem
 
 
 def check_layout(what: str, channels: int, layouts: Collection[str]) -> None:
@@ -554,7 +591,8 @@ def _located(
     )
 
 
-def _resample(clip: Tensor, rate: int, wanted: int) -> Tensor:
+def _at_rate(clip: Tensor, rate: int, wanted: int) -> Tensor:
+    """Return a clip (channels, samples) at the rate that is wanted."""
     if rate < 1:
         raise OptionError(f"The rate is {rate} Hz; it must be at least 1.")
     if rate == wanted:

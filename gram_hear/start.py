@@ -1,7 +1,8 @@
 """Where the programs start, before anything is imported that takes time.
 
 What can end any of them is dealt with here, once: Ctrl-C while modules are imported, too little
-memory, and output that cannot be written or shown.
+memory, and output that cannot be written or shown. Commands import their libraries when they run,
+so that no help text waits for torch.
 """
 
 import errno
@@ -59,9 +60,25 @@ def start(load: Callable[[], Program]) -> int:
     return code
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Let Ctrl-C end the process at once while libraries are imported: nothing is to be kept yet.
+
+    KeyboardInterrupt would do less: packages turn it into other errors while they are imported.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # as with nohup
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _run(load: Callable[[], Program]) -> int:
     try:
-        with _interrupts_leave():
+        with importing():
             program = load()
         return program() or 0
     except GramError as error:
@@ -99,22 +116,6 @@ def _lack_of_memory(error: BaseException | None) -> str | None:
             return str(error) or "MemoryError"
         error = error.__cause__ or error.__context__
     return None
-
-
-@contextmanager
-def _interrupts_leave() -> Iterator[None]:
-    """Let Ctrl-C end the process at once: there is nothing yet to be kept.
-
-    KeyboardInterrupt would do less: packages turn it into other errors while they are imported.
-    """
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # as with nohup
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # --- output ---------------------------------------------------------------------------------

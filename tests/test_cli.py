@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import soundfile
+import typer
 
 import gram_hear
 from gram_hear.checkpoints.store import load_checkpoint
@@ -24,10 +25,26 @@ SOUNDS = Path(__file__).parent / "data" / "sounds"
 COMMAND = Path(sys.executable).parent / "gram-hear"
 
 
-def run(*arguments, cwd=None):
+def run(*arguments):
+    """Run the command in a process of its own."""
     return subprocess.run(
-        [COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False
+        [COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False
     )
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Return a function that runs the command in this process: (exit code, stdout, stderr)."""
+
+    def run_here(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gram-hear", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
+    return run_here
 
 
 def test_embed_writes_files_says_so_and_warns_that_the_model_is_untrained(tmp_path):
@@ -42,13 +59,13 @@ def test_embed_writes_files_says_so_and_warns_that_the_model_is_untrained(tmp_pa
     assert vectors.shape == (24, 8 * 192)
 
 
-def test_embed_passes_its_options_on(tmp_path, published_file):
-    done = run(
+def test_embed_passes_its_options_on(tmp_path, published_file, command):
+    code, _, err = command(
         *("embed", SOUNDS / "ambix_circling.wav", "-o", tmp_path, "--model", published_file(7)),
         *("--strategy", "mean", "--layer", 1, "--convention", "fuma", "--device", "cpu"),
         *("--dtype", "bfloat16", "--window-batch", 4, "--parity", "--window-fill", "zero"),
     )
-    assert done.returncode == 0, done.stderr
+    assert code == 0, err
     arrays = np.load(tmp_path / "ambix_circling.wav.npz", allow_pickle=False)
     assert json.loads(str(arrays["metadata"]))["options"] == {
         "strategy": "mean",
@@ -62,11 +79,11 @@ def test_embed_passes_its_options_on(tmp_path, published_file):
     assert arrays["vectors"].shape == (2, 64)
 
 
-def test_embed_takes_a_published_gram_m_checkpoint(tmp_path, published_file):
+def test_embed_takes_a_published_gram_m_checkpoint(tmp_path, published_file, command):
     path, sound = published_file(2, "time", backbone="mamba2"), SOUNDS / "mono_impacts.ogg"
-    done = run("embed", sound, "-o", tmp_path, "--model", path, "--device", "cpu")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{tmp_path / 'mono_impacts.ogg.npz'}\n"
+    code, out, err = command("embed", sound, "-o", tmp_path, "--model", path, "--device", "cpu")
+    assert code == 0, err
+    assert out == f"{tmp_path / 'mono_impacts.ogg.npz'}\n"
     audio, rate = soundfile.read(sound, dtype="float32")
     assert rate != 32000  # resampled on the way
     arrays = np.load(tmp_path / "mono_impacts.ogg.npz", allow_pickle=False)
@@ -77,35 +94,17 @@ def test_embed_takes_a_published_gram_m_checkpoint(tmp_path, published_file):
     np.testing.assert_allclose(np.diff(arrays["timestamps"]), 20, atol=1e-2)
 
 
-def test_embed_reports_failures_and_exits_with_1(tmp_path, published_file):
+def test_embed_reports_failures_and_exits_with_1(tmp_path, published_file, command):
     shutil.copy(SOUNDS / "mono_impacts.ogg", tmp_path / "good.ogg")
     (tmp_path / "bad.wav").write_text("no sound")
     arguments = ("-o", tmp_path / "out", "--model", published_file(1))
-    done = run("embed", tmp_path / "good.ogg", tmp_path / "bad.wav", *arguments)
-    assert done.returncode == 1
-    assert "failed:" in done.stderr
-    assert "bad.wav could not be read" in done.stderr
-    assert "1 of 2 files are embedded" in done.stderr
-    assert done.stdout == f"{tmp_path / 'out' / 'good.ogg.npz'}\n"
+    code, out, err = command("embed", tmp_path / "good.ogg", tmp_path / "bad.wav", *arguments)
+    assert code == 1
+    assert "failed:" in err
+    assert "bad.wav could not be read" in err
+    assert "1 of 2 files are embedded" in err
+    assert out == f"{tmp_path / 'out' / 'good.ogg.npz'}\n"
     assert (tmp_path / "out" / "good.ogg.npz").exists()
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Return a function that runs the command here, where no start of Python is needed.
-
-    It returns the exit code, and what was written to stdout and stderr.
-    """
-
-    def run_here(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gram-hear", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
-    return run_here
 
 
 @pytest.mark.parametrize("backbone", ["mamba2", "mamba1"])
@@ -232,15 +231,15 @@ def test_embed_says_what_is_not_there_at_the_end(
     assert f"5 of 5 files are embedded in {output}." in err
 
 
-def test_embed_counts_what_it_leaves_out(tmp_path, published_file):
+def test_embed_counts_what_it_leaves_out(tmp_path, published_file, command):
     shutil.copy(SOUNDS / "mono_impacts.ogg", tmp_path / "good.OGG")
     for name in ("a.m4a", "b.txt", "c.txt"):
         (tmp_path / name).touch()
-    done = run("embed", tmp_path, "-o", tmp_path / "out", "-m", published_file(1))
-    assert done.returncode == 0
-    assert "1 file (.m4a 1) left out" in done.stderr
-    assert "2 files (.txt 2) left out" in done.stderr
-    assert "1 of 1 files are embedded" in done.stderr
+    code, _, err = command("embed", tmp_path, "-o", tmp_path / "out", "-m", published_file(1))
+    assert code == 0
+    assert "1 file (.m4a 1) left out" in err
+    assert "2 files (.txt 2) left out" in err
+    assert "1 of 1 files are embedded" in err
 
 
 def test_embed_says_that_an_output_cannot_be_written(tmp_path, published_file, command):
@@ -262,31 +261,39 @@ def test_embed_says_that_an_output_cannot_be_written(tmp_path, published_file, c
         (("info", "gram-tiny-untrained", "--heads", "3"), "takes no revision or heads"),
     ],
 )
-def test_errors_are_one_message_without_a_traceback(tmp_path, arguments, message):
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+def test_errors_are_one_message_without_a_traceback(
+    tmp_path, monkeypatch, command, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
 
 
-def test_a_wrong_command_line_exits_with_2():
+def test_an_error_of_a_process_is_its_message_alone():
+    done = run("convert", "gram-tiny-untrained", "out.ckpt")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: out.ckpt must end in .safetensors, or be a folder.\n"
+
+
+def test_a_wrong_command_line_exits_with_2(command):
     assert run("embed", "x.wav").returncode == 2
-    assert run("embed", "x.wav", "-o", "out", "--stratgy", "mean").returncode == 2
+    assert command("embed", "x.wav", "-o", "out", "--stratgy", "mean")[0] == 2
 
 
-def test_models_lists_the_registry():
-    names = [entry["name"] for entry in json.loads(run("models", "--json").stdout)]
+def test_models_lists_the_registry(command):
+    names = [entry["name"] for entry in json.loads(command("models", "--json")[1])]
     assert names == [entry.name for entry in gram_hear.list_models()]
     assert "gramm-tiny-untrained" in names
-    table = run("models").stdout
+    table = command("models")[1]
     assert all(name in table for name in names)
 
 
-def test_info_reads_sizes_from_a_published_file(golden_path):
+def test_info_reads_sizes_from_a_published_file(golden_path, command):
     path = golden_path("gramt_frame_7ch.safetensors")
-    facts = json.loads(run("info", path, "--heads", 4, "--json").stdout)
+    facts = json.loads(command("info", path, "--heads", 4, "--json")[1])
     expected = {
         "checkpoint_layout": "published",
         "audio_layout": "ambisonic",
@@ -303,7 +310,7 @@ def test_info_reads_sizes_from_a_published_file(golden_path):
     }
     assert {name: facts[name] for name in expected} == expected
     assert len(facts["sha256"]) == 64
-    table = run("info", path, "--heads", 4).stdout
+    table = command("info", path, "--heads", 4)[1]
     assert "ambisonic" in table
 
 
@@ -361,13 +368,13 @@ def test_convert_leaves_out_the_decoder_of_gram_m(tmp_path, published_file, comm
             assert after.tensors[name].equal(tensor), name
 
 
-def test_convert_keeps_the_numbers_and_the_decoder(tmp_path, golden_path, golden_audio):
+def test_convert_keeps_the_numbers_and_the_decoder(tmp_path, golden_path, golden_audio, command):
     source = golden_path("gramt_frame_2ch_lightning.ckpt")
     for output in (tmp_path / "one.safetensors", tmp_path / "folder"):
-        done = run("convert", source, output, "--heads", 4)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == str(output)
-        facts = json.loads(run("info", output, "--json").stdout)
+        code, out, err = command("convert", source, output, "--heads", 4)
+        assert code == 0, err
+        assert out.strip() == str(output)
+        facts = json.loads(command("info", output, "--json")[1])
         assert facts["checkpoint_layout"] == "gram-hear"
         assert facts["decoder_parameters"] > 0
         before = gram_hear.load_model(source, heads=4)
@@ -378,20 +385,22 @@ def test_convert_keeps_the_numbers_and_the_decoder(tmp_path, golden_path, golden
         )
 
 
-def test_convert_refuses_to_overwrite_and_can_leave_out_the_decoder(tmp_path, published_file):
+def test_convert_refuses_to_overwrite_and_can_leave_out_the_decoder(
+    tmp_path, published_file, command
+):
     output = tmp_path / "model.safetensors"
     output.write_bytes(b"precious")
-    refused = run("convert", published_file(2), output)
-    assert refused.returncode == 1
-    assert "--force" in refused.stderr
+    code, _, err = command("convert", published_file(2), output)
+    assert code == 1
+    assert "--force" in err
     assert output.read_bytes() == b"precious"
-    assert run("convert", published_file(2), output, "--force", "--encoder-only").returncode == 0
-    assert json.loads(run("info", output, "--json").stdout)["decoder"] is None
+    assert command("convert", published_file(2), output, "--force", "--encoder-only")[0] == 0
+    assert json.loads(command("info", output, "--json")[1])["decoder"] is None
 
 
-def test_help_has_an_example_for_every_command_and_the_version_is_printed():
+def test_help_has_an_example_for_every_command_and_the_version_is_printed(command):
     assert gram_hear.__version__ in run("--version").stdout
-    for command in ("embed", "models", "info", "convert"):
-        done = run(command, "--help")
-        assert done.returncode == 0
-        assert "Example: gram-hear" in done.stdout
+    for name in typer.main.get_command(cli.app).commands:
+        code, out, _ = command(name, "--help")
+        assert code == 0
+        assert f"Example: gram-hear {name}" in out

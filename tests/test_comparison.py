@@ -203,7 +203,7 @@ def test_the_same_seed_counts_once_and_must_say_the_same(tmp_path):
     write_run(tmp_path / "b" / "good" / "digits-v1", outputs(60))
     assert compare(read_runs([tmp_path])).scores["good", "digits-v1"].count == 1
     write_run(tmp_path / "c" / "good" / "digits-v1", outputs(50))
-    with pytest.raises(TaskError, match=r"seed 42.*other scores.*0\.75 and 0\.625.*rename"):
+    with pytest.raises(TaskError, match=r"seed 42.*different scores.*0\.75 and 0\.625.*rename"):
         compare(read_runs([tmp_path]))
 
 
@@ -357,7 +357,7 @@ def test_where_nothing_can_be_said_it_is_said_why(tmp_path):
     assert (test.p, test.significant, test.why) == (
         None,
         None,
-        "the models were tested on other clips",
+        "the models were tested on different clips",
     )
     (b / "test.predictions.npz").write_bytes(b"PK")
     (test,) = made(tmp_path).tests
@@ -526,7 +526,7 @@ def test_published_scores_stand_beside(place, tmp_path):
     assert any(list(line.get_xdata()) == [0.9] for line in axes.lines)
     theirs = tables_of(Report(report.comparison, (), read_published()))[-1]
     assert theirs.rows == []
-    assert "None is published of these tasks" in theirs.notes[0]
+    assert "No score of these tasks is published" in theirs.notes[0]
 
 
 # --- the picture and the command ------------------------------------------------------------
@@ -562,7 +562,7 @@ def test_the_command(place, tmp_path):
     content = json.loads(as_json.stdout)
     assert ([each["task"] for each in content["tasks"]], content["tests"]) == (["digits-v1"], [])
     beside = run("report", place, "--published", "openl3,CREPE")
-    assert "None is published of these tasks" in beside.stdout
+    assert "No score of these tasks is published" in beside.stdout
 
 
 def test_gaps_are_warned_of(place):

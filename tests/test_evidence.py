@@ -16,7 +16,7 @@ from gram_hear.errors import AudioError, OptionError, TaskError
 from gram_hear.evaluation.check import check_module
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
-from gram_hear.pretrain.module import first_weights
+from gram_hear.pretrain.new_model import first_weights
 from gram_hear.scenes.rendering import Rendered
 from gram_hear.scenes.rir_building import RirPlan, build_rirs
 from gram_hear.scenes.rirs import open_rirs

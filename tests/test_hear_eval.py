@@ -14,7 +14,8 @@ import pytest
 from hear_tasks import write_task
 from typer.testing import CliRunner
 
-from gram_hear.commands.hear_eval.app import app, parse_options
+from gram_hear.commands.hear_eval.app import app
+from gram_hear.commands.hear_eval.parts import parse_options
 from gram_hear.errors import GramError, OptionError
 from gram_hear.evaluation.predict import score_files
 from gram_hear.jobs import writing

@@ -1,6 +1,7 @@
 """Long jobs: locks, parts, several runs at one output, kills."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from gram_hear.errors import OptionError, TaskError
 from gram_hear.jobs.job import Job, JobGone, Outcome, run_parts
-from gram_hear.jobs.locks import LOCK, POLL, locked, try_lock, wait_for_lock
+from gram_hear.jobs.locks import LOCK, OLD_LOCK, POLL, locked, try_lock, wait_for_lock
 from gram_hear.jobs.writing import link_or_copy, write_json, write_text
 
 HOLD_LOCK = """
@@ -97,6 +98,14 @@ def test_a_folder_is_locked_for_one_run(tmp_path, holder):
         pass
 
 
+def test_the_lock_of_an_old_run_is_not_in_the_way_and_goes(tmp_path):
+    """Version 0.1.0 leaves it behind when it is killed."""
+    old = tmp_path / OLD_LOCK
+    old.write_text('{"pid": 1, "host": "elsewhere"}')
+    with locked(tmp_path, TaskError):
+        assert not old.exists()
+
+
 def test_a_lock_in_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"directory|exist"), try_lock(tmp_path / "file" / "a.lock"):
@@ -110,6 +119,10 @@ def test_json_is_strict_and_whole(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"name": "Grünspecht"})
     assert path.read_text(encoding="utf-8") == '{\n "name": "Grünspecht"\n}\n'
+    no_unicode = {"file": "a\udcff.wav"}  # a file's name that is no UTF-8
+    write_json(tmp_path / "b.json", no_unicode)
+    assert json.loads((tmp_path / "b.json").read_bytes()) == no_unicode
+    (tmp_path / "b.json").unlink()
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"score": float("nan")})
     assert list(tmp_path.iterdir()) == [path]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hear_tasks import write_task
+from hear_tasks import FOLDS, LABELS, write_embeddings, write_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
@@ -36,8 +36,6 @@ from gram_hear.jobs.locks import locked
 from gram_hear.tasks import read_task
 
 DONE_FILE, SCORES_FILE = FILES["knn"].marker, FILES["knn"].scores
-LABELS = ("low", "middle", "high")
-FOLDS = ("fold00", "fold01", "fold02")
 
 
 def one_hot(labels, classes):
@@ -122,28 +120,6 @@ def test_rows_that_cannot_be_compared_are_refused():
 # --- tasks ----------------------------------------------------------------------------------
 
 
-def write_embeddings(folder, splits=("train", "valid", "test"), rows=40, seed=0, **metadata):
-    """Write the embeddings of a task: three numbers that say the class, in noise."""
-    random = np.random.default_rng(seed)
-    truth = {s: {f"{s}-{i}.wav": int(random.integers(3)) for i in range(rows)} for s in splits}
-    content = {
-        "split_mode": "presplit_kfold" if splits[0].startswith("fold") else "trainvaltest",
-        "evaluation": ["top1_acc", "mAP"],
-        "evaluation_params": {
-            "task_specific_param_grid": {"max_epochs": [4], "hidden_layers": [0], "lr": [0.03]}
-        },
-    } | metadata
-    annotations = {s: {file: [LABELS[k]] for file, k in truth[s].items()} for s in splits}
-    write_task(folder, annotations, LABELS, **content)
-    task = read_task(folder)  # the order of rows is the task's to say
-    for split in splits:
-        labels = np.array([truth[split][name] for name in task.row_files(split)])
-        table = np.eye(3, 6)[labels] + 0.4 * random.standard_normal((rows, 6))
-        table.astype(np.float32).tofile(folder / f"{split}.embeddings.npy")
-        (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([rows, 6]))
-    return folder
-
-
 def rows_of_split(folder, split):
     table = np.fromfile(folder / f"{split}.embeddings.npy", np.float32).reshape(-1, 6)
     task = read_task(folder)
@@ -152,7 +128,8 @@ def rows_of_split(folder, split):
 
 
 def test_a_test_split_is_scored_from_the_training_split_alone(tmp_path):
-    folder = write_embeddings(tmp_path / "my.module" / "numbers")
+    folder = write_embeddings(tmp_path / "numbers", evaluation=["top1_acc", "mAP"])
+    (folder / "valid.embeddings.npy").unlink()  # nothing is validated
     scores = predict_task(folder, NeighbourProbe())
     training, labels = rows_of_split(folder, "train")
     test, truth = rows_of_split(folder, "test")
@@ -172,10 +149,10 @@ def test_a_test_split_is_scored_from_the_training_split_alone(tmp_path):
 
 
 def test_each_fold_is_scored_from_all_others(tmp_path):
-    folder = write_embeddings(tmp_path / "my.module" / "numbers", FOLDS)
+    folder = write_embeddings(tmp_path / "my.module" / "numbers", splits=FOLDS)
     calls = []
     scores = predict_task(folder, NeighbourProbe(), lambda *done: calls.append(done))
-    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
     found = []
     for fold in FOLDS:
         rest = [rows_of_split(folder, other) for other in FOLDS if other != fold]

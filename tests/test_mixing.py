@@ -11,7 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gram_hear.errors import AudioError, OptionError
-from gram_hear.scenes.mixing import convolve, fade, mix, place, smooth_length, to_level
+from gram_hear.scenes.mixing import convolve, fade, mix, pad_to_clips, smooth_length, to_level
 
 ATOL = 2e-6  # four times the float32 noise of a mixed scene
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -220,7 +220,7 @@ def test_mixture_equals_the_plain_one(samples, taps, sources, channels, snr, dry
     length = 1 + round(fractions[1] * (samples - start - 1))
     clip = normal(1, samples, seed=seed)
     rirs = None if dry else normal(1, 1 + sources, channels, taps, seed=seed + 1)
-    noise = place(normal(1, length, seed=seed + 2), [start], [length], samples)
+    noise = pad_to_clips(normal(1, length, seed=seed + 2), [start], [length], samples)
     mixed = mix(clip, rirs, noise, [start], [length], [snr])
     room = None if dry else rirs[0]
     expected, gain = mixed_plainly(clip[0], room, noise[0], start, length, snr)
@@ -256,7 +256,7 @@ def test_placing_copies_the_sound_and_nothing_else(samples, stored, data):
     noise = normal(1, stored)
     expected = torch.zeros(1, samples)
     expected[:, start : start + length] = noise[:, :length]
-    assert torch.equal(place(noise, [start], [length], samples), expected)
+    assert torch.equal(pad_to_clips(noise, [start], [length], samples), expected)
 
 
 @given(st.integers(1, 500_000))
@@ -294,7 +294,7 @@ def batch_of(batch, samples, taps, sources, channels, seed):
     return (
         normal(batch, samples, seed=seed),
         normal(batch, 1 + sources, channels, taps, seed=seed + 1),
-        place(normal(batch, samples, seed=seed + 2), starts, lengths, samples),
+        pad_to_clips(normal(batch, samples, seed=seed + 2), starts, lengths, samples),
         starts,
         lengths,
         torch.from_numpy(generator.uniform(5, 40, batch).astype(np.float32)),
@@ -395,7 +395,7 @@ def test_inputs_are_left_as_they_are(noise):
     dry.audio.zero_()
     to_level(arguments[0]).zero_()
     fade(arguments[2], [900, 900], [False, False]).zero_()
-    place(arguments[2], [0, 0], [900, 900], 900).zero_()
+    pad_to_clips(arguments[2], [0, 0], [900, 900], 900).zero_()
     mixed.audio.zero_()
     assert all(torch.equal(one, other) for one, other in zip(arguments, copies, strict=True))
 
@@ -411,7 +411,7 @@ def test_half_precision_inputs_are_mixed_in_float32(noise):
 
 
 def test_noise_rings_on_beyond_its_window(noise):
-    clips, noises = noise(1, 4000), place(noise(1, 500, seed=1), [1000], [500], 4000)
+    clips, noises = noise(1, 4000), pad_to_clips(noise(1, 500, seed=1), [1000], [500], 4000)
     rirs = torch.zeros(1, 2, 1, 1000)
     rirs[0, 0, 0, 0] = rirs[0, 1, 0, 0] = rirs[0, 1, 0, 999] = 1
     mixed = mix(clips, rirs, noises, [1000], [500], [0.0])
@@ -503,11 +503,15 @@ CLIPS, RIRS, NOISES = torch.ones(2, 50), torch.ones(2, 3, 2, 20), torch.ones(2, 
         ({"rirs": RIRS.to("meta")}, AudioError, "RIRs are on meta.*one device"),
         ({"channels": 4}, AudioError, "4 channels were asked for and the RIRs have 2"),
         ({"rirs": None, "channels": 0}, OptionError, "channels is 0"),
-        ({"noises": torch.ones(2, 49)}, AudioError, "49 samples and the clips 50.*place"),
+        ({"noises": torch.ones(2, 49)}, AudioError, "49 samples and the clips 50.*pad_to_clips"),
         ({"noises": torch.ones(1, 50)}, AudioError, "1 noises were given for 2 clips"),
         ({"noises": with_value(NOISES, -math.inf)}, AudioError, "noises: number 1.*infinite"),
         ({"noises": None}, OptionError, "without noises"),
-        ({"starts": [0, 3], "lengths": [50, 47]}, AudioError, "Noise 1 sounds outside.*place"),
+        (
+            {"starts": [0, 3], "lengths": [50, 47]},
+            AudioError,
+            "Noise 1 sounds outside.*pad_to_clips",
+        ),
         ({"starts": [0, -1]}, AudioError, "noise 1 starts at -1"),
         ({"starts": [0, 1], "lengths": [50, 50]}, AudioError, "inside 50 samples"),
         ({"starts": [0.0, 0.0]}, AudioError, "starts is of type float32.*whole"),
@@ -536,8 +540,12 @@ def test_bad_input_to_mix_is_explained(changed, error, message):
         (lambda: fade(NOISES, [50, 50], [True]), AudioError, "whole has shape"),
         (lambda: fade(NOISES, [50, 50], [True, True], 2), OptionError, "rate is 2 Hz"),
         (lambda: fade(NOISES[0], [50], [True]), AudioError, r"\(batch, samples\)"),
-        (lambda: place(NOISES, [0, 11], [50, 50], 60), AudioError, "starts at 11.*60 samples"),
-        (lambda: place(NOISES, [0, 0], [50, 51], 60), AudioError, "inside 50 samples"),
+        (
+            lambda: pad_to_clips(NOISES, [0, 11], [50, 50], 60),
+            AudioError,
+            "starts at 11.*60 samples",
+        ),
+        (lambda: pad_to_clips(NOISES, [0, 0], [50, 51], 60), AudioError, "inside 50 samples"),
         (lambda: convolve(CLIPS, RIRS), AudioError, r"\(batch, channels, samples\)"),
         (lambda: convolve(CLIPS, RIRS[:1, 0]), AudioError, "1 RIRs were given for 2 clips"),
         (lambda: convolve(CLIPS, RIRS[:, 0], 0), AudioError, "cut to 0 samples"),

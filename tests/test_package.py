@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import inspect
 import os
 import re
 import subprocess
@@ -109,10 +110,27 @@ def test_import_takes_little(tmp_path):
 
 def test_version_and_public_names():
     assert gram_hear.__version__ == version("gram-hear")
-    assert all(callable(getattr(gram_hear, name)) for name in gram_hear.__all__)
     assert {"__version__", *gram_hear.__all__} <= set(dir(gram_hear))
     with pytest.raises(AttributeError, match="no attribute 'load_modle'"):
         _ = gram_hear.load_modle
+
+
+@pytest.mark.parametrize("name", gram_hear.__all__)
+def test_a_public_name_can_be_called_and_says_what_it_does(name):
+    public = getattr(gram_hear, name)
+    assert callable(public)
+    assert inspect.getdoc(public)
+    # Not one that dataclasses write: "Scene(ids: tuple, ...)".
+    assert not public.__doc__.startswith(f"{name}(")
+
+
+def test_pages_for_users_import_from_the_package_alone():
+    """What needs other packages, or starts a program, has modules of its own."""
+    own = re.compile(r"gram_hear\.(adapters|evaluation|pretrain)\b")
+    for page in [CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")]:
+        blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+        for module in re.findall(r"(?:from|import) (gram_hear\.[\w.]+)", "\n".join(blocks)):
+            assert own.match(module), f"{page.name} imports {module}"
 
 
 def test_weights_ship_with_the_package():

@@ -14,13 +14,14 @@ import pytest
 import soundfile
 from matplotlib.image import imread
 
-from gram_hear import localisation
+from gram_hear import localisation, style
+from gram_hear.audio.excerpts import read_excerpt
 from gram_hear.checkpoints.store import encoder_only, load_checkpoint, save_checkpoint
 from gram_hear.commands.gram_hear import app as cli
-from gram_hear.commands.gram_hear import locate, plot
-from gram_hear.commands.gram_hear.plot import _sound_picture
 from gram_hear.hear import Options, from_checkpoint, load_model
 from gram_hear.localisation import Head, Locator, describe_head
+from gram_hear.plots import directions, sound
+from gram_hear.plots.sound import picture_sound
 
 SOUNDS = Path(__file__).parent / "data" / "sounds"
 MODEL = "gram-tiny-untrained"
@@ -101,14 +102,14 @@ def test_of_a_long_file_a_part_is_shown_and_that_is_said(command, tmp_path, monk
     assert "long.wav goes on: 10.5 to 11.5 s are shown; see --duration" in err
     code, _, err = command("plot", "long.wav", "--start", 12, "--force")
     assert code == 1
-    assert "--start is 12 s, and long.wav ends at 12.00 s" in err
+    assert "start is 12 s, and long.wav ends at 12.00 s" in err
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--start", -1), "--start is -1 s; it must be 0 or more"),
-        (("--duration", 0), "--duration is 0 s; it must be more than 0"),
+        (("--start", -1), "start is -1 s; it must be 0 or more"),
+        (("--duration", 0), "duration is 0 s; it must be more than 0"),
         (("--duration", 601), "at most 600 s"),
         (("--strategy", "cls"), "takes raw or mean"),
         (("--reconstruction", "--layer", 1), "--layer and --reconstruction were both given"),
@@ -136,14 +137,19 @@ def plane_wave(convention, azimuth=60.0):
     return np.stack(channels[convention]).astype(np.float32)
 
 
+def sound_picture(path, model, convention=None):
+    excerpt = read_excerpt(path, model.sample_rate, convention=convention)
+    return picture_sound(path, excerpt, model)
+
+
 @pytest.mark.parametrize("convention", ["ambix", "fuma"])
 def test_ambisonic_sound_is_drawn_in_ambix_with_the_cosines_of_their_direction(
     tmp_path, convention
 ):
     soundfile.write(tmp_path / "wave.wav", plane_wave(convention).T, 32000, subtype="FLOAT")
     model = load_model(MODEL, layer=1)
-    picture = _sound_picture(tmp_path / "wave.wav", model, 0.0, None, convention)
-    np.testing.assert_allclose(picture.audio, plane_wave("ambix"), atol=1e-6)
+    picture = sound_picture(tmp_path / "wave.wav", model, convention)
+    np.testing.assert_allclose(picture.excerpt.audio, plane_wave("ambix"), atol=1e-6)
     left, up, front = picture.features[4:].mean(axis=1)  # over time, (mels,)
     np.testing.assert_allclose(left, math.sin(math.radians(60)), atol=0.01)
     np.testing.assert_allclose(up, 0, atol=0.01)
@@ -152,7 +158,7 @@ def test_ambisonic_sound_is_drawn_in_ambix_with_the_cosines_of_their_direction(
 
 def test_rows_are_drawn_less_those_of_silence(tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros((32000 * 3, 1)), 32000)
-    picture = _sound_picture(tmp_path / "silence.wav", load_model(MODEL), 0.0, None)
+    picture = sound_picture(tmp_path / "silence.wav", load_model(MODEL))
     assert picture.rows.shape == (38, 1536)
     np.testing.assert_allclose(picture.rows, 0, atol=1e-4)
 
@@ -266,16 +272,16 @@ def test_ambisonic_sound_is_located_and_drawn_in_ambix(
     head = write_head(tmp_path / "head.safetensors", load_checkpoint(model), str(model))
     monkeypatch.setitem(localisation.BUNDLED, "ambisonic", str(head))
     drawn = []
-    monkeypatch.setattr(locate, "direction_figure", lambda found: drawn.append(found))
-    monkeypatch.setattr(locate, "save_figure", lambda *_: None)
-    loaded = spy(monkeypatch, locate, "load_locator")
+    monkeypatch.setattr(directions, "direction_figure", lambda found: drawn.append(found))
+    monkeypatch.setattr(style, "save_figure", lambda *_: None)
+    loaded = spy(monkeypatch, localisation, "load_locator")
     soundfile.write(tmp_path / "wave.wav", plane_wave(convention).T, 32000, subtype="FLOAT")
     options = ("--model", model, "--convention", convention, "-o", "a.png", "--json")
     code, out, err = command("locate", "wave.wav", *options)
     assert code == 0, err
     assert abs(json.loads(out)["overall"]["azimuth_deg"] - 90) < 4
     assert loaded[0].model.options.convention is None  # it is handed AmbiX
-    np.testing.assert_allclose(drawn[0].audio, plane_wave("ambix"), atol=1e-6)
+    np.testing.assert_allclose(drawn[0].excerpt.audio, plane_wave("ambix"), atol=1e-6)
 
 
 def test_b_format_is_drawn_and_located_as_its_ambix_copy(
@@ -283,7 +289,7 @@ def test_b_format_is_drawn_and_located_as_its_ambix_copy(
 ):
     model = published_file(7)
     head = write_head(b_format[0].with_name("h.safetensors"), load_checkpoint(model), str(model))
-    pictures = spy(monkeypatch, plot, "_sound_picture")
+    pictures = spy(monkeypatch, sound, "picture_sound")
     answers = []
     for path in b_format:
         code, out, err = command("locate", path, "--head", head, "--model", model, "--csv")
@@ -291,7 +297,8 @@ def test_b_format_is_drawn_and_located_as_its_ambix_copy(
         answers.append(out)
         assert command("plot", path, "--model", model, "-o", f"{path.stem}.png")[0] == 0
     assert answers[0] == answers[1]
-    for name in ("audio", "features", "rows"):
+    assert np.array_equal(pictures[0].excerpt.audio, pictures[1].excerpt.audio)
+    for name in ("features", "rows"):
         assert np.array_equal(getattr(pictures[0], name), getattr(pictures[1], name))
     for verb, more in (("locate", ("--head", head)), ("plot", ("-o", "new.png"))):
         code, out, err = command(
@@ -328,7 +335,7 @@ def test_a_binaural_head_takes_two_ears_alone(command, head):
         (("--step", 0), "--step is 0 s"),
         (("--step", "inf"), "--step is inf s"),
         (("--convention", "fumma"), "Did you mean 'fuma'"),
-        (("--duration", -1), "--duration is -1 s"),
+        (("--duration", -1), "duration is -1 s"),
         (("--head", "none.safetensors"), "no such file"),
         (("--model", "gramm-tiny-untrained"), "another model"),
         (("-o", "sound.wav"), "must end in .png"),

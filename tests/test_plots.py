@@ -10,33 +10,29 @@ import torch
 from matplotlib.image import imread
 from matplotlib.patches import Polygon, Rectangle
 
+from gram_hear.audio.excerpts import Excerpt
 from gram_hear.audio.layouts import CHANNEL_NAMES
 from gram_hear.config import named_config
 from gram_hear.errors import OptionError
 from gram_hear.nn.patches import patchify
-from gram_hear.plots import (
-    COLUMNS,
-    FRAMES,
+from gram_hear.plots.directions import DirectionPicture, direction_figure
+from gram_hear.plots.reconstruction import reconstruction_figure, unpatchify
+from gram_hear.plots.scene import FRAMES, plot_scene, scene_figure, spectrogram
+from gram_hear.plots.sound import (
     SIDE,
-    DirectionPicture,
     SoundPicture,
     average,
-    direction_figure,
     feature_titles,
-    plot_scene,
     principal_components,
-    reconstruction_figure,
-    save_figure,
-    scene_figure,
     similarity,
     sound_figure,
-    spectrogram,
-    unpatchify,
 )
+from gram_hear.plots.waveform import COLUMNS
 from gram_hear.scenes.acoustics import BANDS
 from gram_hear.scenes.rendering import Rendered
 from gram_hear.scenes.rooms import Room, Scene
 from gram_hear.scenes.single import MadeScene
+from gram_hear.style import save_figure
 
 RATE = 16000
 RT60 = 0.4
@@ -193,8 +189,14 @@ def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_matplotlib_is_not_loaded_before_a_picture_is_drawn(tmp_path):
-    code = "import gram_hear.plots, sys; assert 'matplotlib' not in sys.modules"
+    kinds = ["directions", "reconstruction", "scene", "sound"]
+    modules = ", ".join(f"gram_hear.plots.{kind}" for kind in kinds)
+    code = f"import {modules}, sys; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def excerpt(audio, start):
+    return Excerpt(audio, RATE, start, file_rate=RATE, goes_on=False)
 
 
 # --- sounds ---------------------------------------------------------------------------------
@@ -210,9 +212,7 @@ def sound_picture(channels=2, features=2, seconds=3.0, start=10.0, rows=None):
         values[4:] = generator.uniform(-1, 1, (3, frames, 32))
     return SoundPicture(
         title="noise",
-        audio=0.1 * generator.standard_normal((channels, round(seconds * RATE))),
-        rate=RATE,
-        start=start,
+        excerpt=excerpt(0.1 * generator.standard_normal((channels, round(seconds * RATE))), start),
         times=start + 0.035 + 0.08 * np.arange(rows),
         row=0.08,
         features=values,
@@ -230,7 +230,7 @@ def test_a_sound_is_drawn_on_one_time_axis_in_seconds_of_its_file(channels, feat
     assert len(shown) == 1 + features + 2
     assert {axes.get_xlim() for axes in shown} == {(10.0, 13.0)}
     figure.draw_without_rendering()
-    # The axes lie under each other: one time is one place on the page.
+    # The axes lie under each other: one time is one position on the page.
     edges = np.array([[axes.get_position().x0, axes.get_position().x1] for axes in shown])
     np.testing.assert_allclose(edges, edges[:1].repeat(len(edges), axis=0), atol=1e-6)
     assert shown[-1].get_xlabel() == "time (s)"
@@ -266,7 +266,7 @@ def test_rows_are_drawn_around_their_centres():
 
 def test_a_waveform_keeps_its_extremes_however_long_it_is():
     sound = sound_picture(2, 2, seconds=20.0)
-    sound.audio[0, 123456] = 0.9
+    sound.excerpt.audio[0, 123456] = 0.9
     axes = axes_of(sound_figure(sound), "Waveform, peak 0.9 of full scale")
     [left, right] = [collection.get_paths()[0].vertices for collection in axes.collections]
     np.testing.assert_allclose(left[:, 1].max(), 1.0)
@@ -279,7 +279,8 @@ def test_a_waveform_keeps_its_extremes_however_long_it_is():
 def test_the_shortest_embeddings_and_silence_are_drawn(tmp_path, rows):
     short = sound_picture(seconds=0.01, rows=rows)
     save_figure(sound_figure(short), tmp_path / "short.png")
-    same = dataclasses.replace(short, rows=np.ones((rows, 20)), audio=0 * short.audio)
+    silence = dataclasses.replace(short.excerpt, audio=0 * short.excerpt.audio)
+    same = dataclasses.replace(short, rows=np.ones((rows, 20)), excerpt=silence)
     save_figure(sound_figure(same), tmp_path / "silent.png")
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -348,9 +349,7 @@ def direction_picture(**changes):
     return DirectionPicture(
         **{
             "title": "a sound",
-            "audio": np.random.default_rng(0).uniform(-0.5, 0.5, (2, RATE // 2)),
-            "rate": RATE,
-            "start": 2.0,
+            "excerpt": excerpt(np.random.default_rng(0).uniform(-0.5, 0.5, (2, RATE // 2)), 2.0),
             "times": 2.035 + 0.08 * np.arange(6),
             "row": 0.08,
             "azimuth": azimuth,

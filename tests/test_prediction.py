@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hear_tasks import write_task
+from hear_tasks import FOLDS, LABELS, QUICK, write_embeddings
 
 from gram_hear.errors import OptionError, TaskError
-from gram_hear.evaluation.predict import score_files, shallow
+from gram_hear.evaluation.predict import data, score_files, shallow
 from gram_hear.evaluation.predict.data import open_task
 from gram_hear.evaluation.predict.folds import Fold, folds_of
 from gram_hear.evaluation.predict.grid import draw_settings
@@ -26,53 +26,6 @@ from gram_hear.jobs.locks import locked
 from gram_hear.tasks import read_task
 
 DONE_FILE, SCORES_FILE, LOCALISATION_FILE, _ = vars(FILES["shallow"]).values()
-LABELS = ("low", "middle", "high")
-QUICK = {
-    "hidden_dim": [16],
-    "hidden_layers": [0, 1],
-    "lr": [0.03],
-    "max_epochs": [30],
-    "check_val_every_n_epoch": [2],
-}
-FOLDS = ("fold00", "fold01", "fold02", "fold03")
-
-
-def annotate(kind, latent):
-    """Return what three numbers in the embedding stand for."""
-    if kind == "localisation":
-        return [float(each) for each in latent / np.linalg.norm(latent)]
-    if kind == "multiclass":
-        return [LABELS[int(latent.argmax())]]
-    return [label for label, value in zip(LABELS, latent, strict=True) if value > 0]
-
-
-def write_embeddings(
-    folder, kind="multiclass", splits=("train", "valid", "test"), rows=60, noise=0.3, **metadata
-):
-    """Write the embeddings of a task that can be learned: three numbers, with noise, and 5 more."""
-    random = np.random.default_rng(0)
-    latent = {s: {f"{s}-{i}.wav": random.standard_normal(3) for i in range(rows)} for s in splits}
-    content = {
-        "prediction_type": "multiclass" if kind == "multiclass" else "multilabel",
-        "sample_duration": 1.0,
-        "split_mode": "presplit_kfold" if splits[0].startswith("fold") else "trainvaltest",
-        "evaluation": {"multiclass": ["top1_acc"], "multilabel": ["mAP", "aucroc", "d_prime"]}.get(
-            kind, ["MAE", "DOA", "DOE", "3d_source_local", "3d_source_local_x"]
-        ),
-        "evaluation_params": {"task_specific_param_grid": QUICK},
-    }
-    annotations = {
-        split: {name: annotate(kind, each) for name, each in latent[split].items()}
-        for split in splits
-    }
-    write_task(folder, annotations, LABELS, **(content | metadata))
-    task = read_task(folder)
-    for split in splits:
-        table = np.array([latent[split][name] for name in task.row_files(split)])
-        table = np.concatenate([table + noise * random.standard_normal(table.shape)] * 2, axis=1)
-        table.astype(np.float32).tofile(folder / f"{split}.embeddings.npy")
-        (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([rows, 6]))
-    return folder
 
 
 @pytest.fixture
@@ -183,6 +136,14 @@ def test_folds_are_scored_and_aggregated(make):
         assert aggregated[f"{name}_mean"] == pytest.approx(np.mean(values))
         assert aggregated[f"{name}_std"] == pytest.approx(np.std(values, ddof=1))
     assert read_strictly(folder / SCORES_FILE) == scores
+
+
+def test_each_split_is_opened_once(make, monkeypatch):
+    opened = []
+    read = data._read_split
+    monkeypatch.setattr(data, "_read_split", lambda each: opened.append(each.split) or read(each))
+    predict_task(make(splits=FOLDS), ShallowProbe(grid_points=1))
+    assert opened == list(FOLDS)
 
 
 def scorer_of(folder, split="valid"):
@@ -365,7 +326,7 @@ def test_several_labels_are_learned(make):
 
 @pytest.mark.parametrize("splits", [("train", "valid", "test"), FOLDS])
 def test_an_infinite_score_is_null_with_a_note(make, splits):
-    """Classes that are told apart without error: the file stays strict JSON."""
+    """Classes that are separated without error: the file stays strict JSON."""
     own = {"task_specific_param_grid": QUICK | {"max_epochs": [60], "hidden_layers": [0]}}
     folder = make(
         kind="multilabel", splits=splits, evaluation=["d_prime", "aucroc"], evaluation_params=own

@@ -186,7 +186,7 @@ def test_interrupted_run_goes_on(tmp_path, sounds, monkeypatch):
     before = digests(out)
     assert 0 < len(before) < len(digests(whole))
     assert not (out / "prepared.json").exists()
-    (out / ".abc.partial").write_bytes(b"left by a killed run")
+    (out / ".0123456789ab.x.partial").write_bytes(b"left by a killed run")
     seen = []
     write = module.write_group
     monkeypatch.setattr(

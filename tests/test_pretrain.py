@@ -24,11 +24,12 @@ import gram_hear
 from gram_hear.commands.gram_hear.app import app
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.jobs.locks import locked
-from gram_hear.pretrain import cli, datamodule, trust
+from gram_hear.pretrain import callbacks, cli, datamodule, trust
 from gram_hear.pretrain.__main__ import main
 from gram_hear.pretrain.callbacks import Curves, Pictures
-from gram_hear.pretrain.data import SampleSet
 from gram_hear.pretrain.module import Pretraining
+from gram_hear.pretrain.pictures import Picture
+from gram_hear.pretrain.samples import SampleSet
 
 RATE = 32000
 TINY = {
@@ -116,9 +117,14 @@ def arguments(config, options, *more):
 
 @pytest.fixture
 def fit(tmp_path, monkeypatch, data):
-    """Return a function that trains in this process: (config, *more, **options) -> exit code."""
+    """Return a function that trains in this process: (config, *more, **options) -> exit code.
+
+    Its pictures are empty; those of :func:`whole` are drawn.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SLURM_JOB_NAME", raising=False)
+    empty = Picture(b"", np.zeros((1, 1, 3), dtype=np.uint8))
+    monkeypatch.setattr(callbacks, "draw_reconstruction", lambda *arguments: empty)
 
     def run(*more, config="tiny", base=None, **options):
         base = TINY | published(data) if base is None else base
@@ -265,18 +271,8 @@ def test_published_configs_start_on_published_data(fit, data, name):
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory, data):
     """The folder of a run of six steps that nothing interrupted."""
-    return run_alone(tmp_path_factory, data, {"checkpoints.keep_every": 4})
-
-
-@pytest.fixture(scope="session")
-def longer(tmp_path_factory, data):
-    """The folder of a run of twenty steps, in one process."""
-    return run_alone(tmp_path_factory, data, {"trainer.max_steps": 20})
-
-
-def run_alone(tmp_path_factory, data, more):
     folder = tmp_path_factory.mktemp("alone")
-    options = TINY | published(data) | {"data.validate_every": 3} | more
+    options = TINY | published(data) | {"data.validate_every": 3, "checkpoints.keep_every": 4}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["pretrain", *arguments("tiny", options)])
@@ -452,18 +448,30 @@ def test_gradients_are_never_reversed(fit, capsys):
     assert "gradient_clip_val is -1; it must be above 0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_stopped_and_resumed_is_the_same_to_the_bit(
-    fit, whole, tmp_path, monkeypatch, capsys, number
-):
+@pytest.fixture
+def stopped(fit, tmp_path, monkeypatch, capsys):
+    """Return a function that stops a run by a signal at its second step; it returns the folder."""
+
+    def run(number, **options):
+        before = signal.getsignal(number)
+        with monkeypatch.context() as patch:
+            stop_at(patch, 2, number)
+            assert fit("--ckpt_path", "last", **options) == 128 + number
+        assert signal.getsignal(number) is before
+        assert "Stopped after step 2" in capsys.readouterr().err
+        assert load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2
+
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_each_signal_stops_a_run(stopped, number):
+    stopped(number)
+
+
+def test_stopped_and_resumed_is_the_same_to_the_bit(fit, stopped, whole, tmp_path):
     options = {"data__validate_every": 3, "checkpoints__keep_every": 4}
-    before = signal.getsignal(number)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 2, number)
-        assert fit("--ckpt_path", "last", **options) == 128 + number
-    assert signal.getsignal(number) is before
-    assert "Stopped after step 2" in capsys.readouterr().err
-    assert load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2
+    stopped(signal.SIGTERM, **options)
     assert fit("--ckpt_path", "last", data__workers=2, **options) == 0  # workers change nothing
     names = ("last.ckpt", "best.ckpt", "step-000000004.ckpt")
     for name in names:
@@ -545,8 +553,8 @@ def test_a_process_that_is_terminated_saves_and_ends_cleanly(data, tmp_path):
 
 
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
-def test_two_processes_learn_what_one_does(data, longer, tmp_path, launcher):
-    more = {"data.validate_every": 3, "trainer.strategy": "ddp", "trainer.max_steps": 20}
+def test_two_processes_learn_what_one_does(data, whole, tmp_path, launcher):
+    more = {"data.validate_every": 3, "trainer.strategy": "ddp", "pictures.every": 2}
     nodes = {"trainer.devices": 1, "trainer.num_nodes": 2}
     options = TINY | published(data) | more
     options |= {"trainer.devices": 2} if launcher == "lightning" else nodes
@@ -565,10 +573,10 @@ def test_two_processes_learn_what_one_does(data, longer, tmp_path, launcher):
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), said
     for tag in ("train/loss", "validation/loss", "train/gradient_norm"):
-        found, expected = (list(curve(f, tag).values()) for f in (tmp_path / "run", longer))
+        found, expected = (list(curve(f, tag).values()) for f in (tmp_path / "run", whole))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     saved = load(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    assert saved["PretrainingData"]["position"] == 80
+    assert saved["PretrainingData"]["position"] == 24
 
 
 # --- what goes wrong ------------------------------------------------------------------------

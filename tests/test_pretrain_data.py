@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from gram_hear.errors import AudioError, OptionError, SceneError
+from gram_hear.pretrain.batches import EpochSampler, collate
 from gram_hear.pretrain.clips import ClipSet, open_clips
-from gram_hear.pretrain.data import EpochSampler, Recipe, SampleSet, collate
 from gram_hear.pretrain.pools import SimulatedRooms, SyntheticNoises, open_noises, open_rooms
+from gram_hear.pretrain.samples import SampleRecipe, SampleSet
 from gram_hear.scenes.mixing import mix
 from gram_hear.scenes.noises import Noise, NoiseSet
 
@@ -79,7 +80,7 @@ def make(seed=0, clips=None, rooms=None, noises=None, layout="binaural", **recip
         Clips() if clips is None else clips,
         rooms or Rooms(layout),
         noises or Noises(3 * RATE),
-        Recipe(**SMALL | recipe),
+        SampleRecipe(**SMALL | recipe),
         layout,
         seed,
     )
@@ -245,7 +246,7 @@ def test_set_survives_pickling_as_a_spawned_worker_gets_it():
         open_clips(None),
         SimulatedRooms("ambisonic", RATE, count=1),
         SyntheticNoises(RATE),
-        Recipe(**SMALL),
+        SampleRecipe(**SMALL),
         "ambisonic",
         0,
     )
@@ -256,7 +257,7 @@ def test_set_survives_pickling_as_a_spawned_worker_gets_it():
 
 
 def test_published_recipe():
-    recipe = Recipe()
+    recipe = SampleRecipe()
     assert (recipe.samples, recipe.frames) == (320000, 1001)
     assert (recipe.level, recipe.snr, recipe.clean_fraction) == (-14.0, (5.0, 40.0), 0.0)
     sizes = (recipe.windows, recipe.window_frames, recipe.clip_frames, recipe.masked, recipe.tokens)
@@ -401,7 +402,7 @@ def test_batch_mixes_as_the_recipe_says():
 
 
 def test_dry_clips():
-    samples = SampleSet(Clips(), None, None, Recipe(**SMALL, clean_fraction=1.0), "mono", 0)
+    samples = SampleSet(Clips(), None, None, SampleRecipe(**SMALL, clean_fraction=1.0), "mono", 0)
     batch = collate([samples[i] for i in range(4)])
     assert batch["dry"].all()
     assert batch["rirs"].shape == (4, 2, 1, 1)
@@ -421,7 +422,7 @@ def test_some_clips_stay_dry():
 
 
 def test_scenes_without_noise():
-    samples = SampleSet(Clips(), Rooms(), None, Recipe(**SMALL), "binaural", 0)
+    samples = SampleSet(Clips(), Rooms(), None, SampleRecipe(**SMALL), "binaural", 0)
     assert samples[0]["rirs"].any()
     assert not samples[0]["noise"].any()
 
@@ -503,7 +504,7 @@ def open_published(path, layout="binaural", **recipe):
         open_clips(path / "clips"),
         open_rooms(path / "rirs", layout, RATE),
         open_noises(path / "noise", RATE),
-        Recipe(**SMALL | recipe),
+        SampleRecipe(**SMALL | recipe),
         layout,
         0,
     )
@@ -609,7 +610,7 @@ def test_pool_of_noises():
 )
 def test_recipes_that_cannot_be(options, message):
     with pytest.raises(OptionError, match=message):
-        Recipe(**SMALL | options)
+        SampleRecipe(**SMALL | options)
 
 
 @pytest.mark.parametrize(
@@ -631,7 +632,7 @@ def test_parts_that_do_not_fit(parts, error, message):
 
 def test_no_rooms_for_clips_that_need_them():
     with pytest.raises(OptionError, match="no rooms were given"):
-        SampleSet(Clips(), None, None, Recipe(**SMALL, clean_fraction=0.5), "binaural", 0)
+        SampleSet(Clips(), None, None, SampleRecipe(**SMALL, clean_fraction=0.5), "binaural", 0)
 
 
 @pytest.mark.parametrize(

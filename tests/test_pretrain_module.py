@@ -192,7 +192,7 @@ def test_first_weights_from_a_checkpoint(tmp_path):
 def test_first_weights_from_the_authors_checkpoint(published_file, monkeypatch):
     path = published_file(2)
     config = load_checkpoint(path).config
-    monkeypatch.setattr("gram_hear.pretrain.module.named_config", lambda *_: config)
+    monkeypatch.setattr("gram_hear.pretrain.new_model.named_config", lambda *_: config)
     module = Pretraining("binaural", init=str(path), log_floor=1e-5)
     expected = load_checkpoint(path).tensors
     assert all(torch.equal(module.autoencoder.state_dict()[n], t) for n, t in expected.items())

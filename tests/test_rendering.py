@@ -74,14 +74,14 @@ def test_octave_band_gains_shape_an_image():
     assert np.abs(rir[: int(arrival) - 40]).max() < 1e-3  # minimum phase: nothing comes early
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_direct_sound_of_ambisonic_rirs_points_to_the_source(seed):
     scene = draw_room_and_scene([seed, 1])
     direct = direct_sound(scene, "ambisonic").astype(np.float64)
     vector = (direct[[3, 1, 2]] * direct[0]).sum(axis=1)
     cosine = vector @ scene.direction / np.linalg.norm(vector)
     assert math.degrees(math.acos(min(cosine, 1.0))) < 0.5
-    rir = render(scene, "ambisonic", seconds=0.3).rirs[0]
+    rir = render(scene, "ambisonic", seconds=0.1).rirs[0]
     assert np.abs(rir[:, : int(scene.distance / SPEED * RATE) - 60]).max() < 0.01
     at = int(scene.distance / SPEED * RATE)
     assert np.abs(direct[0]).argmax() in (at, at + 1)
@@ -89,7 +89,7 @@ def test_the_direct_sound_of_ambisonic_rirs_points_to_the_source(seed):
 
 def interaural_time(rir):
     """Seconds by which the right ear is later, by cross-correlation below 1.5 kHz, upsampled."""
-    size, factor = 2 * rir.shape[1], 16
+    size, factor = 2 * rir.shape[1], 4
     left, right = np.fft.rfft(rir, size)
     low = np.fft.rfftfreq(size, 1 / RATE) < 1500
     correlation = np.fft.irfft(np.where(low, right * left.conj(), 0), size * factor)
@@ -121,7 +121,7 @@ def test_the_ears_of_a_scene_hear_the_heads_own_times_and_levels(name):
 @pytest.mark.parametrize("wanted", [0.2, 0.4, 0.7, 1.0])
 def test_a_tuned_scene_has_the_rt60_that_was_asked_for(wanted):
     ears = []
-    for seed in range(8):
+    for seed in range(4):
         scene = tune(draw_room_and_scene([7, seed], rt60=wanted, noise_sources=0))
         ambisonic = render(scene, "ambisonic")
         assert measured_rt60(ambisonic.rirs[0, :1], RATE) == pytest.approx(wanted, rel=0.15)
@@ -131,23 +131,27 @@ def test_a_tuned_scene_has_the_rt60_that_was_asked_for(wanted):
     assert np.median(ears) == pytest.approx(1, rel=0.1)  # ears favour some directions
 
 
-@pytest.mark.parametrize("centre", [1000.0, 4000.0])
-def test_the_tail_goes_on_where_images_end(centre):
+def test_the_tail_goes_on_where_images_end():
     """Few and many images of one room leave the same energy in every 20 ms, on average.
 
     Below about 300 Hz image sources add up in phase, as the room's modes, and say more than a tail.
     """
-    differences = []
+    differences = {1000.0: [], 4000.0: []}
     for seed in range(5):
         scene = draw_room_and_scene([8, seed], rt60=0.5, noise_sources=0)
-        energies = []
-        for images in (1000, 40000):
-            rir = render(scene, "ambisonic", images=images, seconds=0.25).rirs[0, :1]
-            filtered = octave(rir, RATE, centre)[0, : 12 * 640].reshape(12, 640)
-            energies.append((filtered**2).sum(axis=1)[3:])
-        differences.append(10 * np.log10(energies[0] / energies[1]))
-    assert abs(np.mean(differences)) < 1.0
-    assert np.abs(np.mean(differences, axis=0)).max() < 3.0
+        few, many = (
+            render(scene, "ambisonic", images=images, seconds=0.25).rirs[0, :1]
+            for images in (1000, 40000)
+        )
+        for centre, found in differences.items():
+            energies = []
+            for rir in (few, many):
+                filtered = octave(rir, RATE, centre)[0, : 12 * 640].reshape(12, 640)
+                energies.append((filtered**2).sum(axis=1)[3:])
+            found.append(10 * np.log10(energies[0] / energies[1]))
+    for found in differences.values():
+        assert abs(np.mean(found)) < 1.0
+        assert np.abs(np.mean(found, axis=0)).max() < 3.0
 
 
 @pytest.mark.parametrize("name", ["kemar", "sphere"])

@@ -167,7 +167,7 @@ def test_rirs_of_minutes_are_refused():
 
 
 def test_a_distance_beyond_the_room_is_refused():
-    with pytest.raises(SceneError, match=r"no place was found for a source at distance 40 m"):
+    with pytest.raises(SceneError, match=r"no position was found for a source at distance 40 m"):
         draw_room_and_scene([1], distance=40.0)
 
 

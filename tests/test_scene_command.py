@@ -248,7 +248,7 @@ def test_wav_and_json_are_written_both_or_neither(command, sound):
 
 WRONG = [
     (("--distance", 0.05), "from the head's centre"),
-    (("--distance", 60), "no place was found for a source at distance 60 m"),
+    (("--distance", 60), "no position was found for a source at distance 60 m"),
     (("--rt60", 0.001), "RT60"),
     (("--rt60", 1000), "10 s at most"),
     (("--rt60", "nan"), "rt60 is nan"),

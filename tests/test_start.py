@@ -4,7 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
+from gram_hear.commands.gram_hear.app import app as gram_hear
+from gram_hear.commands.hear_eval.app import app as hear_eval
 from gram_hear.errors import OptionError
 from gram_hear.start import start
 
@@ -13,6 +16,11 @@ PROGRAMS = {
     "hear-eval": "from gram_hear.start import hear_eval; sys.exit(hear_eval())",
     "pretrain": "import runpy; runpy.run_module('gram_hear.pretrain', run_name='__main__')",
 }
+ARGUMENTS = {  # of commands that import torch, which help does not
+    "gram-hear": ["info", "gram-tiny-untrained"],
+    "hear-eval": ["check", "gram_hear"],
+    "pretrain": [],
+}
 AT_IMPORT = """
 import os, signal, sys
 class Finder:
@@ -20,14 +28,14 @@ class Finder:
         if name == "torch":
             {what}
 sys.meta_path.insert(0, Finder())
-sys.argv = ["program"]
+sys.argv = ["program", *{arguments}]
 {program}
 """
 
 
 def run_program(program, what):
     """Run a program in which something happens when torch is imported."""
-    code = AT_IMPORT.format(what=what, program=PROGRAMS[program])
+    code = AT_IMPORT.format(what=what, program=PROGRAMS[program], arguments=ARGUMENTS[program])
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
@@ -90,3 +98,25 @@ def test_streams_of_a_process_that_are_gone():
     code = f"import sys; sys.argv = ['gram-hear', '--version']; {PROGRAMS['gram-hear']}"
     command = f'"{sys.executable}" -c "{code}" >&- 2>&-'
     assert subprocess.run(command, shell=True, check=False).returncode == 0
+
+
+HELP = """
+import sys
+from gram_hear.start import start
+from gram_hear.commands.{program}.app import main
+for arguments in {arguments}:
+    sys.argv = ["{program}", *arguments]
+    assert start(lambda: main) == 0
+late = {{"torch", "numpy", "huggingface_hub", "soundfile", "scipy", "sklearn", "matplotlib"}}
+print("loaded:", *late & set(sys.modules))
+"""
+
+
+@pytest.mark.parametrize(("program", "app"), [("gram_hear", gram_hear), ("hear_eval", hear_eval)])
+def test_no_help_waits_for_a_library(program, app):
+    commands = sorted(typer.main.get_command(app).commands)
+    arguments = [["--version"], ["--help"], *([command, "--help"] for command in commands)]
+    code = HELP.format(program=program, arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.count("Usage: ") == 1 + len(commands)
+    assert done.stdout.splitlines()[-1] == "loaded:"

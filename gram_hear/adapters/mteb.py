@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gram_hear.audio.clips import as_tensor, check_clip
-from gram_hear.audio.files import check_rate
+from gram_hear.audio.files import check_rate, resample
 from gram_hear.checkpoints.registry import Entry, find_entry, list_models
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.hear import get_scene_embeddings, load_model
@@ -142,10 +142,7 @@ class GramEncoder:
         clip, _ = check_clip(as_tensor(array), "A clip")
         if rate == self.model.sample_rate:
             return clip
-        import soxr
-
-        samples = clip.cpu().numpy().T
-        resampled = soxr.resample(samples, rate, self.model.sample_rate, quality="HQ").T
+        resampled = resample(clip.cpu().numpy().T, rate, self.model.sample_rate).T
         return torch.from_numpy(np.ascontiguousarray(resampled))
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:

@@ -114,8 +114,8 @@ class ByteView(io.RawIOBase):
         except OSError as error:
             self.error = error
             return 0
-        for place, content in self._patches.items():
-            for i, byte in enumerate(content, place - position):
+        for offset, content in self._patches.items():
+            for i, byte in enumerate(content, offset - position):
                 if 0 <= i < count:
                     view[i] = byte
         return count
@@ -273,8 +273,9 @@ def _ogg_pages(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
 
 
 def _ogg_is_intact(page: bytes) -> bool:
-    """Whether a page has its checksum: CRC-32 from the highest bit down, with 0 in its own place.
+    """Whether a page has the checksum that it states.
 
+    That is a CRC-32 from the highest bit down, computed with zeros in the checksum's own bytes.
     zlib's is from the lowest bit up, so the bits of each byte, and of the result, are reversed.
     """
     content = page[:22] + bytes(4) + page[26:]

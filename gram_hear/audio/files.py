@@ -419,8 +419,8 @@ class SoundReader:
         suffix = file_name.suffix
         is_unknown = getattr(error, "code", None) in UNRECOGNISED
         format = suffix[1:].upper() if is_unknown and suffix.lower() in UNREADABLE else ""
-        for (place, mark), name in FOREIGN.items():
-            if head[place:].startswith(mark):
+        for (offset, mark), name in FOREIGN.items():
+            if head[offset:].startswith(mark):
                 format = name
         if format:
             return (

@@ -1,4 +1,4 @@
-"""Channel layouts and Ambisonic conventions: the only place that knows channel order.
+"""Channel layouts and Ambisonic conventions: the only module that knows channel order.
 
 Ambisonic audio is of first order here, in one of three conventions:
 

@@ -344,7 +344,7 @@ def _edges(samples: int, rate: int) -> np.ndarray:
 
 
 def _add(audio: np.ndarray, sound: np.ndarray, start: int) -> None:
-    """Add a sound to audio from a sample on, in place; what lies beyond its end is left out."""
+    """Add a sound to ``audio`` from a sample on; what lies beyond its end is left out."""
     count = min(len(sound), len(audio) - start)
     audio[start : start + count] += sound[:count]
 

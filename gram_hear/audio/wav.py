@@ -43,8 +43,8 @@ def write_wav(path: Path, audio: np.ndarray, rate: int) -> None:
     )
     frames = np.ascontiguousarray(audio.T, dtype="<f4")
 
-    def write(place: Path) -> None:
-        with open(place, "wb") as file:
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
             file.write(header)
             file.write(frames.data)
 

@@ -34,7 +34,7 @@ from gram_hear.jobs.writing import write_json
 
 STATE = ".job"
 MADE_OF, DONE, LOCKS, FINISH = "made_of.json", "done", "locks", "finish.lock"
-LEFTOVERS = f".{'?' * 12}.{'?' * 32}.partial"  # temporary names of write_whole, left by kills
+LEFTOVERS = f".{'[0-9a-f]' * 12}.*.partial"  # temporary names of write_whole, left by kills
 ADVICE = (
     "Use --force (force=True) to make it anew, or another output.",
     "Delete it, or choose another output.",

@@ -1,4 +1,4 @@
-"""The encoder that a configuration names: the one place where backbones are told apart."""
+"""The encoder that a configuration names: the only module that chooses between backbones."""
 
 from typing import TypeAlias
 

@@ -141,10 +141,10 @@ def kernel_convolution(kernels: Kernels, tokens: Tensor, weight: Tensor, bias: T
     """Run causal-conv1d with SiLU on (batch, tokens, channels), taps in weight (channels, 1, k)."""
     assert kernels.convolution is not None
     channels_first, contiguous = tokens.transpose(1, 2), torch.contiguous_format
-    places = (tokens.stride(0), tokens.stride(1), tokens.storage_offset())
+    steps = (tokens.stride(0), tokens.stride(1), tokens.storage_offset())
     if tokens.shape[2] % ALIGNMENT:
         channels_first = channels_first.clone(memory_format=contiguous)
-    elif any(place % ALIGNMENT for place in places):
+    elif any(step % ALIGNMENT for step in steps):
         channels_first = tokens.clone(memory_format=contiguous).transpose(1, 2)
     weight, bias = weight.squeeze(1).to(tokens.dtype), bias.to(tokens.dtype)
     return kernels.convolution(channels_first, weight, bias, activation="silu").transpose(1, 2)

@@ -1,11 +1,28 @@
-"""Masks of tokens: what the encoder does not see in pretraining."""
+"""Masks: which tokens of a window the encoder does not see in pretraining."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
+def random_masks(windows: int, tokens: int, masked: int, generator: np.random.Generator) -> Tensor:
+    """Draw the masks of a training sample.
+
+    Args:
+        windows: how many masks to draw, each for itself.
+        tokens: of each window.
+        masked: how many tokens of each window are hidden.
+        generator: what draws.
+
+    Returns:
+        (windows, tokens) bool on the CPU, True where a token is hidden.
+    """
+    order = generator.random((windows, tokens)).argsort(axis=1, kind="stable")
+    return torch.from_numpy(order < masked)
+
+
 def random_mask(windows: int, tokens: int, masked: int, generator: torch.Generator) -> Tensor:
-    """Draw masks, (windows, tokens) bool on the generator's device, ``masked`` True in each row."""
+    """Draw masks as :func:`random_masks`, with a generator of PyTorch and on its device."""
     device = generator.device
     order = torch.rand(windows, tokens, generator=generator, device=device).argsort(dim=1)
     return order < masked

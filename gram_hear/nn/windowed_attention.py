@@ -52,6 +52,6 @@ class WindowedAttention(nn.Module):
         """Return the relative bias of heads of one window length, (1, heads, window, window)."""
         window = self.windows[heads[0]]
         tables = torch.stack([self.bias_tables[str(h)] for h in heads])
-        place = torch.arange(window, device=tables.device)
-        bias = tables[None, :, place[:, None] - place + window - 1]
+        position = torch.arange(window, device=tables.device)
+        bias = tables[None, :, position[:, None] - position + window - 1]
         return bias.to(self.qkv.weight.dtype)

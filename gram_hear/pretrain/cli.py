@@ -195,8 +195,8 @@ class PretrainingCLI(LightningCLI):
         if steps >= trainer.max_steps and data.position == steps * data.batch:
             say(
                 f"The checkpoint has all {steps} steps of this run already; nothing was done. To "
-                "train longer, raise trainer.max_steps: the learning rate goes on at that "
-                "schedule's place."
+                "train longer, raise trainer.max_steps: the learning rate then follows "
+                "the longer schedule."
             )
             return
         if data.position == steps * data.batch:

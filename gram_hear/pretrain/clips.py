@@ -1,8 +1,8 @@
 """Sets of clips to learn from: tars and folders of recorded sound, or synthetic ones.
 
-A tar is indexed once and its members are read from their place in it, in any order. What was found
-is kept beside the tar where that folder can be written to. Names and places are held in arrays,
-some 40 bytes a clip: the processes that load data share them.
+A tar is indexed once, and its members are read by their offsets, in any order. The index is kept
+beside the tar where that folder can be written to. Names and offsets are held in arrays, some 40
+bytes a clip, which the processes that load data share.
 """
 
 import io
@@ -22,7 +22,7 @@ from gram_hear.audio.synthesis import synthesise_clip
 from gram_hear.errors import AudioError, OptionError, SceneError, reason_of
 
 SYNTHETIC_CLIPS = 4096
-IN_FOLDER = -1  # in place of a tar's number
+IN_FOLDER = -1  # instead of the number of a tar
 MARGIN = 64  # samples read beyond an excerpt, so that resampling cannot leave it short
 
 Paths = str | Path | Sequence[str | Path]
@@ -46,7 +46,7 @@ class ClipSet(ABC):
             i: which.
             samples: of the clip, at most.
             rate: Hz that it is wanted at.
-            seed: numbers from 0 on that the place of an excerpt depends on.
+            seed: numbers from 0 on that the start of an excerpt depends on.
 
         Returns:
             (n,) float32 with n from 1 to ``samples``, finite.
@@ -85,22 +85,22 @@ class RecordedClips(ClipSet):
 
     def __init__(self, sounds: Iterable[Path | Member]) -> None:
         tars: dict[Path, int] = {}
-        places, names, ends = array("q"), bytearray(), array("q")
+        entries, names, ends = array("q"), bytearray(), array("q")
         for sound in sounds:
             if isinstance(sound, Member):
-                places.extend((tars.setdefault(sound.path, len(tars)), sound.offset, sound.size))
+                entries.extend((tars.setdefault(sound.path, len(tars)), sound.offset, sound.size))
                 names += os.fsencode(sound.name)
             else:
-                places.extend((IN_FOLDER, 0, 0))
+                entries.extend((IN_FOLDER, 0, 0))
                 names += os.fsencode(sound)
             ends.append(len(names))
         self._tars = list(tars)
-        self._places = np.array(places, dtype=np.int64).reshape(-1, 3)
+        self._entries = np.array(entries, dtype=np.int64).reshape(-1, 3)
         self._names = bytes(names)
         self._ends = np.array(ends, dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._entries)
 
     def name(self, i: int) -> str:
         """Return its path, or that of its tar and its name in it."""
@@ -108,7 +108,7 @@ class RecordedClips(ClipSet):
 
     def _sound(self, i: int) -> Path | Member:
         name = os.fsdecode(self._names[self._ends[i - 1] if i else 0 : self._ends[i]])
-        tar, offset, size = map(int, self._places[i])
+        tar, offset, size = map(int, self._entries[i])
         return Path(name) if tar == IN_FOLDER else Member(self._tars[tar], name, offset, size)
 
     def read(self, i: int, samples: int, rate: int, seed: Sequence[int]) -> np.ndarray:

@@ -10,10 +10,11 @@ from torch.utils.data import DataLoader
 
 from gram_hear.config import FrontEndConfig, ModelConfig
 from gram_hear.errors import CheckpointError, GramError, OptionError
+from gram_hear.pretrain.batches import EpochSampler, collate
 from gram_hear.pretrain.clips import ClipSet, open_clips
-from gram_hear.pretrain.data import EpochSampler, Recipe, Sample, SampleSet, collate
 from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.pools import Rooms, open_noises, open_rooms
+from gram_hear.pretrain.samples import Sample, SampleRecipe, SampleSet
 
 # That ask training to stop; clusters announce their end with the latter two.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
@@ -146,9 +147,9 @@ class PretrainingData(LightningDataModule):
         if self.seed >= HELD_OUT:
             raise OptionError(f"data.seed is {self.seed}; it must be below {HELD_OUT}.")
 
-    def recipe(self, config: ModelConfig) -> Recipe:
+    def recipe(self, config: ModelConfig) -> SampleRecipe:
         """Return what samples for a model are made with."""
-        return Recipe(
+        return SampleRecipe(
             seconds=self.seconds,
             sample_rate=config.front_end.sample_rate,
             level=self.level,

@@ -3,9 +3,7 @@
 Nothing here is random but the first weights, which come from a seed: all draws come with a batch.
 """
 
-import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +13,13 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gram_hear.audio.layouts import to_soundspaces
-from gram_hear.checkpoints.store import CONFIG_KEY, describe, load_checkpoint
-from gram_hear.config import LAYOUTS, ModelConfig, named_config
-from gram_hear.errors import AudioError, CheckpointError, OptionError, TrainingError, nearest
+from gram_hear.checkpoints.store import CONFIG_KEY
+from gram_hear.config import ModelConfig
+from gram_hear.errors import AudioError, CheckpointError, OptionError, TrainingError
 from gram_hear.frontend import FrontEnd
-from gram_hear.nn.initialise import initialise
-from gram_hear.nn.mae import MaskedAutoencoder, Reconstruction
-from gram_hear.pretrain.data import Sample
+from gram_hear.nn.mae import Reconstruction
+from gram_hear.pretrain.new_model import first_weights, make_config, require_same
+from gram_hear.pretrain.samples import Sample
 from gram_hear.scenes.mixing import mix
 from gram_hear.windows import cut_windows
 
@@ -29,7 +27,7 @@ CONVENTION = "ambix"  # of Ambisonic RIRs, and so of the mixtures
 
 
 class Pretraining(LightningModule):
-    """A masked autoencoder that learns from batches of :mod:`gram_hear.pretrain.data`."""
+    """A masked autoencoder that learns from batches of :mod:`gram_hear.pretrain.samples`."""
 
     def __init__(
         self,
@@ -238,92 +236,6 @@ class Pretraining(LightningModule):
             group["initial_lr"], group["lr"] = self.learning_rate, self.learning_rate * factor
             group["betas"], group["weight_decay"] = self.betas, self.weight_decay
         checkpoint["lr_schedulers"][0]["base_lrs"] = [self.learning_rate]
-
-
-def make_config(
-    layout: str,
-    size: str,
-    patching: str,
-    backbone: str,
-    depth: int | None,
-    decoder_depth: int | None,
-    log_floor: float | None,
-    window_fill: str,
-) -> ModelConfig:
-    """Return a model's configuration; the arguments are those of :class:`Pretraining`."""
-    if layout not in LAYOUTS:
-        raise OptionError(
-            f"Unknown layout {layout!r}; allowed are {', '.join(LAYOUTS)}."
-            + nearest(layout, LAYOUTS)
-        )
-    named = named_config(size, LAYOUTS[layout][1], patching, backbone)
-    assert named.decoder is not None
-    return dataclasses.replace(
-        named,
-        front_end=dataclasses.replace(
-            named.front_end,
-            log_floor=named.front_end.log_floor if log_floor is None else log_floor,
-        ),
-        encoder=named.encoder if depth is None else dataclasses.replace(named.encoder, depth=depth),
-        decoder=named.decoder
-        if decoder_depth is None
-        else dataclasses.replace(named.decoder, depth=decoder_depth),
-        window_fill=window_fill,
-    )
-
-
-def first_weights(config: ModelConfig, seed: int, init: str | Path | None) -> MaskedAutoencoder:
-    """Return a model as training begins with it.
-
-    Args:
-        config: of the model.
-        seed: of its weights where ``init`` is None.
-        init: a checkpoint, as :func:`gram_hear.checkpoints.store.load_checkpoint` takes it.
-
-    Raises:
-        CheckpointError: for a checkpoint of another model, or of an encoder alone. Its log floor
-            and window fill, which have no weights, may be others.
-    """
-    with torch.random.fork_rng(devices=[]):  # what the layers draw at first is drawn over below
-        model = MaskedAutoencoder(config)
-    if init is None:
-        initialise(model, seed)
-        return model
-    checkpoint = load_checkpoint(init)
-    alike = dataclasses.replace(
-        checkpoint.config,
-        front_end=dataclasses.replace(
-            checkpoint.config.front_end, log_floor=config.front_end.log_floor
-        ),
-        window_fill=config.window_fill,
-    )
-    require_same(alike, config, f"The checkpoint {init}")
-    model.load_state_dict(checkpoint.tensors)
-    return model
-
-
-def require_same(found: ModelConfig, wanted: ModelConfig, name: str) -> None:
-    """Raise a CheckpointError that names what differs, unless nothing does."""
-    here, there = flatten(dataclasses.asdict(wanted)), flatten(dataclasses.asdict(found))
-    different = [
-        f"{key}: {there.get(key)} there, {here.get(key)} here"
-        for key in sorted(here.keys() | there.keys())
-        if here.get(key) != there.get(key)
-    ]
-    if different:
-        raise CheckpointError(
-            f"{name} holds a {describe(found)}, and this run trains a {describe(wanted)}. What "
-            f"differs: {'; '.join(different)}. Give the config that the checkpoint was made with."
-        )
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one, their keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        inner = isinstance(value, dict)
-        flat |= flatten(value, f"{prefix}{key}.") if inner else {prefix + key: value}
-    return flat
 
 
 def _recount(checkpoint: dict[str, Any], accumulation: int) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gram_hear.config import ModelConfig
 from gram_hear.extras import need
-from gram_hear.plots import reconstruction_figure, unpatchify
+from gram_hear.plots.reconstruction import reconstruction_figure, unpatchify
 
 __all__ = ["Picture", "draw_reconstruction", "unpatchify"]
 
@@ -26,7 +26,7 @@ class Picture:
 def draw_reconstruction(
     target: Tensor, prediction: Tensor, hidden: Tensor, config: ModelConfig, title: str
 ) -> Picture:
-    """Draw a window: see :func:`gram_hear.plots.reconstruction_figure`.
+    """Draw a window: see :func:`gram_hear.plots.reconstruction.reconstruction_figure`.
 
     Args:
         target, prediction: (feature channels, frames, mels), normalised as the model sees them.

@@ -13,7 +13,7 @@ import numpy as np
 from gram_hear.audio.synthesis import synthesise_noise
 from gram_hear.errors import OptionError
 from gram_hear.scenes.noises import Noise, NoiseSet, open_noise
-from gram_hear.scenes.rendering import LAYOUTS, render, tune
+from gram_hear.scenes.rendering import SCENE_LAYOUTS, render, tune
 from gram_hear.scenes.rirs import SPLITS, RirSet, open_rirs
 from gram_hear.scenes.rooms import draw_room_and_scene
 
@@ -118,10 +118,10 @@ def open_rooms(
         SceneError: for a set that cannot be read, or is of another rate.
         OptionError: for a layout or a split that the set does not have.
     """
-    if layout not in LAYOUTS:
+    if layout not in SCENE_LAYOUTS:
         raise OptionError(
-            f"There are no rooms for {layout} models, only for {' and '.join(LAYOUTS)} ones. Mono "
-            "models learn from dry clips: set clean_fraction to 1."
+            f"There are no rooms for {layout} models, only for {' and '.join(SCENE_LAYOUTS)} ones. "
+            "Mono models learn from dry clips: set clean_fraction to 1."
         )
     if path is None:
         return SimulatedRooms(layout, rate, seed, split, count)

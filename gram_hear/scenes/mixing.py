@@ -8,7 +8,7 @@ it; another number of threads may change the last bit.
 One scene is made so::
 
     clips = to_level(clips)                                       # (B, n), -14 dBFS
-    noises = place(fade(noises, lengths, whole), starts, lengths, clips.shape[-1])
+    noises = pad_to_clips(fade(noises, lengths, whole), starts, lengths, clips.shape[-1])
     mixed = mix(clips, rirs, noises, starts, lengths, snr)        # mixed.audio: (B, C, n)
 
 Source: the published training recipe (arXiv 2506.00934).
@@ -109,8 +109,8 @@ def fade(noises: Tensor, lengths: PerClip, whole: PerClip, rate: int = 32000) ->
     return noises.float() * fade_in * fade_out
 
 
-def place(noises: Tensor, starts: PerClip, lengths: PerClip, samples: int) -> Tensor:
-    """Return noises in clips of silence, each from its own start on.
+def pad_to_clips(noises: Tensor, starts: PerClip, lengths: PerClip, samples: int) -> Tensor:
+    """Pad noises with silence to the length of their clips, each from its own start on.
 
     Args:
         noises: (batch, m), each sound from sample 0 on.
@@ -130,8 +130,8 @@ def place(noises: Tensor, starts: PerClip, lengths: PerClip, samples: int) -> Te
     _check_window(torch.zeros_like(lengths), lengths, noises.shape[-1])
     _check_window(starts, lengths, samples)
     sample = torch.arange(samples, device=noises.device) - starts[:, None]
-    placed = noises.float().gather(1, sample.clamp(0, noises.shape[-1] - 1))
-    return torch.where((sample >= 0) & (sample < lengths[:, None]), placed, 0.0)
+    padded = noises.float().gather(1, sample.clamp(0, noises.shape[-1] - 1))
+    return torch.where((sample >= 0) & (sample < lengths[:, None]), padded, 0.0)
 
 
 @lru_cache
@@ -210,7 +210,8 @@ def mix(
         clips: (batch, samples).
         rirs: (batch, 1 + K, channels, any length): each clip's RIR, then those of its K noise
             sources (all zero: no such source). None for a dry mixture, the same in all channels.
-        noises: (batch, samples), silent outside their windows (see :func:`place`); None for none.
+        noises: (batch, samples), silent outside their windows, as :func:`pad_to_clips` returns
+            them; None for none.
         starts: (batch,) first sample of each noise's window; None for 0.
         lengths: (batch,) samples of each window; None for the rest of the clip. 0 for no noise.
         snr: (batch,) dB, at most :data:`LARGEST_SNR` either way.
@@ -275,7 +276,7 @@ def _window(
         index = int(astray.nonzero()[0])
         raise AudioError(
             f"Noise {index} sounds outside its window (start {int(start[index])}, length "
-            f"{int(length[index])}); put it into its clip with place."
+            f"{int(length[index])}); pad it with pad_to_clips."
         )
     return inside
 
@@ -305,7 +306,7 @@ def _check_rooms(
         if noises.shape != clips.shape:
             raise AudioError(
                 f"The noises have {noises.shape[-1]} samples and the clips {clips.shape[-1]}; "
-                "put each noise into its clip with place."
+                "pad each noise with pad_to_clips."
             )
     if rirs is None:
         if channels is not None and channels < 1:

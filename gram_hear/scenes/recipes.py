@@ -24,7 +24,7 @@ from gram_hear.config import require_rate
 from gram_hear.errors import AudioError, OptionError, TaskError, nearest
 from gram_hear.jobs.workers import one_thread
 from gram_hear.scenes.heads import load_head
-from gram_hear.scenes.mixing import LARGEST_SNR, below_full_scale, fade, mix, place, to_level
+from gram_hear.scenes.mixing import LARGEST_SNR, below_full_scale, fade, mix, pad_to_clips, to_level
 from gram_hear.scenes.noises import NoiseSet, open_noise
 from gram_hear.scenes.rendering import render, tune
 from gram_hear.scenes.rirs import RirSet, open_rirs
@@ -313,8 +313,8 @@ def _mix(
     sound = to_level(torch.from_numpy(noise.audio))[None]
     lengths, starts = [sound.shape[1]], [noise.start + advance]
     faded = fade(sound, lengths, [noise.whole], recipe.rate)
-    placed = place(faded, starts, lengths, clips.shape[1])
-    mixed = mix(clips, responses, placed, starts, lengths, [recipe.snr])
+    padded = pad_to_clips(faded, starts, lengths, clips.shape[1])
+    mixed = mix(clips, responses, padded, starts, lengths, [recipe.snr])
     return mixed.audio[0, :, advance:].contiguous().numpy(), float(mixed.gain[0])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gram_hear.audio.layouts import CHANNEL_NAMES, encode_ambix
-from gram_hear.config import RIR_RATES
+from gram_hear.config import AUDIO_CHANNELS, RIR_RATES
 from gram_hear.errors import OptionError, nearest
 from gram_hear.extras import need
 from gram_hear.scenes.acoustics import (
@@ -31,7 +31,7 @@ from gram_hear.scenes.acoustics import (
 from gram_hear.scenes.heads import Head, load_head
 from gram_hear.scenes.rooms import ImageSources, Position, Room, Scene, image_sources
 
-LAYOUTS = {layout: len(names) for layout, names in CHANNEL_NAMES.items()}  # channels
+SCENE_LAYOUTS = tuple(CHANNEL_NAMES)  # that a scene can be heard in
 IMAGES = 5000  # of one source, about, before the diffuse tail takes over
 HOP = 128  # samples from frame to frame
 LEAD = 40  # samples kept free before an image, for the ringing of a fractional delay
@@ -85,10 +85,10 @@ def render(
     Raises:
         OptionError: for an unknown layout, a head of another rate, or numbers out of range.
     """
-    if layout not in LAYOUTS:
+    if layout not in SCENE_LAYOUTS:
         raise OptionError(
-            f"Unknown layout {layout!r}; scenes are {' or '.join(LAYOUTS)}."
-            + nearest(layout, LAYOUTS)
+            f"Unknown layout {layout!r}; scenes are {' or '.join(SCENE_LAYOUTS)}."
+            + nearest(layout, SCENE_LAYOUTS)
         )
     if rate < 8000 or images < 1 or (seconds is not None and not 0 < seconds < math.inf):
         raise OptionError(
@@ -104,8 +104,8 @@ def render(
             )
     else:
         head = None
-    places = (scene.source, *scene.noises)
-    seconds = seconds or _ringing(scene, places)
+    positions = (scene.source, *scene.noises)
+    seconds = seconds or _ringing(scene, positions)
     if seconds > LONGEST_RIR or rate > RIR_RATES[1]:
         raise OptionError(
             f"RIRs of {seconds:.1f} s at {rate} Hz would be rendered; they may be "
@@ -117,12 +117,12 @@ def render(
             f"RIRs of {seconds} s were asked for, and the direct sound of this scene needs "
             f"{least / rate:.3f} s."
         )
-    rirs = np.empty((len(places), LAYOUTS[layout], samples), dtype=np.float32)
+    rirs = np.empty((len(positions), AUDIO_CHANNELS[layout], samples), dtype=np.float32)
     direct = np.zeros(rirs.shape[1:], dtype=np.float32)
-    for i, place in enumerate(places):
+    for i, position in enumerate(positions):
         direct[:] = 0
         generator = np.random.default_rng([*scene.seed, STREAM[layout], i])
-        rirs[i] = _render(scene, place, head, rate, samples, images, generator, direct)
+        rirs[i] = _render(scene, position, head, rate, samples, images, generator, direct)
         if i == 0:
             energy = float((direct.astype(np.float64) ** 2).sum())
             rest = float(((rirs[0].astype(np.float64) - direct) ** 2).sum())
@@ -136,7 +136,7 @@ def render(
         "rt60": scene.room.rt60,
         "rt60_measured": _finite(measured_rt60(heard, rate)),
         "direct_to_reverberant_ratio": 10 * math.log10(energy / max(rest, 1e-20 * energy)),
-        "direct_delay": [math.dist(place, scene.listener) / SPEED for place in places],
+        "direct_delay": [math.dist(position, scene.listener) / SPEED for position in positions],
         "head": head.name if head else None,
         "convention": None if head else "ambix",
         "layout": layout,
@@ -148,10 +148,10 @@ def render(
 def tune(scene: Scene, rate: int = 8000) -> Scene:
     """Return the scene with its room's surfaces altered until its RT60 is the one asked for.
 
-    A room's reverberation time is a mean over places; at one place a few strong early reflections
-    move it, the more the shorter it is. All surfaces' exponents are scaled alike, until the RIR
-    from the source to an omnidirectional microphone has the room's ``rt60`` in the octave of 1 kHz,
-    or comes as close as it can.
+    A room's reverberation time is a mean over positions. At one position a few strong early
+    reflections move it, the more the shorter it is. So the exponents of all surfaces are scaled
+    alike until the RIR from the source to an omnidirectional microphone has the room's ``rt60`` in
+    the octave of 1 kHz, or comes as close as it can.
 
     Args:
         scene: what to tune.
@@ -201,13 +201,13 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _ringing(scene: Scene, places: tuple[Position, ...]) -> float:
+def _ringing(scene: Scene, positions: tuple[Position, ...]) -> float:
     """Return the seconds after which the slowest band has decayed by 60 dB."""
     rates = _rates(scene.room)
     times = np.linspace(0, 6 * math.log(10) / rates.min(), 200)
     left = (np.exp(-rates[..., None] * times) / rates[..., None]).mean(axis=0)
     above = (left > 1e-6 * left[:, :1]).any(axis=0)
-    farthest = max(math.dist(place, scene.listener) for place in places)
+    farthest = max(math.dist(position, scene.listener) for position in positions)
     return float(times[above].max()) + farthest / SPEED + FILTER_SECONDS
 
 
@@ -217,7 +217,7 @@ def _rates(room: Room) -> np.ndarray:
 
 def _render(
     scene: Scene,
-    place: Position,
+    position: Position,
     head: Head | None,
     rate: int,
     samples: int,
@@ -225,13 +225,13 @@ def _render(
     generator: np.random.Generator | None,
     direct: np.ndarray,
 ) -> np.ndarray:
-    """Return the RIR (channels, samples) from one place; its direct sound alone goes to ``direct``.
+    """Return the RIR (channels, samples) from one position.
 
-    Without a generator there is no tail.
+    Its direct sound alone is added to ``direct``. Without a generator there is no tail.
     """
     end = samples / rate * SPEED
-    radius = min(_reach(scene, place, images), end)
-    sources = image_sources(scene, place, radius)
+    radius = min(_reach(scene, position, images), end)
+    sources = image_sources(scene, position, radius)
     rir = np.zeros_like(direct)
     if radius < end:
         into = np.clip((sources.distances / radius - 1 + FADE) / FADE, 0, 1)
@@ -244,7 +244,7 @@ def _render(
     return rir + direct
 
 
-def _reach(scene: Scene, place: Position, images: int) -> float:
+def _reach(scene: Scene, position: Position, images: int) -> float:
     """Return up to how many metres images are computed.
 
     Their number is that of a ball: 4/3 pi r^3 / volume. It may be :data:`MORE` times as many where
@@ -256,7 +256,7 @@ def _reach(scene: Scene, place: Position, images: int) -> float:
 
     decayed = (0.45 * scene.room.rt60 + scene.distance / SPEED) / (1 - FADE) * SPEED  # to -25 dB
     wanted = min(max(ball(images), decayed), ball(MORE * images))
-    return max(wanted, 3 * math.dist(place, scene.listener))
+    return max(wanted, 3 * math.dist(position, scene.listener))
 
 
 def _select(sources: ImageSources, which: slice) -> ImageSources:
@@ -276,7 +276,8 @@ def render_images(
         head: whose ears hear, at ``rate``; None encodes into AmbiX.
         rate: Hz.
         samples: of the RIR.
-        exact: interpolate the head's response for each image, in place of its nearest direction.
+        exact: interpolate the head's response for each image; otherwise each takes that of the
+            nearest direction.
 
     Returns:
         (channels, samples) float32.
@@ -292,11 +293,12 @@ def _add_images(
     """Add image sources to an RIR (channels, samples).
 
     Args:
-        rir: added to, in place.
+        rir: (channels, samples); the images are added to it.
         sources: what to add.
         head: whose ears hear; None encodes into AmbiX.
         rate: Hz.
-        exact: interpolate the head's response for each image, in place of its nearest direction.
+        exact: interpolate the head's response for each image; otherwise each takes that of the
+            nearest direction.
     """
     taps = head.responses.shape[2] if head else 1
     n_fft = 2 ** math.ceil(math.log2(HOP + 2 * LEAD + taps + FILTER_SECONDS * rate))

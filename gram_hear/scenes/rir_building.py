@@ -25,7 +25,7 @@ from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.workers import cores
 from gram_hear.jobs.writing import write_json, write_whole
 from gram_hear.scenes.heads import load_head
-from gram_hear.scenes.rendering import LAYOUTS, LONGEST_RIR, Rendered, render, tune
+from gram_hear.scenes.rendering import LONGEST_RIR, SCENE_LAYOUTS, Rendered, render, tune
 from gram_hear.scenes.rirs import (
     BUILDING,
     DESCRIPTION,
@@ -99,8 +99,8 @@ class RirPlan:
         if self.seconds is not None and not 0.05 <= self.seconds <= LONGEST_RIR:
             raise OptionError(f"seconds is {self.seconds}; it must be 0.05 to {LONGEST_RIR:g}.")
         for layout in self.layouts:
-            if layout not in LAYOUTS:
-                raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, LAYOUTS)}")
+            if layout not in SCENE_LAYOUTS:
+                raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, SCENE_LAYOUTS)}")
         if not self.layouts or len(set(self.layouts)) < len(self.layouts):
             raise OptionError(f"The layouts are {self.layouts}; give at least one, each once.")
         if not (0 <= self.valid < 1 and 0 <= self.test < 1 and self.valid + self.test <= 1):

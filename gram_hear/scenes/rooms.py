@@ -150,17 +150,17 @@ class Scene:
                 "yaw a number of degrees."
             )
         _check_noise_sources(len(self.noises))
-        places = {"listener": self.listener, "source": self.source}
-        places |= {f"noise source {i + 1}": place for i, place in enumerate(self.noises)}
-        for name, place in places.items():
-            if len(place) != 3 or not all(
-                0 < each < side for each, side in zip(place, self.room.size, strict=True)
+        positions = {"listener": self.listener, "source": self.source}
+        positions |= {f"noise source {i + 1}": position for i, position in enumerate(self.noises)}
+        for name, position in positions.items():
+            if len(position) != 3 or not all(
+                0 < each < side for each, side in zip(position, self.room.size, strict=True)
             ):
                 raise SceneError(
-                    f"The {name} is at {_metres(place)}, outside the room of "
+                    f"The {name} is at {_metres(position)}, outside the room of "
                     f"{_metres(self.room.size)}."
                 )
-            distance = math.dist(place, self.listener)
+            distance = math.dist(position, self.listener)
             if name != "listener" and distance < LEAST_DISTANCE:
                 raise SceneError(
                     f"The {name} is {distance:.2f} m from the head's centre; it must be at least "
@@ -207,7 +207,7 @@ class Scene:
                 listener=_position(data["listener"]),
                 yaw=float(data["yaw"]),
                 source=_position(data["source"]),
-                noises=tuple(_position(place) for place in data["noises"]),
+                noises=tuple(_position(position) for position in data["noises"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, SceneError):
@@ -234,8 +234,8 @@ def _position(values: Iterable[float]) -> Position:
     return x, y, z
 
 
-def _metres(place: Sequence[float]) -> str:
-    return " x ".join(f"{each:.2f}" for each in place) + " m"
+def _metres(position: Sequence[float]) -> str:
+    return " x ".join(f"{each:.2f}" for each in position) + " m"
 
 
 def draw_room(seed: Sequence[int], ranges: Ranges = Ranges(), *, rt60: float | None = None) -> Room:
@@ -244,7 +244,7 @@ def draw_room(seed: Sequence[int], ranges: Ranges = Ranges(), *, rt60: float | N
     Args:
         seed: numbers that the room depends on, and on nothing else.
         ranges: to draw from.
-        rt60: seconds in the octave of 1 kHz, in place of a drawn one.
+        rt60: seconds in the octave of 1 kHz, instead of a drawn one.
 
     Raises:
         SceneError: for an RT60 that the room cannot have.
@@ -290,7 +290,7 @@ def draw_scene(
         room: where.
         seed: numbers that the placement depends on, and on nothing else.
         ranges: to draw from.
-        azimuth: of the source in the head's frame in degrees, in place of a drawn one.
+        azimuth: of the source in the head's frame in degrees, instead of a drawn one.
         elevation: likewise.
         distance: of the source in metres, likewise.
         noise_sources: their number, likewise.
@@ -302,7 +302,7 @@ def draw_scene(
     generator = np.random.default_rng([*seed, 2])
     reachable = distance is None or distance < math.hypot(*room.size)
     for _ in range(TRIES if reachable else 0):
-        listener = _draw_place(generator, room, ranges, ranges.listener_height)
+        listener = _draw_position(generator, room, ranges, ranges.listener_height)
         yaw = float(generator.uniform(-180, 180))
         drawn_azimuth, drawn_distance = generator.uniform(-180, 180), _draw(generator, ranges)
         drawn_height = generator.uniform(*ranges.source_height)
@@ -320,7 +320,7 @@ def draw_scene(
         asked += [("distance", distance, "m")]
         wanted = ", ".join(f"{n} {value:g} {unit}" for n, value, unit in asked if value is not None)
         raise SceneError(
-            f"In a room of {_metres(room.size)} no place was found for a source"
+            f"In a room of {_metres(room.size)} no position was found for a source"
             f"{f' at {wanted}' if wanted else ''} with {ranges.gap} m to the walls and a listener "
             f"{ranges.listener_height[0]:g} to {ranges.listener_height[1]:g} m above the floor. "
             "Ask for a smaller distance or elevation, or for a larger room."
@@ -329,9 +329,9 @@ def draw_scene(
     count = int(generator.integers(low, high + 1)) if noise_sources is None else noise_sources
     noises: list[Position] = []
     while len(noises) < count:
-        place = _draw_place(generator, room, ranges, ranges.source_height)
-        if math.dist(place, listener) > max(LEAST_DISTANCE, ranges.gap):
-            noises.append(_position(place))
+        position = _draw_position(generator, room, ranges, ranges.source_height)
+        if math.dist(position, listener) > max(LEAST_DISTANCE, ranges.gap):
+            noises.append(_position(position))
     return Scene(tuple(map(int, seed)), room, _position(listener), yaw, source, tuple(noises))
 
 
@@ -373,18 +373,18 @@ def _draw(generator: np.random.Generator, ranges: Ranges) -> float:
     return float(generator.uniform(*ranges.distance))
 
 
-def _draw_place(
+def _draw_position(
     generator: np.random.Generator, room: Room, ranges: Ranges, heights: tuple[float, float]
 ) -> np.ndarray:
-    """Draw a place at some height, with the gap to all walls."""
+    """Draw a position at some height, with the gap to all walls."""
     size, gap = np.array(room.size), ranges.gap
     top = size[2] - gap
     low = np.array([gap, gap, min(heights[0], top)])
     return generator.uniform(low, [size[0] - gap, size[1] - gap, min(heights[1], top)])
 
 
-def _inside(place: Position, room: Room, gap: float) -> bool:
-    return all(gap <= each <= side - gap for each, side in zip(place, room.size, strict=True))
+def _inside(position: Position, room: Room, gap: float) -> bool:
+    return all(gap <= each <= side - gap for each, side in zip(position, room.size, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -402,8 +402,8 @@ class ImageSources:
     gains: np.ndarray
 
 
-def image_sources(scene: Scene, place: Position, radius: float) -> ImageSources:
-    """Return all image sources of a place in the scene's room up to ``radius`` metres away.
+def image_sources(scene: Scene, position: Position, radius: float) -> ImageSources:
+    """Return all image sources of a position in the scene's room up to ``radius`` metres away.
 
     Source: Allen and Berkley 1979, as pyroomacoustics computes it.
 
@@ -425,23 +425,23 @@ def image_sources(scene: Scene, place: Position, radius: float) -> ImageSources:
             f"order {order}, and {LARGEST_ORDER} is the most. Choose a room nearer to a cube."
         )
     box = acoustics.ShoeBox(list(room.size), fs=2 * BANDS[-1], materials=materials, max_order=order)
-    box.add_source(list(place)).add_microphone(list(scene.listener))
+    box.add_source(list(position)).add_microphone(list(scene.listener))
     box.image_source_model()
     return images_of(scene, box.sources[0].images, box.sources[0].damping, radius)
 
 
 def images_of(
-    scene: Scene, places: np.ndarray, damping: np.ndarray, radius: float = math.inf
+    scene: Scene, positions: np.ndarray, damping: np.ndarray, radius: float = math.inf
 ) -> ImageSources:
     """Return image sources as the listener hears them.
 
     Args:
         scene: whose listener hears.
-        places: (3, images) metres in world axes.
+        positions: (3, images) metres in world axes.
         damping: (bands, images) amplitudes that the walls leave.
         radius: metres; what is farther away is left out, except for the nearest one.
     """
-    vectors = places.T.astype(np.float64) - np.array(scene.listener)
+    vectors = positions.T.astype(np.float64) - np.array(scene.listener)
     distances = np.linalg.norm(vectors, axis=1)
     near = np.argsort(distances, kind="stable")
     near = near[: max(int(np.searchsorted(distances[near], radius, side="right")), 1)]

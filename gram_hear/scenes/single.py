@@ -15,7 +15,7 @@ from gram_hear.audio.layouts import CHANNEL_NAMES
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.jobs.workers import one_thread
 from gram_hear.scenes.heads import load_head
-from gram_hear.scenes.mixing import Mixed, below_full_scale, fade, mix, place
+from gram_hear.scenes.mixing import Mixed, below_full_scale, fade, mix, pad_to_clips
 from gram_hear.scenes.noises import NoiseSet, open_noise
 from gram_hear.scenes.rendering import Rendered, render, tune
 from gram_hear.scenes.rooms import Scene, draw_room_and_scene
@@ -166,7 +166,8 @@ def _with_noise(
     length = len(drawn.audio)
     start = int(np.random.default_rng([seed, START]).integers(samples - length + 1))
     faded = fade(torch.from_numpy(drawn.audio)[None], [length], [drawn.whole], noise.rate)
-    mixed = mix(dry, rirs, place(faded, [start], [length], samples), [start], [length], [snr])
+    noises = pad_to_clips(faded, [start], [length], samples)
+    mixed = mix(dry, rirs, noises, [start], [length], [snr])
     facts = {
         "set": noise.name,
         "identity": noise.identity,

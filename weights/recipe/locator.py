@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from gram_hear.audio.files import find_audio, read_audio
+from gram_hear.checkpoints.registry import find_entry
 from gram_hear.checkpoints.store import load_checkpoint
 from gram_hear.errors import GramError, OptionError
 from gram_hear.hear import HearModel, Options, from_checkpoint
@@ -44,7 +45,6 @@ from gram_hear.localisation import (
     describe_head,
     is_silent,
     pooled,
-    registered_name,
     row_levels,
     row_powers,
 )
@@ -384,7 +384,7 @@ def train_and_write(given: argparse.Namespace) -> None:
             _say(f"{len(made[split].rows)} scenes for {split}, {time.monotonic() - start:.0f} s")
     head = train_head(made["train"], made["valid"], given)
     size = model.timestamp_embedding_size
-    name = registered_name(given.model)
+    name = given.model if find_entry(given.model) else Path(given.model).stem
     belongs = describe_head(checkpoint, name, model.options, size, given.hidden, given.directions)
     Locator(model, head, belongs).save(given.output)
     errors = {split: evaluate(head, made[split]) for split in ("valid", "test")}

@@ -1,27 +1,34 @@
-"""The ``gram-hear naturalistic`` command: thin over the library."""
+"""``gram-hear naturalistic``: HEAR tasks put into simulated scenes."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gram_hear.console import NoCheckHead, progress_bar, say
+from gram_hear.console import (
+    Head,
+    Jobs,
+    NoCheckHead,
+    Tasks,
+    TasksDir,
+    finish,
+    names_in,
+    progress_bar,
+    say,
+)
 from gram_hear.errors import GramError
-from gram_hear.jobs.workers import cores
-from gram_hear.scenes.naturalistic import naturalise_task, obstacle
-from gram_hear.scenes.recipes import SceneSettings
-from gram_hear.tasks import find_tasks, read_task
+from gram_hear.start import importing
 
 
 def naturalistic(
-    tasks_dir: Annotated[Path, typer.Option(help="The folder that holds the task directories.")],
+    tasks_dir: TasksDir,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The folder that the new tasks are made in.")
     ],
-    format: Annotated[str, typer.Option(help="binaural or ambisonics (AmbiX).")] = "binaural",
-    task: Annotated[
-        list[str] | None, typer.Option("--task", help="A task; repeat it for more. Default: all.")
-    ] = None,
+    format: Annotated[
+        str, typer.Option(help="Channels to write: binaural or ambisonics (AmbiX).")
+    ] = "binaural",
+    task: Tasks = None,
     rirs: Annotated[
         Path | None, typer.Option(help="A set of RIRs. Default: a simulated room for each clip.")
     ] = None,
@@ -29,17 +36,17 @@ def naturalistic(
         Path | None, typer.Option(help="A folder or tar files of noise. Default: synthetic.")
     ] = None,
     snr: Annotated[
-        tuple[float, float], typer.Option(help="dB, low and high, drawn for each clip.")
+        tuple[float, float],
+        typer.Option(help="Signal-to-noise ratio in dB, low and high; each clip draws one."),
     ] = (5.0, 40.0),
-    seed: Annotated[int, typer.Option(help="Of all scenes, noises and levels.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all scenes, noises and levels.")] = 0,
     rate: Annotated[
-        int | None, typer.Option(help="Hz of the new audio. Default: the task's highest rate.")
+        int | None,
+        typer.Option(help="Sample rate of the new audio, Hz. Default: the task's highest."),
     ] = None,
-    head: Annotated[str, typer.Option(help="kemar, sphere, or a SOFA file.")] = "kemar",
+    head: Head = "kemar",
     no_check_head: NoCheckHead = False,
-    jobs: Annotated[
-        int | None, typer.Option(help="Processes side by side. Default: one for each processor.")
-    ] = None,
+    jobs: Jobs = None,
 ) -> None:
     """Put every clip of HEAR tasks into a room, with noise, and print the folders made.
 
@@ -49,11 +56,17 @@ def naturalistic(
 
     Example: gram-hear naturalistic --tasks-dir tasks --task esc50 -o natural --format binaural
     """
+    with importing():
+        from gram_hear.jobs.workers import cores
+        from gram_hear.scenes.naturalistic import naturalise_task, obstacle
+        from gram_hear.scenes.recipes import SceneSettings
+        from gram_hear.tasks import find_tasks, read_task
     settings = SceneSettings(format, rate, seed, snr, rirs, noise, head)
     jobs = cores() if jobs is None else jobs
-    wants_all = task is None or "all" in task
+    names = names_in(task)
+    wants_all = names is None or "all" in names
     failed = []
-    for folder in find_tasks(tasks_dir, task):
+    for folder in find_tasks(tasks_dir, names):
         try:
             found = read_task(folder)
             if wants_all and obstacle(found) is not None:
@@ -77,6 +90,4 @@ def naturalistic(
         typer.echo(made.folder)
         if made.localisation is not None:
             typer.echo(made.localisation)
-    if failed:
-        say(f"{len(failed)} failed: {', '.join(failed)}")
-        raise typer.Exit(1)
+    finish(failed)

@@ -1,41 +1,33 @@
-"""The ``gram-hear prepare`` command: thin over the library."""
+"""``gram-hear prepare``: folders of audio to tars of clips for pretraining."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as BarOfProgress
 
-from gram_hear.console import messages, say
+from gram_hear.console import AsJson, Jobs, Sounds, progress_bar, say
 from gram_hear.errors import count
-from gram_hear.jobs.progress import Progress
-from gram_hear.preparation import Preparation
-from gram_hear.preparation import prepare as prepare_clips
+from gram_hear.start import importing
 
 
 def prepare(
-    paths: Annotated[list[Path], typer.Argument(help="Sound files, and folders to search.")],
+    paths: Sounds,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the tars.")],
-    seconds: Annotated[float, typer.Option(help="Of a clip; longer files are cut.")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of a clip; longer files are cut.")] = 10.0,
     whole: Annotated[
         bool,
         typer.Option("--whole", help="Keep files whole; training then draws excerpts of them."),
     ] = False,
-    rate: Annotated[int, typer.Option(help="Hz of the clips.")] = 32000,
+    rate: Annotated[int, typer.Option(help="Sample rate of the clips, Hz.")] = 32000,
     tar_size: Annotated[
         float, typer.Option(help="Megabytes of a tar, at most; each is one process's work.")
     ] = 500.0,
-    jobs: Annotated[
-        int | None, typer.Option(help="Processes side by side. Default: one for each processor.")
-    ] = None,
+    jobs: Jobs = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace tars of other files or options.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make tars of FLAC clips for pretraining of sound files, and print their folder.
 
@@ -44,8 +36,11 @@ def prepare(
 
     Example: gram-hear prepare recordings/ -o clips
     """
+    with importing():
+        from gram_hear.preparation import Preparation
+        from gram_hear.preparation import prepare as prepare_clips
     preparation = Preparation(None if whole else seconds, rate, tar_size)
-    with _progress() as progress:
+    with progress_bar("prepare", "files") as progress:
         summary = prepare_clips(
             paths, output, preparation, jobs=jobs, force=force, progress=progress
         )
@@ -63,18 +58,3 @@ def prepare(
         for each in failed:
             say(f"  {each['reason']}")
         raise typer.Exit(1)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Show a progress bar on stderr; it is moved by a function (done, total)."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("files"),
-        TimeRemainingColumn(),
-    )
-    with BarOfProgress(*columns, console=messages) as bar:
-        task = bar.add_task("prepare", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,54 +1,54 @@
-"""The ``gram-hear rirs`` command: thin over the library."""
+"""``gram-hear rirs``: sets of simulated room impulse responses."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gram_hear.console import NoCheckHead, progress_bar, say
-from gram_hear.errors import OptionError, count, nearest
-from gram_hear.scenes.rir_building import RirPlan, build_rirs
-from gram_hear.scenes.rooms import Ranges
+from gram_hear.console import Head, Jobs, NoCheckHead, progress_bar, say
+from gram_hear.errors import OptionError, allowed, count
+from gram_hear.start import importing
 
 FORMATS = {
     "binaural": ("binaural",),
     "ambisonics": ("ambisonic",),
     "both": ("binaural", "ambisonic"),
 }
-DEFAULT = Ranges()
 
 
 def rirs(
     rooms: Annotated[int, typer.Option(help="How many rooms, over all splits.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the set.")],
     format: Annotated[
-        str, typer.Option(help="binaural, ambisonics, or both of the same scenes.")
+        str,
+        typer.Option(
+            help="Channels of the RIRs: binaural, ambisonics, or both of the same scenes."
+        ),
     ] = "binaural",
     scenes_per_room: Annotated[
         int, typer.Option(help="Placements of listener, source and noise sources in each room.")
     ] = 100,
-    seed: Annotated[int, typer.Option(help="Of all rooms and placements.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all rooms and placements.")] = 0,
     valid: Annotated[float, typer.Option(help="Share of the rooms for validation.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of the rooms for test.")] = 0.1,
     rt60: Annotated[
-        tuple[float, float], typer.Option(help="Seconds at 1 kHz, low and high.")
-    ] = DEFAULT.rt60,
+        tuple[float, float],
+        typer.Option(help="Reverberation time at 1 kHz in seconds, low and high."),
+    ] = (0.2, 1.0),
     distance: Annotated[
-        tuple[float, float], typer.Option(help="Of the source, metres, low and high.")
-    ] = DEFAULT.distance,
+        tuple[float, float], typer.Option(help="Distance of the source in metres, low and high.")
+    ] = (0.5, 5.0),
     noise_sources: Annotated[
-        tuple[int, int], typer.Option(help="In each scene, fewest and most.")
-    ] = DEFAULT.noise_sources,
-    head: Annotated[str, typer.Option(help="kemar, sphere, or a SOFA file.")] = "kemar",
+        tuple[int, int], typer.Option(help="Noise sources in each scene, fewest and most.")
+    ] = (1, 5),
+    head: Head = "kemar",
     no_check_head: NoCheckHead = False,
-    rate: Annotated[int, typer.Option(help="Hz.")] = 32000,
+    rate: Annotated[int, typer.Option(help="Sample rate, Hz.")] = 32000,
     seconds: Annotated[
         float | None,
-        typer.Option(help="Of each RIR. Default: as long as the room rings."),
+        typer.Option(help="Length of each RIR in seconds. Default: as long as the room rings."),
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(help="Processes side by side. Default: one for each processor.")
-    ] = None,
+    jobs: Jobs = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a set that is there.")] = False,
 ) -> None:
     """Simulate a set of room impulse responses, and print its folder.
@@ -59,10 +59,10 @@ def rirs(
     Example: gram-hear rirs --rooms 100 -o rirs --format both
     """
     if format not in FORMATS:
-        raise OptionError(
-            f"Unknown format {format!r}; allowed are {', '.join(FORMATS)}."
-            + nearest(format, FORMATS)
-        )
+        raise OptionError(f"Unknown format {format!r}; {allowed(format, FORMATS)}")
+    with importing():
+        from gram_hear.scenes.rir_building import RirPlan, build_rirs
+        from gram_hear.scenes.rooms import Ranges
     plan = RirPlan(
         rooms=rooms,
         scenes_per_room=scenes_per_room,

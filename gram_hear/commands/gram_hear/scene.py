@@ -3,22 +3,21 @@
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
-from gram_hear.audio.files import SoundReader
-from gram_hear.audio.wav import write_wav
-from gram_hear.config import require_rate
-from gram_hear.console import NoCheckHead, say
-from gram_hear.errors import OptionError, nearest, reason_of
+from gram_hear.commands.gram_hear.parts import check_output
+from gram_hear.console import AsJson, Force, NoCheckHead, say
+from gram_hear.errors import OptionError, allowed, reason_of
 from gram_hear.extras import need
 from gram_hear.jobs.writing import write_whole
-from gram_hear.plots import plot_scene
-from gram_hear.scenes.noises import open_noise
-from gram_hear.scenes.recipes import FORMATS
-from gram_hear.scenes.single import MadeScene, make_scene
+from gram_hear.start import importing
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gram_hear.scenes.single import MadeScene
 
 
 def scene(
@@ -28,34 +27,45 @@ def scene(
     ],
     azimuth: Annotated[
         float | None,
-        typer.Option(help="Of the source, degrees: 0 in front, 90 left, -90 right, 180 behind."),
+        typer.Option(
+            help="Azimuth of the source in degrees: 0 in front, 90 left, -90 right, 180 behind. "
+            "Default: drawn from --seed."
+        ),
     ] = None,
     elevation: Annotated[
-        float | None, typer.Option(help="Of the source, degrees above the horizon.")
+        float | None, typer.Option(help="Elevation of the source, degrees above the horizon.")
     ] = None,
     distance: Annotated[
-        float | None, typer.Option(help="Of the source from the head's centre, metres.")
+        float | None, typer.Option(help="Distance of the source from the head's centre, metres.")
     ] = None,
     rt60: Annotated[
         float | None, typer.Option(help="Reverberation time at 1 kHz, seconds.")
     ] = None,
     snr: Annotated[
         float | None,
-        typer.Option(help="Add noise from 1 to 5 places, at this ratio in dB. Default: no noise."),
+        typer.Option(
+            help="Add noise from 1 to 5 sources, at this signal-to-noise ratio in dB. Default: no "
+            "noise."
+        ),
     ] = None,
     format: Annotated[
-        str, typer.Option(help="binaural (left, right) or ambisonics (AmbiX: W, Y, Z, X).")
+        str,
+        typer.Option(help="Channels to write: binaural (left, right) or ambisonics (W, Y, Z, X)."),
     ] = "binaural",
     seed: Annotated[
-        int, typer.Option(help="Draws all that is not given; another number is another room.")
+        int, typer.Option(help="Seed of all that is not given; another number is another room.")
     ] = 0,
     noise: Annotated[
         Path | None,
-        typer.Option(help="Set of noises, with --snr: a folder of sounds, or tars. Default: made."),
+        typer.Option(
+            help="Set of noises, with --snr: a folder of sounds, or tars. Default: synthetic noise."
+        ),
     ] = None,
     head: Annotated[
         str | None,
-        typer.Option(help="Whose ears hear: kemar (default), sphere, or a SOFA file."),
+        typer.Option(
+            help="Whose ears hear: kemar (a dummy head), sphere, or a SOFA file. Default: kemar."
+        ),
     ] = None,
     no_check_head: NoCheckHead = False,
     rate: Annotated[int, typer.Option(help="Sample rate of the output, Hz.")] = 32000,
@@ -63,8 +73,8 @@ def scene(
         bool, typer.Option("--tail/--no-tail", help="Let the room ring on after the sound.")
     ] = True,
     plot: Annotated[Path | None, typer.Option(help="Draw the scene into this PNG.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the metadata as JSON.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    as_json: AsJson = False,
+    force: Force = False,
 ) -> None:
     """Put a sound into a room, and write what a listener hears there.
 
@@ -73,14 +83,21 @@ def scene(
 
     Example: gram-hear scene speech.wav -o scene.wav --azimuth 60 --rt60 0.5 --plot scene.png
     """
-    if format not in FORMATS:
-        raise OptionError(
-            f"Unknown format {format!r}; allowed are {' and '.join(FORMATS)}."
-            + nearest(format, FORMATS)
-        )
-    require_rate(rate)
     description = output.with_suffix(".json")
-    _check_outputs(audio, output, description, plot, force)
+    check_output(output, ".wav", audio, force)
+    check_output(description, ".json", audio, force)
+    if plot is not None:
+        check_output(plot, ".png", audio, force)
+        need("matplotlib", "plot")
+    with importing():
+        from gram_hear.config import require_rate
+        from gram_hear.plots.scene import plot_scene
+        from gram_hear.scenes.noises import open_noise
+        from gram_hear.scenes.recipes import FORMATS
+        from gram_hear.scenes.single import make_scene
+    if format not in FORMATS:
+        raise OptionError(f"Unknown format {format!r}; {allowed(format, FORMATS)}")
+    require_rate(rate)
     made = make_scene(
         _read_first(audio, rate),
         rate,
@@ -111,37 +128,21 @@ def scene(
     typer.echo(text if as_json else output, nl=not as_json)
 
 
-def _check_outputs(
-    audio: Path, output: Path, description: Path, plot: Path | None, force: bool
-) -> None:
-    """Find what stands in the way before any work is done."""
-    if output.suffix.lower() != ".wav":
-        raise OptionError(f"{output} must end in .wav: scenes are written as WAV.")
-    if plot is not None:
-        if plot.suffix.lower() != ".png":
-            raise OptionError(f"{plot} must end in .png: scenes are drawn as PNG.")
-        need("matplotlib", "plot")
-    for path in filter(None, (output, description, plot)):
-        if not path.parent.is_dir():
-            raise OptionError(f"There is no folder {path.parent} to write {path.name} into.")
-        if not path.exists():
-            continue
-        if audio.exists() and path.samefile(audio):
-            raise OptionError(f"{path} is the sound itself; choose another output.")
-        if not force:
-            raise OptionError(f"{path} is there already. Use --force to replace it.")
-
-
-def _read_first(audio: Path, rate: int) -> np.ndarray:
+def _read_first(audio: Path, rate: int) -> "np.ndarray":
     """Return the first channel of a sound file, (samples,) float32 at ``rate``."""
+    import numpy as np
+
+    from gram_hear.audio.files import SoundReader
+
     with SoundReader(audio, rate) as reader:
         if reader.channels > 1:
             say(f"{audio} has {reader.channels} channels; a source has one: the first is used.")
         return np.concatenate([block[0] for block in reader.blocks()])
 
 
-def _write(made: MadeScene, output: Path, description: Path, text: str) -> None:
+def _write(made: "MadeScene", output: Path, description: Path, text: str) -> None:
     """Write the WAV and the JSON: where one cannot be written, neither is."""
+    from gram_hear.audio.wav import write_wav
 
     def write_both(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")

@@ -1,42 +1,32 @@
-"""The ``hear-eval fetch`` command: thin over the fetching."""
+"""``hear-eval fetch``: tasks of the public archive."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from gram_hear.commands.hear_eval.parts import finish, split_names
-from gram_hear.console import AsJson, print_table, progress_bar, say
+from gram_hear.console import AsJson, finish, names_in, print_table, progress_bar, say
 from gram_hear.errors import GramError
-from gram_hear.evaluation.fetch.archive import (
-    RATE,
-    RECORD,
-    Archive,
-    Record,
-    check_space,
-    choose,
-    download,
-    fetching,
-    in_words,
-    read_record,
-    unpack,
-)
 from gram_hear.jobs.progress import Progress
+from gram_hear.start import importing
+
+if TYPE_CHECKING:
+    from gram_hear.evaluation.fetch.archive import Archive, Record
 
 
 def fetch(
     names: Annotated[
         list[str] | None, typer.Argument(help="Tasks, such as esc50, or all. Default: show all.")
     ] = None,
-    rate: Annotated[int, typer.Option(help="The sample rate of the archives, in Hz.")] = RATE,
+    rate: Annotated[int, typer.Option(help="Sample rate of the archives, Hz.")] = 48000,
     tasks_dir: Annotated[
         Path, typer.Option("--tasks-dir", "--output", "-o", help="The folder to put the tasks in.")
     ] = Path("tasks"),
     show: Annotated[bool, typer.Option("--list", help="Show sizes, and fetch nothing.")] = False,
-    record: Annotated[str, typer.Option(help="The number of the Zenodo record.")] = RECORD,
+    record: Annotated[str, typer.Option(help="The number of the Zenodo record.")] = "5885750",
     as_json: AsJson = False,
 ) -> None:
     """Fetch tasks of the public HEAR 2021 archive; print the folder of each.
@@ -45,8 +35,10 @@ def fetch(
 
     Example: hear-eval fetch esc50 libricount -o tasks
     """
+    with importing():
+        from gram_hear.evaluation.fetch.archive import check_space, choose, fetching, read_record
     found = read_record(record, report=say)
-    wanted = split_names(names)
+    wanted = names_in(names)
     if show or wanted is None:
         shown = list(found.archives) if wanted is None else choose(found.archives, wanted, rate)
         _show_archives(found, shown, tasks_dir, as_json)
@@ -62,7 +54,9 @@ def fetch(
     finish(failed)
 
 
-def _due_archives(archives: Sequence[Archive], tasks_dir: Path) -> tuple[list[Archive], list[str]]:
+def _due_archives(
+    archives: Sequence["Archive"], tasks_dir: Path
+) -> tuple[list["Archive"], list[str]]:
     """Return which archives are still to be fetched, and the tasks that cannot be."""
     due, failed = [], []
     for each in archives:
@@ -77,8 +71,10 @@ def _due_archives(archives: Sequence[Archive], tasks_dir: Path) -> tuple[list[Ar
     return due, failed
 
 
-def _fetch_archives(archives: Sequence[Archive], tasks_dir: Path) -> list[str]:
+def _fetch_archives(archives: Sequence["Archive"], tasks_dir: Path) -> list[str]:
     """Fetch archives under a progress bar; return the names of the tasks that failed."""
+    from gram_hear.evaluation.fetch.archive import download, in_words, unpack
+
     if archives:
         there = in_words(sum(each.fetched(tasks_dir) for each in archives))
         total = in_words(sum(each.size for each in archives))
@@ -97,14 +93,16 @@ def _fetch_archives(archives: Sequence[Archive], tasks_dir: Path) -> list[str]:
 
 
 def _in_megabytes(progress: Progress) -> Progress:
-    """Return a progress that is told bytes, and tells whole megabytes, rounded up."""
+    """Return a function that is called with bytes, and moves a bar of megabytes, rounded up."""
     return lambda done, total: progress(-(-done // 10**6), -(-total // 10**6))
 
 
 def _show_archives(
-    record: Record, archives: Sequence[Archive], tasks_dir: Path, as_json: bool
+    record: "Record", archives: Sequence["Archive"], tasks_dir: Path, as_json: bool
 ) -> None:
     """Print what a record holds, how large it is, and what of it is there."""
+    from gram_hear.evaluation.fetch.archive import in_words
+
     total = sum(each.size for each in archives)
     rows = [(each, each.state(tasks_dir)) for each in archives]
     if as_json:

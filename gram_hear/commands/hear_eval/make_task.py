@@ -1,9 +1,9 @@
-"""The ``hear-eval make-task`` command: thin over the making of tasks."""
+"""``hear-eval make-task``: labelled recordings made into a task."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -11,12 +11,10 @@ from rich.text import Text
 
 from gram_hear.console import AsJson, print_table, progress_bar, say
 from gram_hear.errors import OptionError
-from gram_hear.evaluation.make.build import Plan, Recipe, check_place, plan_task
-from gram_hear.evaluation.make.build import make_task as make
-from gram_hear.evaluation.make.labels import Labels, labels_of
-from gram_hear.evaluation.make.sounds import Form
-from gram_hear.evaluation.make.splits import Division
-from gram_hear.tasks import read_task
+from gram_hear.start import importing
+
+if TYPE_CHECKING:
+    from gram_hear.evaluation.make.build import Plan
 
 LARGEST_TABLE = 60  # classes; of more only the counts of files are shown
 
@@ -25,7 +23,7 @@ def make_task(
     source: Annotated[
         Path, typer.Argument(help="The folder of the recordings: a class per folder, unless told.")
     ],
-    name: Annotated[str, typer.Option(help="Of the task. Default: the folder's name.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the task. Default: that of the folder.")] = "",
     csv: Annotated[
         Path | None,
         typer.Option(
@@ -41,38 +39,46 @@ def make_task(
         ),
     ] = "",
     group_by: Annotated[
-        str, typer.Option(help="Column or field whose values stay on one side, as speaker.")
+        str, typer.Option(help="Column or field whose values stay in one split, as speaker.")
     ] = "",
     columns: Annotated[
-        str, typer.Option(help="What the CSV calls them: file=filename,label=category.")
+        str, typer.Option(help="What the CSV calls its columns: file=filename,label=category.")
     ] = "",
     ignore_columns: Annotated[
-        str, typer.Option(help="Columns that count for nothing: a,b or all unknown ones: all.")
+        str, typer.Option(help="Columns that are left out: a,b; or all unknown ones: all.")
     ] = "",
     skip_unlisted: Annotated[
         bool, typer.Option("--skip-unlisted", help="Leave out files without a row in the CSV.")
     ] = False,
     prediction_type: Annotated[
-        str, typer.Option(help="multiclass or multilabel. Default: as the labels are.")
+        str,
+        typer.Option(
+            help="Type of the task: multiclass or multilabel. Default: as the labels are."
+        ),
     ] = "",
     shares: Annotated[
-        str, typer.Option(help="Of train, valid and test. Default: 0.6,0.2,0.2.")
+        str, typer.Option(help="Shares of train, valid and test. Default: 0.6,0.2,0.2.")
     ] = "",
-    folds: Annotated[int | None, typer.Option(help="Make so many folds instead.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the splits or folds.")] = 0,
+    folds: Annotated[
+        int | None, typer.Option(help="Make this many folds instead of three splits.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the splits or folds.")] = 0,
     allow_rare: Annotated[
         bool, typer.Option("--allow-rare", help="Take classes that cannot be learned or tested.")
     ] = False,
     rates: Annotated[
-        str, typer.Option(help="Hz: 16000,32000. Default: the recordings' own, the highest.")
+        str,
+        typer.Option(
+            help="Sample rates of the task, Hz: 16000,32000. Default: the recordings' highest."
+        ),
     ] = "",
     duration: Annotated[
         float | None, typer.Option(help="Seconds to cut or pad all clips to. Default: as they are.")
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="Names: a,b; the first one chooses the predictor.")
+        str, typer.Option(help="Names of metrics: a,b; the first one chooses the predictor.")
     ] = "",
-    task_version: Annotated[str, typer.Option(help="Of the task.")] = "v1",
+    task_version: Annotated[str, typer.Option(help="Version of the task.")] = "v1",
     tasks_dir: Annotated[Path, typer.Option(help="The folder for task directories.")] = Path(
         "tasks"
     ),
@@ -93,6 +99,13 @@ def make_task(
 
     Example: hear-eval make-task recordings --pattern '{label}_{speaker}_{index}' --group-by speaker
     """
+    with importing():
+        from gram_hear.evaluation.make.build import Recipe, check_place, plan_task
+        from gram_hear.evaluation.make.build import make_task as make
+        from gram_hear.evaluation.make.labels import Labels
+        from gram_hear.evaluation.make.sounds import Form
+        from gram_hear.evaluation.make.splits import Division
+        from gram_hear.tasks import read_task
     labels = Labels(
         csv,
         pattern,
@@ -130,8 +143,10 @@ def _say_notes(notes: Sequence[str]) -> None:
         say(f"warning: {note}")
 
 
-def _show(plan: Plan, sides: Mapping[str, Sequence[list]], folder: Path, as_json: bool) -> None:
+def _show(plan: "Plan", sides: Mapping[str, Sequence[list]], folder: Path, as_json: bool) -> None:
     """Print the folder, and how many clips of each class are on which side, from annotations."""
+    from gram_hear.evaluation.make.labels import labels_of
+
     counts = {side: len(clips) for side, clips in sides.items()}
     of_class: dict[str, dict[str, int]] = {
         label: dict.fromkeys(sides, 0) for label in plan.collection.labels

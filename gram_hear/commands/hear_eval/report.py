@@ -1,20 +1,20 @@
-"""The ``hear-eval report`` command: thin over the comparison."""
+"""``hear-eval report``: models compared."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import table as rich_table
 from rich.markup import escape
 
-from gram_hear.commands.hear_eval.parts import split_names
-from gram_hear.console import AsJson, print_table, progress_bar, say
+from gram_hear.console import AsJson, Tasks, names_in, print_table, progress_bar, say
 from gram_hear.errors import OptionError
-from gram_hear.evaluation.compare import significance
-from gram_hear.evaluation.compare.comparison import compare, read_runs, warn_of_gaps
-from gram_hear.evaluation.compare.picture import plot_report
-from gram_hear.evaluation.compare.published import Published, choose_published, read_published
-from gram_hear.evaluation.compare.report import Report, json_of, tables_of, write_report
+from gram_hear.start import importing
+
+if TYPE_CHECKING:
+    from gram_hear.evaluation.compare.published import Published
+    from gram_hear.evaluation.compare.report import Report
+    from gram_hear.evaluation.compare.significance import PairTest
 
 
 def report(
@@ -22,9 +22,7 @@ def report(
         list[Path],
         typer.Argument(help="EMBEDDINGS/MODULE ..., or folders that hold such, of any seeds."),
     ],
-    task: Annotated[
-        list[str] | None, typer.Option("--task", help="Tasks: --task a,b. Default: all.")
-    ] = None,
+    task: Tasks = None,
     published: Annotated[
         list[str] | None,
         typer.Option(help="Show published HEAR scores beside: all, or names: OpenL3,CREPE."),
@@ -33,27 +31,32 @@ def report(
         Path | None, typer.Option(help="Take published scores from a JSON file of your own.")
     ] = None,
     resamples: Annotated[
-        int, typer.Option(help="Of the permutation test; 0: no test.")
-    ] = significance.RESAMPLES,
+        int, typer.Option(help="Resamples of the permutation test; 0 leaves it out.")
+    ] = 9999,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write OUTPUT.md, .csv and .json.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a PNG of the scores.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare models: scores with their spread, ranks, and what is more than chance.
+    """Compare models: scores with their spread, ranks, and which differences are significant.
 
     Example: hear-eval report embeddings -o report --plot report.png
     """
+    with importing():
+        from gram_hear.evaluation.compare import significance
+        from gram_hear.evaluation.compare.comparison import compare, read_runs, warn_of_gaps
+        from gram_hear.evaluation.compare.picture import plot_report
+        from gram_hear.evaluation.compare.report import Report, json_of, write_report
     if 0 < resamples < significance.FEWEST or resamples < 0:
         raise OptionError(
             f"--resamples is {resamples}; a p-value needs {significance.FEWEST} or more, and 0 "
             "leaves the test out."
         )
     others = _published(published, published_file)
-    comparison = compare(read_runs(folders, split_names(task) or []))
+    comparison = compare(read_runs(folders, names_in(task) or []))
     warn_of_gaps(comparison)
-    tests: list[significance.PairTest] = []
+    tests: list[PairTest] = []
     if resamples and len(comparison.models) > 1:
         with progress_bar("test", "pairs of models") as progress:
             tests = significance.compare_models(comparison, resamples, progress)
@@ -69,16 +72,20 @@ def report(
         _show(made)
 
 
-def _published(names: list[str] | None, path: Path | None) -> list[Published]:
+def _published(names: list[str] | None, path: Path | None) -> "list[Published]":
     """Return the published models that are asked for; all of a file that is named alone."""
-    wanted = split_names(names)
+    from gram_hear.evaluation.compare.published import choose_published, read_published
+
+    wanted = names_in(names)
     if not wanted and path is None:
         return []
     return choose_published(read_published(path), wanted or ["all"])
 
 
-def _show(made: Report) -> None:
+def _show(made: "Report") -> None:
     """Print the tables and what must be said of them."""
+    from gram_hear.evaluation.compare.report import tables_of
+
     for number, table in enumerate(tables_of(made)):
         if number:
             typer.echo()

@@ -1,4 +1,4 @@
-"""Several models side by side: their results found, set together, averaged and ranked."""
+"""Several models compared: their results found, grouped by seeds, averaged and ranked."""
 
 import os
 import warnings
@@ -59,7 +59,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Change:
-    """What scenes cost a model: its score on them less that on the dry clips, run by run.
+    """What scenes cost a model: its score on them less its score on the dry clips, run by run.
 
     ``deviation`` is that of the differences (n - 1); None for a single run.
     """
@@ -81,7 +81,7 @@ class Comparison:
     Attributes:
         models, tasks: their names.
         scores: by (model, task); a pair that was not run is not there.
-        changes: of tasks in scenes whose dry task was run by the same plan.
+        changes: of tasks in scenes whose dry task was predicted with the same options.
         shared: the tasks on which every model has a defined score.
         averaged: those of ``shared`` whose metric is a share, where more is better.
         averages: by model, over ``averaged``; empty where there are none.
@@ -182,17 +182,17 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
 
 
-# --- setting together -----------------------------------------------------------------------
+# --- comparing ------------------------------------------------------------------------------
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
-    """Set runs together: those of one model, task and plan are its seeds.
+    """Compare runs: those of one model and task are its seeds.
 
-    A model is a module's folder name, with how it was predicted where that differs. Models stand
-    in the order of their first run, tasks by name.
+    A model is a module's folder name, followed by those options of prediction that differ between
+    runs. Models are in the order of their first run, tasks by name.
 
     Raises:
-        TaskError: for two runs of one module, task, plan and seed with different scores.
+        TaskError: for two runs of one model, task and seed with different scores.
     """
     names = _model_names(runs)
     labels = _task_names(runs)
@@ -208,22 +208,22 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
 
 def _model_names(runs: Sequence[Run]) -> list[str]:
-    """Return each run's model: its module, and in words what of its plan is not that of all."""
-    plans = [_plan_words(run.result) for run in runs]
-    trained = [plan for plan, run in zip(plans, runs, strict=True) if run.result.probe != "knn"]
+    """Return each run's model: its module, and the options that are not the same in all runs."""
+    options = [_options_of(run.result) for run in runs]
+    trained = [each for each, run in zip(options, runs, strict=True) if run.result.probe != "knn"]
     differing = {
         key
         for key in ("probe", "grid", "points", "shuffled")
-        if len({plan[key] for plan in (plans if key == "probe" else trained)}) > 1
+        if len({each[key] for each in (options if key == "probe" else trained)}) > 1
     }
     names = []
-    for run, plan in zip(runs, plans, strict=True):
-        words = [word for key, word in plan.items() if key in differing and word]
+    for run, chosen in zip(runs, options, strict=True):
+        words = [word for key, word in chosen.items() if key in differing and word]
         names.append(run.folder.resolve().parent.name + (f" ({', '.join(words)})" if words else ""))
     return names
 
 
-def _plan_words(result: Result) -> dict[str, str]:
+def _options_of(result: Result) -> dict[str, str]:
     trained = result.probe != "knn"
     return {
         "probe": result.probe,
@@ -234,13 +234,13 @@ def _plan_words(result: Result) -> dict[str, str]:
 
 
 def _task_of(result: Result) -> tuple[str, str, str]:
-    """Return what makes two results those of one task: its name, its metric, and its clips."""
+    """Return what identifies a task: its name, its metric, and what was done about empty clips."""
     empty = f"empty clips: {result.empty_clips}" if result.empty_clips else ""
     return result.task, result.metric, empty
 
 
 def _task_names(runs: Sequence[Run]) -> dict[tuple[str, str, str], str]:
-    """Return the name of each task, with in brackets what of metric and clips differs."""
+    """Return the name of each task, with metric and empty clips in brackets where they differ."""
     found = {_task_of(run.result) for run in runs}
     names = {}
     for run in runs:
@@ -249,17 +249,21 @@ def _task_names(runs: Sequence[Run]) -> dict[tuple[str, str, str], str]:
                 f"{run.folder} is scored by {run.result.metric}, which is no metric known here; "
                 f"known are {', '.join(METRICS)}."
             )
-    for task, *said in found:
+    for task, *details in found:
         others = [list(each) for name, *each in found if name == task]
         differing = [
-            word for i, word in enumerate(said) if word and any(each[i] != word for each in others)
+            word
+            for i, word in enumerate(details)
+            if word and any(each[i] != word for each in others)
         ]
-        names[task, said[0], said[1]] = task + (f" ({', '.join(differing)})" if differing else "")
+        names[task, details[0], details[1]] = task + (
+            f" ({', '.join(differing)})" if differing else ""
+        )
     return names
 
 
 def _distinct(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """Return the runs by seed; what is the same run twice, once.
+    """Return the runs by seed; the same run found twice counts once.
 
     Runs without a known seed count as several where their scores differ, and nearest neighbours,
     which have none, must not differ.
@@ -273,9 +277,10 @@ def _distinct(runs: Sequence[Run]) -> tuple[Run, ...]:
         if same and (result.seed is not None or result.probe == "knn"):
             seed = "" if result.seed is None else f" and seed {result.seed}"
             raise TaskError(
-                f"{same[0].folder} and {run.folder} are of one module, task, plan{seed}, and have "
-                f"other scores ({same[0].result.score} and {result.score}). If they are of "
-                "different models, rename a module's folder; else leave one out."
+                f"{same[0].folder} and {run.folder} are of one module and task, with the same "
+                f"options{seed}, and have different scores ({same[0].result.score} and "
+                f"{result.score}). If they are of different models, rename a module's folder; "
+                "otherwise leave one out."
             )
         kept.append(run)
     return tuple(sorted(kept, key=lambda run: -1 if run.result.seed is None else run.result.seed))

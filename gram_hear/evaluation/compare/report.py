@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from gram_hear.errors import OptionError, count, reason_of
 from gram_hear.evaluation.compare.comparison import Change, Comparison, Score
 from gram_hear.evaluation.compare.published import Published
+from gram_hear.evaluation.compare.results import markdown_row
 from gram_hear.evaluation.compare.significance import LEVEL, PairTest
 from gram_hear.jobs.writing import write_whole
 
@@ -43,7 +44,7 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text, with a title and what must be said below it."""
+    """A table of text, with a title above and notes below."""
 
     title: str
     columns: tuple[str, ...]
@@ -53,7 +54,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is reported: the comparison, its tests (empty where none was made), and others'."""
+    """What is reported: a comparison, its tests (empty where none was made), published scores."""
 
     comparison: Comparison
     tests: Sequence[PairTest] = ()
@@ -120,7 +121,7 @@ def _arrow(comparison: Comparison, task: str) -> str:
 
 
 def _spread_suffixes(comparison: Comparison) -> dict[tuple[str | None, int], str]:
-    """Return what stands behind a spread: nothing where all are over as many of one kind."""
+    """Return what is written after a spread: what it is over, where that differs in the table."""
     kinds = {(each.over, each.count) for each in comparison.scores.values() if each.over}
     if len(kinds) == 1:
         return dict.fromkeys(kinds, "")
@@ -152,7 +153,7 @@ def _mark(report: Report, model: str, task: str) -> str:
 
 
 def _score_notes(report: Report, suffix: dict) -> list[str]:
-    """Return what the cells of the table of scores mean."""
+    """Return notes that say what the cells of the table of scores mean."""
     comparison = report.comparison
     notes = ["↑: more is better; ↓: less is better."]
     if len(suffix) == 1:
@@ -200,8 +201,8 @@ def _changes_table(comparison: Comparison) -> Table:
     ]
     columns = ("task in scenes", "metric", "model", "dry", "in scenes", "difference", "seeds")
     notes = [
-        "Dry: the task that the scenes were made of, by the same plan and seed. ±: the standard "
-        "deviation (n - 1) of the differences over seeds."
+        "Dry: the task that the scenes were made of, with the same options and seed. ±: the "
+        "standard deviation (n - 1) of the differences over seeds."
     ]
     return Table("Scenes against dry clips", columns, rows, notes)
 
@@ -213,9 +214,9 @@ def _tests_table(report: Report) -> Table:
         "A paired permutation test: the two models' outputs on a clip are exchanged, for a random "
         "half of the clips at a time. p: the share of exchanges with a difference at least as "
         "large; adjusted after Holm for all pairs of models of the task.",
-        "It speaks of these trained predictors on these clips, seeds averaged: how much training "
-        "anew would change is in ±, not in p. Clips count as independent; where several are of "
-        "one speaker or recording, p is too small.",
+        "The test is about these trained predictors on these clips, seeds averaged. How much "
+        "another training would change is in ±, not in p. Clips count as independent; where "
+        "several are of one speaker or recording, p is too small.",
     ]
     for task in report.comparison.tasks:
         for model in report.comparison.models:
@@ -255,7 +256,9 @@ def _published_table(report: Report) -> Table:
         *sources,
     ]
     if not rows:
-        notes.insert(0, "None is published of these tasks: names and versions must be the same.")
+        notes.insert(
+            0, "No score of these tasks is published: names and versions must be the same."
+        )
     return Table("Published scores", ("published model", *tasks), rows, notes)
 
 
@@ -263,7 +266,7 @@ def _published_table(report: Report) -> Table:
 
 
 def write_report(report: Report, output: Path) -> list[Path]:
-    """Write ``output`` with the endings .md, .csv and .json; each whole.
+    """Write ``output`` with the endings .md, .csv and .json, each whole or not at all.
 
     Raises:
         OptionError: where a file cannot be written.
@@ -288,21 +291,17 @@ def markdown_of(report: Report) -> str:
     for table in tables_of(report):
         lines += [f"## {table.title}", ""]
         if table.rows:
-            lines += [_line(table.columns), _line("---" for _ in table.columns)]
-            lines += [_line(_bold(cell) for cell in row) for row in table.rows]
+            lines += [markdown_row(table.columns), markdown_row("---" for _ in table.columns)]
+            lines += [markdown_row(_bold(cell) for cell in row) for row in table.rows]
             lines.append("")
         lines += [f"- {_escape(note)}" for note in table.notes] + [""]
-    lines += ["## What was read", "", _line(("model", "task", "seed", "folder"))]
-    lines.append(_line(["---"] * 4))
+    lines += ["## What was read", "", markdown_row(("model", "task", "seed", "folder"))]
+    lines.append(markdown_row(["---"] * 4))
     for score in comparison.scores.values():
         for run in score.runs:
             seed = "" if run.result.seed is None else str(run.result.seed)
-            lines.append(_line((score.model, score.task, seed, str(run.folder))))
+            lines.append(markdown_row((score.model, score.task, seed, str(run.folder))))
     return "\n".join(lines) + "\n"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _bold(cell: str) -> str:
@@ -332,7 +331,7 @@ def csv_of(report: Report) -> str:
 
 
 def _records(report: Report) -> list[dict[str, Any]]:
-    """Return what is known of each model and task, by :data:`CSV_COLUMNS`."""
+    """Return a dictionary for each model and task, with the keys of :data:`CSV_COLUMNS`."""
     changes = {(each.model, each.task): each for each in report.comparison.changes}
     return [
         _record(report, score, changes.get(key)) for key, score in report.comparison.scores.items()

@@ -2,10 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from gram_hear.errors import TaskError, count, reason_of, short
 from gram_hear.evaluation.embed.embeddings import DONE, EMPTY, EMPTY_FILES
@@ -17,25 +16,30 @@ from gram_hear.tasks import METADATA, NATURAL, empty_in_words, read_json
 RESULTS_FILE = "results.json"
 RESULTS_TABLE = "results.md"
 COLUMNS = ("task", "metric", "score", "deviation", "minutes")
-DRY_COLUMNS = ("dry", "difference")  # beside natural scenes, where their dry task was run too
-PLAN_COLUMNS = ("probe", "grid", "points", "seed", "shuffled")  # those in which results differ
+DRY_COLUMNS = ("dry", "difference")  # beside tasks in scenes whose dry task was predicted too
+OPTION_COLUMNS = ("probe", "grid", "points", "seed", "shuffled")  # shown where results differ
 
 
 @dataclass(frozen=True)
 class Result:
     """The score of one task: its first metric, over its folds where it has several.
 
-    ``score`` and ``deviation`` (over the folds, n - 1; None for one test) are None where the metric
-    is infinite or undefined. ``minutes`` is what prediction took, ``scores`` every test score.
-
-    ``source`` is the task whose clips were put into scenes, or None; ``dry`` that task's score by
-    the same metric and the same plan, ``difference`` the score less ``dry``; None where not known.
-
-    ``probe`` is one of :data:`FILES`; that of nearest neighbours has no grid, points and seed.
-    ``folds`` is the score of each fold, empty for one test.
-
-    ``empty_clips`` is what was done about clips without samples, ``"skip"`` or ``"zero"``, and
-    ``empty_files`` are those clips, as "split/file"; None and empty where the task has none.
+    Attributes:
+        task, metric: their names.
+        score: None where the metric is infinite or undefined.
+        deviation: over the folds (n - 1); None for one test.
+        minutes: what prediction took.
+        grid, grid_points, seed, shuffle: how predictors were trained; None for nearest neighbours,
+            and where the seed is not known.
+        scores: every test score.
+        source: the task whose clips were put into scenes; None for other tasks.
+        dry: the score of that task by the same metric and options; None where not known.
+        difference: the score less ``dry``.
+        probe: one of :data:`FILES`.
+        folds: the score of each fold; empty for one test.
+        empty_clips: what was done about clips without samples, ``"skip"`` or ``"zero"``; None where
+            the task has none.
+        empty_files: those clips, as "split/file".
     """
 
     task: str
@@ -58,7 +62,7 @@ class Result:
 
     @property
     def comparable(self) -> tuple:
-        """What two results share whose scores can be set side by side."""
+        """What must be equal in two results before their scores are compared."""
         return (
             *(self.metric, self.probe, self.grid, self.grid_points, self.seed, self.shuffle),
             self.empty_clips,
@@ -121,7 +125,7 @@ def read_result(folder: Path, probe: str = "shallow") -> Result | None:
         )
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TaskError(
-            f"{file} or {marker.name} is not whole ({short(error)}). Predict the task again, "
+            f"{file} or {marker.name} is incomplete ({short(error)}). Predict the task again, "
             "with --force."
         ) from error
 
@@ -132,7 +136,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def notes_of(results: Sequence[Result]) -> list[str]:
-    """Return what is to be known of results besides their numbers, a sentence for each task."""
+    """Return what was done about clips without samples, a sentence for each task that has some."""
     done = {"skip": "Left out.", "zero": "Embedded as silence."}
     return [
         f"{result.task}: {empty_in_words(result.empty_files)} {done.get(result.empty_clips, '')}"
@@ -144,8 +148,8 @@ def notes_of(results: Sequence[Result]) -> list[str]:
 def read_results(folder: Path) -> list[Result]:
     """Return the results of all predicted tasks in a module's folder, by name.
 
-    Natural scenes have the score of their dry task with them. Tasks whose files are broken are left
-    out, with a warning.
+    Tasks in scenes have the score of their dry task with them. Tasks whose files are broken are
+    left out, with a warning.
     """
     results = []
     found = [
@@ -168,7 +172,7 @@ def read_results(folder: Path) -> list[Result]:
 
 
 def _beside_dry(result: Result, dry: Result | None) -> Result:
-    """Return a result of natural scenes with that of its dry task, where they can be compared."""
+    """Return the result of a task in scenes with its dry task's, where they can be compared."""
     if dry is None or dry.comparable != result.comparable or dry.score is None:
         return result
     difference = None if result.score is None else result.score - dry.score
@@ -178,21 +182,21 @@ def _beside_dry(result: Result, dry: Result | None) -> Result:
 def columns_of(results: Sequence[Result]) -> tuple[str, ...]:
     """Return the heads of the table.
 
-    Those of dry tasks are there where one is beside natural scenes, and those of how tasks were
-    predicted where that differs.
+    There are columns for dry tasks where a task in scenes has one, and for those options of
+    prediction that differ between tasks.
     """
     dry = DRY_COLUMNS if any(result.dry is not None for result in results) else ()
     trained = [result for result in results if result.probe == "shallow"]
     differing = tuple(
         column
-        for column in PLAN_COLUMNS
+        for column in OPTION_COLUMNS
         if len({_cells(each)[column] for each in (results if column == "probe" else trained)}) > 1
     )
     return (*COLUMNS[:-1], *dry, *differing, COLUMNS[-1])
 
 
 def heading_of(results: Sequence[Result]) -> str:
-    """Return what stands above the table: how all tasks were predicted, and what minutes are."""
+    """Return the sentence above the table: how all tasks were predicted, and what minutes mean."""
     trained = [result for result in results if result.probe == "shallow"]
     by_neighbours = f"by the {NEIGHBOURS} nearest neighbours" if trained != results else ""
     if not trained:
@@ -252,8 +256,8 @@ def write_results(folder: Path, module: str, results: Sequence[Result]) -> None:
     content = {"module": module, "results": [asdict(result) for result in results]}
     columns = columns_of(results)
     table = [f"# {module}", "", heading_of(results), ""]
-    table += [_line(columns), _line("---" for _ in columns)]
-    table += [_line(row) for row in rows_of(results)]
+    table += [markdown_row(columns), markdown_row("---" for _ in columns)]
+    table += [markdown_row(row) for row in rows_of(results)]
     for note in notes_of(results):
         table += ["", note]
     markdown = "\n".join(table) + "\n"
@@ -267,5 +271,6 @@ def write_results(folder: Path, module: str, results: Sequence[Result]) -> None:
         ) from error
 
 
-def _line(cells: Any) -> str:
-    return "| " + " | ".join(cells) + " |"
+def markdown_row(cells: Iterable[str]) -> str:
+    """Return a row of a table in Markdown."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

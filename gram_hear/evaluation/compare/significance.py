@@ -8,7 +8,7 @@ scores is at least as large as the one that was seen.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from zipfile import ZipFile
@@ -42,9 +42,9 @@ class PairTest:
         difference: of the scores, over seeds and folds.
         clips: how many were compared; 0 where ``why`` says why none were.
         resamples: how many exchanges were made.
-        p: two-sided; None where nothing can be said.
+        p: two-sided; None where the models could not be tested.
         adjusted: ``p`` after Holm (1979) for all pairs of the task.
-        why: what keeps the models from being tested; "" where nothing does.
+        why: why the models could not be tested; "" where they were.
     """
 
     task: str
@@ -64,11 +64,15 @@ class PairTest:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class FoldOutputs:
     """A model's outputs on the test clips of one fold.
 
-    ``files`` are the rows' files, ``predictions`` (clips, outputs) one for each seed, ``values``
-    (clips,) what each clip adds to the score, the mean over the seeds; NaN for other metrics.
+    Attributes:
+        files: of the clips.
+        target: (clips, outputs).
+        predictions: (clips, outputs), one for each seed.
+        values: (clips,) what each clip adds to the score, the mean over the seeds; NaN where the
+            metric is no mean over clips.
     """
 
     files: list[str]
@@ -77,15 +81,24 @@ class Evidence:
     values: np.ndarray
 
 
+@dataclass(frozen=True)
+class ModelOutputs:
+    """A model's outputs on a task by fold; none where ``why`` says why they cannot be compared."""
+
+    score: Score
+    folds: dict[str, FoldOutputs] = field(default_factory=dict)
+    why: str = ""
+
+
 def compare_models(
-    comparison: Comparison, resamples: int = RESAMPLES, progress: Progress | None = None
+    comparison: Comparison, resamples: int = RESAMPLES, progress: Progress = silent
 ) -> list[PairTest]:
     """Test every pair of models on every task that both have a score of.
 
     Args:
         comparison: the models.
-        resamples: exchanges; fewer where a metric must be computed anew for each and is costly.
-        progress: called with the number of pairs tested and that of all.
+        resamples: exchanges; fewer where a metric must be computed for each of them and is costly.
+        progress: called with the number of pairs tested, and of all pairs.
 
     Returns:
         One for each pair, by task, in the order of the models.
@@ -99,35 +112,34 @@ def compare_models(
         for task in comparison.tasks
     ]
     total = sum(math.comb(len(scores), 2) for scores in of_task)
-    progress = progress or silent
     progress(0, total)
     tests: list[PairTest] = []
     for scores in of_task:
         if len(scores) < 2:
             continue
-        evidence = [_gather(score) for score in scores]
         found = []
-        for first, second in combinations(zip(scores, evidence, strict=True), 2):
-            found.append(_test(*first, *second, resamples))
+        for first, second in combinations([_outputs_of(score) for score in scores], 2):
+            found.append(_test(first, second, resamples))
             progress(len(tests) + len(found), total)
         tests += _adjust(found)
     return tests
 
 
-def _gather(score: Score) -> dict[str, Evidence] | str:
-    """Return a model's outputs by fold, or why they cannot be compared."""
-    if named_metric(score.metric).kind == "event":
-        return "events are counted over all files together, not clip by clip"
-    try:
-        return _read_evidence(score)
-    except FileNotFoundError as error:
-        return f"{score.model} has no predictions on disk ({Path(error.filename).name})"
-    except (GramError, OSError) as error:
-        return f"the predictions of {score.model} cannot be compared: {error}"
+def _outputs_of(score: Score) -> ModelOutputs:
+    """Read a model's outputs on a task."""
+    why = "events are counted over all files together, not clip by clip"
+    if named_metric(score.metric).kind != "event":
+        try:
+            return ModelOutputs(score, _read_folds(score))
+        except FileNotFoundError as error:
+            why = f"{score.model} has no predictions on disk ({Path(error.filename).name})"
+        except (GramError, OSError) as error:
+            why = f"the predictions of {score.model} cannot be compared: {error}"
+    return ModelOutputs(score, why=why)
 
 
-def _read_evidence(score: Score) -> dict[str, Evidence]:
-    evidence: dict[str, Evidence] = {}
+def _read_folds(score: Score) -> dict[str, FoldOutputs]:
+    folds: dict[str, FoldOutputs] = {}
     per_clip = named_metric(score.metric).per_clip
     task = read_task(score.runs[0].folder)
     for fold in folds_of(task):
@@ -144,8 +156,8 @@ def _read_evidence(score: Score) -> dict[str, Evidence]:
         files = task.row_files(fold.test)
         if len(files) != len(target):
             raise TaskError(f"there are {len(target)} of {len(files)} files")
-        evidence[fold.name] = Evidence(files, target, predictions, values)
-    return evidence
+        folds[fold.name] = FoldOutputs(files, target, predictions, values)
+    return folds
 
 
 def _read_outputs(run: Run, fold: str) -> tuple[np.ndarray, np.ndarray]:
@@ -166,37 +178,29 @@ def _read_outputs(run: Run, fold: str) -> tuple[np.ndarray, np.ndarray]:
     return target, prediction
 
 
-def _test(
-    first: Score,
-    of_first: dict[str, Evidence] | str,
-    second: Score,
-    of_second: dict[str, Evidence] | str,
-    resamples: int,
-) -> PairTest:
+def _test(first: ModelOutputs, second: ModelOutputs, resamples: int) -> PairTest:
     """Test one pair of models on one task."""
-    empty = PairTest(first.task, first.model, second.model)
-    for each in (of_first, of_second):
-        if isinstance(each, str):
-            return replace(empty, why=each)
-    assert isinstance(of_first, dict)
-    assert isinstance(of_second, dict)
-    pairs = [(of_first[fold], of_second[fold]) for fold in of_first if fold in of_second]
-    same = len(pairs) == len(of_first) == len(of_second) and all(
+    metric = first.score.metric
+    empty = PairTest(first.score.task, first.score.model, second.score.model)
+    if why := first.why or second.why:
+        return replace(empty, why=why)
+    pairs = [(a, second.folds[fold]) for fold, a in first.folds.items() if fold in second.folds]
+    same = len(pairs) == len(first.folds) == len(second.folds) and all(
         a.files == b.files and np.array_equal(a.target, b.target) for a, b in pairs
     )
     if not same:
-        return replace(empty, why="the models were tested on other clips")
+        return replace(empty, why="the models were tested on different clips")
     empty = replace(empty, clips=sum(len(a.files) for a, _ in pairs))
-    if named_metric(first.metric).per_clip:
+    if named_metric(metric).per_clip:
         differences = [(a.values - b.values) / len(a.files) / len(pairs) for a, b in pairs]
         seen, drawn = _exchange_means(np.concatenate(differences), resamples)
     else:
-        found = _exchange_outputs(pairs, first.metric, resamples)
+        found = _exchange_outputs(pairs, metric, resamples)
         if isinstance(found, str):
             return replace(empty, why=found)
         seen, drawn = found
     if not math.isfinite(seen):
-        return replace(empty, why=f"{first.metric} of the predictions on disk is undefined")
+        return replace(empty, why=f"{metric} of the predictions on disk is undefined")
     # A hair of tolerance: sums in another order must not lose an exchange that equals what is seen.
     # An exchange without a finite difference (of two infinite scores) counts against a difference.
     extreme = np.count_nonzero(~(np.abs(drawn) < abs(seen) * (1 - 1e-9) - 1e-12))
@@ -226,14 +230,14 @@ def _exchange_means(differences: np.ndarray, resamples: int) -> tuple[float, np.
 
 
 def _exchange_outputs(
-    pairs: Sequence[tuple[Evidence, Evidence]], metric: str, resamples: int
+    pairs: Sequence[tuple[FoldOutputs, FoldOutputs]], metric: str, resamples: int
 ) -> tuple[float, np.ndarray] | str:
     """Return the difference of a metric of whole splits, and those of exchanged outputs.
 
     The models' seeds are paired in their order.
     """
     if len(pairs[0][0].predictions) != len(pairs[0][1].predictions):
-        return "the models have other numbers of seeds"
+        return "the models have different numbers of seeds"
     cost = sum(2 * a.target.size * len(a.predictions) for a, _ in pairs)
     resamples = min(resamples, int(BUDGET / cost))
     if resamples < FEWEST:

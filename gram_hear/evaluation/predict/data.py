@@ -1,6 +1,6 @@
 """A task's embeddings, opened and checked once: what predictors learn from and are tested on."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from gram_hear.tasks import Task
 class SplitData:
     """One split of a task.
 
-    A *row* is one embedding vector: of a whole clip, or of a clip of events at one time.
+    A row is one embedding vector: of a whole clip, or, in tasks of events, of a clip at one time.
 
     Attributes:
         name: of the split.
@@ -95,7 +95,7 @@ def _split_data(split: SplitEmbeddings) -> SplitData:
     return SplitData(split.name, features, targets, timeline, events)
 
 
-def _one_hot(labels: list[list[str]], index: Mapping[str, int]) -> Tensor:
+def _one_hot(labels: Sequence[Sequence[str]], index: Mapping[str, int]) -> Tensor:
     """Return 1 for the labels of each row and 0 for the others, (rows, classes)."""
     targets = np.zeros((len(labels), len(index)), dtype=np.float32)
     for row, present in zip(targets, labels, strict=True):

@@ -1,6 +1,6 @@
 """How many optimizer steps a predictor needs before its score says something of the embeddings.
 
-    python benchmarks/predictor_steps.py [EMBEDDINGS] [--rows 60 250 1000] [--seeds 42 43 44]
+    python research/predictor_steps.py [EMBEDDINGS] [--rows 60 250 1000] [--seeds 42 43 44]
 
 Each line is a number of training rows, with a grid as it is or with other numbers of epochs: the
 steps that a predictor takes at most, and the mean test score over the seeds with its deviation.
@@ -17,10 +17,13 @@ from pathlib import Path
 
 import torch
 
+from gram_hear.evaluation.predict.data import TaskData, open_task
 from gram_hear.evaluation.predict.grid import GRIDS, Setting, draw_settings, most_steps
-from gram_hear.evaluation.predict.prediction import Scoring, load_examples, objective_of, point_seed
-from gram_hear.evaluation.predict.probe import Examples, Rows, side_by_side, train
-from gram_hear.tasks import Task, read_task
+from gram_hear.evaluation.predict.predictors import Examples, Rows
+from gram_hear.evaluation.predict.scoring import SplitScorer
+from gram_hear.evaluation.predict.shallow import point_seed
+from gram_hear.evaluation.predict.training import side_by_side, train
+from gram_hear.tasks import read_task
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "data" / "golden" / "hear-eval" / "embeddings"
 EPOCHS = (3, 10, 20, 50, 100, 200, 400)
@@ -32,38 +35,35 @@ def first_rows(examples: Examples, rows: int) -> Examples:
     return Examples(Rows([examples.features.batch(0, rows)]), examples.targets[:rows])
 
 
-def score(task: Task, training: Examples, settings: list[Setting], seed: int) -> float:
+def score(data: TaskData, training: Examples, settings: list[Setting], seed: int) -> float:
     """Return the test score of the setting that validates best."""
-    validation, test = Scoring(task, "valid"), Scoring(task, "test")
-    best = None
+    validation, test = (SplitScorer(data.task, data[split]) for split in ("valid", "test"))
+    trained = []
     for group in side_by_side(settings, CPU):
-        found = train(
+        trained += train(
             [settings[i] for i in group],
             training,
-            validation.examples,
-            objective_of(task),
-            validation.judge,
+            validation.split.examples,
+            validation.objective,
+            validation.validate,
             [point_seed(seed, 0, i) for i in group],
             CPU,
         )
-        for one in found:
-            if one is not None and (best is None or one.judgement.score > best.judgement.score):
-                best = one
-    assert best is not None
-    prediction, _ = best.predict(test.examples.features)
-    return test.score(prediction, best.judgement.details)[test.metrics[0].name]
+    best = max((one for one in trained if one), key=lambda one: one.validation.value)
+    prediction, _ = best.predict(test.split.examples.features)
+    return test.test(prediction, best.validation.choice)[test.metrics[0].name]
 
 
-def report(task: Task, rows: int, points: int, seeds: list[int]) -> None:
+def report(data: TaskData, rows: int, points: int, seeds: list[int]) -> None:
     """Print the scores at one number of training rows."""
-    training = first_rows(load_examples(task, ("train",)), rows)
-    plans = {grid: draw_settings(grid, points, task.name) for grid in GRIDS}
+    training = first_rows(data["train"].examples, rows)
+    plans = {grid: draw_settings(grid, points, data.task.name) for grid in GRIDS}
     for epochs in EPOCHS:
         plans[f"faster, {epochs} epochs, patience 20"] = [
             replace(each, max_epochs=epochs, patience=20) for each in plans["faster"]
         ]
     for name, settings in plans.items():
-        scores = [score(task, training, settings, seed) for seed in seeds]
+        scores = [score(data, training, settings, seed) for seed in seeds]
         print(
             f"{len(training.features):6d} rows  {most_steps(settings, rows):5d} steps  "
             f"{statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f}  {name}",
@@ -85,8 +85,9 @@ def main() -> None:
             with tarfile.open(GOLDEN / "fsdd-v1-full.tar.xz") as archive:
                 archive.extractall(work, filter="data")
             folder = Path(work) / "fsdd-v1-full"
+        data = open_task(read_task(folder))
         for rows in arguments.rows:
-            report(read_task(folder), rows, arguments.points, arguments.seeds)
+            report(data, rows, arguments.points, arguments.seeds)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Nothing is mixed here: a sample holds what the mixture is made of, and that is d
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,16 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
-from torch.utils.data import Sampler as TorchSampler
 
-from gram_hear.config import LAYOUT_OF_AUDIO, FrontEndConfig
-from gram_hear.errors import AudioError, GramError, OptionError, SceneError, nearest
+from gram_hear.config import AUDIO_CHANNELS, FrontEndConfig
+from gram_hear.errors import AudioError, GramError, OptionError, SceneError, allowed
+from gram_hear.nn.masks import random_masks
 from gram_hear.pretrain.clips import ClipSet
 from gram_hear.pretrain.pools import Rooms
-from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, fade, place, to_level
+from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, fade, pad_to_clips, to_level
 from gram_hear.scenes.noises import Noise, NoiseSet
 
-CHANNELS = {layout: channels for channels, layout in LAYOUT_OF_AUDIO.items()}
 SHORTEST = 0.1  # seconds of a clip: more than one frame of any front-end
 TRIES = 100  # unreadable sounds in a row, after which the set is given up
 LARGEST_SEED = 2**32 - 1  # one word: longer seeds would run into the numbers beside them
@@ -38,7 +37,7 @@ Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SampleRecipe:
     """What samples are made with; the defaults are the published recipe, of 16 x 8 patches.
 
     Attributes:
@@ -125,7 +124,7 @@ class SampleSet(Dataset[Sample]):
         clips: ClipSet,
         rirs: Rooms | None,
         noises: NoiseSet | None,
-        recipe: Recipe,
+        recipe: SampleRecipe,
         layout: str,
         seed: int,
     ) -> None:
@@ -156,10 +155,9 @@ class SampleSet(Dataset[Sample]):
 
     def _check(self) -> None:
         rate = self.recipe.sample_rate
-        if self.layout not in CHANNELS:
+        if self.layout not in AUDIO_CHANNELS:
             raise OptionError(
-                f"Unknown layout {self.layout!r}; allowed are {', '.join(CHANNELS)}."
-                + nearest(self.layout, CHANNELS)
+                f"Unknown layout {self.layout!r}; {allowed(self.layout, AUDIO_CHANNELS)}"
             )
         if not 0 <= self.seed <= LARGEST_SEED:
             raise OptionError(f"The seed is {self.seed}; it must be 0 to {LARGEST_SEED}.")
@@ -194,12 +192,13 @@ class SampleSet(Dataset[Sample]):
             dry: () bool, whether it stays without room and noise.
             rirs: (2, channels, m) float32: from the source, and from all noise sources, added up,
                 as every noise sounds from all of them. Ears, or AmbiX. Zeros where dry.
-            noise: (samples,) float32, faded and in its place; zeros where dry.
+            noise: (samples,) float32, faded, silent before and after it; zeros where dry.
             start, length: () int64, the samples in which the noise sounds; length 0 for none.
             snr: () float32, dB.
             windows: (windows,) int64, the first frame of each.
             masks: (windows, tokens) bool, True where a token is hidden.
-            skipped: () int64, sounds and rooms that could not be read, in whose place others are.
+            skipped: () int64, how many sounds and rooms could not be read, so that others were
+                drawn instead.
 
         Raises:
             AudioError: where :data:`TRIES` clips, rooms or noises in a row cannot be read.
@@ -248,7 +247,7 @@ class SampleSet(Dataset[Sample]):
     def _draw_room(self, generator: np.random.Generator, dry: bool) -> tuple[Tensor, int]:
         """Return RIRs (2, channels, m), and how many scenes could not be read."""
         if dry or self.rooms is None:
-            return torch.zeros(2, CHANNELS[self.layout], 1), 0
+            return torch.zeros(2, AUDIO_CHANNELS[self.layout], 1), 0
         rooms, count = self.rooms, len(self.rooms)
         drawn = int(generator.integers(count))
         rirs, skipped = _first_readable(
@@ -263,7 +262,7 @@ class SampleSet(Dataset[Sample]):
         """Return the noise, its start and length, and how many could not be read."""
         samples = self.recipe.samples
         if dry or self.noises is None:
-            return _placed(torch.zeros(1, samples), 0, 0), 0
+            return _noise_values(torch.zeros(1, samples), 0, 0), 0
         noises = self.noises
 
         def draw(attempt: int) -> Noise:
@@ -274,7 +273,9 @@ class SampleSet(Dataset[Sample]):
         start = int(generator.integers(samples - length + 1))
         level = to_level(torch.from_numpy(drawn.audio), self.recipe.level)[None]
         faded = fade(level, [length], [drawn.whole], self.recipe.sample_rate)
-        return _placed(place(faded, [start], [length], samples), start, length), skipped
+        return _noise_values(
+            pad_to_clips(faded, [start], [length], samples), start, length
+        ), skipped
 
     def _draw_windows(self, i: int) -> tuple[Tensor, Tensor]:
         """Return the first frames (windows,), and masks (windows, tokens)."""
@@ -282,11 +283,11 @@ class SampleSet(Dataset[Sample]):
         starts = generator.integers(
             recipe.clip_frames - recipe.window_frames + 1, size=recipe.windows
         )
-        order = generator.random((recipe.windows, recipe.tokens)).argsort(axis=1, kind="stable")
-        return torch.from_numpy(starts), torch.from_numpy(order < recipe.masked)
+        masks = random_masks(recipe.windows, recipe.tokens, recipe.masked, generator)
+        return torch.from_numpy(starts), masks
 
 
-def _placed(noise: Tensor, start: int, length: int) -> dict[str, Tensor]:
+def _noise_values(noise: Tensor, start: int, length: int) -> dict[str, Tensor]:
     return {"noise": noise[0], "start": torch.tensor(start), "length": torch.tensor(length)}
 
 
@@ -301,78 +302,3 @@ def _first_readable(what: str, there: int, read: Callable[[int], Read]) -> tuple
     tried = min(there, TRIES)
     all_of = f"{tried} {what} in a row" if tried > 1 else f"The only one of the {what}"
     raise AudioError(f"{all_of} could not be read; the last: {reason}") from reason
-
-
-def collate(samples: Sequence[Sample]) -> Sample:
-    """Return a batch: each value of the samples stacked, RIRs zero-padded to the longest."""
-    batch = {
-        name: torch.stack([sample[name] for sample in samples])
-        for name in samples[0]
-        if name != "rirs"
-    }
-    longest = max(sample["rirs"].shape[-1] for sample in samples)
-    padded = [F.pad(s["rirs"], (0, longest - s["rirs"].shape[-1])) for s in samples]
-    return batch | {"rirs": torch.stack(padded)}
-
-
-class EpochSampler(TorchSampler[int]):
-    """The samples that one of several processes takes from the stream.
-
-    The stream is cut into global batches of ``batch`` samples, of which rank r of R takes every
-    R-th from its r-th on: a global batch holds the same samples whatever R is. With gradient
-    accumulation a global batch is what one optimizer step sees.
-
-    Where the next iteration begins is its ``position``. Iterating does not move it, as data are
-    loaded ahead of training: whoever trains sets it.
-    """
-
-    def __init__(
-        self, batches: int, batch: int, rank: int = 0, ranks: int = 1, position: int = 0
-    ) -> None:
-        """Say what to take.
-
-        Args:
-            batches: global batches between two ends of an epoch of training, which need not be
-                those of the clips' epochs.
-            batch: samples of a global batch, of all ranks and accumulated steps.
-            rank: of this process.
-            ranks: how many there are.
-            position: samples of the stream that are passed over; a multiple of ``batch``.
-
-        Raises:
-            OptionError: where a global batch does not divide evenly.
-        """
-        if batches < 1 or batch < 1 or not 0 <= rank < ranks or batch % ranks:
-            raise OptionError(
-                f"{batches} batches of {batch} samples were asked for, for rank {rank} of {ranks}; "
-                "at least one is needed, and the batch must be a multiple of the ranks."
-            )
-        self.batches = batches
-        self.batch = batch
-        self.rank = rank
-        self.ranks = ranks
-        self.position = position
-
-    @property
-    def position(self) -> int:
-        """Samples of the stream, over all ranks, that come before the next iteration."""
-        return self._position
-
-    @position.setter
-    def position(self, position: int) -> None:
-        if position < 0 or position % self.batch:
-            raise OptionError(
-                f"The position is {position} samples; it must be a multiple of the global batch of "
-                f"{self.batch}. Resume with the batch size that the run began with."
-            )
-        self._position = position
-
-    def __len__(self) -> int:
-        """Return the samples of a whole epoch of training for this rank."""
-        return self.batches * self.batch // self.ranks
-
-    def __iter__(self) -> Iterator[int]:
-        """Yield this rank's samples from the position to the end of its epoch of training."""
-        epoch = self.batches * self.batch
-        end = (self.position // epoch + 1) * epoch
-        return iter(range(self.position + self.rank, end, self.ranks))

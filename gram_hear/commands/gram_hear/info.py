@@ -1,0 +1,35 @@
+"""``gram-hear info``: what a checkpoint holds."""
+
+import json
+
+import typer
+from rich.table import Table
+
+from gram_hear.commands.gram_hear.parts import CacheDir, Heads, ModelArgument, Revision
+from gram_hear.console import AsJson, print_table
+from gram_hear.start import importing
+
+
+def info(
+    model: ModelArgument,
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
+    heads: Heads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a checkpoint holds: sizes, channels, patching, parameters, embedding sizes.
+
+    Example: gram-hear info model.safetensors
+    """
+    with importing():
+        from gram_hear.checkpoints.description import describe_checkpoint
+        from gram_hear.checkpoints.store import load_checkpoint
+    checkpoint = load_checkpoint(model, heads=heads, revision=revision, cache_dir=cache_dir)
+    facts = describe_checkpoint(checkpoint)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    table = Table("what", "value")
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), str(value))
+    print_table(table)

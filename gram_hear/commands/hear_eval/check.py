@@ -1,0 +1,36 @@
+"""``hear-eval check``: whether a module offers the HEAR API."""
+
+import typer
+
+from gram_hear.commands.hear_eval.parts import (
+    LOG,
+    Model,
+    ModelOptions,
+    Module,
+    log_traceback,
+    parse_options,
+)
+from gram_hear.console import Device, say
+from gram_hear.start import importing
+
+
+def check(
+    module: Module,
+    model: Model = "",
+    model_options: ModelOptions = "{}",
+    device: Device = "cpu",
+) -> None:
+    """Check that a module offers the HEAR API, and explain what it does not.
+
+    Example: hear-eval check gram_hear --model gram-tiny-untrained
+    """
+    with importing():
+        from gram_hear.evaluation.check import check_module
+    findings = check_module(module, model, parse_options(model_options), device)
+    for finding in findings:
+        typer.echo(f"{finding.level}: {finding.text}")
+    tracebacks = dict.fromkeys(finding.traceback for finding in findings if finding.traceback)
+    if logged := log_traceback("\n".join(tracebacks), LOG):
+        say(logged.strip())
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)

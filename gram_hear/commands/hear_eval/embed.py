@@ -1,0 +1,54 @@
+"""``hear-eval embed``: the tasks' embeddings, to be predicted later."""
+
+from pathlib import Path
+
+import typer
+
+from gram_hear.commands.hear_eval.parts import (
+    SEVERAL_TASKS,
+    EmbeddingsDir,
+    EmptyClips,
+    Force,
+    Model,
+    ModelOptions,
+    Module,
+)
+from gram_hear.console import Device, Tasks, TasksDir, finish, names_in
+from gram_hear.start import importing
+
+
+def embed(
+    context: typer.Context,
+    module: Module,
+    model: Model = "",
+    model_options: ModelOptions = "{}",
+    tasks_dir: TasksDir = Path("tasks"),
+    task: Tasks = None,
+    embeddings_dir: EmbeddingsDir = Path("embeddings"),
+    empty_clips: EmptyClips = "error",
+    device: Device = "auto",
+    force: Force = False,
+) -> None:
+    """Embed tasks with a module; print the folder of each.
+
+    Example: hear-eval embed gram_hear --tasks-dir tasks --task esc50
+    """
+    if context.args:
+        raise typer.BadParameter(
+            f"unexpected: {' '.join(context.args)}; one module is embedded, and {SEVERAL_TASKS}."
+        )
+    with importing():
+        from gram_hear.commands.hear_eval.tasks_run import (
+            embed_tasks,
+            load_module,
+            warn_of_metadata,
+        )
+        from gram_hear.tasks import find_tasks
+    folders = find_tasks(tasks_dir, names_in(task))
+    loaded = load_module(module, model, model_options, device)
+    embedded, failed = embed_tasks(
+        folders, loaded, embeddings_dir, force, empty_clips, warn_of_metadata
+    )
+    for folder in embedded:
+        typer.echo(folder)
+    finish(failed)

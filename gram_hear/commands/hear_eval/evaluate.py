@@ -1,0 +1,86 @@
+"""``hear-eval`` without a command: tasks embedded and predicted in one go."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gram_hear.commands.hear_eval.parts import (
+    FEWEST_STEPS,
+    EmbeddingsDir,
+    EmptyClips,
+    Force,
+    Grid,
+    GridPoints,
+    MinSteps,
+    Model,
+    ModelOptions,
+    Probe,
+    Seed,
+    Shuffle,
+    choose_probe,
+    is_given,
+)
+from gram_hear.console import Device, Tasks, TasksDir, Version, finish, names_in
+from gram_hear.start import importing
+
+
+def evaluate(
+    context: typer.Context,
+    module: Annotated[str, typer.Option(help="Name of a HEAR module, such as gram_hear.")] = "",
+    model: Model = "",
+    model_options: ModelOptions = "{}",
+    tasks_dir: TasksDir = Path("tasks"),
+    task: Tasks = None,
+    embeddings_dir: EmbeddingsDir = Path("embeddings"),
+    probe: Probe = "shallow",
+    grid: Grid = "default",
+    grid_points: GridPoints = 8,
+    seed: Seed = 42,
+    shuffle: Shuffle = False,
+    min_steps: MinSteps = FEWEST_STEPS,
+    empty_clips: EmptyClips = "error",
+    device: Device = "auto",
+    force: Force = False,
+    version: Version = False,
+) -> None:
+    """Embed the tasks with a module, predict them, and print a table of the scores.
+
+    What is done already is skipped.
+
+    Example: hear-eval --module gram_hear --tasks-dir tasks --task esc50
+    """
+    if context.invoked_subcommand is not None:
+        _refuse_options(context)
+        return
+    if not module:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+    with importing():
+        from gram_hear.commands.hear_eval import tasks_run
+        from gram_hear.tasks import find_tasks
+    chosen = choose_probe(context, probe, grid, grid_points, seed, shuffle, device)
+    folders = find_tasks(tasks_dir, names_in(task))
+    loaded = tasks_run.load_module(module, model, model_options, device)
+    embedded, failed = tasks_run.embed_tasks(
+        folders,
+        loaded,
+        embeddings_dir,
+        force,
+        empty_clips,
+        chosen.check,
+    )
+    failed += tasks_run.predict_tasks(embedded, chosen, force, min_steps)
+    failed += tasks_run.show_results(embeddings_dir / loaded.folder_name)
+    finish(failed)
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Refuse what stands before a command: it would count for nothing."""
+    for name in context.params:
+        if is_given(context, name):
+            option = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter(
+                f"{option} stands before the command {context.invoked_subcommand!r}; options of a "
+                f"command come after it: hear-eval {context.invoked_subcommand} ... {option} ..."
+            )

@@ -1,0 +1,53 @@
+"""``hear-eval predict``: scores from embeddings on disk."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gram_hear.commands.hear_eval.parts import (
+    FEWEST_STEPS,
+    Force,
+    Grid,
+    GridPoints,
+    MinSteps,
+    Probe,
+    Seed,
+    Shuffle,
+    choose_probe,
+)
+from gram_hear.console import Device, finish
+from gram_hear.start import importing
+
+
+def predict(
+    context: typer.Context,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="EMBEDDINGS/MODULE/TASK ..., or EMBEDDINGS/MODULE for all its tasks."),
+    ],
+    probe: Probe = "shallow",
+    grid: Grid = "default",
+    grid_points: GridPoints = 8,
+    seed: Seed = 42,
+    shuffle: Shuffle = False,
+    min_steps: MinSteps = FEWEST_STEPS,
+    device: Device = "auto",
+    force: Force = False,
+) -> None:
+    """Predict tasks from their embeddings, made here or by the original kit.
+
+    Example: hear-eval predict embeddings/gram_hear/esc50-v2.0.0-full
+    """
+    with importing():
+        from gram_hear.commands.hear_eval.tasks_run import (
+            find_embeddings,
+            predict_tasks,
+            show_results,
+        )
+    chosen = choose_probe(context, probe, grid, grid_points, seed, shuffle, device)
+    embedded = find_embeddings(folders)
+    failed = predict_tasks(embedded, chosen, force, min_steps)
+    for parent in dict.fromkeys(folder.resolve().parent for folder in embedded):
+        failed += show_results(parent)
+    finish(failed)

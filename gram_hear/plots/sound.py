@@ -1,0 +1,254 @@
+"""A sound and its embedding over time, in one picture.
+
+A row of an embedding is one vector, of one time step.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gram_hear.audio.excerpts import Excerpt
+from gram_hear.config import LAYOUT_OF_AUDIO
+from gram_hear.frontend import FrontEnd
+from gram_hear.hear import HearModel, get_timestamp_embeddings
+from gram_hear.plots.waveform import COLUMNS, channel_titles, draw_waveform
+from gram_hear.style import COLOURS, drawing
+
+COMPONENTS = 3
+SIDE = 750  # rows and columns of a similarity that are drawn, at most
+SPAN = 70.0  # dB that a log-mel shows
+MIDDLES = (250, 1000, 4000)  # Hz at which a log-mel has ticks
+
+
+@dataclass(frozen=True, eq=False)
+class SoundPicture:
+    """What the picture of a sound shows.
+
+    Attributes:
+        title: above all.
+        excerpt: the sound.
+        times: (rows,) seconds of the file, the centres of the embedding's rows.
+        row: seconds that a row stands for.
+        features: (feature channels, frames, mels): log-mels in natural logarithms, then, of
+            Ambisonic audio, intensities.
+        hop: seconds from one frame to the next; frame k is centred at ``excerpt.start + k * hop``.
+        mel_frequencies: (mels,) Hz, the centres of the bands.
+        rows: (rows, d), the embedding over time, less that of silence.
+    """
+
+    title: str
+    excerpt: Excerpt
+    times: np.ndarray
+    row: float
+    features: np.ndarray
+    hop: float
+    mel_frequencies: np.ndarray
+    rows: np.ndarray
+
+
+def picture_sound(path: Path, excerpt: Excerpt, model: HearModel) -> SoundPicture:
+    """Return what the picture of an excerpt shows, embedded as if it were the whole file.
+
+    Args:
+        path: of the sound file, for the title.
+        excerpt: at the model's rate.
+        model: one that takes AmbiX, with the strategy raw or mean.
+    """
+    rows, timestamps = get_timestamp_embeddings([excerpt.audio], model)
+    source = Path(model.source.name or "model").name
+    return SoundPicture(
+        title=f"{path.name}, {excerpt.file_rate} Hz; embedding of {source}",
+        excerpt=excerpt,
+        times=excerpt.start + timestamps[0].double().cpu().numpy() / 1000,
+        row=model.hop_ms / 1000,
+        features=_features(torch.from_numpy(excerpt.audio), model),
+        hop=model.config.front_end.hop / model.sample_rate,
+        mel_frequencies=_band_centres(model),
+        rows=_less_silence(rows[0], excerpt.audio.shape[1], model).cpu().numpy(),
+    )
+
+
+def _features(audio: Tensor, model: HearModel) -> np.ndarray:
+    """Return the features of a file's own channels, whatever the model's.
+
+    Intensities are weighted means over a mel band: of a plane wave the cosines of its direction.
+    The models' own are sums, and so the larger the wider the band.
+    """
+    layout = LAYOUT_OF_AUDIO[len(audio)]
+    front_end = FrontEnd(replace(model.config.front_end, layout=layout))
+    samples, levels = audio.shape[1], front_end.config.audio_channels
+    padded = torch.nn.functional.pad(audio, (0, max(0, front_end.config.n_fft - samples)))
+    frames = 1 + samples // front_end.config.hop
+    features = front_end(padded[None])[0, :, :frames]
+    features[levels:] /= front_end.filterbank.sum(dim=0)
+    return features.numpy()
+
+
+def _less_silence(rows: Tensor, samples: int, model: HearModel) -> Tensor:
+    """Return a clip's rows (n, d), less those that silence has at the same position in its window.
+
+    A row depends on where in its window it stands, too, which no sound has made.
+    """
+    front_end, frames = model.config.front_end, model.config.window_frames
+    window = torch.zeros(1, front_end.audio_channels, frames * front_end.hop)
+    silent, _ = get_timestamp_embeddings(window, model)
+    plan = model.plan(samples)
+    return rows - plan.keep(silent.expand(plan.windows, -1, -1))
+
+
+def _band_centres(model: HearModel) -> np.ndarray:
+    """Return the centres of the mel bands in Hz, (mels,)."""
+    config = model.config.front_end
+    low, high = (2595 * np.log10(1 + f / 700) for f in (config.f_min, config.f_max))
+    mels = np.linspace(low, high, config.mels + 2)[1:-1]
+    return 700 * (10 ** (mels / 2595) - 1)
+
+
+def sound_figure(sound: SoundPicture) -> Any:
+    """Return a matplotlib figure of a sound and its embedding on one time axis.
+
+    From above: waveform, a log-mel (or intensity) for each feature channel, the first principal
+    components of the rows, and the cosine similarity of each row with each other. Of what is long
+    not all is drawn: waveforms keep their extremes, features and similarities are averaged.
+
+    Raises:
+        OptionError: where matplotlib is not installed.
+    """
+    excerpt, features = sound.excerpt, len(sound.features)
+    heights = [0.4 + 0.45 * len(excerpt.audio), *([1.15] * features), 1.6, 5.2]
+    with drawing(11, 1.2 + 1.15 * sum(heights), sound.title) as figure:
+        # The right column holds keys and colour bars, so that all time axes are equally long.
+        grid = figure.subplots(
+            len(heights), 2, height_ratios=heights, width_ratios=(1, 0.018), squeeze=False
+        )
+        for axes in grid[1:, 0]:
+            axes.sharex(grid[0, 0])
+        draw_waveform(grid[0, 0], excerpt)
+        grid[0, 1].axis("off")
+        _draw_features(figure, grid[1 : 1 + features], sound)
+        _draw_components(grid[-2, 0], sound)
+        grid[-2, 1].axis("off")
+        _draw_similarity(figure, grid[-1, 0], grid[-1, 1], sound)
+        grid[0, 0].set_xlim(excerpt.start, excerpt.end)
+        for axes in grid[:-1, 0]:
+            axes.tick_params(labelbottom=False)
+        grid[-1, 0].set_xlabel("time (s)")
+    return figure
+
+
+def feature_titles(channels: int) -> list[str]:
+    """Return what 1, 2 or 7 feature channels of a file are called; of Ambisonic audio in AmbiX."""
+    if channels == 7:
+        return [*channel_titles(4), "intensity left", "intensity up", "intensity front"]
+    return channel_titles(channels)
+
+
+def _draw_features(figure: Any, grid: np.ndarray, sound: SoundPicture) -> None:
+    """Draw a log-mel for each channel, all on one scale, and below them intensities."""
+    levels = len(sound.excerpt.audio)
+    decibels = 10 / math.log(10) * sound.features[:levels]
+    # Silence has one value everywhere, which is not the loudest but the quietest there is.
+    decibels -= decibels.max() + (0 if np.ptp(decibels) > 1e-3 else SPAN)
+    frames = sound.features.shape[1]
+    extent = (
+        sound.excerpt.start - sound.hop / 2, sound.excerpt.start + (frames - 0.5) * sound.hop,
+        -0.5, sound.features.shape[2] - 0.5,
+    )  # fmt: skip
+    bands = np.interp(MIDDLES, sound.mel_frequencies, np.arange(len(sound.mel_frequencies)))
+    names = feature_titles(len(sound.features))
+    for number, ((axes, bar), name) in enumerate(zip(grid, names, strict=True)):
+        is_level = number < levels
+        values = decibels[number] if is_level else sound.features[number]
+        mesh = axes.imshow(
+            average(values, COLUMNS).T, origin="lower", aspect="auto", extent=extent,
+            interpolation="nearest", cmap="magma" if is_level else "RdBu_r",
+            vmin=-SPAN if is_level else -1, vmax=0 if is_level else 1,
+        )  # fmt: skip
+        axes.set_yticks(bands, [f"{f / 1000:g}" for f in MIDDLES])
+        axes.set_ylabel("kHz")
+        axes.set_title(f"Log-mel, {name}" if is_level else f"{name.capitalize()}, by mel band")
+        figure.colorbar(mesh, cax=bar, label="dB" if is_level else "")
+
+
+def _draw_components(axes: Any, sound: SoundPicture) -> None:
+    """Draw the first principal components of the rows as lines."""
+    scores, parts = principal_components(sound.rows, COMPONENTS)
+    styles = ("-", "--", ":")
+    for score, part, colour, style in zip(scores.T, parts, COLOURS, styles, strict=False):
+        label = f"{100 * part:.0f} % of the variance"
+        marker = "o" if len(sound.times) == 1 else ""
+        axes.plot(sound.times, score, color=colour, ls=style, lw=1.2, marker=marker, label=label)
+    axes.set_title("Embedding, less silence: principal components")
+    axes.set_ylabel("score")
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=COMPONENTS, borderaxespad=0.1, fontsize=8
+    )
+
+
+def _draw_similarity(figure: Any, axes: Any, bar: Any, sound: SoundPicture) -> None:
+    """Draw how similar each row is to each other."""
+    rows = average(sound.rows, SIDE)
+    first, last = sound.times[0] - sound.row / 2, sound.times[-1] + sound.row / 2
+    mesh = axes.imshow(
+        similarity(rows), origin="lower", aspect="auto", extent=(first, last, first, last),
+        interpolation="nearest", cmap="RdBu_r", vmin=-1, vmax=1,
+    )  # fmt: skip
+    axes.set(ylabel="time (s)", title="Embedding, less silence and its mean: cosine similarity")
+    axes.set_ylim(sound.excerpt.start, sound.excerpt.end)
+    figure.colorbar(mesh, cax=bar)
+
+
+def average(values: np.ndarray, most: int) -> np.ndarray:
+    """Return the means of equal parts of the first axis; the values where there are few.
+
+    Args:
+        values: (n, ...).
+        most: parts, at most.
+    """
+    if len(values) <= most:
+        return values
+    edges = np.linspace(0, len(values), most + 1).astype(int)
+    counts = np.diff(edges).reshape(-1, *[1] * (values.ndim - 1))
+    return np.add.reduceat(values, edges[:-1], axis=0) / counts
+
+
+def principal_components(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first principal components of rows over time.
+
+    Args:
+        rows: (n, d).
+        count: of components.
+
+    Returns:
+        scores (n, count) and the part of the variance that each explains (count,). Components that
+        n rows or d values cannot have are 0, as all are where the rows are equal. Each has the sign
+        with which its largest score is positive.
+    """
+    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    total = float((centred**2).sum())
+    scores, parts = np.zeros((len(rows), count)), np.zeros(count)
+    if total <= 1e-12 * max(1.0, float((rows.astype(np.float64) ** 2).sum())):
+        return scores, parts
+    # Of the two products of the rows with themselves the smaller one is solved.
+    wide = len(rows) < rows.shape[1]
+    values, vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    found = min(count, len(values))
+    values, vectors = values[::-1][:found].clip(min=0), vectors[:, ::-1][:, :found]
+    scores[:, :found] = vectors * np.sqrt(values) if wide else centred @ vectors
+    parts[:found] = values / total
+    largest = np.take_along_axis(scores, np.abs(scores).argmax(axis=0)[None], axis=0)
+    return scores * np.where(largest < 0, -1.0, 1.0), parts
+
+
+def similarity(rows: np.ndarray) -> np.ndarray:
+    """Return the cosine similarity (n, n) of rows (n, d), less their mean; 0 where that is all."""
+    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    floor = 1e-6 * max(1.0, float(np.abs(rows).max()))
+    unit = np.where(length > floor, centred / np.maximum(length, floor), 0.0)
+    return (unit @ unit.T).clip(-1, 1)

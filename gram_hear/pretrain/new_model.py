@@ -1,0 +1,97 @@
+"""The model that a run begins with: its configuration, its first weights, what it must equal."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gram_hear.checkpoints.store import describe, load_checkpoint
+from gram_hear.config import LAYOUTS, ModelConfig, named_config
+from gram_hear.errors import CheckpointError, OptionError, allowed
+from gram_hear.nn.initialise import initialise
+from gram_hear.nn.mae import MaskedAutoencoder
+
+
+def make_config(
+    layout: str,
+    size: str,
+    patching: str,
+    backbone: str,
+    depth: int | None,
+    decoder_depth: int | None,
+    log_floor: float | None,
+    window_fill: str,
+) -> ModelConfig:
+    """Return a model's configuration; the arguments are those of
+    :class:`gram_hear.pretrain.module.Pretraining`."""
+    if layout not in LAYOUTS:
+        raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, LAYOUTS)}")
+    named = named_config(size, LAYOUTS[layout][1], patching, backbone)
+    assert named.decoder is not None
+    return dataclasses.replace(
+        named,
+        front_end=dataclasses.replace(
+            named.front_end,
+            log_floor=named.front_end.log_floor if log_floor is None else log_floor,
+        ),
+        encoder=named.encoder if depth is None else dataclasses.replace(named.encoder, depth=depth),
+        decoder=named.decoder
+        if decoder_depth is None
+        else dataclasses.replace(named.decoder, depth=decoder_depth),
+        window_fill=window_fill,
+    )
+
+
+def first_weights(config: ModelConfig, seed: int, init: str | Path | None) -> MaskedAutoencoder:
+    """Return a model as training begins with it.
+
+    Args:
+        config: of the model.
+        seed: of its weights where ``init`` is None.
+        init: a checkpoint, as :func:`gram_hear.checkpoints.store.load_checkpoint` takes it.
+
+    Raises:
+        CheckpointError: for a checkpoint of another model, or of an encoder alone. Its log floor
+            and window fill, which have no weights, may be others.
+    """
+    with torch.random.fork_rng(devices=[]):  # what the layers draw at first is drawn over below
+        model = MaskedAutoencoder(config)
+    if init is None:
+        initialise(model, seed)
+        return model
+    checkpoint = load_checkpoint(init)
+    alike = dataclasses.replace(
+        checkpoint.config,
+        front_end=dataclasses.replace(
+            checkpoint.config.front_end, log_floor=config.front_end.log_floor
+        ),
+        window_fill=config.window_fill,
+    )
+    require_same(alike, config, f"The checkpoint {init}")
+    model.load_state_dict(checkpoint.tensors)
+    return model
+
+
+def require_same(found: ModelConfig, wanted: ModelConfig, name: str) -> None:
+    """Raise a CheckpointError that names what differs, unless nothing does."""
+    here, there = flatten(dataclasses.asdict(wanted)), flatten(dataclasses.asdict(found))
+    different = [
+        f"{key}: {there.get(key)} there, {here.get(key)} here"
+        for key in sorted(here.keys() | there.keys())
+        if here.get(key) != there.get(key)
+    ]
+    if different:
+        raise CheckpointError(
+            f"{name} holds a {describe(found)}, and this run trains a {describe(wanted)}. What "
+            f"differs: {'; '.join(different)}. Give the config that the checkpoint was made with."
+        )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one, their keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, dict)
+        flat |= flatten(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return flat
