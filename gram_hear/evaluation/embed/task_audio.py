@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gram_hear.audio.files import SoundReader, file_status, read_samples
+from gram_hear.audio.files import resample as resample_sound
 from gram_hear.errors import AudioError, TaskError, reason_of
 from gram_hear.jobs.writing import write_whole
 from gram_hear.tasks import RESAMPLED, Task, holds_no_samples, names_in
@@ -140,7 +141,8 @@ class TaskAudio:
         try:
             self._make_target()
             path.parent.mkdir(exist_ok=True)
-            write_whole(path, lambda place: _write_as_of(place, encoded.getbuffer(), clip.time))
+            content = encoded.getbuffer()
+            write_whole(path, lambda temporary: _write_as_of(temporary, content, clip.time))
         except OSError as error:
             if self.keep:
                 self.keep = False
@@ -166,13 +168,11 @@ class TaskAudio:
 
 
 def resample(audio: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """Resample a clip, (samples, channels) float32, with soxr at high quality.
+    """Resample a clip, (samples, channels) float32, to a length that is known before.
 
     The length is that of the clip to the nearest sample, and at least one.
     """
-    import soxr
-
-    resampled = soxr.resample(audio, rate, new_rate, quality="HQ")
+    resampled = resample_sound(audio, rate, new_rate)
     samples = _resampled(len(audio), rate, new_rate)
     missing = max(0, samples - len(resampled))
     return np.pad(resampled, ((0, missing), (0, 0)))[:samples]
