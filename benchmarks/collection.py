@@ -39,7 +39,7 @@ PARTS = {
     "decoding and resampling": [(embed._FileStream, "_decode")],
     "front-end": [(FrontEnd, "transform")],
     "encoder": [(GramModel, "forward")],
-    "writing": [(collection._PartWriter, name) for name in ("__init__", "add", "finish", "close")],
+    "writing": [(collection.PartWriter, name) for name in ("__init__", "add", "finish", "close")],
     "assembling": [(collection, "assemble_parquet")],
 }
 

@@ -17,9 +17,12 @@ import soundfile
 import torch
 
 from gram_hear import embed_collection, embed_files
-from gram_hear.embed import collection as module
-from gram_hear.embed.collection import CollectionRun, FileOutcome, OutputError, plan_files
+from gram_hear.embed import parquet as parquet_module
+from gram_hear.embed import parts
+from gram_hear.embed.collection import CollectionRun, FileOutcome, plan_files
 from gram_hear.embed.files import Block, FileDone
+from gram_hear.embed.parquet import parts_folder
+from gram_hear.embed.parts import OutputError
 from gram_hear.errors import OptionError
 from gram_hear.jobs.writing import temporary_prefix
 
@@ -200,7 +203,7 @@ def test_folders_that_cannot_be_listed_are_reported_and_the_rest_done(
 
 @pytest.mark.parametrize("spool", [2**24, 1000])
 def test_a_part_holds_what_embed_files_yields(tmp_path, tree, model, monkeypatch, spool):
-    monkeypatch.setattr(module, "SPOOL", spool)
+    monkeypatch.setattr(parts, "SPOOL", spool)
     embed_collection([tree], tmp_path / "out", model)
     found = arrays_of(tmp_path / "out")
     vectors, stamps, scenes = {}, {}, {}
@@ -295,14 +298,14 @@ def test_an_output_that_cannot_be_written_stops_and_keeps_what_is_done(
     out = tmp_path / "out"
     last = sorted(tree.rglob("*.wav"), key=lambda path: path.stat().st_size)[-1]
     if place == "write":
-        write_array = module._write_array
+        write_array = parts._write_array
 
         def fail(archive, name, array):
             write_array(archive, name, array)
             if name == "metadata" and last.name in str(array):
                 raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(module, "_write_array", fail)
+        monkeypatch.setattr(parts, "_write_array", fail)
     elif place == "spool":
 
         def fail_to_add(self, block):
@@ -310,8 +313,8 @@ def test_an_output_that_cannot_be_written_stops_and_keeps_what_is_done(
                 raise OSError(28, "No space left on device")
             add(self, block)
 
-        add = module._PartWriter.add
-        monkeypatch.setattr(module._PartWriter, "add", fail_to_add)
+        add = parts.PartWriter.add
+        monkeypatch.setattr(parts.PartWriter, "add", fail_to_add)
     else:
         (tree / "d").mkdir()
         last = last.rename(tree / "d" / last.name)
@@ -336,7 +339,7 @@ def disturb(monkeypatch):
     """Return a function: do something once, after so many parts are finished."""
 
     def after(count, action):
-        finish, finished = module._PartWriter.finish, []
+        finish, finished = parts.PartWriter.finish, []
 
         def finish_and_act(self, done):
             finish(self, done)
@@ -344,7 +347,7 @@ def disturb(monkeypatch):
             if len(finished) == count:
                 action(finished)
 
-        monkeypatch.setattr(module._PartWriter, "finish", finish_and_act)
+        monkeypatch.setattr(parts.PartWriter, "finish", finish_and_act)
 
     return after
 
@@ -379,7 +382,7 @@ def test_what_is_reported_as_done_is_there_at_the_end(
     tmp_path, tree, model, parquet, disturb, monkeypatch, name, action, count
 ):
     output = tmp_path / name
-    folder = module.parts_folder(output)
+    folder = parts_folder(output)
     disturb(6, lambda done: action(done, folder))
     outcomes = embed_collection([tree], output, model)
     lost = errors(outcomes)
@@ -422,10 +425,10 @@ def test_a_part_that_is_only_touched_is_there(tmp_path, tree, model, disturb):
 def test_a_folder_that_is_removed_while_a_long_file_is_spooled_is_made_again(
     tmp_path, tree, model, monkeypatch
 ):
-    monkeypatch.setattr(module, "SPOOL", 1000)
-    out, add = tmp_path / "out", module._PartWriter.add
+    monkeypatch.setattr(parts, "SPOOL", 1000)
+    out, add = tmp_path / "out", parts.PartWriter.add
     monkeypatch.setattr(
-        module._PartWriter, "add", lambda self, block: shutil.rmtree(out) or add(self, block)
+        parts.PartWriter, "add", lambda self, block: shutil.rmtree(out) or add(self, block)
     )
     assert errors(embed_collection([tree / "a" / "1.wav"], out, model)) == {}
     assert set(arrays_of(out)) == {"1.wav.npz"}
@@ -434,14 +437,14 @@ def test_a_folder_that_is_removed_while_a_long_file_is_spooled_is_made_again(
 def test_a_folder_that_is_removed_while_a_part_is_written_is_made_again(
     tmp_path, tree, model, monkeypatch
 ):
-    out, write_array, once = tmp_path / "out", module._write_array, [True]
+    out, write_array, once = tmp_path / "out", parts._write_array, [True]
 
     def remove_and_write(archive, name, array):
         if once and once.pop():
             shutil.rmtree(out)
         write_array(archive, name, array)
 
-    monkeypatch.setattr(module, "_write_array", remove_and_write)
+    monkeypatch.setattr(parts, "_write_array", remove_and_write)
     assert errors(embed_collection([tree / "a" / "1.wav"], out, model)) == {}
     assert set(arrays_of(out)) == {"1.wav.npz"}
 
@@ -453,23 +456,23 @@ def test_a_dataset_that_does_not_hold_what_is_reported_is_an_error(
     """Removed between the last look at the parts and the end."""
     output = tmp_path / "out.parquet"
     if what == "part":
-        find_parts = module.find_parts
+        find_parts = parquet_module.find_parts
 
         def find_and_remove(*arguments):
             found = find_parts(*arguments)
             dict(found)["a/1.wav"].unlink(missing_ok=True)
             return found
 
-        monkeypatch.setattr(module, "find_parts", find_and_remove)
+        monkeypatch.setattr(parquet_module, "find_parts", find_and_remove)
     else:
-        write_whole = module.write_whole
+        write_whole = parquet_module.write_whole
 
         def write_and_remove(path, write):
             write_whole(path, write)
             if path == output:
                 path.unlink()
 
-        monkeypatch.setattr(module, "write_whole", write_and_remove)
+        monkeypatch.setattr(parquet_module, "write_whole", write_and_remove)
     with pytest.raises(OutputError, match=r"out\.parquet .*run the same command|Run the same"):
         embed_collection([tree], output, model)
     assert not output.exists()
@@ -675,7 +678,7 @@ def rows_of(folder):
 def test_a_dataset_holds_the_rows_of_its_parts_by_name(
     tmp_path, tree, model, parquet, monkeypatch, kept, rows
 ):
-    monkeypatch.setattr(module, "GROUP", rows * 4 * model.timestamp_embedding_size)
+    monkeypatch.setattr(parts, "GROUP", rows * 4 * model.timestamp_embedding_size)
     output = tmp_path / "out.parquet"
     embed_collection([tree], output, model, **kept)
     table = parquet.read_table(output)
@@ -814,14 +817,14 @@ def test_an_assembly_that_breaks_off_leaves_the_old_dataset(
     embed_collection([tree], output, model)
     before = output.read_bytes()
     write(tree / "added.wav", 1.0, seed=50)
-    rows, count = module._rows_of, iter(range(100))
+    rows, count = parquet_module.rows_of, iter(range(100))
 
     def fail(part):
         if next(count) == 5:
             raise OSError(28, "No space left on device")
         return rows(part)
 
-    monkeypatch.setattr(module, "_rows_of", fail)
+    monkeypatch.setattr(parquet_module, "rows_of", fail)
     with pytest.raises(OutputError, match=r"No space left on device.*parts are kept"):
         embed_collection([tree], output, model)
     assert output.read_bytes() == before
@@ -853,11 +856,11 @@ import sys, time
 from pathlib import Path
 import torch
 from gram_hear import embed_collection, load_model
-from gram_hear.embed import collection
+from gram_hear.embed.parts import PartWriter
 
 torch.set_num_threads(1)
 model, sounds, output, log, pause = sys.argv[1:]
-finish = collection._PartWriter.finish
+finish = PartWriter.finish
 
 def finish_and_wait(self, done):
     finish(self, done)
@@ -865,7 +868,7 @@ def finish_and_wait(self, done):
         print(self.file.name, file=file)
     time.sleep(float(pause))
 
-collection._PartWriter.finish = finish_and_wait
+PartWriter.finish = finish_and_wait
 outcomes = embed_collection([sounds], output, load_model(model, window_batch=4))
 sys.exit(any(outcome.error for outcome in outcomes))
 """
@@ -901,7 +904,7 @@ def test_two_runs_of_one_collection_end_as_one(
     assert errors(outcomes) == {}
     assert made_here
     assert len(made_here[0]) + len(made_there()) == 10  # each part is made once
-    assert_equal(arrays_of(module.parts_folder(output)), arrays_of(module.parts_folder(whole)))
+    assert_equal(arrays_of(parts_folder(output)), arrays_of(parts_folder(whole)))
     if name == "out.parquet":
         assert parquet.read_table(output).equals(parquet.read_table(whole))
     assert {path.name for path in tmp_path.iterdir()} <= {
@@ -981,7 +984,7 @@ def test_embeddings_of_before_they_changed_are_another_collection(
     tmp_path, tree, model, monkeypatch
 ):
     """A folder would hold both side by side, and nobody could tell."""
-    monkeypatch.setattr(module, "EMBEDDINGS", 1)
+    monkeypatch.setattr(parts, "EMBEDDINGS", 1)
     embed_collection([tree], tmp_path / "out", model)
     monkeypatch.undo()
     with pytest.raises(OptionError, match=r"another program made.*Use --force"):

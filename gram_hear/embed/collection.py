@@ -1,33 +1,22 @@
-"""A collection of sound files on disk: plan, embed, resume, and write ``.npz`` files or Parquet.
+"""A collection of sound files on disk: planned, embedded, resumed, and shared by several runs.
 
-Every file becomes one part, an ``.npz`` that is written whole or not at all and says what it was
-made from: the model's hash, the options, the source's size and time. A part that says what is asked
-for is not made again. A Parquet dataset is assembled from the parts.
+Every file becomes one part, an ``.npz`` (:mod:`gram_hear.embed.parts`). A part that is there and is
+of the same model, options and source is not made again. A Parquet dataset is assembled from the
+parts (:mod:`gram_hear.embed.parquet`).
 """
 
-import dataclasses
 import errno
-import hashlib
-import json
 import os
-import shutil
-import tempfile
 import time
 import unicodedata
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
 
 from gram_hear.audio.files import find_audio, warn_of_left_out
-from gram_hear.config import EMBEDDINGS
 from gram_hear.embed.files import (
     Block,
     FileDone,
@@ -36,29 +25,27 @@ from gram_hear.embed.files import (
     embed_groups,
     group_files,
 )
-from gram_hear.errors import GramError, OptionError, count, reason_of
-from gram_hear.extras import install_command
-from gram_hear.foreign import ZIP_FAULTS, read_array
+from gram_hear.embed.parquet import (
+    assemble_parquet,
+    check_dataset,
+    import_pyarrow,
+    parts_folder,
+)
+from gram_hear.embed.parts import (
+    CollectionFile,
+    OutputError,
+    PartWriter,
+    describe_model,
+    find_done,
+    identity,
+    is_done,
+    stamp_of,
+    why_lost,
+)
+from gram_hear.errors import OptionError, reason_of
 from gram_hear.hear import HearModel
 from gram_hear.jobs.job import Job, JobGone
 from gram_hear.jobs.locks import POLL
-from gram_hear.jobs.writing import temporary_prefix, write_whole
-
-SPOOL = 2**24  # bytes of a file's vectors held in memory before they go to a temporary file
-GROUP = 2**25  # bytes of vectors read and written at once when a dataset is assembled
-
-
-class OutputError(GramError, OSError):
-    """The output cannot be written; what was finished before is kept."""
-
-
-@dataclass(frozen=True)
-class CollectionFile:
-    """One file to embed, the part that its embeddings go to, and its name in the collection."""
-
-    source: Path
-    output: Path
-    name: str
 
 
 @dataclass(frozen=True)
@@ -135,408 +122,7 @@ def plan_files(paths: Iterable[str | PathLike], output: str | PathLike) -> list[
     return list(files.values())
 
 
-def parts_folder(output: Path) -> Path:
-    """Return the folder of the parts: the output itself, or beside a dataset."""
-    return output.with_name(output.name + ".parts") if output.suffix == ".parquet" else output
-
-
-def describe_model(model: HearModel) -> dict[str, Any]:
-    """Return what makes embeddings reproducible: version, checkpoint and options, for JSON."""
-    source = model.source
-    return {
-        "gram_hear": version("gram-hear"),
-        "embeddings": EMBEDDINGS,
-        "model": {
-            "name": source.name,
-            "layout": source.layout,
-            "repository": source.repository,
-            "revision": source.revision,
-            "commit": source.commit,
-            "sha256": source.sha256(),
-            "weights": model.hash_weights(),
-        },
-        "options": dataclasses.asdict(model.options) | {"window_fill": model.window_fill},
-        "device": str(model.device),
-        "hop_ms": model.hop_ms,
-        "size": model.timestamp_embedding_size,
-    }
-
-
-def identity(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return what two parts must share to be of one collection.
-
-    Not the device or the batch, which change embeddings by rounding alone, nor where the model
-    came from.
-    """
-    options = {key: value for key, value in metadata["options"].items() if key != "window_batch"}
-    return {
-        "embeddings": metadata.get("embeddings"),
-        "model": metadata["model"].get("weights"),
-        **options,
-        "holds": metadata["holds"],
-    }
-
-
 # --- run ------------------------------------------------------------------------------------
-
-
-Stamp = tuple[int, int] | None
-
-
-def stamp_of(path: Path) -> Stamp:
-    """Return a file's size and the time of its last change; None where it is not there."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def find_done(
-    files: Sequence[CollectionFile], provenance: dict[str, Any], force: bool = False
-) -> dict[CollectionFile, Stamp]:
-    """Return the files whose part is there, of the same model and options and unchanged source.
-
-    Returns:
-        These files, each with its part's :func:`stamp_of`.
-
-    Raises:
-        OptionError: where parts of another model or other options, or files that are no parts, are
-            in the way, and ``force`` is not set.
-    """
-    done: dict[CollectionFile, Stamp] = {}
-    foreign: list[Path] = []
-    for file in files:
-        stamp = stamp_of(file.output)
-        if stamp is None or stamp[0] == 0:  # as a power cut leaves a file: nothing to lose
-            continue
-        metadata = read_metadata(file.output)
-        if metadata is None or identity(metadata) != identity(provenance):
-            foreign.append(file.output)
-        elif not force and _is_current(file, metadata):
-            done[file] = stamp
-    if foreign and not force:
-        raise OptionError(
-            f"{count(len(foreign), 'output is', 'outputs are')} there already that another model, "
-            f"other options, another version or another program made, such as {foreign[0]}. Use "
-            "--force (force=True) to replace them, or another output."
-        )
-    return done
-
-
-def _is_current(file: CollectionFile, metadata: dict[str, Any]) -> bool:
-    # A source that is not there is reported when its turn comes.
-    return (metadata["size_bytes"], metadata["modified_ns"]) == stamp_of(file.source)
-
-
-def _is_done(file: CollectionFile, provenance: dict[str, Any]) -> bool:
-    """Whether a file's part is there, of this model and these options and unchanged source."""
-    metadata = read_metadata(file.output)
-    return (
-        metadata is not None
-        and identity(metadata) == identity(provenance)
-        and _is_current(file, metadata)
-    )
-
-
-def why_lost(file: CollectionFile, stamp: Stamp, provenance: dict[str, Any]) -> str | None:
-    """Return why a part that was done is not there any more, or None where it is.
-
-    Args:
-        file: whose part it is.
-        stamp: what :func:`stamp_of` said when it was done.
-        provenance: of the collection.
-    """
-    now = stamp_of(file.output)
-    if now is None or now[0] == 0:
-        return (
-            f"{file.output} was removed after it was done. Run the same command again to make it."
-        )
-    if now == stamp or _is_done(file, provenance):
-        return None
-    return (
-        f"{file.output} was replaced or damaged after it was done. Move away what is there, and "
-        "run the same command again to make it."
-    )
-
-
-class _PartWriter:
-    """The ``.npz`` of one file in the making: vectors are spooled as they come."""
-
-    def __init__(self, file: CollectionFile, provenance: dict[str, Any]) -> None:
-        self.file = file
-        self.provenance = provenance
-        self._make_folder()
-        self._vectors = tempfile.SpooledTemporaryFile(SPOOL, dir=str(file.output.parent))  # noqa: SIM115
-        self._timestamps: list[np.ndarray] = []
-
-    def _make_folder(self) -> None:
-        """Make the part's folder, again where it was removed in the meantime."""
-        self.file.output.parent.mkdir(parents=True, exist_ok=True)
-
-    def add(self, block: Block) -> None:
-        """Take the next rows of the file."""
-        if "timestamps" in self.provenance["holds"]:
-            self._make_folder()
-            self._vectors.write(np.ascontiguousarray(block.vectors, dtype="<f4").data)
-            self._timestamps.append(block.timestamps)
-
-    def finish(self, done: FileDone) -> None:
-        """Write the part, whole or not at all."""
-        metadata = {
-            **self.provenance,
-            "file": self.file.name,
-            "file_sample_rate": done.file_rate,
-            "channels": done.channels,
-            "convention": done.convention,
-            "duration_seconds": done.duration,
-            "size_bytes": done.size,
-            "modified_ns": done.modified,
-        }
-        holds = self.provenance["holds"]
-
-        def write(temporary: Path) -> None:
-            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-                _write_array(archive, "metadata", np.array(json.dumps(metadata)))
-                if "scene" in holds:
-                    _write_array(archive, "scene", done.scene)
-                if "timestamps" in holds:
-                    _write_array(archive, "timestamps", np.concatenate(self._timestamps))
-                    self._vectors.seek(0)
-                    shape = (done.rows, len(done.scene))
-                    with archive.open("vectors.npy", "w", force_zip64=True) as member:
-                        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                        np.lib.format.write_array_header_1_0(member, header)
-                        shutil.copyfileobj(self._vectors, member, 2**20)
-
-        self._make_folder()
-        try:
-            write_whole(self.file.output, write)
-        except FileNotFoundError:  # the folder was removed while the part was written
-            self._make_folder()
-            write_whole(self.file.output, write)
-
-    def close(self) -> None:
-        """Let go of the spooled vectors."""
-        self._vectors.close()
-
-
-def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
-    with archive.open(name + ".npy", "w") as file:
-        np.lib.format.write_array(file, array, allow_pickle=False)
-
-
-def read_metadata(part: Path) -> dict[str, Any] | None:
-    """Return the metadata of a part; None where the file is no part of a collection."""
-    try:
-        with zipfile.ZipFile(part) as archive:
-            text = read_array(archive, "metadata", OutputError, np.str_)
-        metadata = json.loads(str(text))
-    except (OSError, *ZIP_FAULTS):  # OutputError is an OSError
-        return None
-    keys = {"model", "options", "holds", "size_bytes", "modified_ns"}
-    if not isinstance(metadata, dict) or not keys <= set(metadata):
-        return None
-    is_ours = isinstance(metadata["model"], dict) and isinstance(metadata["options"], dict)
-    return metadata if is_ours else None
-
-
-# --- Parquet --------------------------------------------------------------------------------
-
-
-def assemble_parquet(
-    files: Sequence[CollectionFile],
-    failed: Sequence[CollectionFile],
-    output: Path,
-    provenance: dict[str, Any],
-    lock: AbstractContextManager[None],
-) -> None:
-    """Write one Parquet dataset of all parts, in the order of their names.
-
-    That is the parts of ``files``, all of which must be there, and those that other runs with the
-    same model and options left, but not those of ``failed``: a dataset grows, and never loses files
-    because fewer were given.
-
-    Columns: ``file`` (string), ``timestamp_ms`` (double, null in the row of the whole scene) and
-    ``vector`` (a list of fixed length of floats). The schema's metadata holds ``gram_hear``, a JSON
-    string of the model and options. Row groups are streamed; the dataset is written whole or not
-    at all, and left alone where it holds these parts already.
-
-    Args:
-        files: whose parts are done.
-        failed: whose parts are not, whatever part of an earlier state of theirs there is.
-        output: the dataset.
-        provenance: of the collection.
-        lock: is held while the dataset is written.
-
-    Raises:
-        OutputError: where the dataset cannot be written, a part cannot be read, or the dataset is
-            not there when it was written.
-    """
-    folder = parts_folder(output)
-    try:
-        parts = find_parts(files, failed, folder, provenance)
-        if not parts or _holds(output, _digest(parts)):
-            return
-        with lock:
-            parts = find_parts(files, failed, folder, provenance)  # other runs may have added some
-            digest = _digest(parts)
-            for leftover in output.parent.glob(f"{temporary_prefix(output)}*.partial"):
-                leftover.unlink(missing_ok=True)  # of a run that was killed
-            if not _holds(output, digest):
-                write_whole(output, lambda path: _write_parquet(parts, path, provenance, digest))
-            is_there = _holds(output, digest)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(
-            f"{output} could not be written: {error}. Its parts are kept; run the same command "
-            "again to write it."
-        ) from error
-    if not is_there:
-        raise OutputError(
-            f"{output} was removed or replaced after it was written. Run the same command again to "
-            "write it."
-        )
-
-
-def find_parts(
-    files: Sequence[CollectionFile],
-    failed: Sequence[CollectionFile],
-    folder: Path,
-    provenance: dict[str, Any],
-) -> list[tuple[str, Path]]:
-    """Return the parts of a dataset, sorted by their names; see :func:`assemble_parquet`."""
-    parts = {file.name: file.output for file in files}
-    known = {*parts.values(), *(file.output for file in failed)}
-    found = os.walk(folder)  # passes over a folder that another run removes meanwhile
-    for path in (Path(at, name) for at, _, names in found for name in names):
-        if path.suffix != ".npz" or path in known:
-            continue
-        metadata = read_metadata(path)
-        if metadata is not None and identity(metadata) == identity(provenance):
-            parts[path.relative_to(folder).as_posix().removesuffix(".npz")] = path
-    return sorted(parts.items())
-
-
-def import_pyarrow() -> Any:
-    """Return pyarrow, or say how to install it."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise OptionError(
-            f"Parquet needs pyarrow: {install_command('parquet')}. Or give an output folder for "
-            ".npz files."
-        ) from error
-    return pyarrow
-
-
-def _digest(parts: Sequence[tuple[str, Path]]) -> str:
-    """Hash which parts there are, and which state of each."""
-    digest = hashlib.sha256()
-    for name, path in parts:
-        stat = path.stat()
-        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "replace"))
-    return digest.hexdigest()
-
-
-def _holds(output: Path, digest: str) -> bool:
-    """Whether a dataset is there and holds the parts of this digest."""
-    return output.exists() and _stored(output).get(b"parts") == digest.encode()
-
-
-def check_dataset(output: Path, provenance: dict[str, Any]) -> None:
-    """Raise an OptionError where a file at ``output`` is no dataset of this model and options."""
-    if not output.exists():
-        return
-    stored = json.loads(_stored(output).get(b"gram_hear", b"null"))
-    if stored is None or identity(stored) != identity(provenance):
-        raise OptionError(
-            f"{output} is there already, and another model, other options, another version or "
-            "another program made it. Use --force (force=True) to replace it, or another output."
-        )
-
-
-def _stored(output: Path) -> dict[bytes, bytes]:
-    """Return the metadata of a dataset's schema; none where the file is no Parquet."""
-    pyarrow = import_pyarrow()
-    try:
-        return pyarrow.parquet.read_schema(output).metadata or {}
-    except (pyarrow.ArrowException, OSError):
-        return {}
-
-
-def _write_parquet(
-    parts: Sequence[tuple[str, Path]], path: Path, provenance: dict[str, Any], digest: str
-) -> None:
-    pyarrow = import_pyarrow()
-    vector = pyarrow.list_(pyarrow.float32(), provenance["size"])
-    schema = pyarrow.schema(
-        [("file", pyarrow.string()), ("timestamp_ms", pyarrow.float64()), ("vector", vector)],
-        metadata={"gram_hear": json.dumps(provenance), "parts": digest},
-    )
-    rows = _rows_at_once(provenance["size"])
-    with pyarrow.parquet.ParquetWriter(path, schema, use_dictionary=["file"]) as writer:
-        batches: list[Any] = []
-        held = 0
-        for name, part in parts:
-            for timestamps, vectors in _rows_of(part):
-                if held + len(vectors) > rows and batches:
-                    writer.write_table(pyarrow.Table.from_batches(batches))
-                    batches, held = [], 0
-                names = pyarrow.array([_text(name)] * len(vectors), pyarrow.string())
-                times = pyarrow.array(timestamps, pyarrow.float64(), from_pandas=True)
-                flat = pyarrow.array(vectors.reshape(-1))
-                values = pyarrow.FixedSizeListArray.from_arrays(flat, type=vector)
-                batches.append(pyarrow.record_batch([names, times, values], schema=schema))
-                held += len(vectors)
-        if batches:
-            writer.write_table(pyarrow.Table.from_batches(batches))
-
-
-def _rows_at_once(size: int) -> int:
-    """Return how many vectors of ``size`` floats are read and written at once."""
-    return max(1, GROUP // (4 * size))
-
-
-def _text(name: str) -> str:
-    return name.encode("utf-8", "replace").decode("utf-8")
-
-
-def _rows_of(part: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield a part's rows in stretches: timestamps (NaN for the scene) and vectors."""
-    try:
-        with zipfile.ZipFile(part) as archive:
-            members = set(archive.namelist())
-            if "scene.npy" in members:
-                yield (
-                    np.array([np.nan]),
-                    read_array(archive, "scene", OutputError, np.float32)[None],
-                )
-            if "vectors.npy" in members:
-                timestamps = read_array(archive, "timestamps", OutputError, np.float64)
-                with archive.open("vectors.npy") as file:
-                    yield from _stretches(file, timestamps)
-    except (OSError, *ZIP_FAULTS) as error:
-        raise OutputError(
-            f"The part {part} is damaged ({error}). Delete it, and run the same command again to "
-            "make it anew."
-        ) from error
-
-
-def _stretches(file: IO[bytes], timestamps: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Read an ``.npy`` of vectors a stretch at a time."""
-    np.lib.format.read_magic(file)
-    (rows, size), _, _ = np.lib.format.read_array_header_1_0(file)
-    step = _rows_at_once(size)
-    for first in range(0, rows, step):
-        count = min(step, rows - first)
-        vectors = np.frombuffer(file.read(4 * count * size), dtype="<f4").reshape(count, size)
-        yield timestamps[first : first + count], vectors
-
-
-# --- all of it ------------------------------------------------------------------------------
 
 
 def embed_collection(
@@ -627,7 +213,7 @@ class CollectionRun:
         self.groups = [group for group in groups if self.due.intersection(group.paths)]
         self.seconds = sum(group.seconds for group in self.groups)
         self._claims: dict[Path, _Claim] = {}
-        self._parts: dict[Path, _PartWriter] = {}
+        self._parts: dict[Path, PartWriter] = {}
         self._given_up: set[Path] = set()
         self._made_elsewhere: list[FileOutcome] = []
 
@@ -713,7 +299,7 @@ class CollectionRun:
     def _look_again(self, file: CollectionFile) -> None:
         """See whether another run has made a file's part since this one began."""
         stamp = stamp_of(file.output)
-        if stamp not in (None, self._before[file.source]) and _is_done(file, self.provenance):
+        if stamp not in (None, self._before[file.source]) and is_done(file, self.provenance):
             self._made_elsewhere.append(self._settle(file))
 
     def _settle(self, file: CollectionFile) -> FileOutcome:
@@ -753,7 +339,7 @@ class CollectionRun:
                 outcome = FileOutcome(file, event.error)
             else:
                 if file.source not in self._parts:
-                    self._parts[file.source] = _PartWriter(file, self.provenance)
+                    self._parts[file.source] = PartWriter(file, self.provenance)
                 if isinstance(event, Block):
                     self._parts[file.source].add(event)
                 else:
