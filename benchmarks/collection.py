@@ -22,7 +22,7 @@ import soundfile
 import torch
 from measure import cpu_seconds, random_model
 
-from gram_hear.checkpoints.store import Source
+from gram_hear.checkpoints.store import CheckpointSource
 from gram_hear.config import named_config
 from gram_hear.embed import collection
 from gram_hear.embed import files as embed
@@ -90,7 +90,7 @@ def write_files(folder: Path, count: int) -> None:
 
 def make_model(size: str) -> HearModel:
     gram = random_model(named_config(size, 1))
-    return HearModel(gram, Options(), Source(f"random {size}", "seed"))
+    return HearModel(gram, Options(), CheckpointSource(f"random {size}", "seed"))
 
 
 def main() -> None:

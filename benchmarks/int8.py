@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from measure import alternate, parser_of, random_model
 from torch import Tensor
 
-from gram_hear.checkpoints.store import Source
+from gram_hear.checkpoints.store import CheckpointSource
 from gram_hear.config import named_config
 from gram_hear.hear import HearModel, Options
 from gram_hear.model import GramModel
@@ -25,7 +25,9 @@ CLIPS = 2  # that the windows of a batch belong to, for the scene vectors
 
 
 def wrap(gram: GramModel, dtype: str, size: str) -> HearModel:
-    return HearModel(copy.deepcopy(gram), Options(dtype=dtype), Source(f"random {size}", "seed"))
+    return HearModel(
+        copy.deepcopy(gram), Options(dtype=dtype), CheckpointSource(f"random {size}", "seed")
+    )
 
 
 def smallest_cosine(ours: Tensor, theirs: Tensor) -> float:

@@ -5,9 +5,9 @@
     python benchmarks/make_task.py --rates 44100   # files that are copied as they are
 
 The sound is noise, 44.1 kHz mono, 16 bits, of 50 classes and 100 speakers, in folders. Every figure
-is CPU time of one thread, measured in place while a task is made; a part is counted in the thread
-that does it. Bare is a loop of soundfile.read, soxr.resample and soundfile.write over the same
-files, into one folder, at the same rates.
+is CPU time of one process, measured in place while a task is made. Bare is a loop of
+soundfile.read, soxr.resample and soundfile.write over the same files, into one folder, at the same
+rates.
 """
 
 import argparse
@@ -23,16 +23,16 @@ import numpy as np
 import soundfile
 import soxr
 
-from gram_hear.evaluation.make import build, sounds
-from gram_hear.evaluation.make.labels import Labels
-from gram_hear.evaluation.make.sounds import Form
+from gram_hear.evaluation.make import build, plan, sounds
+from gram_hear.evaluation.make.labels import LabelOptions
+from gram_hear.evaluation.make.sounds import SoundOptions
 
 RATE = 44100
 CLASSES, SPEAKERS = 50, 100
 PARTS = {
-    "labels": [(build, "read_labels")],
-    "scan (headers)": [(build, "read_header")],
-    "sides": [(build, "divide")],
+    "labels": [(plan, "read_labels")],
+    "scan (headers)": [(plan, "read_header")],
+    "splits": [(plan, "make_splits"), (build, "make_splits")],
     "decode": [(sounds, "decode")],
     "hash": [(sounds, "digest")],
     "resample": [(sounds, "convert")],
@@ -101,27 +101,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--rates", type=int, nargs="+", default=[32000])
-    parser.add_argument("--jobs", type=int, default=1, help="threads")
     arguments = parser.parse_args()
-    form = Form(tuple(arguments.rates))
+    options = SoundOptions(tuple(arguments.rates))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_files(folder / "sounds", arguments.files)
         (folder / "bare").mkdir()
         files = sorted((folder / "sounds").rglob("*.wav"))
-        bare(files[:64], folder / "bare", form.rates)  # what is loaded on first use
-        spent = bare(files, folder / "bare", form.rates)
+        bare(files[:64], folder / "bare", options.rates)  # what is loaded on first use
+        spent = bare(files, folder / "bare", options.rates)
         watch = Stopwatch()
         for part, functions in PARTS.items():
             for owner, function in functions:
                 watch.wrap(part, owner, function)
-        labels = Labels(pattern="{speaker}_{}", group_by="speaker")
+        labels = LabelOptions(pattern="{speaker}_{}", group_by="speaker")
 
         def run() -> None:
-            recipe = build.Recipe("mine", labels=labels, form=form)
-            plan = build.plan_task(folder / "sounds", recipe)
-            made = build.make_task(plan, folder / "tasks", jobs=arguments.jobs)
-            assert len(list(made.folder.rglob("*.wav"))) == arguments.files * len(form.rates)
+            task = plan.TaskOptions("mine", labels=labels, sound=options)
+            planned = plan.plan_task(folder / "sounds", task)
+            made = build.make_task(planned, folder / "tasks", jobs=1)
+            assert len(list(made.folder.rglob("*.wav"))) == arguments.files * len(options.rates)
 
         total, wall = clock(run)
     report(watch.seconds, total, wall, spent, arguments)
@@ -136,7 +135,7 @@ def report(
 ) -> None:
     rates = ", ".join(map(str, arguments.rates))
     print(
-        f"{arguments.files} files of 1 s, 44100 Hz to {rates} Hz, {arguments.jobs} threads: "
+        f"{arguments.files} files of 1 s, 44100 Hz to {rates} Hz: "
         f"{total:.1f} CPU seconds ({wall:.1f} s), {1000 * total / arguments.files:.2f} ms a file"
     )
     parts = {part: seconds[part] for part in PARTS}

@@ -20,7 +20,7 @@ import soundfile
 import torch
 from measure import random_model
 
-from gram_hear.checkpoints.store import Source
+from gram_hear.checkpoints.store import CheckpointSource
 from gram_hear.config import named_config
 from gram_hear.embed.collection import embed_collection
 from gram_hear.hear import HearModel, Options
@@ -67,7 +67,7 @@ def measure(folder: Path, size: str, seconds: int, suffix: str, threads: int, ba
     model = HearModel(
         random_model(named_config(size, CHANNELS)),
         Options(window_batch=batch),
-        Source(f"random {size}", "seed"),
+        CheckpointSource(f"random {size}", "seed"),
     )
     second, recording = folder / "second.wav", folder / "recording.wav"
     write_noise(second, 1)

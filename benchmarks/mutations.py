@@ -50,7 +50,8 @@ from gram_hear.checkpoints.store import (
 from gram_hear.errors import GramError
 from gram_hear.evaluation.embed.embed_task import embed_task
 from gram_hear.evaluation.embed.hear_module import HearModule, load_model
-from gram_hear.evaluation.fetch.archive import Archive, unpack
+from gram_hear.evaluation.fetch.record import Archive
+from gram_hear.evaluation.fetch.unpacking import unpack
 from gram_hear.evaluation.predict.knn import NeighbourProbe
 from gram_hear.evaluation.predict.prediction import predict_task
 from gram_hear.hear import HearModel

@@ -12,7 +12,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
-from gram_hear.errors import ConfigError, OptionError, nearest, short
+from gram_hear.errors import ConfigError, OptionError, allowed, short
 from gram_hear.foreign import parse_json
 
 FORMAT = "gram-hear/1"
@@ -68,13 +68,9 @@ def _require_positive(config: object, *names: str) -> None:
         )
 
 
-def _require_choice(config: object, name: str, allowed: tuple[str, ...]) -> None:
-    value = getattr(config, name)
-    _require(
-        value in allowed,
-        f"{type(config).__name__}.{name} is {short(value)}; allowed are "
-        f"{', '.join(allowed)}." + nearest(value, allowed),
-    )
+def _require_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
+    value, owner = getattr(config, name), type(config).__name__
+    _require(value in choices, f"{owner}.{name} is {short(value)}; {allowed(value, choices)}")
 
 
 @dataclass(frozen=True)
@@ -349,8 +345,7 @@ def _build(cls: type[_Config], data: Any, path: str) -> _Config:
     for key in data:
         _require(
             key in hints,
-            f"Configuration '{path}' has the unknown key {short(key)}; allowed are "
-            f"{', '.join(hints)}." + nearest(key, hints),
+            f"Configuration '{path}' has the unknown key {short(key)}; {allowed(key, hints)}",
         )
     missing = [name for name in hints if name not in data]
     _require(not missing, f"Configuration '{path}' lacks {', '.join(missing)}; it must be whole.")
@@ -370,8 +365,7 @@ def _backbone_class(data: Any, path: str) -> type[EncoderConfig]:
     backbone = data.get("backbone")
     _require(
         isinstance(backbone, str) and backbone in BACKBONES,
-        f"Configuration '{path}' has backbone {short(backbone)}; allowed are "
-        f"{', '.join(BACKBONES)}." + nearest(backbone, BACKBONES),
+        f"Configuration '{path}' has backbone {short(backbone)}; {allowed(backbone, BACKBONES)}",
     )
     return BACKBONES[typing.cast(str, backbone)]
 
@@ -414,14 +408,9 @@ PATCHINGS: dict[str, tuple[PatchConfig, tuple[int, ...]]] = {
 
 def named_encoder(size: str, backbone: str = "transformer") -> EncoderConfig:
     """Return the encoder of a named size: 12 Transformer layers, or 24 Mamba layers."""
+    _require(size in WIDTHS, f"Unknown size {size!r}; {allowed(size, WIDTHS)}")
     _require(
-        size in WIDTHS,
-        f"Unknown size {size!r}; allowed are {', '.join(WIDTHS)}." + nearest(size, WIDTHS),
-    )
-    _require(
-        backbone in BACKBONES,
-        f"Unknown backbone {backbone!r}; allowed are {', '.join(BACKBONES)}."
-        + nearest(backbone, BACKBONES),
+        backbone in BACKBONES, f"Unknown backbone {backbone!r}; {allowed(backbone, BACKBONES)}"
     )
     width = WIDTHS[size]
     if backbone == "transformer":
@@ -453,7 +442,7 @@ def named_config(
     )
     _require(
         patching in PATCHINGS,
-        f"Unknown patching {patching!r}; allowed are {', '.join(PATCHINGS)}.",
+        f"Unknown patching {patching!r}; {allowed(patching, PATCHINGS)}",
     )
     patch, windows = PATCHINGS[patching]
     layout = LAYOUT_OF_CHANNELS[channels]

@@ -9,6 +9,7 @@ import json
 import math
 import pickletools
 import re
+import struct
 import tarfile
 import tokenize
 import zipfile
@@ -16,11 +17,12 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 
-from gram_hear.errors import GramError
+from gram_hear.errors import GramError, allowed
 
 LARGEST = 64 << 20  # bytes
 DEEPEST = 64  # objects and lists inside each other
@@ -32,6 +34,11 @@ TAR_FAULTS = (  # what tarfile and gzip raise for a damaged or a crafted archive
 )
 ZIP_FAULTS = (  # what zipfile raises for such a zip, or one without the member
     *(zipfile.BadZipFile, EOFError, zlib.error, KeyError, ValueError, RuntimeError),
+)
+TORCH_FAULTS = (  # what torch.load raises for a damaged file, or one that holds other objects
+    *(UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, ImportError, AttributeError),
+    *(ValueError, ArithmeticError, LookupError, TypeError, RuntimeError, MemoryError),
+    AssertionError,
 )
 HEADER_FAULTS = (  # what numpy's reading of a header's Python literal may raise
     *(ValueError, TypeError, KeyError, EOFError, SyntaxError, tokenize.TokenError),
@@ -148,7 +155,7 @@ class BoundedMember(tarfile.TarInfo):
 
 
 def parse_array(
-    data: bytes, name: str, error: type[GramError], *allowed: type[np.generic]
+    data: bytes, name: str, error: type[GramError], *types: type[np.generic]
 ) -> np.ndarray:
     """Return the array of a ``.npy`` file's bytes.
 
@@ -156,7 +163,7 @@ def parse_array(
         data: the whole file.
         name: what messages call it.
         error: the class that is raised.
-        allowed: the types that the array may have.
+        types: those that the array may have.
 
     Raises:
         error: for what is no ``.npy`` file of one of these types and at most 4 axes, or has
@@ -173,9 +180,9 @@ def parse_array(
     except HEADER_FAULTS as fault:
         reason = str(fault).partition("\n")[0][:100] or type(fault).__name__
         raise error(f"{name} is no .npy file ({reason}).") from fault
-    if dtype.type not in allowed:
-        names = ", ".join(each.__name__ for each in allowed)
-        raise error(f"{name} holds {str(dtype)[:100]}; allowed are {names}.")
+    if dtype.type not in types:
+        names = [each.__name__ for each in types]
+        raise error(f"{name} holds {str(dtype)[:100]}; {allowed(dtype, names)}")
     start = file.tell()
     if len(shape) > MOST_AXES or any(not 0 <= length <= len(data) for length in shape):
         raise error(
@@ -192,7 +199,7 @@ def parse_array(
 
 
 def read_array(
-    archive: zipfile.ZipFile, member: str, error: type[GramError], *allowed: type[np.generic]
+    archive: zipfile.ZipFile, member: str, error: type[GramError], *types: type[np.generic]
 ) -> np.ndarray:
     """Return an array of an open ``.npz`` file, as :func:`parse_array`.
 
@@ -206,7 +213,7 @@ def read_array(
             f"{name} would have {info.file_size:,} bytes, of {info.compress_size:,} in the file; "
             "that is no array of embeddings or scores."
         )
-    return parse_array(archive.read(info), name, error, *allowed)
+    return parse_array(archive.read(info), name, error, *types)
 
 
 class NotPlain(ValueError):

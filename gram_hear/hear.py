@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from gram_hear.audio.clips import Audio, as_clips
 from gram_hear.audio.layouts import check_convention, to_layout
-from gram_hear.checkpoints.store import Checkpoint, Source, build_encoder, load_checkpoint
+from gram_hear.checkpoints.store import Checkpoint, CheckpointSource, build_encoder, load_checkpoint
 from gram_hear.config import ModelConfig
 from gram_hear.devices import find_device
 from gram_hear.errors import AudioError, OptionError, allowed, nearest
@@ -213,7 +213,7 @@ class HearModel(nn.Module):
 
     multichannel = "channels_first"
 
-    def __init__(self, gram: GramModel, options: Options, source: Source) -> None:
+    def __init__(self, gram: GramModel, options: Options, source: CheckpointSource) -> None:
         super().__init__()
         depth = gram.config.encoder.depth
         if options.layer is not None and not 1 <= options.layer <= depth:

@@ -11,7 +11,9 @@ import os
 import re
 import signal
 import struct
+import sys
 import threading
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from safetensors.torch import save, save_file
 
 import gram_hear
 from gram_hear.checkpoints import published
+from gram_hear.commands.gram_hear import app as gram_hear_app
 from gram_hear.config import (
     LAYOUT_OF_CHANNELS,
     PATCHINGS,
@@ -67,6 +70,25 @@ def golden_audio(golden):
     """Return a function: (3, channels, 134400) float32 for 2 (binaural) or 7 (Ambisonic)."""
     audio = torch.from_numpy(golden("gramt_audio.npz")["foa_int16"]).float() / 32768
     return lambda channels: audio[:, 1:3] if channels == 2 else audio
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Return a function that runs gram-hear in this process, in tmp_path.
+
+    It returns the exit code, and what was written to stdout and stderr.
+    """
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gram-hear", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            gram_hear_app.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
+    monkeypatch.chdir(tmp_path)
+    return run
 
 
 SMALL_ENCODERS = {

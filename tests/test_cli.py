@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,21 +29,6 @@ def run(*arguments):
     return subprocess.run(
         [COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False
     )
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Return a function that runs the command in this process: (exit code, stdout, stderr)."""
-
-    def run_here(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gram-hear", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
-    return run_here
 
 
 def test_embed_writes_files_says_so_and_warns_that_the_model_is_untrained(tmp_path):
@@ -261,10 +245,7 @@ def test_embed_says_that_an_output_cannot_be_written(tmp_path, published_file, c
         (("info", "gram-tiny-untrained", "--heads", "3"), "takes no revision or heads"),
     ],
 )
-def test_errors_are_one_message_without_a_traceback(
-    tmp_path, monkeypatch, command, arguments, message
-):
-    monkeypatch.chdir(tmp_path)
+def test_errors_are_one_message_without_a_traceback(command, arguments, message):
     code, out, err = command(*arguments)
     assert (code, out) == (1, "")
     assert err.startswith("error: ")

@@ -26,6 +26,7 @@ from hear_tasks import write_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gram_hear.audio.files import resample
 from gram_hear.config import EMBEDDINGS
 from gram_hear.errors import AudioError, ModuleError, OptionError, TaskError
 from gram_hear.evaluation.embed import embed_task as embedding_run
@@ -39,7 +40,7 @@ from gram_hear.evaluation.embed.embeddings import (
     event_labels,
 )
 from gram_hear.evaluation.embed.hear_module import load_model
-from gram_hear.evaluation.embed.task_audio import TaskAudio, resample
+from gram_hear.evaluation.embed.task_audio import TaskAudio
 from gram_hear.jobs.job import STATE
 from gram_hear.tasks import RESAMPLED, read_task
 

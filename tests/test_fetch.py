@@ -14,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -24,11 +25,12 @@ from typer.testing import CliRunner
 
 from gram_hear.commands.hear_eval.app import app
 from gram_hear.errors import GramError, OptionError, TaskError
-from gram_hear.evaluation.fetch import archive as fetching
-from gram_hear.jobs.locks import LOCK
+from gram_hear.evaluation.fetch import record, site, unpacking
+from gram_hear.evaluation.fetch.download import download, take_turns
+from gram_hear.evaluation.fetch.record import RECORD, STORE, choose, read_record
+from gram_hear.jobs.locks import LOCK, try_lock
 from gram_hear.tasks import find_tasks, read_task
 
-RECORD = fetching.RECORD
 ESC, PITCH = "esc50-v2.0.0-full", "nsynth_pitch-v2.2.3-5h"
 METADATA = {
     "task_name": "esc50",
@@ -198,7 +200,7 @@ def zenodo(monkeypatch):
     }
     monkeypatch.setenv("GRAM_HEAR_ZENODO", f"{server.address}/")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(fetching, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(site, "FIRST_PAUSE", 0.001)
     yield server
     server.stop()
 
@@ -303,23 +305,23 @@ def test_what_is_not_there_is_an_error_that_helps(zenodo, tmp_path, names, error
     ],
 )
 def test_names_of_archives(file, task, rate):
-    match = fetching.NAME.fullmatch(file)
+    match = record.NAME.fullmatch(file)
     assert (match["task"], match["rate"] and int(match["rate"])) == (task, rate)
 
 
 @given(st.text(alphabet="abz09/\\.-_\0 \n", max_size=30))
 def test_no_name_of_an_archive_leaves_the_folder(text):
-    match = fetching.NAME.fullmatch(f"{text}-48000.tar.gz")
+    match = record.NAME.fullmatch(f"{text}-48000.tar.gz")
     if match is not None:
         assert not set(match["task"]) & set("/\\\0\n")
         assert not match["task"].startswith(".")
 
 
 def test_a_record_of_all_versions_and_one_of_another_form(zenodo, monkeypatch):
-    assert fetching.read_record("1").number == "1"
+    assert read_record("1").number == "1"
     entries = {each["key"]: each for each in zenodo.record()["files"]}
     monkeypatch.setattr(zenodo, "record", lambda: {"files": {"entries": entries}})
-    assert len(fetching.read_record().archives) == 4
+    assert len(read_record().archives) == 4
 
 
 @pytest.mark.parametrize(
@@ -362,20 +364,20 @@ def test_a_record_of_all_versions_and_one_of_another_form(zenodo, monkeypatch):
 def test_a_record_that_is_none(zenodo, monkeypatch, record, error):
     monkeypatch.setattr(zenodo, "record", lambda: record)
     with pytest.raises(TaskError, match=error):
-        fetching.read_record()
+        read_record()
 
 
 @pytest.mark.parametrize("body", [b'{"files": ' + b"[" * 5000, b'{"size": ' + b"9" * 5000 + b"}"])
 def test_a_record_that_is_no_json_to_be_read(zenodo, monkeypatch, body):
-    monkeypatch.setattr(fetching, "_open", lambda url: io.BytesIO(body))
+    monkeypatch.setattr(record, "open_url", lambda url: io.BytesIO(body))
     with pytest.raises(TaskError, match=f"says of record {RECORD} is"):
-        fetching.read_record()
+        read_record()
 
 
 def test_an_address_that_is_none(monkeypatch):
     monkeypatch.setenv("GRAM_HEAR_ZENODO", "file:///tmp")
     with pytest.raises(OptionError, match="GRAM_HEAR_ZENODO"):
-        fetching.read_record()
+        read_record()
 
 
 # --- fetching -------------------------------------------------------------------------------
@@ -467,7 +469,7 @@ def test_wrong_bytes_are_deleted_and_said(zenodo, tmp_path):
     assert "It was deleted" in messages
     assert not (tmp_path / ESC).exists()
     assert (tmp_path / PITCH).is_dir()  # the others are fetched nevertheless
-    assert not (tmp_path / fetching.STORE).exists()
+    assert not (tmp_path / STORE).exists()
     assert run("esc50", "-o", tmp_path)[0] == 0
     assert_whole(tmp_path / ESC)
 
@@ -495,7 +497,7 @@ def test_no_site(zenodo, tmp_path, monkeypatch):
 
 def test_too_little_space_is_said_before_anything_is_fetched(zenodo, tmp_path, monkeypatch, esc):
     usage = type("usage", (), {"free": 2 * len(esc) - 1})
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda place: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
     code, _, messages = run("esc50", "-o", tmp_path)
     assert code == 1
     assert "free, but at least" in messages
@@ -525,7 +527,7 @@ def test_a_killed_fetch_goes_on_with_nothing_repeated_or_lost(zenodo, tmp_path, 
     killed = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        part = next(tmp_path.glob(f"{fetching.STORE}/*.part"), None)
+        part = next(tmp_path.glob(f"{STORE}/*.part"), None)
         if part is not None and part.stat().st_size == 70000:
             break
         time.sleep(0.01)
@@ -542,30 +544,61 @@ def test_a_killed_fetch_goes_on_with_nothing_repeated_or_lost(zenodo, tmp_path, 
 
 
 def test_a_killed_unpacking_is_done_anew_without_fetching(zenodo, tmp_path):
-    archive = fetching.choose(fetching.read_record().archives, ["esc50"], 48000)[0]
-    with fetching.fetching(tmp_path):
-        fetching.download(archive, tmp_path)
+    archive = choose(read_record().archives, ["esc50"], 48000)[0]
+    for each in take_turns([archive], tmp_path):
+        download(each, tmp_path)
     stored = archive.stored(tmp_path)
     half = stored.with_name(f"{stored.name}.unpacking")
     (half / "hear-2021.0.6").mkdir(parents=True)
     (half / "hear-2021.0.6" / "task_metadata.json").write_text("{}")
-    gone = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
-    )
-    lock = {"pid": int(gone.stdout), "host": socket.gethostname(), "run": "killed"}
-    (tmp_path / fetching.STORE / LOCK).write_text(json.dumps(lock))
+    lock = {"pid": 1234, "host": socket.gethostname(), "run": "killed"}
+    (tmp_path / STORE / LOCK).write_text(json.dumps(lock))  # of version 0.1.0
+    archive.lock(tmp_path).touch()
     assert run("esc50", "-o", tmp_path)[0] == 0
     assert len(zenodo.asked) == 1
     assert_whole(tmp_path / ESC)
     assert sorted(os.listdir(tmp_path)) == [ESC]
 
 
-def test_two_runs_do_not_meet(zenodo, tmp_path):
-    with fetching.fetching(tmp_path):
-        code, _, messages = run("esc50", "-o", tmp_path)
-    assert code == 1
-    assert "Another run" in messages
-    assert not zenodo.asked
+def test_two_runs_take_different_archives(zenodo, tmp_path, esc):
+    """What another run holds is fetched last: by then it is there, or to be gone on with."""
+    held = choose(read_record().archives, ["esc50"], 48000)[0]
+    zenodo.faults = ["cut after 1000", 404]
+    assert run("esc50", "-o", tmp_path)[0] == 1
+    zenodo.asked.clear()
+
+    def hold_until_the_other_is_there():
+        with try_lock(held.lock(tmp_path)) as is_mine:
+            holding.set()
+            while not (tmp_path / PITCH).exists():
+                time.sleep(0.01)
+            return is_mine
+
+    holding = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(hold_until_the_other_is_there)
+        holding.wait()
+        code, printed, messages = run("esc50", PITCH, "-o", tmp_path)
+    assert other.result()
+    assert (code, len(printed.split())) == (0, 2)
+    assert f"Another run fetches {ESC}; waiting." in messages
+    assert zenodo.asked[-1] == (1000, len(esc) - 1000)
+    assert_whole(tmp_path / ESC)
+
+
+def test_what_another_run_fetched_meanwhile_is_left_alone(zenodo, tmp_path, monkeypatch):
+    """It fetches the second archive while this one is at the first."""
+
+    def after_the_other_run(archive, *rest):
+        if archive.task == ESC:
+            assert run(PITCH, "-o", tmp_path)[0] == 0
+        download(archive, *rest)
+
+    monkeypatch.setattr("gram_hear.evaluation.fetch.download.download", after_the_other_run)
+    code, printed, messages = run("esc50", PITCH, "-o", tmp_path)
+    assert (code, len(printed.split())) == (0, 2)
+    assert f"{PITCH} was fetched by another run." in messages
+    assert len(zenodo.asked) == 2
 
 
 # --- unpacking ------------------------------------------------------------------------------
@@ -642,7 +675,7 @@ def test_archives_that_are_refused_leave_nothing(zenodo, tmp_path, archive, erro
 
 
 def test_more_members_than_a_task_has(zenodo, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "MOST_MEMBERS", 5)
+    monkeypatch.setattr(unpacking, "MOST_MEMBERS", 5)
     code, _, messages = run("esc50", "-o", tmp_path)
     assert code == 1
     assert "6 members" in messages
@@ -654,7 +687,7 @@ def test_a_full_disk_keeps_the_archive(zenodo, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetching.tarfile.TarFile, "extract", full)
+        patch.setattr(unpacking.tarfile.TarFile, "extract", full)
         code, _, messages = run("esc50", "-o", tmp_path)
     assert code == 1
     assert "No space left on device. The archive is kept" in messages
@@ -679,7 +712,7 @@ def test_only_what_is_the_disks_fault_keeps_the_archive(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetching.tarfile.TarFile, "extract", fail)
+        patch.setattr(unpacking.tarfile.TarFile, "extract", fail)
         code, _, messages = run("esc50", "-o", tmp_path)
     assert code == 1
     assert words in messages
@@ -690,7 +723,7 @@ def test_only_what_is_the_disks_fault_keeps_the_archive(
 
 @given(st.integers(0, 10**16))
 def test_sizes_in_words(size):
-    number, unit = fetching.in_words(size).split()
+    number, unit = record.in_words(size).split()
     scale = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}[unit]
     assert float(number) * scale == pytest.approx(size, abs=0.06 * scale)
     assert float(number) < 1000 or unit == "TB"

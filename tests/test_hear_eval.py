@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from hear_tasks import write_task
 from typer.testing import CliRunner
 
 from gram_hear.commands.hear_eval.app import app
 from gram_hear.commands.hear_eval.parts import parse_options
 from gram_hear.errors import GramError, OptionError
-from gram_hear.evaluation.predict import score_files
 from gram_hear.jobs import writing
 from gram_hear.jobs.locks import locked
 from gram_hear.tasks import RESAMPLED
@@ -42,12 +42,12 @@ def write_beeps(folder, audio=True):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def workdir(tmp_path, monkeypatch):
     """A folder with tasks/ in which one can be run; the modules of the tests are found."""
     write_beeps(tmp_path / "tasks" / TASK)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(MODULES)
-    monkeypatch.setenv("PYTHONPATH", str(MODULES))
+    monkeypatch.setenv("PYTHONPATH", str(MODULES), prepend=os.pathsep)
     return tmp_path
 
 
@@ -75,14 +75,14 @@ QUICK = ("--module", "logmel", "--grid", "faster", "--grid-points", "2", "--devi
 QUICK = (*QUICK, "--min-steps", "0")  # ten steps are enough for low and high
 
 
-def test_everything_in_one_command(place):
+def test_everything_in_one_command(workdir):
     first = command(*QUICK)
     assert first.returncode == 0, first.stderr
     assert "beeps" in first.stdout
     assert "top1_acc" in first.stdout
     assert "warning" not in first.stderr.lower()
     assert "Traceback" not in first.stderr
-    folder = place / "embeddings" / "logmel"
+    folder = workdir / "embeddings" / "logmel"
     scores = json.loads((folder / TASK / "test.predicted-scores.json").read_text())
     assert scores["test"]["test_top1_acc"] > 0.8
     results = json.loads((folder / "results.json").read_text())
@@ -93,15 +93,15 @@ def test_everything_in_one_command(place):
     assert TASK in (folder / "results.md").read_text()
 
     before = {path: path.stat().st_mtime_ns for path in (folder / TASK).iterdir()}
-    second = command(*QUICK)
-    assert (second.returncode, second.stdout) == (0, first.stdout)
-    assert "is predicted already" in second.stderr
+    code, stdout, stderr = evaluate(*QUICK)
+    assert (code, stdout) == (0, first.stdout)
+    assert "is predicted already" in stderr
     assert {path: path.stat().st_mtime_ns for path in (folder / TASK).iterdir()} == before
 
 
-def test_another_seed_needs_force(place):
+def test_another_seed_needs_force(workdir):
     assert evaluate(*QUICK)[0] == 0
-    marker = place / "embeddings" / "logmel" / TASK / "prediction-done.json"
+    marker = workdir / "embeddings" / "logmel" / TASK / "prediction-done.json"
     code, stdout, stderr = evaluate(*QUICK, "--seed", "43")
     assert code == 1
     assert "--force" in stderr
@@ -112,27 +112,27 @@ def test_another_seed_needs_force(place):
     assert (done["seed"], done["shuffle"]) == (43, True)
 
 
-def test_embedding_and_predicting_are_the_halves(place):
+def test_embedding_and_predicting_are_the_halves(workdir):
     code, stdout, _ = evaluate("embed", "logmel", "--task", "beeps", "--embeddings-dir", "made")
     assert (code, stdout) == (0, f"made/logmel/{TASK}\n")
-    assert not list(place.glob("made/logmel/results.*"))
+    assert not list(workdir.glob("made/logmel/results.*"))
     code, stdout, _ = evaluate("predict", stdout.strip(), "--grid", "faster", "--grid-points", "2")
     assert code == 0
     assert TASK in stdout
-    halves = json.loads((place / "made/logmel/results.json").read_text())["results"][0]
+    halves = json.loads((workdir / "made/logmel/results.json").read_text())["results"][0]
     assert evaluate(*QUICK)[0] == 0
-    whole = json.loads((place / "embeddings/logmel/results.json").read_text())["results"][0]
+    whole = json.loads((workdir / "embeddings/logmel/results.json").read_text())["results"][0]
     assert whole["scores"] == halves["scores"]
     options = ("--grid", "faster", "--grid-points", "3", "--seed", "7", "--shuffle", "--force")
     assert evaluate("predict", f"made/logmel/{TASK}", *options)[0] == 0
-    marker = json.loads((place / "made/logmel" / TASK / "prediction-done.json").read_text())
+    marker = json.loads((workdir / "made/logmel" / TASK / "prediction-done.json").read_text())
     asked = {"grid": "faster", "grid_points": 3, "seed": 7, "shuffle": True}
     assert {name: marker[name] for name in asked} == asked
 
 
-def test_a_broken_task_does_not_stop_the_others(place):
-    write_beeps(place / "tasks" / "a-silent-v1-full", audio=False)
-    broken = write_beeps(place / "tasks" / "broken-v1-full", audio=False)
+def test_a_broken_task_does_not_stop_the_others(workdir):
+    write_beeps(workdir / "tasks" / "a-silent-v1-full", audio=False)
+    broken = write_beeps(workdir / "tasks" / "broken-v1-full", audio=False)
     (broken / "labelvocabulary.csv").unlink()
     code, stdout, stderr = evaluate(*QUICK)
     assert code == 1
@@ -141,16 +141,16 @@ def test_a_broken_task_does_not_stop_the_others(place):
     assert "failed: a-silent-v1-full" in stderr
     assert "failed: broken-v1-full" in stderr
     assert "2 failed: a-silent-v1-full, broken-v1-full" in stderr
-    results = json.loads((place / "embeddings/logmel/results.json").read_text())["results"]
+    results = json.loads((workdir / "embeddings/logmel/results.json").read_text())["results"]
     assert [each["task"] for each in results] == [TASK]
-    assert not (place / "embeddings/logmel/a-silent-v1-full/prediction-done.json").exists()
+    assert not (workdir / "embeddings/logmel/a-silent-v1-full/prediction-done.json").exists()
 
 
-def test_broken_embeddings_do_not_stop_the_others(place):
+def test_broken_embeddings_do_not_stop_the_others(workdir):
     """The second task's embeddings hold NaN; the file is named, the first one's scores stay."""
-    write_beeps(place / "tasks" / "spoilt-v1-full")
+    write_beeps(workdir / "tasks" / "spoilt-v1-full")
     assert evaluate("embed", "logmel")[0] == 0
-    folder = place / "embeddings" / "logmel"
+    folder = workdir / "embeddings" / "logmel"
     path = folder / "spoilt-v1-full" / "valid.embeddings.npy"
     rows = np.fromfile(path, np.float32)
     rows[0] = np.nan
@@ -165,9 +165,9 @@ def test_broken_embeddings_do_not_stop_the_others(place):
     assert ".wav" in stderr
 
 
-def test_a_broken_score_file_does_not_hide_the_others(place):
+def test_a_broken_score_file_does_not_hide_the_others(workdir):
     assert evaluate(*QUICK)[0] == 0
-    folder = place / "embeddings" / "logmel"
+    folder = workdir / "embeddings" / "logmel"
     other = folder / "a-broken-v1-full"
     other.mkdir()
     (other / "prediction-done.json").write_text("{")
@@ -177,9 +177,9 @@ def test_a_broken_score_file_does_not_hide_the_others(place):
     assert TASK in stdout
 
 
-def test_a_failing_disk_does_not_stop_the_others(place, monkeypatch):
+def test_a_failing_disk_does_not_stop_the_others(workdir, monkeypatch):
     """Neither the other tasks nor the table."""
-    write_beeps(place / "tasks" / "full-v1-full")
+    write_beeps(workdir / "tasks" / "full-v1-full")
     write_whole = writing.write_whole
 
     def refuse(path, write):
@@ -188,8 +188,7 @@ def test_a_failing_disk_does_not_stop_the_others(place, monkeypatch):
         write_whole(path, write)
 
     with monkeypatch.context() as patch:
-        for module in (writing, score_files):
-            patch.setattr(module, "write_whole", refuse)
+        patch.setattr(writing, "write_whole", refuse)
         code, stdout, stderr = evaluate(*QUICK)
     assert code == 1
     assert TASK in stdout
@@ -200,19 +199,21 @@ def test_a_failing_disk_does_not_stop_the_others(place, monkeypatch):
     assert evaluate(*QUICK)[0] == 0
 
 
-def test_a_module_that_fails_leaves_its_traceback(place):
+def test_a_module_that_fails_leaves_its_traceback(workdir):
     """Whatever it raises: the run goes on with the next task, and the message names the file."""
-    write_beeps(place / "tasks" / "other-v1-full")
+    write_beeps(workdir / "tasks" / "other-v1-full")
     options = ("--model-options", '{"fault": "library"}')
     code, _, stderr = evaluate("embed", "faulty", "--device", "cpu", *options)
     assert code == 1
     assert "2 failed: beeps-v1-full, other-v1-full" in stderr
-    folder = place / "embeddings" / "faulty-fault=library"
+    folder = workdir / "embeddings" / "faulty-fault=library"
     for task in (TASK, "other-v1-full"):
         log = folder / f"{task}-traceback.log"
         assert f"failed: {task}: faulty.get_scene_embeddings failed" in stderr
         assert (
-            f"LibraryError: the codec is unknown The traceback is in {log}".replace(f"{place}/", "")
+            f"LibraryError: the codec is unknown The traceback is in {log}".replace(
+                f"{workdir}/", ""
+            )
             in stderr
         )
         assert "in get_scene_embeddings" in log.read_text()
@@ -220,25 +221,25 @@ def test_a_module_that_fails_leaves_its_traceback(place):
 
 
 @pytest.mark.parametrize("command", [("embed", "unloadable"), ("check", "unloadable")])
-def test_a_module_that_cannot_be_loaded_leaves_its_traceback(place, monkeypatch, command):
-    (place / "unloadable.py").write_text(
+def test_a_module_that_cannot_be_loaded_leaves_its_traceback(workdir, monkeypatch, command):
+    (workdir / "unloadable.py").write_text(
         "class E(Exception): pass\ndef load(): raise E('x')\nload()\n"
     )
     code, stdout, stderr = evaluate(*command)
     assert code == 1
     assert "Importing unloadable failed: E: x" in stdout + stderr
     assert "The traceback is in hear-eval-traceback.log" in stderr
-    assert "in load" in (place / "hear-eval-traceback.log").read_text()
+    assert "in load" in (workdir / "hear-eval-traceback.log").read_text()
 
 
-def test_a_model_that_is_not_there_needs_no_traceback(place):
+def test_a_model_that_is_not_there_needs_no_traceback(workdir):
     code, _, stderr = evaluate("embed", "gram_hear", "--model", "no-such-model.safetensors")
     assert code == 1
     assert "traceback" not in stderr
-    assert not (place / "hear-eval-traceback.log").exists()
+    assert not (workdir / "hear-eval-traceback.log").exists()
 
 
-def test_few_optimizer_steps_are_warned_of(place):
+def test_few_optimizer_steps_are_warned_of(workdir):
     """24 training clips are one batch: one step in each of ten epochs."""
     code, _, stderr = evaluate(*QUICK[:-2])
     assert code == 0
@@ -246,7 +247,7 @@ def test_few_optimizer_steps_are_warned_of(place):
         f"warning: {TASK}: a predictor takes at most 10 optimizer steps, fewer than 100" in stderr
     )
     assert "--min-steps" in stderr
-    marker = place / "embeddings" / "logmel" / TASK / "prediction-done.json"
+    marker = workdir / "embeddings" / "logmel" / TASK / "prediction-done.json"
     assert json.loads(marker.read_text())["optimizer_steps"] == 10
     for limit, warned in (("10", False), ("11", True)):
         _, _, stderr = evaluate(*QUICK[:-1], limit, "--force")
@@ -255,8 +256,8 @@ def test_few_optimizer_steps_are_warned_of(place):
     assert evaluate(*QUICK, "--probe", "knn", "--min-steps", "1")[0] == 2  # it takes no steps
 
 
-def test_clips_without_samples(place):
-    path = place / "tasks" / TASK / str(RATE) / "test" / "test3.wav"
+def test_clips_without_samples(workdir):
+    path = workdir / "tasks" / TASK / str(RATE) / "test" / "test3.wav"
     path.write_bytes(b"")
     code, stdout, stderr = evaluate("tasks", "tasks")
     assert code == 1
@@ -270,7 +271,7 @@ def test_clips_without_samples(place):
         code, stdout, _ = evaluate(*QUICK, "--empty-clips", "skip")
     said = f"{TASK}: 1 clip holds no samples: test/test3.wav. Left out."
     assert (code, said in stdout) == (0, True)
-    folder = place / "embeddings" / "logmel"
+    folder = workdir / "embeddings" / "logmel"
     assert said in (folder / "results.md").read_text()
     (result,) = json.loads((folder / "results.json").read_text())["results"]
     assert (result["empty_clips"], result["empty_files"]) == ("skip", ["test/test3.wav"])
@@ -281,31 +282,31 @@ def test_clips_without_samples(place):
     assert "Use --force" in stderr
 
 
-def test_metadata_is_checked_before_anything_is_embedded(place):
+def test_metadata_is_checked_before_anything_is_embedded(workdir):
     """A metric that is not known would cost the hours of embedding."""
-    folder = write_beeps(place / "tasks" / "typing-v1-full")
+    folder = write_beeps(workdir / "tasks" / "typing-v1-full")
     path = folder / "task_metadata.json"
     path.write_text(path.read_text().replace("top1_acc", "top1_akk"))
     code, stdout, stderr = evaluate(*QUICK)
     assert code == 1
     assert TASK in stdout
     assert "failed: typing-v1-full: There is no metric 'top1_akk'" in stderr
-    assert not (place / "embeddings" / "logmel" / "typing-v1-full").exists()
+    assert not (workdir / "embeddings" / "logmel" / "typing-v1-full").exists()
     code, stdout, stderr = evaluate("embed", "logmel", "--task", "typing")  # for another use
     assert (code, stdout) == (0, "embeddings/logmel/typing-v1-full\n")
     assert "warning: typing-v1-full can be embedded, but not be predicted" in stderr
 
 
-def test_what_is_embedded_says_so(place):
+def test_what_is_embedded_says_so(workdir):
     assert evaluate("embed", "logmel")[0] == 0
     code, stdout, stderr = evaluate("embed", "logmel")
     assert (code, stdout) == (0, f"embeddings/logmel/{TASK}\n")
     assert stderr == f"{TASK} is embedded already.\n"
 
 
-def test_a_changed_task_is_embedded_anew_with_force(place):
+def test_a_changed_task_is_embedded_anew_with_force(workdir):
     assert evaluate(*QUICK)[0] == 0
-    path = place / "tasks" / TASK / "task_metadata.json"
+    path = workdir / "tasks" / TASK / "task_metadata.json"
     path.write_text(path.read_text() + "\n")
     code, stdout, stderr = evaluate(*QUICK)
     assert code == 1
@@ -316,10 +317,10 @@ def test_a_changed_task_is_embedded_anew_with_force(place):
     assert evaluate(*QUICK)[0] == 0
 
 
-def test_a_module_folder_stands_for_its_tasks(place, monkeypatch):
-    write_beeps(place / "tasks" / "other-v1-full")
+def test_a_module_folder_stands_for_its_tasks(workdir, monkeypatch):
+    write_beeps(workdir / "tasks" / "other-v1-full")
     assert evaluate("embed", "logmel")[0] == 0
-    folder = place / "embeddings" / "logmel"
+    folder = workdir / "embeddings" / "logmel"
     code, stdout, _ = evaluate("predict", str(folder), *QUICK[2:])
     assert code == 0
     results = json.loads((folder / "results.json").read_text())["results"]
@@ -331,9 +332,9 @@ def test_a_module_folder_stands_for_its_tasks(place, monkeypatch):
     assert stderr == f"{TASK} is predicted already.\n"
 
 
-def test_several_tasks_are_given_with_commas(place):
+def test_several_tasks_are_given_with_commas(workdir):
     for name in ("b-v1-full", "c-v1-full"):
-        write_beeps(place / "tasks" / name)
+        write_beeps(workdir / "tasks" / name)
     for given in (("--task", "c, beeps"), ("--task", "c", "--task", "beeps")):
         code, stdout, _ = evaluate("embed", "logmel", *given)
         made = [f"embeddings/logmel/{name}" for name in ("c-v1-full", TASK)]
@@ -347,18 +348,18 @@ def test_several_tasks_are_given_with_commas(place):
 
 
 @pytest.mark.parametrize("option", [("--tasks-dir", "x"), ("--grid", "default"), ("--force",)])
-def test_options_before_a_command_are_refused(place, option):
+def test_options_before_a_command_are_refused(workdir, option):
     """They would be dropped: the command has options of its own."""
     code, _, stderr = evaluate(*option, "embed", "logmel")
     assert code == 2
     text = " ".join(stderr.replace("│", " ").split())
     assert f"{option[0]} stands before the command 'embed'" in text
-    assert not (place / "embeddings").exists()
+    assert not (workdir / "embeddings").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_an_interrupted_run_says_how_to_go_on(place):
-    log = place / "log"
+def test_an_interrupted_run_says_how_to_go_on(workdir):
+    log = workdir / "log"
     options = json.dumps({"log": str(log), "pause": 2.0})
     arguments = ["embed", "faulty", "--device", "cpu", "--model-options", options]
     process = subprocess.Popen(
@@ -380,9 +381,9 @@ def test_an_interrupted_run_says_how_to_go_on(place):
     assert "Aborted" not in stderr
 
 
-def test_two_runs_at_once_are_refused(place):
+def test_two_runs_at_once_are_refused(workdir):
     assert evaluate(*QUICK)[0] == 0
-    with locked(place / "embeddings" / "logmel" / TASK):
+    with locked(workdir / "embeddings" / "logmel" / TASK):
         code, _, stderr = evaluate(*QUICK, "--force")
     assert code == 1
     assert "Another run is writing" in stderr
@@ -403,30 +404,30 @@ def test_two_runs_at_once_are_refused(place):
         (("--module", "no_such_module"), "no module 'no_such_module'"),
     ],
 )
-def test_wrong_options_are_explained_before_any_work(place, arguments, message):
+def test_wrong_options_are_explained_before_any_work(workdir, arguments, message):
     code, stdout, stderr = evaluate(*QUICK, *arguments)
     assert (code, stdout) == (1, "")
     assert message in stderr
-    assert not (place / "embeddings").exists()
+    assert not (workdir / "embeddings").exists()
 
 
-def test_errors_are_one_message_and_an_exit_code(place):
+def test_errors_are_one_message_and_an_exit_code(workdir):
     found = command(*QUICK, "--model-options", "{")
     assert (found.returncode, found.stdout) == (1, "")
     assert found.stderr.startswith("error: --model-options '{' is not JSON")
     assert "Traceback" not in found.stderr
 
 
-def test_without_a_module_the_help_is_shown(place):
+def test_without_a_module_the_help_is_shown(workdir):
     code, stdout, _ = evaluate()
     assert code == 2
     assert "--module" in stdout
     assert evaluate("--unknown")[0] == 2
     assert evaluate("predict")[0] == 2
-    for name in ("embed", "predict", "check", "tasks"):
+    for name in typer.main.get_command(app).commands:
         code, stdout, _ = evaluate(name, "--help")
         assert code == 0
-        assert "Example: hear-eval" in stdout
+        assert f"Example: hear-eval {name}" in stdout
 
 
 def test_the_version_is_printed():
@@ -435,8 +436,8 @@ def test_the_version_is_printed():
     assert stdout.startswith("gram-hear ")
 
 
-def test_tasks_are_listed(place):
-    broken = write_beeps(place / "tasks" / "broken-v1-full", audio=False)
+def test_tasks_are_listed(workdir):
+    broken = write_beeps(workdir / "tasks" / "broken-v1-full", audio=False)
     (broken / "train.json").write_text("{")
     code, stdout, _ = evaluate("tasks", "tasks")
     assert code == 1
@@ -450,12 +451,15 @@ def test_tasks_are_listed(place):
     assert good["faults"] == []
     assert "train.json" in bad["faults"][0]
     shutil.rmtree(broken)
-    code, _, stderr = evaluate("tasks", "tasks")
-    assert (code, stderr) == (0, "")
+    for where in (("tasks",), ("--tasks-dir", "tasks"), ()):
+        code, again, stderr = evaluate("tasks", *where, "--json")
+        assert (code, stderr) == (0, "")
+        assert json.loads(again) == [good]
+    assert evaluate("tasks", "tasks", "--tasks-dir", "tasks")[0] == 2
 
 
-def test_tasks_show_which_audio_was_made_and_what_is_missing(place):
-    folder = place / "tasks" / TASK
+def test_tasks_show_which_audio_was_made_and_what_is_missing(workdir):
+    folder = workdir / "tasks" / TASK
     shutil.copytree(folder / str(RATE), folder / "48000")
     (folder / "48000" / RESAMPLED).write_text("{}")
     for i in range(11):
@@ -476,7 +480,7 @@ def test_tasks_show_which_audio_was_made_and_what_is_missing(place):
     )
 
 
-def test_modules_are_checked(place):
+def test_modules_are_checked(workdir):
     code, stdout, _ = evaluate("check", "logmel")
     assert code == 0, stdout
     assert "error" not in stdout

@@ -17,6 +17,7 @@ from gram_hear.jobs.job import Job, JobGone, Outcome, run_parts
 from gram_hear.jobs.locks import LOCK, OLD_LOCK, POLL, locked, try_lock, wait_for_lock
 from gram_hear.jobs.writing import link_or_copy, write_json, write_text
 
+LEFTOVER = f".0123456789ab.{32 * '0'}.partial"  # of a run that was killed
 HOLD_LOCK = """
 import sys, time
 from pathlib import Path
@@ -278,7 +279,7 @@ def test_a_job_that_says_more_than_this_one_is_gone_on_with(job):
 
 
 def test_what_killed_runs_left_is_swept_where_no_run_is_at_work(job):
-    leftover = job.output / ".0123456789ab.x.partial"
+    leftover = job.output / LEFTOVER
     leftover.write_text("half")
     with job.claim("a"):
         job.sweep()
@@ -316,7 +317,7 @@ def test_going_on_with_the_same_job_keeps_what_is_noted(job):
 
 def test_a_closed_job_leaves_the_result_alone(job):
     outcomes(job, ["a"])
-    (job.output / ".0123456789ab.x.partial").write_text("of a run that was killed")
+    (job.output / LEFTOVER).write_text("of a run that was killed")
     with job.finishing():
         job.close()
     assert sorted(path.name for path in job.output.iterdir()) == ["a"]

@@ -417,12 +417,12 @@ def recipe(monkeypatch):
     return module
 
 
-def one_sided(plan, place):
+def one_sided(plan, index):
     """RIRs by which the source is heard at one ear alone, or from there: 90 degrees left or right.
 
     With them the four channels of AmbiX, in which it is a plane wave.
     """
-    left = (place.room + place.scene) % 2 == 0
+    left = (index.room + index.scene) % 2 == 0
     direction = np.array([0.0, 1.0 if left else -1.0, 0.0])
     [layout] = plan.layouts
     gains = [left, not left] if layout == "binaural" else encode_ambix(direction)
@@ -481,8 +481,8 @@ def test_the_recipe_finds_what_is_wrong_first(
     (tmp_path / "clips").mkdir()
     for i in range(clips):
         soundfile.write(tmp_path / "clips" / f"{i}.flac", noise(0.1, 16000, i)[0], 16000)
-    places = [tmp_path / name for name in ("clips", "rirs", output)]
-    monkeypatch.setattr(sys, "argv", [str(each) for each in (RECIPE, MODEL, *places)])
+    paths = [tmp_path / name for name in ("clips", "rirs", output)]
+    monkeypatch.setattr(sys, "argv", [str(each) for each in (RECIPE, MODEL, *paths)])
     with pytest.raises(SystemExit):
         recipe.main()
     said = capsys.readouterr().err
@@ -495,8 +495,8 @@ def test_two_ears_cannot_be_turned(recipe, tmp_path, monkeypatch, capsys):
         rooms=4, scenes_per_room=1, layouts=("binaural",), valid=0.25, test=0.25, rate=RATE
     )
     build_rirs(tmp_path / "rirs", plan, jobs=1, simulator=one_sided)
-    places = [MODEL, tmp_path, tmp_path / "rirs", tmp_path / "head.safetensors", "--turns", 2]
-    monkeypatch.setattr(sys, "argv", [str(each) for each in (RECIPE, *places)])
+    paths = [MODEL, tmp_path, tmp_path / "rirs", tmp_path / "head.safetensors", "--turns", 2]
+    monkeypatch.setattr(sys, "argv", [str(each) for each in (RECIPE, *paths)])
     with pytest.raises(SystemExit):
         recipe.main()
     assert "--turns is 2; it must be 1 with two ears" in capsys.readouterr().err
@@ -505,8 +505,8 @@ def test_two_ears_cannot_be_turned(recipe, tmp_path, monkeypatch, capsys):
 def test_the_recipe_takes_no_model_without_directions(
     recipe, published_file, tmp_path, monkeypatch, capsys
 ):
-    places = [published_file(1), *(tmp_path / name for name in ("clips", "rirs", "a.safetensors"))]
-    monkeypatch.setattr(sys, "argv", [str(each) for each in (RECIPE, *places)])
+    paths = [published_file(1), *(tmp_path / name for name in ("clips", "rirs", "a.safetensors"))]
+    monkeypatch.setattr(sys, "argv", [str(each) for each in (RECIPE, *paths)])
     with pytest.raises(SystemExit):
         recipe.main()
     assert "is a mono model" in capsys.readouterr().err

@@ -1,9 +1,10 @@
-"""Labelled recordings into HEAR tasks: labels, sides, sound, and everything that is wrong."""
+"""Labelled recordings into HEAR tasks: labels, splits, sound, and everything that is wrong."""
 
 import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -20,11 +21,13 @@ from typer.testing import CliRunner
 from gram_hear.commands.hear_eval.app import app
 from gram_hear.errors import GramError, OptionError, TaskError
 from gram_hear.evaluation.make import build
-from gram_hear.evaluation.make.build import Recipe, make_task, plan_task, task_names
-from gram_hear.evaluation.make.labels import Labels, compile_pattern, kind_of, read_labels
-from gram_hear.evaluation.make.sounds import Form, digest, make_sound, read_header
-from gram_hear.evaluation.make.splits import Division, deal_groups, divide, group_numbers
+from gram_hear.evaluation.make.build import make_task, task_names
+from gram_hear.evaluation.make.labels import LabelOptions, compile_pattern, kind_of, read_labels
+from gram_hear.evaluation.make.plan import TaskOptions, plan_task
+from gram_hear.evaluation.make.sounds import SoundOptions, digest, make_sound, read_header
+from gram_hear.evaluation.make.splits import SplitOptions, deal_groups, group_numbers, make_splits
 from gram_hear.evaluation.predict.shallow import ShallowProbe
+from gram_hear.jobs.job import Job
 from gram_hear.tasks import describe_tasks, read_task
 
 RATE = 16000
@@ -65,15 +68,15 @@ def table(path, rows):
     return path
 
 
-def make(source, out, division=None, form=None, metrics=(), force=False, jobs=1, **labels):
-    recipe = Recipe(
+def make(source, out, splits=None, sound=None, metrics=(), force=False, jobs=1, **labels):
+    options = TaskOptions(
         "mine",
-        labels=Labels(**labels),
-        division=division or Division(),
-        form=form or Form(),
+        labels=LabelOptions(**labels),
+        splits=splits or SplitOptions(),
+        sound=sound or SoundOptions(),
         metrics=metrics,
     )
-    return make_task(plan_task(source, recipe), out, jobs=jobs, force=force)
+    return make_task(plan_task(source, options), out, jobs=jobs, force=force)
 
 
 def annotations(folder):
@@ -175,7 +178,7 @@ def test_table_of_other_columns(flat, tmp_path, separator):
     path.write_text("\ufeff" + "\r\n".join(row.replace(",", separator) for row in rows))
     collection = read_labels(
         flat,
-        Labels(
+        LabelOptions(
             path,
             columns={"file": "filename", "label": "category"},
             ignored=("take",),
@@ -189,7 +192,7 @@ def test_table_of_other_columns(flat, tmp_path, separator):
 def test_numbers_are_in_rising_order(tmp_path):
     for i in range(12):
         sound(tmp_path / "s" / f"{i}" / "a.wav", i)
-    assert read_labels(tmp_path / "s", Labels()).labels == tuple(map(str, range(12)))
+    assert read_labels(tmp_path / "s", LabelOptions()).labels == tuple(map(str, range(12)))
 
 
 def test_events_in_seconds(tmp_path):
@@ -218,7 +221,7 @@ def test_events_in_seconds(tmp_path):
     cut = make(
         tmp_path / "s",
         tmp_path / "cut",
-        form=Form((8000,), 0.5),
+        sound=SoundOptions((8000,), 0.5),
         csv=table(
             tmp_path / "m.csv", [*rows, "0.wav,0,0.1,bell", "1.wav,0,0.1,bell", "2.wav,0,0.1,bell"]
         ),
@@ -341,7 +344,7 @@ def test_what_is_wrong_in_folders(classes, tmp_path):
     with pytest.raises(TaskError, match="No sound file"):
         make(MODULES, tmp_path / "tasks")
     assert not (tmp_path / "tasks").exists()
-    made = make(classes, tmp_path / "tasks", division=Division(allow_rare=True))
+    made = make(classes, tmp_path / "tasks", splits=SplitOptions(allow_rare=True))
     assert any("in one split only: cow" in note for note in made.notes)
 
 
@@ -379,7 +382,7 @@ def test_cutting_must_leave_two_classes(tmp_path):
     listed = table(tmp_path / "l.csv", rows)
     for duration, left in ((0.5, "hum"), (0.05, "there is none")):
         with pytest.raises(TaskError, match=rf"used of the files are the same \({left}\).*two cl"):
-            make(tmp_path / "s", tmp_path / "tasks", form=Form((), duration), csv=listed)
+            make(tmp_path / "s", tmp_path / "tasks", sound=SoundOptions((), duration), csv=listed)
     assert not (tmp_path / "tasks").exists()
 
 
@@ -401,11 +404,11 @@ def test_what_is_damaged_makes_no_task_and_the_rest_is_kept(classes, tmp_path, m
     assert os.listdir(tmp_path / "tasks") == ["mine-v1-full"]
 
 
-# --- sides ----------------------------------------------------------------------------------
+# --- splits ---------------------------------------------------------------------------------
 
 
 def test_folds_are_made(classes, tmp_path):
-    task = read_task(make(classes, tmp_path / "tasks", division=Division(folds=5)).folder)
+    task = read_task(make(classes, tmp_path / "tasks", splits=SplitOptions(folds=5)).folder)
     assert (task.split_mode, task.metadata["nfolds"]) == ("new_split_kfold", 5)
     assert task.splits == ("fold00", "fold01", "fold02", "fold03", "fold04")
     for split in task.splits:
@@ -422,7 +425,7 @@ def test_folds_that_are_given_are_kept(classes, tmp_path):
         f"{row.split(',')[0].split('/')[1]}" for i, row in enumerate(GOOD) if i % 3 == 1
     }
     with pytest.raises(OptionError, match="fold is given"):
-        make(classes, tmp_path / "other", csv=listed, division=Division(folds=4))
+        make(classes, tmp_path / "other", csv=listed, splits=SplitOptions(folds=4))
 
 
 @pytest.mark.parametrize(
@@ -440,8 +443,8 @@ def test_classes_that_some_fold_leaves_unlearnt(classes, tmp_path, folds, unlear
         message = rf"1 of 3 classes are not in train: cow \(.*\) where {unlearnt} is tested\."
         with pytest.raises(TaskError, match=rf"{message}.*--allow-rare"):
             make(classes, tmp_path / "tasks", csv=listed)
-        division = Division(allow_rare=True)
-        notes = make(classes, tmp_path / "tasks", csv=listed, division=division).notes
+        chosen = SplitOptions(allow_rare=True)
+        notes = make(classes, tmp_path / "tasks", csv=listed, splits=chosen).notes
         assert any(f"where {unlearnt} is tested" in note for note in notes)
     else:
         notes = make(classes, tmp_path / "tasks", csv=listed).notes
@@ -449,8 +452,8 @@ def test_classes_that_some_fold_leaves_unlearnt(classes, tmp_path, folds, unlear
 
 
 def test_splits_that_are_given_are_kept(classes, tmp_path):
-    sides = ["train", "train", "val", "test", "test"] * 4
-    rows = [f"{row},{side}" for row, side in zip(GOOD, sides, strict=True)]
+    splits = ["train", "train", "val", "test", "test"] * 4
+    rows = [f"{row},{split}" for row, split in zip(GOOD, splits, strict=True)]
     listed = table(tmp_path / "l.csv", ["file,label,split", *rows])
     found = annotations(make(classes, tmp_path / "tasks", csv=listed).folder)
     assert {split: len(files) for split, files in found.items()} == {
@@ -471,13 +474,13 @@ def test_valid_is_taken_from_train_where_it_is_not_given(classes, tmp_path):
     assert any("4 of the 16 given to train" in note for note in made.notes)
 
 
-def test_groups_on_two_given_sides_are_refused(flat, tmp_path):
+def test_groups_in_two_given_splits_are_refused(flat, tmp_path):
     rows = [
-        f"{p.name},{p.name[:2]},{side}"
-        for p, side in zip(sorted(flat.iterdir()), ["train", "valid", "test"] * 4, strict=True)
+        f"{p.name},{p.name[:2]},{split}"
+        for p, split in zip(sorted(flat.iterdir()), ["train", "valid", "test"] * 4, strict=True)
     ]
     listed = table(tmp_path / "l.csv", ["file,label,split", *rows])
-    with pytest.raises(TaskError, match=r"3 values of speaker are on several of the sides"):
+    with pytest.raises(TaskError, match=r"3 values of speaker are in several of the splits"):
         make(flat, tmp_path / "t", csv=listed, pattern="{}_{speaker}_{}", group_by="speaker")
 
 
@@ -486,7 +489,7 @@ def test_too_few_groups(flat, tmp_path):
         make(
             flat,
             tmp_path / "t",
-            division=Division(folds=4),
+            splits=SplitOptions(folds=4),
             pattern="{label}_{speaker}_{}",
             group_by="speaker",
         )
@@ -504,13 +507,14 @@ def test_too_few_groups(flat, tmp_path):
 )
 def test_divisions_that_cannot_be(wrong):
     with pytest.raises(OptionError):
-        Division(**wrong)
+        SplitOptions(**wrong)
 
 
 def test_seed_decides(classes):
-    plan = [divide(read_labels(classes, Labels()), Division(seed=seed)) for seed in (0, 0, 1)]
-    assert plan[0].clips == plan[1].clips
-    assert plan[0].clips != plan[2].clips
+    recordings = read_labels(classes, LabelOptions())
+    first, again, other = (make_splits(recordings, SplitOptions(seed=seed)) for seed in (0, 0, 1))
+    assert first.clips == again.clips
+    assert first.clips != other.clips
 
 
 def one_hot(labels):
@@ -528,13 +532,13 @@ def one_hot(labels):
 )
 def test_single_clips_are_spread_to_the_nearest_whole_number(labels, shares, seed):
     counts = one_hot(labels)
-    sides = deal_groups(counts, shares, seed)
-    assert set(sides) <= set(range(len(shares)))
+    splits = deal_groups(counts, shares, seed)
+    assert set(splits) <= set(range(len(shares)))
     for label in set(labels):
-        own = np.bincount(sides[np.array(labels) == label], minlength=len(shares))
+        own = np.bincount(splits[np.array(labels) == label], minlength=len(shares))
         wanted = own.sum() * np.array(shares) / sum(shares)
         if own.sum() >= len(shares):
-            assert (own > 0).all()  # no side without a class that has enough
+            assert (own > 0).all()  # no split without a class that has enough
         if (wanted >= 1).all():
             assert (np.abs(own - wanted) < 1 + 1e-9).all()
 
@@ -559,7 +563,7 @@ def test_groups_are_as_even_as_those_of_scikit_learn():
     assert spread(deal_groups(counts, (1.0,) * 5, 0)[groups]) < 1.2 * spread(theirs)
 
 
-def test_group_numbers_join_twins():
+def test_group_numbers_join_duplicates():
     assert group_numbers(["a", "b", "c", "d", "a"], []).tolist() == [0, 1, 2, 3, 0]
     assert group_numbers(["a", "b", "c", "d", "a"], [[1, 4], [2, 3]]).tolist() == [0, 0, 1, 1, 0]
 
@@ -573,8 +577,8 @@ def test_rates_channels_and_duration(tmp_path):
             seed = 3 * (label == "a") + i
             samples = 4410 + 4410 * i
             sound(tmp_path / "s" / label / f"{i}.flac", seed, samples, 44100, channels=2)
-    form = Form((16000, 32000), 0.2)
-    made = make(tmp_path / "s", tmp_path / "tasks", form=form)
+    chosen = SoundOptions((16000, 32000), 0.2)
+    made = make(tmp_path / "s", tmp_path / "tasks", sound=chosen)
     task = read_task(made.folder)
     assert task.rates() == task.source_rates() == [16000, 32000]
     assert task.sample_duration == 0.2
@@ -612,16 +616,16 @@ def test_form_of_a_file(tmp_path):
     header = read_header(tmp_path / "a.wav")
     for rate in (44100, 16000):
         (tmp_path / str(rate)).mkdir()
-    facts = make_sound(tmp_path / "a.wav", header, Form((44100, 16000)), tmp_path, "x")
+    made = make_sound(tmp_path / "a.wav", header, SoundOptions((44100, 16000)), tmp_path, "x")
     assert (tmp_path / "44100" / "x.wav").read_bytes() == (tmp_path / "a.wav").read_bytes()
     assert soundfile.info(tmp_path / "16000" / "x.wav").frames == 16000
-    assert (facts["samples"], facts["suffix"]) == (44100, ".wav")
+    assert (made.samples, made.suffix) == (44100, ".wav")
     audio, _ = soundfile.read(tmp_path / "a.wav", dtype="float32")
     soundfile.write(tmp_path / "b.flac", audio, 44100, subtype="PCM_16")
-    flac = make_sound(tmp_path / "b.flac", header, Form((44100,)), tmp_path, "y")
-    assert flac["suffix"] == ".flac"
-    assert flac["hash"] == facts["hash"] == digest(audio[None], 44100)
-    assert digest(audio[None], 22050) != facts["hash"]
+    flac = make_sound(tmp_path / "b.flac", header, SoundOptions((44100,)), tmp_path, "y")
+    assert flac.suffix == ".flac"
+    assert flac.hash == made.hash == digest(audio[None], 44100)
+    assert digest(audio[None], 22050) != made.hash
 
 
 def test_a_file_that_others_would_read_otherwise_is_not_copied(tmp_path, b_format):
@@ -635,7 +639,7 @@ def test_a_file_that_others_would_read_otherwise_is_not_copied(tmp_path, b_forma
         path = tmp_path / f"{name}.wav"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the missing size
-            make_sound(path, read_header(path), Form((32000,)), tmp_path, name)
+            make_sound(path, read_header(path), SoundOptions((32000,)), tmp_path, name)
         made, _ = soundfile.read(tmp_path / "32000" / f"{name}.wav", dtype="float32")
         assert np.array_equal(made, soundfile.read(expected, dtype="float32")[0])
 
@@ -643,7 +647,7 @@ def test_a_file_that_others_would_read_otherwise_is_not_copied(tmp_path, b_forma
 @pytest.mark.parametrize("wrong", [{"rates": (16,)}, {"duration": 0.0}, {"duration": np.nan}])
 def test_forms_that_cannot_be(wrong):
     with pytest.raises(OptionError):
-        Form(**wrong)
+        SoundOptions(**wrong)
 
 
 def test_names_in_the_task():
@@ -662,28 +666,28 @@ def test_names_in_the_task():
 # --- equal sound ----------------------------------------------------------------------------
 
 
-def test_twins_stay_on_one_side(classes, tmp_path):
+def test_duplicates_stay_in_one_split(classes, tmp_path):
     for i in range(1, 5):
         (classes / "cat" / f"cat{i}.wav").write_bytes((classes / "cat" / "cat0.wav").read_bytes())
     for seed in range(3):
         out = tmp_path / f"tasks{seed}"
-        made = make(classes, out, division=Division(seed=seed))
-        sides = [
+        made = make(classes, out, splits=SplitOptions(seed=seed))
+        splits = [
             split
             for split, files in annotations(made.folder).items()
             for i in range(5)
             if f"cat{i}.wav" in files
         ]
-        assert len(sides) == 5
-        assert len(set(sides)) == 1
+        assert len(splits) == 5
+        assert len(set(splits)) == 1
         (note,) = [note for note in made.notes if "several times" in note]
-        assert note.startswith("1 sound is there several times, on one side: cat/cat0.wav = ")
+        assert note.startswith("1 sound is there several times, in one split: cat/cat0.wav = ")
 
 
-def test_twins_on_given_sides_and_of_other_labels_are_named(classes, tmp_path):
+def test_duplicates_in_given_splits_and_of_other_labels_are_named(classes, tmp_path):
     (classes / "dog" / "dog1.wav").write_bytes((classes / "cat" / "cat0.wav").read_bytes())
-    sides = ["train", "test", "valid", "train", "test"] * 4
-    rows = [f"{row},{side}" for row, side in zip(GOOD, sides, strict=True)]
+    splits = ["train", "test", "valid", "train", "test"] * 4
+    rows = [f"{row},{split}" for row, split in zip(GOOD, splits, strict=True)]
     listed = table(tmp_path / "l.csv", ["file,label,split", *rows])
     notes = make(classes, tmp_path / "tasks", csv=listed).notes
     assert any("trained on: train/cat/cat0.wav = test/dog/dog1.wav" in note for note in notes)
@@ -696,23 +700,22 @@ def test_twins_on_given_sides_and_of_other_labels_are_named(classes, tmp_path):
 
 
 def test_killed_run_goes_on_and_repeats_nothing(classes, tmp_path, monkeypatch):
-    whole = make(classes, tmp_path / "whole", form=Form((8000, 16000)))
+    whole = make(classes, tmp_path / "whole", sound=SoundOptions((8000, 16000)))
     code = (
         "import os, pathlib\n"
         "from gram_hear.evaluation.make.build import *\n"
+        "from gram_hear.evaluation.make.plan import *\n"
         "def stop(done, total):\n"
-        "    if done == 7:\n"
+        "    if done >= 7:\n"
         "        os._exit(9)\n"
-        "recipe = Recipe('mine', form=Form((8000, 16000)))\n"
-        f"plan = plan_task(pathlib.Path({str(classes)!r}), recipe)\n"
+        "options = TaskOptions('mine', sound=SoundOptions((8000, 16000)))\n"
+        f"plan = plan_task(pathlib.Path({str(classes)!r}), options)\n"
         f"make_task(plan, pathlib.Path({str(tmp_path / 'tasks')!r}), jobs=1, progress=stop)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
     assert done.returncode == 9
     work = tmp_path / "tasks" / ".mine-v1-full.making"
     assert os.listdir(tmp_path / "tasks") == [work.name]
-    with open(work / "sounds.jsonl", "a") as file:
-        file.write('{"file": "cat')  # the line that is being written
     calls = []
 
     def counted(path, *rest):
@@ -720,12 +723,12 @@ def test_killed_run_goes_on_and_repeats_nothing(classes, tmp_path, monkeypatch):
         return make_sound(path, *rest)
 
     monkeypatch.setattr(build, "make_sound", counted)
-    made = make(classes, tmp_path / "tasks", form=Form((8000, 16000)))
+    made = make(classes, tmp_path / "tasks", sound=SoundOptions((8000, 16000)))
     assert made.found >= 7
     assert len(calls) == 20 - made.found
     assert contents(made.folder) == contents(whole.folder)
     calls.clear()
-    assert make(classes, tmp_path / "tasks", form=Form((8000, 16000))).found == 20
+    assert make(classes, tmp_path / "tasks", sound=SoundOptions((8000, 16000))).found == 20
     assert calls == []
 
 
@@ -761,9 +764,9 @@ def test_another_task_is_replaced_only_by_force(classes, tmp_path):
     first = make(classes, tmp_path / "tasks")
     before = contents(first.folder)
     with pytest.raises(OptionError, match="--force"):
-        make(classes, tmp_path / "tasks", division=Division(folds=4))
+        make(classes, tmp_path / "tasks", splits=SplitOptions(folds=4))
     assert contents(first.folder) == before
-    made = make(classes, tmp_path / "tasks", division=Division(folds=4), force=True)
+    made = make(classes, tmp_path / "tasks", splits=SplitOptions(folds=4), force=True)
     assert read_task(made.folder).splits == ("fold00", "fold01", "fold02", "fold03")
     assert os.listdir(tmp_path / "tasks") == ["mine-v1-full"]
     (tmp_path / "other" / "mine-v1-full").mkdir(parents=True)
@@ -771,10 +774,71 @@ def test_another_task_is_replaced_only_by_force(classes, tmp_path):
         make(classes, tmp_path / "other", force=True)
 
 
-def test_many_threads_make_the_same(classes, tmp_path):
-    one = make(classes, tmp_path / "one", form=Form((8000,)))
-    many = make(classes, tmp_path / "many", form=Form((8000,)), jobs=4)
-    assert contents(one.folder) == contents(many.folder)
+def test_two_processes_make_the_same(classes, tmp_path):
+    one = make(classes, tmp_path / "one", sound=SoundOptions((8000,)))
+    two = make(classes, tmp_path / "two", sound=SoundOptions((8000,)), jobs=2)
+    assert contents(one.folder) == contents(two.folder)
+
+
+def test_two_runs_of_one_plan_end_as_one(classes, tmp_path):
+    """The second one begins when the first has made a part, and finishes the task."""
+    whole = make(classes, tmp_path / "whole")
+    plan = plan_task(classes, TaskOptions("mine"))
+    second = []
+
+    def meanwhile(done, total):
+        if 0 < done < total and not second:
+            second.append(make(classes, tmp_path / "tasks"))
+
+    first = make_task(plan, tmp_path / "tasks", jobs=1, progress=meanwhile)
+    assert (first.folder, first.notes) == (second[0].folder, second[0].notes)
+    assert 0 < second[0].found < 20
+    assert contents(first.folder) == contents(whole.folder)
+    assert os.listdir(tmp_path / "tasks") == ["mine-v1-full"]
+
+
+def test_a_run_of_other_rates_does_not_disturb_one_that_is_at_work(classes, tmp_path):
+    plan = plan_task(classes, TaskOptions("mine", sound=SoundOptions((RATE,))))
+    job = Job(tmp_path / "tasks" / ".mine-v1-full.making", build._made_of(plan))
+    job.begin()
+    with job.claim("part"), pytest.raises(OptionError, match="Another run is at work"):
+        make(classes, tmp_path / "tasks", sound=SoundOptions((8000,)))
+    assert make(classes, tmp_path / "tasks", sound=SoundOptions((8000,))).found == 0
+
+
+def test_a_run_whose_job_was_begun_anew_says_so(classes, tmp_path):
+    def meanwhile(done, total):
+        if 0 < done < total:
+            Job(tmp_path / "tasks" / ".mine-v1-full.making", {"source": ""}).begin(force=True)
+
+    plan = plan_task(classes, TaskOptions("mine"))
+    with pytest.raises(OptionError, match=r"Another run has meanwhile .*Run again"):
+        make_task(plan, tmp_path / "tasks", jobs=1, progress=meanwhile)
+
+
+@pytest.mark.parametrize(("rate", "found"), [(RATE, 19), (8000, 0)])
+def test_what_version_0_1_0_left_is_gone_on_with(classes, tmp_path, monkeypatch, rate, found):
+    """It kept a journal, whose last line a kill cut short; sounds of other rates are no use."""
+    whole = make(classes, tmp_path / "whole", sound=SoundOptions((rate,)))
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "_move_in", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            make(classes, tmp_path / "tasks")
+    work = tmp_path / "tasks" / ".mine-v1-full.making"
+    lines = []
+    for note in (work / ".job" / "done").iterdir():
+        for file, facts in json.loads(note.read_text())["record"]["sounds"].items():
+            path = work / "sounds" / str(RATE) / f"{build._stem(file)}{facts['suffix']}"
+            sizes = {str(RATE): path.stat().st_size}
+            lines.append(json.dumps({"file": file, **facts, "sizes": sizes}))
+    (work / "sounds.jsonl").write_text("\n".join(lines)[:-5])
+    (work / "plan.json").write_bytes((work / ".job" / "made_of.json").read_bytes())
+    (work / "lock").touch()
+    shutil.rmtree(work / ".job")
+    made = make(classes, tmp_path / "tasks", sound=SoundOptions((rate,)))
+    assert made.found == found
+    assert contents(made.folder) == contents(whole.folder)
+    assert os.listdir(tmp_path / "tasks") == ["mine-v1-full"]
 
 
 # --- the command ----------------------------------------------------------------------------

@@ -5,8 +5,6 @@ import io
 import json
 import math
 import os
-import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,6 @@ from matplotlib.image import imread
 from gram_hear import localisation, style
 from gram_hear.audio.excerpts import read_excerpt
 from gram_hear.checkpoints.store import encoder_only, load_checkpoint, save_checkpoint
-from gram_hear.commands.gram_hear import app as cli
 from gram_hear.hear import Options, from_checkpoint, load_model
 from gram_hear.localisation import Head, Locator, describe_head
 from gram_hear.plots import directions, sound
@@ -25,22 +22,6 @@ from gram_hear.plots.sound import picture_sound
 
 SOUNDS = Path(__file__).parent / "data" / "sounds"
 MODEL = "gram-tiny-untrained"
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Return a function that runs gram-hear in tmp_path: (exit code, stdout, stderr)."""
-
-    def run_here(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gram-hear", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
-    monkeypatch.chdir(tmp_path)
-    return run_here
 
 
 @pytest.fixture

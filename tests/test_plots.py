@@ -79,8 +79,8 @@ def test_the_plan_has_the_walls_and_everybody_in_metres():
     [walls] = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     assert (walls.get_xy(), walls.get_width(), walls.get_height()) == ((0, 0), 4.0, 6.0)
     assert axes.get_aspect() == 1
-    places = [tuple(line.get_xydata()[0]) for line in axes.lines if line.get_marker() in "os"]
-    assert places == [(3.0, 1.0), (3.5, 5.0), (1.0, 4.0)]
+    positions = [tuple(line.get_xydata()[0]) for line in axes.lines if line.get_marker() in "os"]
+    assert positions == [(3.0, 1.0), (3.5, 5.0), (1.0, 4.0)]
 
 
 @pytest.mark.parametrize("yaw", [0.0, 90.0, -135.0])

@@ -11,7 +11,7 @@ import torch
 from hear_tasks import FOLDS, LABELS, QUICK, write_embeddings
 
 from gram_hear.errors import OptionError, TaskError
-from gram_hear.evaluation.predict import data, score_files, shallow
+from gram_hear.evaluation.predict import data, shallow
 from gram_hear.evaluation.predict.data import open_task
 from gram_hear.evaluation.predict.folds import Fold, folds_of
 from gram_hear.evaluation.predict.grid import draw_settings
@@ -140,8 +140,8 @@ def test_folds_are_scored_and_aggregated(make):
 
 def test_each_split_is_opened_once(make, monkeypatch):
     opened = []
-    read = data._read_split
-    monkeypatch.setattr(data, "_read_split", lambda each: opened.append(each.split) or read(each))
+    read = data._split_data
+    monkeypatch.setattr(data, "_split_data", lambda each: opened.append(each.name) or read(each))
     predict_task(make(splits=FOLDS), ShallowProbe(grid_points=1))
     assert opened == list(FOLDS)
 
@@ -443,24 +443,24 @@ def test_files_are_the_kits(make):
 
 
 def test_the_done_marker_comes_last(make, monkeypatch):
-    written = []
+    folder = make()
     write_whole = writing.write_whole
+    there = {}
 
     def spied(path, write):
+        there[path.name] = {each.name for each in folder.iterdir()}
         write_whole(path, write)
-        written.append(path.name)
 
-    for module in (writing, score_files):
-        monkeypatch.setattr(module, "write_whole", spied)
-    predict_task(make(), ShallowProbe(grid_points=1))
-    assert written[-1] == DONE_FILE
-    assert set(written) == {SCORES_FILE, DONE_FILE, "test.predictions.npz"}
+    monkeypatch.setattr(writing, "write_whole", spied)
+    predict_task(folder, ShallowProbe(grid_points=1))
+    assert list(there) == [SCORES_FILE, DONE_FILE]
+    assert there[DONE_FILE] >= {SCORES_FILE, "test.predictions.npz"}
 
 
 @pytest.mark.parametrize("breaks_at", [1, 2])
 def test_a_broken_run_leaves_nothing_half_done(make, breaks_at):
     folder, other = make(splits=FOLDS), make("undisturbed", splits=FOLDS)
-    plan, earlier = ShallowProbe(grid_points=3), ShallowProbe(grid_points=3, seed=1)
+    probe, earlier = ShallowProbe(grid_points=3), ShallowProbe(grid_points=3, seed=1)
     predict_task(folder, earlier)
     before = {path: path.read_bytes() for path in folder.iterdir()}
 
@@ -471,18 +471,18 @@ def test_a_broken_run_leaves_nothing_half_done(make, breaks_at):
 
     progress.calls = 0
     with pytest.raises(KeyboardInterrupt):
-        predict_task(folder, plan, progress)
+        predict_task(folder, probe, progress)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert is_predicted(folder, earlier)
     (folder / UNFINISHED).mkdir()  # as a killed run leaves it
     (folder / UNFINISHED / "fold00.predictions.npz").write_text("half")
-    predict_task(folder, plan)
-    predict_task(other, plan)
+    predict_task(folder, probe)
+    predict_task(other, probe)
     ours, theirs = (read_strictly(each / SCORES_FILE) for each in (folder, other))
     assert without_times(ours) | {"embedding_path": ""} == without_times(theirs) | {
         "embedding_path": ""
     }
-    assert is_predicted(folder, plan)
+    assert is_predicted(folder, probe)
 
 
 def test_a_first_run_that_breaks_leaves_nothing(make):
@@ -500,34 +500,35 @@ def test_a_first_run_that_breaks_leaves_nothing(make):
 
 @pytest.mark.parametrize("name", ["test.predictions.npz", SCORES_FILE, DONE_FILE])
 def test_a_disk_that_fails_is_an_error_of_the_task(make, monkeypatch, name):
-    folder, plan = make(), ShallowProbe(grid_points=1)
-    predict_task(folder, plan)
+    folder, probe = make(), ShallowProbe(grid_points=1)
+    predict_task(folder, probe)
     scores = (folder / SCORES_FILE).read_bytes()
-    write_whole = writing.write_whole
+    write_whole, full = writing.write_whole, OSError(28, "No space left on device")
 
-    def full(path, write):
+    def write(path, *arguments, **_):
         if path.name == name:
-            raise OSError(28, "No space left on device")
-        write_whole(path, write)
+            raise full
+        write_whole(path, *arguments)
 
     with monkeypatch.context() as patch:
-        for module in (writing, score_files):
-            patch.setattr(module, "write_whole", full)
+        patch.setattr(writing, "write_whole", write)
+        if name.endswith(".npz"):
+            patch.setattr(np, "savez_compressed", write)
         with pytest.raises(TaskError, match=r"numbers-v1-full.*No space left on device.*run again"):
-            predict_task(folder, replace(plan, seed=1))
-    assert is_predicted(folder, plan) == (name != DONE_FILE)  # that one comes after the scores
+            predict_task(folder, replace(probe, seed=1))
+    assert is_predicted(folder, probe) == (name != DONE_FILE)  # that one comes after the scores
     assert ((folder / SCORES_FILE).read_bytes() == scores) == (name != DONE_FILE)
     assert not list(folder.glob("*.lock")) + list(folder.glob(".*"))
 
 
 def test_wrong_metadata_does_not_cost_the_scores_that_are_there(make):
-    folder, plan = make(), ShallowProbe(grid_points=1)
-    predict_task(folder, plan)
+    folder, probe = make(), ShallowProbe(grid_points=1)
+    predict_task(folder, probe)
     path = folder / "task_metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"evaluation": ["top_acc"]}))
     with pytest.raises(OptionError, match="no metric 'top_acc'"):
-        predict_task(folder, plan)
-    assert is_predicted(folder, plan)
+        predict_task(folder, probe)
+    assert is_predicted(folder, probe)
 
 
 def test_a_folder_that_is_called_dot_has_its_name(make, monkeypatch):
@@ -599,25 +600,25 @@ def test_every_point_and_fold_has_a_seed_of_its_own():
 
 
 def test_what_this_plan_predicted_is_done(make):
-    folder, plan = make(), ShallowProbe(grid_points=1)
-    assert not is_predicted(folder, plan)
-    predict_task(folder, plan)
-    assert is_predicted(folder, plan)
-    assert is_predicted(folder, replace(plan, device="cuda"))
-    assert not is_predicted(folder, plan, force=True)
+    folder, probe = make(), ShallowProbe(grid_points=1)
+    assert not is_predicted(folder, probe)
+    predict_task(folder, probe)
+    assert is_predicted(folder, probe)
+    assert is_predicted(folder, replace(probe, device="cuda"))
+    assert not is_predicted(folder, probe, force=True)
 
 
 @pytest.mark.parametrize(
     "changes", [{"grid": "fast"}, {"grid_points": 2}, {"seed": 1}, {"shuffle": True}]
 )
 def test_what_another_plan_predicted_is_kept_unless_forced(make, changes):
-    folder, plan = make(), ShallowProbe(grid_points=1)
-    predict_task(folder, plan)
-    other = replace(plan, **changes)
+    folder, probe = make(), ShallowProbe(grid_points=1)
+    predict_task(folder, probe)
+    other = replace(probe, **changes)
     with pytest.raises(TaskError, match=r"grid=default, grid_points=1, seed=42.*--force"):
         is_predicted(folder, other)
     assert not is_predicted(folder, other, force=True)
-    assert is_predicted(folder, plan)
+    assert is_predicted(folder, probe)
 
 
 def test_what_the_kit_predicted_is_of_another_plan(make):

@@ -23,6 +23,7 @@ from gram_hear.errors import AudioError, OptionError
 from gram_hear.preparation import Preparation, prepare
 from gram_hear.pretrain.clips import open_clips
 
+LEFTOVER = f".0123456789ab.{32 * '0'}.partial"  # of a run that was killed
 RATE = 32000
 
 
@@ -186,7 +187,7 @@ def test_interrupted_run_goes_on(tmp_path, sounds, monkeypatch):
     before = digests(out)
     assert 0 < len(before) < len(digests(whole))
     assert not (out / "prepared.json").exists()
-    (out / ".0123456789ab.x.partial").write_bytes(b"left by a killed run")
+    (out / LEFTOVER).write_bytes(b"left by a killed run")
     seen = []
     write = module.write_group
     monkeypatch.setattr(

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +22,31 @@ from gram_hear.commands.gram_hear.app import app as gram_hear_app
 from gram_hear.commands.hear_eval.app import app as hear_eval_app
 from gram_hear.pretrain.cli import complete
 from gram_hear.pretrain.cli import run as run_pretraining
+from gram_hear.start import gram_hear as gram_hear_program
+from gram_hear.start import hear_eval as hear_eval_program
 
 TESTS = Path(__file__).parent
+PROGRAMS = {"gram-hear": gram_hear_program, "hear-eval": hear_eval_program}
 README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
 
 
 def script(text):
-    """Every Python block, and every gram-hear line of the shell blocks, as one program."""
-    lines = ["import shlex, subprocess"]
+    """Every Python block, and every gram-hear line of the shell blocks, as one program.
+
+    The commands run in its process, so that each need not import torch again.
+    """
+    lines = ["import shlex, sys", "from gram_hear.start import gram_hear as run_command"]
     blocks = re.findall(r"^```(python|sh)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     for language, block in blocks:
         if language == "python":
             lines.append(block)
         else:
             commands = [line for line in block.splitlines() if line.startswith("gram-hear")]
-            lines += [f"subprocess.run(shlex.split({line!r}), check=True)" for line in commands]
+            for line in commands:
+                lines += [
+                    f"sys.argv = shlex.split({line!r})",
+                    f"assert run_command() == 0, {line!r}",
+                ]
     return "\n".join(lines)
 
 
@@ -69,10 +80,9 @@ def test_examples_run(tmp_path, hub, document, commands, result):
         "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(tmp_path / "cache"),
         "NO_PROXY": "127.0.0.1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     program = script((TESTS.parent / document).read_text(encoding="utf-8"))
-    assert program.count("subprocess.run(") == commands
+    assert program.count("run_command()") == commands
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
@@ -96,19 +106,27 @@ def write_digits(folder, speakers, indices):
         soundfile.write(folder / f"{digit}_{speaker}_{index}.wav", sound, 8000)
 
 
-def run_line(line, folder):
-    """Run a line of a shell block in a folder."""
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    done = subprocess.run(
-        shlex.split(line), cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{line}: {done.stderr}"
+@pytest.fixture
+def run_line(tmp_path, monkeypatch, capsys):
+    """Return a function that runs a line of a shell block in ``tmp_path``, in this process."""
+
+    def run_here(line):
+        program, *arguments = shlex.split(line)
+        if program == "python":
+            subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True)
+            return
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
+        assert PROGRAMS[program]() == 0, f"{line}: {capsys.readouterr().err}"
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the programs replace it
+    yield run_here
+    for module in ("logmel", "hearbaseline"):  # of this folder
+        sys.modules.pop(module, None)
 
 
-def test_examples_of_the_evaluation_run(tmp_path):
+def test_examples_of_the_evaluation_run(tmp_path, run_line):
     text = (TESTS.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
     for name, block in re.findall(r"^```python\n# file: (\S+)\n(.*?)^```", text, re.M | re.S):
         (tmp_path / name).write_text(block, encoding="utf-8")
@@ -118,12 +136,12 @@ def test_examples_of_the_evaluation_run(tmp_path):
     assert lines.count("python make_digits.py") == 1
     lines.sort(key=lambda line: line != "python make_digits.py")  # the tasks come first
     for line in lines:
-        run_line(line, tmp_path)
+        run_line(line)
     results = json.loads((tmp_path / "embeddings" / "logmel" / "results.json").read_text())
     assert results["results"][0]["score"] > 0.5  # three tones: far above chance, below training
 
 
-def test_recordings_become_a_table_of_three_models(tmp_path):
+def test_recordings_become_a_table_of_three_models(tmp_path, run_line):
     text = (TESTS.parent / "docs" / "your-data.md").read_text(encoding="utf-8")
     commands = re.search(r"^## From recordings.*?^```sh\n(.*?)^```", text, re.M | re.S)[
         1
@@ -134,7 +152,7 @@ def test_recordings_become_a_table_of_three_models(tmp_path):
     for name in ("logmel.py", "hearbaseline.py"):  # the latter is not ours to install
         shutil.copy(modules / "logmel.py", tmp_path / name)
     for line in commands:
-        run_line(line, tmp_path)
+        run_line(line)
     table = (tmp_path / "comparison.md").read_text()
     for model in ("gram_hear-model=gram-tiny", "hearbaseline", "logmel"):
         assert re.search(rf"^\| {model} \| \**[01]\.\d+ ±", table, re.M), table

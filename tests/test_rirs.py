@@ -39,6 +39,7 @@ from gram_hear.scenes.rir_building import (
 from gram_hear.scenes.rirs import CONTAINERS, KEYS, open_rirs
 from gram_hear.scenes.rooms import Ranges, Scene, draw_scene
 
+LEFTOVER = f".0123456789ab.{32 * '0'}.partial"  # of a run that was killed
 RATE = 32000
 BOTH = ("binaural", "ambisonic")
 CHANNELS = {"binaural": 2, "ambisonic": 4}
@@ -683,7 +684,7 @@ def test_interrupted_build_goes_on_to_the_same_set(tmp_path, after):
         build(tmp_path / "set", stopping)
     with pytest.raises(SceneError, match="not finished"):
         open_rirs(tmp_path / "set")
-    leftover = tmp_path / "set" / ".123456789abc.f00.partial"  # of a run that was killed
+    leftover = tmp_path / "set" / LEFTOVER
     leftover.write_text("half")
     seen = []
     build(tmp_path / "set", progress=lambda *each: seen.append(each))

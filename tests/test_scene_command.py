@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import sys
-import warnings
 from pathlib import Path
 
 import h5py
@@ -15,7 +14,6 @@ import soundfile
 from hear_tasks import SPLITS, write_task
 
 from gram_hear.audio.files import read_audio
-from gram_hear.commands.gram_hear import app as cli
 from gram_hear.errors import GramError
 from gram_hear.scenes.heads import icosphere, sphere_responses
 from gram_hear.scenes.noises import open_noise
@@ -26,22 +24,6 @@ from gram_hear.scenes.single import make_scene
 TESTS = Path(__file__).parent
 SOUNDS = TESTS / "data" / "sounds"
 AMBISONIC = ("--format", "ambisonics")  # needs no head, and so less time
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Return a function that runs gram-hear in tmp_path: (exit code, stdout, stderr)."""
-
-    def run_here(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gram-hear", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
-    monkeypatch.chdir(tmp_path)
-    return run_here
 
 
 @pytest.fixture

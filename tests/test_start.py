@@ -1,14 +1,21 @@
-"""How the programs start and end: Ctrl-C while importing, too little memory, output that fails."""
+"""How the programs start and end: help, Ctrl-C while importing, too little memory, output."""
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import typer
 
 from gram_hear.commands.gram_hear.app import app as gram_hear
+from gram_hear.commands.hear_eval import parts
 from gram_hear.commands.hear_eval.app import app as hear_eval
 from gram_hear.errors import OptionError
+from gram_hear.evaluation.compare import significance
+from gram_hear.evaluation.embed.embed_task import EmptyClips
+from gram_hear.evaluation.fetch import archive
+from gram_hear.evaluation.predict import shallow
+from gram_hear.scenes.rooms import Ranges
 from gram_hear.start import start
 
 PROGRAMS = {
@@ -120,3 +127,20 @@ def test_no_help_waits_for_a_library(program, app):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.count("Usage: ") == 1 + len(commands)
     assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_defaults_of_options_are_those_of_the_libraries():
+    """They are written as numbers in the commands, since help must not import a library."""
+    ranges = Ranges()
+    for (program, command, option), value in {
+        (gram_hear, "rirs", "rt60"): ranges.rt60,
+        (gram_hear, "rirs", "distance"): ranges.distance,
+        (gram_hear, "rirs", "noise_sources"): ranges.noise_sources,
+        (hear_eval, "fetch", "rate"): archive.RATE,
+        (hear_eval, "fetch", "record"): archive.RECORD,
+        (hear_eval, "predict", "min_steps"): shallow.FEWEST_STEPS,
+        (hear_eval, "report", "resamples"): significance.RESAMPLES,
+    }.items():
+        parameters = typer.main.get_command(program).commands[command].params
+        assert {each.name: each.default for each in parameters}[option] == value
+    assert get_args(parts.EmptyClips)[0] == EmptyClips

@@ -1,6 +1,6 @@
 """What sets lie in: uncompressed tars, indexed once and read at random, and ``.npy`` arrays.
 
-Nothing is unpickled and nothing is unpacked: a tar's members are read from their place in it.
+Nothing is unpickled and nothing is unpacked: a tar's members are read from their position in it.
 """
 
 import os
@@ -40,7 +40,7 @@ COMPRESSIONS = {  # how files begin, and the program that unpacks them
 
 @dataclass(frozen=True)
 class Member(Part):
-    """A file in a tar, by its place."""
+    """A file in a tar, by its position."""
 
     def read(self) -> bytes:
         """Return the member's bytes.
@@ -129,9 +129,9 @@ def index_tar(path: Path, suffixes: tuple[str, ...], labels: bool = False) -> li
             files = [each for each in tar if not each.isdir() and not _is_hidden(each.name)]
         size = path.stat().st_size
     except TAR_FAULTS as error:
-        reason = getattr(error, "strerror", None) or error
         raise SceneError(
-            f"{path} cannot be read as a tar ({reason}); it must be whole and not compressed."
+            f"{path} cannot be read as a tar ({reason_of(error)}); it must be whole and not "
+            "compressed."
         ) from error
     others = [each.name for each in files if not each.name.lower().endswith(suffixes)]
     members = [_member(path, each) for each in files if each.name.lower().endswith(suffixes)]
@@ -171,12 +171,12 @@ def find_members(path: Path, suffixes: tuple[str, ...], labels: bool = False) ->
     ):
         return found
     members = index_tar(path, suffixes, labels)
-    places = np.array([(m.offset, m.size) for m in members], dtype=np.int64).reshape(-1, 2)
+    spans = np.array([(m.offset, m.size) for m in members], dtype=np.int64).reshape(-1, 2)
     names = np.frombuffer(b"\0".join(os.fsencode(m.name) for m in members), dtype=np.uint8)
 
-    def write(place: Path) -> None:
-        with open(place, "wb") as file:
-            np.savez(file, stamp=stamp, places=places, names=names)
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.savez(file, stamp=stamp, places=spans, names=names)
 
     with suppress(OSError):  # in a folder that cannot be written to, tars are indexed every time
         write_whole(kept, write)
@@ -187,19 +187,19 @@ def _read_index(path: Path, tar: Path, stamp: np.ndarray) -> list[Member] | None
     """Return a tar's members as they are kept; None where nothing is, or what is wrong."""
     try:
         with zipfile.ZipFile(path) as kept:
-            found, places, names = (
+            found, spans, names = (
                 read_array(kept, part, SceneError, kind)
                 for part, kind in (("stamp", np.int64), ("places", np.int64), ("names", np.uint8))
             )
     except (OSError, SceneError, *ZIP_FAULTS):
         return None
     split = os.fsdecode(names.tobytes()).split("\0")
-    if not np.array_equal(found, stamp) or places.shape != (len(split), 2):
+    if not np.array_equal(found, stamp) or spans.shape != (len(split), 2):
         return None
-    ends = places[:, 0].astype(np.float64) + places[:, 1]
-    if places.min() < 0 or ends.max() > stamp[0]:
+    ends = spans[:, 0].astype(np.float64) + spans[:, 1]
+    if spans.min() < 0 or ends.max() > stamp[0]:
         return None
-    return [Member(tar, name, *place) for name, place in zip(split, places.tolist(), strict=True)]
+    return [Member(tar, name, *span) for name, span in zip(split, spans.tolist(), strict=True)]
 
 
 def _compressor(path: Path) -> str | None:

@@ -180,11 +180,24 @@ def check_rate(rate: int, name: str) -> None:
 
 
 def resample(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """Return (samples,) or (samples, channels) at another rate in Hz (soxr, high quality)."""
+    """Return (samples,) or (samples, channels) at another rate in Hz (soxr, high quality).
+
+    The length is :func:`resampled_length`.
+    """
     import soxr
 
     audio = np.ascontiguousarray(audio)
-    return audio if rate == wanted else soxr.resample(audio, rate, wanted, quality="HQ")
+    if rate == wanted:
+        return audio
+    resampled = soxr.resample(audio, rate, wanted, quality="HQ")
+    samples = resampled_length(len(audio), rate, wanted)
+    missing = max(0, samples - len(resampled))
+    return np.pad(resampled, [(0, missing), (0, 0)][: audio.ndim])[:samples]
+
+
+def resampled_length(samples: int, rate: int, wanted: int) -> int:
+    """Return the length of resampled audio: to the nearest sample, and at least one of any."""
+    return max(min(samples, 1), (2 * samples * wanted + rate) // (2 * rate))
 
 
 def decoding_faults() -> tuple[type[Exception], ...]:

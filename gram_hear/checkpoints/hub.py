@@ -1,7 +1,7 @@
 """Files from and to the Hugging Face Hub, with its own client; its failures in our words.
 
 The client asks and transfers. What a server says is checked before it becomes part of a path, which
-the client would leave to the server: so the cache is written here, in the client's layout.
+the client would leave to the server: so the cache is written by :mod:`gram_hear.checkpoints.cache`.
 """
 
 import io
@@ -18,13 +18,22 @@ from threading import Thread
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
-from filelock import FileLock
-
-from gram_hear.checkpoints.integrity import check_cached, require_inside
+from gram_hear.checkpoints.cache import (
+    cache_folder,
+    cached_hash,
+    check_cached,
+    commit_of,
+    describe_broken_link,
+    etag_hash,
+    find_suffix,
+    make_folder_inside,
+    require_inside,
+    show_file,
+)
 from gram_hear.checkpoints.registry import list_models
 from gram_hear.errors import CheckpointError, GramError, OptionError
 from gram_hear.foreign import parse_json
-from gram_hear.jobs.writing import write_whole
+from gram_hear.jobs.locks import wait_for_lock
 
 ANSWER_SECONDS = 3.0  # until the Hub counts as not reached; the client alone tries for 23
 CREATE_SECONDS = 30.0  # until a new repository is there
@@ -32,7 +41,6 @@ PAUSES = (1.0, 2.0)  # seconds before the question is put again to a server that
 LARGEST_FILE = 50_000_000_000  # bytes; above every checkpoint
 LARGEST_LIST = 16 << 20  # bytes of what the Hub says of a repository
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 ETAG = re.compile(r"[0-9A-Za-z_-]{1,128}")
 PATH_PART = re.compile(r"(?!\.{1,2}$)[^\\/:\x00-\x1f\x7f]{1,255}")
 TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -72,7 +80,7 @@ def download(
         file: its path in the repository.
         revision: branch, tag or commit; None is the main branch.
         suffixes: where there is no such file, exactly one that ends so is taken instead.
-        cache_dir: where downloads are kept; None is the client's own place.
+        cache_dir: where downloads are kept; None is the client's own cache.
         token: sent to the Hub and kept nowhere; None is the client's own (HF_TOKEN or its login).
         sha256: what the file must have; None where it is not known.
 
@@ -94,7 +102,7 @@ def download(
             there = _list_files(repository, revision, token)
             file = _only(there, suffixes, f"There is no {file} in {repository}")
             path, expected = _fetch(repository, file, revision, cache, token)
-    commit = _commit(path, repository)
+    commit = commit_of(path, repository)
     what = f"{file} of {repository} on the Hugging Face Hub (commit {commit})"
     if sha256 is not None:
         expected |= {"gram_hear's registry": sha256}
@@ -145,29 +153,31 @@ def _fetch(
     found = try_to_load_from_cache(repository, file, cache, revision)
     cached = Path(found) if isinstance(found, str) else None
     if cached is not None and COMMIT.fullmatch(revision or ""):
-        return cached, _cached_hash(cached)  # a commit does not change: there is nothing to ask
+        return cached, cached_hash(cached)  # a commit does not change: there is nothing to ask
     url = hf_hub_url(repository, file, revision=revision)
     try:
         answer = _ask(url, token, patient=cached is None)
     except (EntryNotFoundError, RevisionNotFoundError):
         raise
     except (HTTPError, OSError, ValueError, RecursionError) as error:
-        cached = cached or _cached_other(repository, suffixes, revision, cache)
+        cached = cached or find_suffix(repository, suffixes, revision, cache)
         if cached is None and isinstance(error, (HfHubHTTPError, CheckpointError)):
             raise
         if cached is None:
+            broken = describe_broken_link(cache, repository)
             raise CheckpointError(
                 f"{file} of {repository} on the Hugging Face Hub could not be reached, and is not "
-                f"in the cache ({_reason(error)}). {_broken_link(cache, repository)}Connect to the "
-                f"network once to fetch it. {_offline_models()}"
+                f"in the cache ({_reason(error)}). {broken}Connect to the network once to fetch "
+                f"it. {_offline_models()}"
             ) from error
-        _warn_of_copy(f"{cached.name} of {repository}, commit {_commit(cached, repository)}", error)
-        return cached, _cached_hash(cached)
-    if cached is None or _commit(cached, repository) != answer.commit:
+        commit = commit_of(cached, repository)
+        _warn_of_copy(f"{cached.name} of {repository}, commit {commit}", error)
+        return cached, cached_hash(cached)
+    if cached is None or commit_of(cached, repository) != answer.commit:
         cached = _take(repository, file, revision, answer, cache, token)
     return cached, (
-        _cached_hash(cached)
-        or _etag_hash(answer.etag)
+        cached_hash(cached)
+        or etag_hash(answer.etag)
         or _listed_hash(repository, file, answer.commit, token)
     )
 
@@ -186,8 +196,8 @@ def _check_answer(answer: Any, url: str) -> Answer:
     """Return the client's HfFileMetadata, each part of it fit for what it is used for."""
     commit, etag, size = answer.commit_hash, answer.etag, answer.size
     try:
-        place = urlsplit(answer.location)
-        found = place.scheme in ("http", "https") and place.hostname and place.port != 0
+        address = urlsplit(answer.location)
+        found = address.scheme in ("http", "https") and address.hostname and address.port != 0
     except ValueError:
         found = False
     faults = {
@@ -209,38 +219,27 @@ def _check_answer(answer: Any, url: str) -> Answer:
 def _take(
     repository: str, file: str, revision: str | None, answer: Answer, cache: Path, token: str | None
 ) -> Path:
-    """Fetch a file into the cache, in the client's layout, and return its path there."""
+    """Fetch a file into the cache and return its path there."""
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import are_symlinks_supported, repo_folder_name
 
     _require_plain(file, f"a file of {repository}")
-    folder = cache / repo_folder_name(repo_id=repository, repo_type="model")
-    blob, path = folder / "blobs" / answer.etag, folder / "snapshots" / answer.commit / file
-    reference = folder / "refs" / (revision or "main")
-    for each in (blob, path, reference):
-        each.parent.mkdir(parents=True, exist_ok=True)
-        require_inside(each.parent, cache)
+    folder = cache_folder(cache, repository)
+    blob = folder / "blobs" / answer.etag
+    make_folder_inside(blob.parent, cache)
     if not blob.is_file():
         if answer.size > (free := shutil.disk_usage(cache).free):
             raise CheckpointError(
                 f"{file} of {repository} has {answer.size:,} bytes, but the disk of {cache} has "
                 f"{free:,} left. Make room, or give another cache_dir."
             )
-
         same = urlsplit(hf_hub_url(repository, file)).netloc == urlsplit(answer.location).netloc
         partial = blob.with_name(f"{answer.etag}.incomplete")
         require_inside(partial, cache)
-        with FileLock(f"{partial}.lock"):
+        with wait_for_lock(partial.with_name(f"{partial.name}.lock")):
             if not blob.is_file():  # now that nobody else is at it
                 _go_on(answer.location, partial, answer.size, token if same else False, file)
                 os.replace(partial, blob)
-    if are_symlinks_supported(cache):
-        write_whole(path, lambda link: link.symlink_to(os.path.relpath(blob, path.parent)))
-    else:
-        os.replace(blob, path)
-    if revision != answer.commit:
-        write_whole(reference, lambda temporary: temporary.write_text(answer.commit))
-    return path
+    return show_file(blob, folder, file, answer.commit, revision or "main", cache)
 
 
 class _Bounded:
@@ -277,7 +276,7 @@ def _get(url: str, file: BinaryIO, size: int, token: str | bool | None, name: st
 
 
 def _go_on(url: str, partial: Path, size: int, token: str | bool | None, name: str) -> None:
-    """Fetch a file of ``size`` bytes, or the rest of it where an earlier run broke off.
+    """Fetch a file of ``size`` bytes, or the rest of it where an earlier run was cut off.
 
     Raises:
         CheckpointError: where more come; the file is removed.
@@ -319,7 +318,7 @@ def _list_files(repository: str, revision: str | None, token: str | None) -> dic
 def _listed_hash(repository: str, file: str, commit: str, token: str | None) -> dict[str, str]:
     """Return the SHA-256 that the Hub lists for a file, where it can be asked and has one.
 
-    For a server whose ETags are no hashes.
+    It is asked where the server's ETag is no hash.
     """
     from huggingface_hub.errors import HTTPError
 
@@ -328,34 +327,6 @@ def _listed_hash(repository: str, file: str, commit: str, token: str | None) -> 
     except (HTTPError, OSError):
         return {}
     return {"the Hub's list of files": found} if isinstance(found, str) else {}
-
-
-def _cached_other(
-    repository: str, suffixes: tuple[str, ...], revision: str | None, cache: Path | None
-) -> Path | None:
-    """Return the only file of a cached snapshot that ends so."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(
-            repository, revision=revision, cache_dir=cache, local_files_only=True
-        )
-    except LocalEntryNotFoundError:
-        return None
-    found = [path for path in Path(folder).rglob("*") if path.name.endswith(suffixes)]
-    return found[0] if len(found) == 1 and found[0].is_file() else None
-
-
-def _broken_link(cache: Path, repository: str) -> str:
-    """Name a link of a repository's cache to a file that is gone."""
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = cache / repo_folder_name(repo_id=repository, repo_type="model")
-    for path in folder.rglob("*"):
-        if path.is_symlink() and not path.exists():
-            return f"{path} is a link to a file that is gone: put it back, or delete the link. "
-    return ""
 
 
 def _ask(url: str, token: str | None, patient: bool) -> Answer:
@@ -393,8 +364,8 @@ def _ask(url: str, token: str | None, patient: bool) -> Answer:
 def _within(seconds: float, ask: Callable[[], _Answer]) -> _Answer:
     """Return what ``ask`` returns, or raise what it raises, or a TimeoutError.
 
-    The limit holds for all of it, also for what takes no timeout (looking up a name, several
-    addresses in turn): the question is left to a thread, which ends by itself.
+    The client's own timeout is for each attempt to connect to each address, and not for looking up
+    the name. This limit holds for all of it: a thread asks, and ends by itself after the limit.
     """
     answers: list[_Answer] = []
     failures: list[BaseException] = []
@@ -413,21 +384,6 @@ def _within(seconds: float, ask: Callable[[], _Answer]) -> _Answer:
     if failures:
         raise failures[0]
     return answers[0]
-
-
-def _commit(path: Path, repository: str) -> str:
-    """Read the commit from a path in the cache, ``models--owner--name/snapshots/<commit>/...``."""
-    return path.parts[path.parts.index("models--" + repository.replace("/", "--")) + 2]
-
-
-def _etag_hash(etag: str) -> dict[str, str]:
-    """Return the SHA-256 that an ETag is: that of every large file on the Hub."""
-    return {"the Hub's ETag": etag.lower()} if SHA256.fullmatch(etag) else {}
-
-
-def _cached_hash(path: Path) -> dict[str, str]:
-    """Read the ETag from the cache: it is the name of the blob that the snapshot links to."""
-    return _etag_hash(Path(os.readlink(path)).name) if path.is_symlink() else {}
 
 
 def _warn_of_copy(what: str, error: Exception) -> None:

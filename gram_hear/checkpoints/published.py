@@ -369,8 +369,8 @@ def drop_derived(
             expected = front_end.window
         elif name.endswith("." + BIAS_INDEX):
             square = tensor.dim() == 2 and tensor.shape[0] == tensor.shape[1]
-            place = torch.arange(tensor.shape[0] if square else 0)
-            expected = place[:, None] - place + len(place) - 1
+            positions = torch.arange(tensor.shape[0] if square else 0)
+            expected = positions[:, None] - positions + len(positions) - 1
         elif name in unused:
             continue
         else:

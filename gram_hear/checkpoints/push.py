@@ -14,7 +14,7 @@ from gram_hear.checkpoints.registry import find_entry
 from gram_hear.checkpoints.store import (
     HUB_NAME,
     Checkpoint,
-    Source,
+    CheckpointSource,
     checkpoint_of,
     load_checkpoint,
     save_folder,
@@ -137,7 +137,7 @@ def push_to_hub(
 
 
 def model_card(
-    checkpoint: Checkpoint, repository: str, source: Source | None, licence: str = "other"
+    checkpoint: Checkpoint, repository: str, source: CheckpointSource | None, licence: str = "other"
 ) -> str:
     """Return the text of a model card.
 
@@ -167,7 +167,7 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and value >= 100_000 else str(value or "none")
 
 
-def _origin(checkpoint: Checkpoint, source: Source | None) -> str:
+def _origin(checkpoint: Checkpoint, source: CheckpointSource | None) -> str:
     """Say what is known of the weights, and no more than that."""
     entry = find_entry(source.name) if source else None
     since = "Whether they were trained since is not recorded."

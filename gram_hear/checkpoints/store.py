@@ -5,13 +5,11 @@ Only tensors and JSON are ever read: safetensors, or PyTorch files with ``weight
 
 import os
 import re
-import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -20,8 +18,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from gram_hear.checkpoints import published
+from gram_hear.checkpoints.cache import hash_file
 from gram_hear.checkpoints.hub import download
-from gram_hear.checkpoints.integrity import hash_file
 from gram_hear.checkpoints.registry import (
     Entry,
     bundled_file,
@@ -30,9 +28,9 @@ from gram_hear.checkpoints.registry import (
     unknown_model,
 )
 from gram_hear.config import LARGEST_CONFIG, ModelConfig, named_config
-from gram_hear.errors import CheckpointError, ConfigError, OptionError, nearest
-from gram_hear.foreign import parse_json
-from gram_hear.jobs.writing import write_whole
+from gram_hear.errors import CheckpointError, ConfigError, OptionError, allowed, reason_of
+from gram_hear.foreign import TORCH_FAULTS, parse_json
+from gram_hear.jobs.writing import write_text, write_whole
 from gram_hear.model import GramModel
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
@@ -51,27 +49,11 @@ ZIP_START = b"PK\x03\x04"
 ZIP_HEADER = 1 << 18  # bytes, more than any member of a zip archive has before its content
 # Calls in a pickle that the safe loader allows, and that can fill the memory; tensors need neither.
 GREEDY = (b"_codecs\nencode\n", b"__builtin__\nbytearray\n", b"builtins\nbytearray\n")
-# What torch.load raises for a file that is damaged, or holds other things.
-DAMAGE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    UnpicklingError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckpointSource:
     """Where a checkpoint came from.
 
     ``layout`` is ``"gram-hear"`` (ours), ``"published"`` (the authors') or ``"seed"`` (random
@@ -108,7 +90,7 @@ class Checkpoint:
 
     config: ModelConfig
     tensors: dict[str, Tensor]
-    source: Source
+    source: CheckpointSource
 
 
 # --- find -----------------------------------------------------------------------------------
@@ -129,7 +111,7 @@ def load_checkpoint(
         heads: attention heads of the encoder, for files in the published layout whose heads are
             not 64 wide.
         revision: branch, tag or commit of a Hub repository.
-        cache_dir: where downloads are kept; None is the Hub client's own place.
+        cache_dir: where downloads are kept; None is the Hub client's own cache.
         token: for the Hub, sent and kept nowhere; None is the client's own (HF_TOKEN, its login).
 
     Raises:
@@ -188,7 +170,7 @@ def _from_hub(
         sha256=entry.sha256 if entry and revision == registered else None,
     )
     checkpoint = _read(
-        Source(
+        CheckpointSource(
             name,
             "published",
             fetched.path,
@@ -214,7 +196,7 @@ def _from_hub(
 
 def _read_local(name: str, path: Path, heads: int | None) -> Checkpoint:
     if not path.is_dir():
-        return _read(Source(name, "published", path), heads)
+        return _read(CheckpointSource(name, "published", path), heads)
     weights = path / WEIGHTS_FILE
     if not weights.exists():
         found = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES)
@@ -225,7 +207,7 @@ def _read_local(name: str, path: Path, heads: int | None) -> Checkpoint:
                 f"file that ends in {', '.join(SUFFIXES)}. Name the file itself."
             )
         weights = found[0]
-    checkpoint = _read(Source(name, "published", weights), heads)
+    checkpoint = _read(CheckpointSource(name, "published", weights), heads)
     written = path / CONFIG_FILE
     if checkpoint.source.layout == "gram-hear" and written.exists():
         try:
@@ -248,13 +230,13 @@ def _seeded(entry: Entry) -> Checkpoint:
     with torch.random.fork_rng(devices=[]):  # what the layers draw at first is drawn over below
         model = MaskedAutoencoder(config)
     initialise(model, entry.seed)
-    return Checkpoint(config, dict(model.state_dict()), Source(entry.name, "seed"))
+    return Checkpoint(config, dict(model.state_dict()), CheckpointSource(entry.name, "seed"))
 
 
 def _bundled(entry: Entry) -> Checkpoint:
     """Read a checkpoint that ships with the package, and is what was registered."""
     path = bundled_file(entry)
-    source = Source(entry.name, "published", path)
+    source = CheckpointSource(entry.name, "published", path)
     if not path.is_file() or source.sha256() != entry.sha256:
         raise CheckpointError(
             f"{path}, which ships with gram-hear, is missing or was changed: its SHA-256 is "
@@ -266,7 +248,7 @@ def _bundled(entry: Entry) -> Checkpoint:
 # --- read -----------------------------------------------------------------------------------
 
 
-def _read(source: Source, heads: int | None) -> Checkpoint:
+def _read(source: CheckpointSource, heads: int | None) -> Checkpoint:
     """Read one file in our format or a published one; every tensor checked."""
     assert source.path is not None
     try:
@@ -306,7 +288,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError("The file is empty.")
     if path.suffix not in SUFFIXES:
         raise CheckpointError(
-            f"Unknown kind of checkpoint {path.suffix!r}; allowed are {', '.join(SUFFIXES)}."
+            f"Unknown kind of checkpoint {path.suffix!r}; {allowed(path.suffix, SUFFIXES)}"
         )
     read = _read_torch if path.suffix in TORCH_SUFFIXES else _read_safetensors
     tensors, metadata = read(path)
@@ -345,7 +327,7 @@ def load_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except CheckpointError:
         raise
-    except DAMAGE as error:
+    except TORCH_FAULTS as error:
         raise CheckpointError(_why_unsafe(path, error)) from error
 
 
@@ -436,7 +418,7 @@ def _why_unsafe(path: Path, error: Exception) -> str:
     """Say why PyTorch's safe loader refused a file, naming the classes that it holds."""
     try:
         classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except DAMAGE:  # not a file of torch.save's current form: its first error tells enough
+    except TORCH_FAULTS:  # not a file of torch.save's current form: its first error tells enough
         classes = sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error))))
     if not classes:
         return f"This is not a whole PyTorch checkpoint (reading it: {type(error).__name__})."
@@ -588,7 +570,7 @@ def checkpoint_of(model: nn.Module) -> Checkpoint:
             "The model holds other tensors than its configuration says, as one in int8 does; it "
             "cannot be saved. Load it with dtype='float32' to save it."
         )
-    return Checkpoint(config, tensors, Source("", "gram-hear"))
+    return Checkpoint(config, tensors, CheckpointSource("", "gram-hear"))
 
 
 def encoder_only(checkpoint: Checkpoint) -> Checkpoint:
@@ -616,8 +598,7 @@ def save_checkpoint(
         raise OptionError(f"Our checkpoints are safetensors: {path} must end in .safetensors.")
     if dtype not in STORED:
         raise OptionError(
-            f"Unknown dtype {dtype!r}; checkpoints are stored in {' or '.join(STORED)}."
-            + nearest(dtype, STORED)
+            f"Unknown dtype {dtype!r} of a stored checkpoint; {allowed(dtype, STORED)}"
         )
     tensors = {
         name: tensor.detach().to("cpu", STORED[dtype]).contiguous()
@@ -641,7 +622,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     try:
         write_whole(path, lambda temporary: temporary.write_bytes(data))
     except OSError as error:
-        raise CheckpointError(f"{path} could not be written: {error}") from error
+        raise CheckpointError(f"{path} could not be written: {reason_of(error)}.") from error
 
 
 def save_folder(checkpoint: Checkpoint, folder: str | os.PathLike, dtype: str = "float32") -> Path:
@@ -654,8 +635,5 @@ def save_folder(checkpoint: Checkpoint, folder: str | os.PathLike, dtype: str = 
         raise OptionError(f"{folder} is a file; the folder form needs a folder.")
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(checkpoint, folder / WEIGHTS_FILE, dtype)
-    config = checkpoint.config.to_json() + "\n"
-    write_whole(
-        folder / CONFIG_FILE, lambda temporary: temporary.write_text(config, encoding="utf-8")
-    )
+    write_text(folder / CONFIG_FILE, f"{checkpoint.config.to_json()}\n")
     return folder

@@ -34,7 +34,7 @@ from gram_hear.jobs.writing import write_json
 
 STATE = ".job"
 MADE_OF, DONE, LOCKS, FINISH = "made_of.json", "done", "locks", "finish.lock"
-LEFTOVERS = f".{'[0-9a-f]' * 12}.*.partial"  # temporary names of write_whole, left by kills
+LEFTOVERS = f".{'?' * 12}.{'?' * 32}.partial"  # temporary names of write_whole, left by kills
 ADVICE = (
     "Use --force (force=True) to make it anew, or another output.",
     "Delete it, or choose another output.",
@@ -343,18 +343,12 @@ class Job:
         """Remove the state of a job whose result says itself what it is; within finishing."""
         (self.state / MADE_OF).unlink(missing_ok=True)  # first: what is left is no job
         shutil.rmtree(self.state, ignore_errors=True)
-        for leftover in self._leftovers():
+        for leftover in _half_written(self.output):
             leftover.unlink(missing_ok=True)
-
-    def _leftovers(self) -> list[Path]:
-        found = os.walk(self.output)  # passes over a folder that another run removes meanwhile
-        return [
-            Path(at, name) for at, _, names in found for name in fnmatch.filter(names, LEFTOVERS)
-        ]
 
     def sweep(self) -> None:
         """Remove what runs that were killed left half written, unless another run is at work."""
-        leftovers = self._leftovers()
+        leftovers = _half_written(self.output)
         if self.is_idle():
             for leftover in leftovers:
                 leftover.unlink(missing_ok=True)
@@ -454,6 +448,15 @@ def _make_part(
         return Outcome(part, {})
     texts = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
     return Outcome(part, record, error, tuple(texts))
+
+
+def _half_written(folder: Path) -> list[Path]:
+    """Return the temporary files below a folder, while other runs may remove folders in it."""
+    return [
+        Path(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in fnmatch.filter(names, LEFTOVERS)
+    ]
 
 
 def _file_name(part: str) -> str:

@@ -37,6 +37,12 @@ def temporary_prefix(path: Path) -> str:
     return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}."
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what runs that were killed left of ``path``, where no other run may be writing it."""
+    for leftover in path.parent.glob(f"{temporary_prefix(path)}*.partial"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file of UTF-8, whole or not at all; see :func:`write_whole`."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -15,8 +15,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from gram_hear.checkpoints.store import DAMAGE
 from gram_hear.errors import CheckpointError, GramError, reason_of
+from gram_hear.foreign import TORCH_FAULTS
 from gram_hear.jobs.writing import link_or_copy, write_json, write_whole
 from gram_hear.pretrain.callbacks import StepCounter
 from gram_hear.pretrain.datamodule import SIGNALS
@@ -94,7 +94,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"There is no checkpoint {path}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
+    except TORCH_FAULTS as error:
         raise CheckpointError(
             f"{path} cannot be resumed from: it is not a whole checkpoint of gram_hear.pretrain "
             f"({type(error).__name__})."

@@ -24,9 +24,10 @@ def check(
 
     Example: hear-eval check gram_hear --model gram-tiny-untrained
     """
+    options = parse_options(model_options)
     with importing():
         from gram_hear.evaluation.check import check_module
-    findings = check_module(module, model, parse_options(model_options), device)
+    findings = check_module(module, model, options, device)
     for finding in findings:
         typer.echo(f"{finding.level}: {finding.text}")
     tracebacks = dict.fromkeys(finding.traceback for finding in findings if finding.traceback)

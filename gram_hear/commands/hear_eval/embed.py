@@ -12,6 +12,7 @@ from gram_hear.commands.hear_eval.parts import (
     Model,
     ModelOptions,
     Module,
+    parse_options,
 )
 from gram_hear.console import Device, Tasks, TasksDir, finish, names_in
 from gram_hear.start import importing
@@ -37,6 +38,7 @@ def embed(
         raise typer.BadParameter(
             f"unexpected: {' '.join(context.args)}; one module is embedded, and {SEVERAL_TASKS}."
         )
+    options = parse_options(model_options)
     with importing():
         from gram_hear.commands.hear_eval.tasks_run import (
             embed_tasks,
@@ -45,7 +47,7 @@ def embed(
         )
         from gram_hear.tasks import find_tasks
     folders = find_tasks(tasks_dir, names_in(task))
-    loaded = load_module(module, model, model_options, device)
+    loaded = load_module(module, model, options, device)
     embedded, failed = embed_tasks(
         folders, loaded, embeddings_dir, force, empty_clips, warn_of_metadata
     )

@@ -20,6 +20,7 @@ from gram_hear.commands.hear_eval.parts import (
     Shuffle,
     choose_probe,
     is_given,
+    parse_options,
 )
 from gram_hear.console import Device, Tasks, TasksDir, Version, finish, names_in
 from gram_hear.start import importing
@@ -56,12 +57,13 @@ def evaluate(
     if not module:
         typer.echo(context.get_help())
         raise typer.Exit(2)
+    options = parse_options(model_options)
     with importing():
         from gram_hear.commands.hear_eval import tasks_run
         from gram_hear.tasks import find_tasks
     chosen = choose_probe(context, probe, grid, grid_points, seed, shuffle, device)
     folders = find_tasks(tasks_dir, names_in(task))
-    loaded = tasks_run.load_module(module, model, model_options, device)
+    loaded = tasks_run.load_module(module, model, options, device)
     embedded, failed = tasks_run.embed_tasks(
         folders,
         loaded,

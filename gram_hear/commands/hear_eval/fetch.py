@@ -14,7 +14,7 @@ from gram_hear.jobs.progress import Progress
 from gram_hear.start import importing
 
 if TYPE_CHECKING:
-    from gram_hear.evaluation.fetch.archive import Archive, Record
+    from gram_hear.evaluation.fetch.record import Archive, Record
 
 
 def fetch(
@@ -36,7 +36,8 @@ def fetch(
     Example: hear-eval fetch esc50 libricount -o tasks
     """
     with importing():
-        from gram_hear.evaluation.fetch.archive import check_space, choose, fetching, read_record
+        from gram_hear.evaluation.fetch.download import check_space
+        from gram_hear.evaluation.fetch.record import choose, read_record
     found = read_record(record, report=say)
     wanted = names_in(names)
     if show or wanted is None:
@@ -44,10 +45,9 @@ def fetch(
         _show_archives(found, shown, tasks_dir, as_json)
         return
     chosen = choose(found.archives, wanted, rate)
-    with fetching(tasks_dir):
-        due, failed = _due_archives(chosen, tasks_dir)
-        check_space(due, tasks_dir)
-        failed += _fetch_archives(due, tasks_dir)
+    due, failed = _due_archives(chosen, tasks_dir)
+    check_space(due, tasks_dir)
+    failed += _fetch_archives(due, tasks_dir)
     for each in chosen:
         if each.task not in failed:
             typer.echo(tasks_dir / each.task)
@@ -73,15 +73,20 @@ def _due_archives(
 
 def _fetch_archives(archives: Sequence["Archive"], tasks_dir: Path) -> list[str]:
     """Fetch archives under a progress bar; return the names of the tasks that failed."""
-    from gram_hear.evaluation.fetch.archive import download, in_words, unpack
+    from gram_hear.evaluation.fetch.download import download, take_turns
+    from gram_hear.evaluation.fetch.record import in_words
+    from gram_hear.evaluation.fetch.unpacking import unpack
 
     if archives:
         there = in_words(sum(each.fetched(tasks_dir) for each in archives))
         total = in_words(sum(each.size for each in archives))
         say(f"{len(archives)} to fetch: {total}, of which {there} are here.")
     failed = []
-    for each in archives:
+    for each in take_turns(archives, tasks_dir, say):
         try:
+            if each.is_unpacked(tasks_dir):
+                say(f"{each.task} was fetched by another run.")
+                continue
             with progress_bar(f"fetch {each.task}", "MB") as progress:
                 download(each, tasks_dir, _in_megabytes(progress), say)
             with progress_bar(f"unpack {each.task}", "MB") as progress:
@@ -101,7 +106,7 @@ def _show_archives(
     record: "Record", archives: Sequence["Archive"], tasks_dir: Path, as_json: bool
 ) -> None:
     """Print what a record holds, how large it is, and what of it is there."""
-    from gram_hear.evaluation.fetch.archive import in_words
+    from gram_hear.evaluation.fetch.record import in_words
 
     total = sum(each.size for each in archives)
     rows = [(each, each.state(tasks_dir)) for each in archives]

@@ -14,7 +14,7 @@ from gram_hear.errors import OptionError
 from gram_hear.start import importing
 
 if TYPE_CHECKING:
-    from gram_hear.evaluation.make.build import Plan
+    from gram_hear.evaluation.make.plan import TaskPlan
 
 LARGEST_TABLE = 60  # classes; of more only the counts of files are shown
 
@@ -83,7 +83,11 @@ def make_task(
         "tasks"
     ),
     jobs: Annotated[
-        int | None, typer.Option(help="Threads side by side. Default: one for each processor.")
+        int | None,
+        typer.Option(
+            help="Processes side by side. Default: one for each hour of sound, at most one for "
+            "each processor."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be made; write nothing.")
@@ -100,13 +104,13 @@ def make_task(
     Example: hear-eval make-task recordings --pattern '{label}_{speaker}_{index}' --group-by speaker
     """
     with importing():
-        from gram_hear.evaluation.make.build import Recipe, check_place, plan_task
         from gram_hear.evaluation.make.build import make_task as make
-        from gram_hear.evaluation.make.labels import Labels
-        from gram_hear.evaluation.make.sounds import Form
-        from gram_hear.evaluation.make.splits import Division
+        from gram_hear.evaluation.make.labels import LabelOptions
+        from gram_hear.evaluation.make.plan import TaskOptions, check_tasks_dir, plan_task
+        from gram_hear.evaluation.make.sounds import SoundOptions
+        from gram_hear.evaluation.make.splits import SplitOptions
         from gram_hear.tasks import read_task
-    labels = Labels(
+    labels = LabelOptions(
         csv,
         pattern,
         _pairs(columns),
@@ -115,27 +119,27 @@ def make_task(
         skip_unlisted,
         prediction_type or None,
     )
-    division = Division(_numbers(shares) or None, folds, seed, allow_rare=allow_rare)
-    form = Form(tuple(dict.fromkeys(_whole(rates))), duration)
+    splits = SplitOptions(_numbers(shares) or None, folds, seed, allow_rare=allow_rare)
+    sound = SoundOptions(tuple(dict.fromkeys(_whole(rates))), duration)
     name = name or source.resolve().name
-    recipe = Recipe(name, task_version, labels, division, form, tuple(_words(metric)))
-    check_place(source, tasks_dir)
-    plan = plan_task(source, recipe)
-    folder = tasks_dir / recipe.folder_name
+    options = TaskOptions(name, task_version, labels, splits, sound, tuple(_words(metric)))
+    check_tasks_dir(source, tasks_dir)
+    plan = plan_task(source, options)
+    folder = tasks_dir / options.folder_name
     if dry_run:
-        _say_notes([*plan.notes, *plan.sides.notes])
-        sides = {
-            side: [clip.annotation for clip in clips] for side, clips in plan.sides.clips.items()
+        _say_notes([*plan.notes, *plan.splits.notes])
+        annotations = {
+            split: [clip.annotation for clip in clips] for split, clips in plan.splits.clips.items()
         }
     else:
         with progress_bar(f"make {folder.name}", "files") as progress:
             made = make(plan, tasks_dir, jobs=jobs, force=force, progress=progress)
         _say_notes(made.notes)
         if made.found:
-            say(f"{made.found} of {len(plan.collection.clips)} files were done by an earlier run.")
+            say(f"{made.found} of {len(plan.recordings.clips)} files were done by an earlier run.")
         task = read_task(folder)
-        sides = {side: list(task.annotations(side).values()) for side in task.splits}
-    _show(plan, sides, folder, as_json)
+        annotations = {split: list(task.annotations(split).values()) for split in task.splits}
+    _show(plan, annotations, folder, as_json)
 
 
 def _say_notes(notes: Sequence[str]) -> None:
@@ -143,25 +147,27 @@ def _say_notes(notes: Sequence[str]) -> None:
         say(f"warning: {note}")
 
 
-def _show(plan: "Plan", sides: Mapping[str, Sequence[list]], folder: Path, as_json: bool) -> None:
-    """Print the folder, and how many clips of each class are on which side, from annotations."""
+def _show(
+    plan: "TaskPlan", annotations: Mapping[str, Sequence[list]], folder: Path, as_json: bool
+) -> None:
+    """Print the folder, and how many clips of each class are in which split."""
     from gram_hear.evaluation.make.labels import labels_of
 
-    counts = {side: len(clips) for side, clips in sides.items()}
+    counts = {split: len(clips) for split, clips in annotations.items()}
     of_class: dict[str, dict[str, int]] = {
-        label: dict.fromkeys(sides, 0) for label in plan.collection.labels
+        label: dict.fromkeys(annotations, 0) for label in plan.recordings.labels
     }
-    for side, clips in sides.items():
+    for split, clips in annotations.items():
         for annotation in clips:
             for label in labels_of(annotation):
-                of_class[label][side] += 1
+                of_class[label][split] += 1
     if as_json:
         said = {
             "folder": str(folder),
-            "type": plan.collection.kind,
-            "prediction_type": plan.collection.prediction_type,
+            "type": plan.recordings.kind,
+            "prediction_type": plan.recordings.prediction_type,
             "metrics": plan.metrics,
-            "rates": plan.form.rates,
+            "rates": plan.sound.rates,
             "splits": counts,
             "classes": of_class,
         }

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.table import Table
 
-from gram_hear.commands.hear_eval.parts import LOG, TRACEBACK_LOG, log_traceback, parse_options
+from gram_hear.commands.hear_eval.parts import LOG, TRACEBACK_LOG, log_traceback
 from gram_hear.console import print_table, progress_bar, say
 from gram_hear.errors import GramError, ModuleError
 from gram_hear.evaluation.compare.results import (
@@ -25,9 +26,8 @@ from gram_hear.evaluation.predict.shallow import ShallowProbe
 from gram_hear.tasks import METADATA, Task, read_task
 
 
-def load_module(module: str, model: str, model_options: str, device: str) -> HearModule:
+def load_module(module: str, model: str, options: dict[str, Any], device: str) -> HearModule:
     """Load a HEAR module; the traceback of one that fails is kept."""
-    options = parse_options(model_options)
     try:
         return load_model(module, model, options, device=device)
     except ModuleError as error:

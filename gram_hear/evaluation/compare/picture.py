@@ -46,11 +46,10 @@ def report_figure(report: Report) -> Any:
 
 def _published_names(report: Report) -> list[str]:
     """Return the published models that have a score of one of the tasks."""
-    comparison = report.comparison
     return [
         model.name
         for model in report.published
-        if any(model.score(task, comparison.metric(task)) is not None for task in comparison.tasks)
+        if any(report.published_score(model, task) is not None for task in report.comparison.tasks)
     ]
 
 
@@ -71,7 +70,7 @@ def _draw_task(axes: Any, report: Report, task: str, names: list[str]) -> None:
             score.value, row, xerr=score.deviation, fmt="o", color=colour, ms=5, capsize=3, lw=1.4
         )
     for other in report.published:
-        value = other.score(task, comparison.metric(task))
+        value = report.published_score(other, task)
         if value is not None:
             axes.plot(value, names.index(other.name), "x", color=DARK_GREY, ms=5)
     axes.set_yticks(range(len(names)), names)

@@ -18,6 +18,7 @@ from gram_hear.jobs.writing import write_whole
 
 ENDINGS = (".md", ".csv", ".json")
 BEST, NOT_SIGNIFICANT, UNTESTED = "*", "~", "?"
+RUN_KEYS = ("seed", "probe", "grid", "grid_points", "shuffle", "score")  # in the JSON
 CSV_COLUMNS = (
     "model",
     "task",
@@ -59,6 +60,10 @@ class Report:
     comparison: Comparison
     tests: Sequence[PairTest] = ()
     published: Sequence[Published] = ()
+
+    def published_score(self, model: Published, task: str) -> float | None:
+        """Return what was published of a task by its metric; None where nothing was."""
+        return model.score(task, self.comparison.metric(task))
 
     def against_best(self, model: str, task: str) -> PairTest | None:
         """Return the test of a model against the best of a task; None for the best itself."""
@@ -243,11 +248,11 @@ def _published_table(report: Report) -> Table:
     tasks = [
         task
         for task in comparison.tasks
-        if any(each.score(task, comparison.metric(task)) is not None for each in report.published)
+        if any(report.published_score(each, task) is not None for each in report.published)
     ]
     rows = []
     for model in report.published:
-        scores = [model.score(task, comparison.metric(task)) for task in tasks]
+        scores = [report.published_score(model, task) for task in tasks]
         if any(score is not None for score in scores):
             rows.append((model.name, *("" if each is None else f"{each:.4f}" for each in scores)))
     sources = dict.fromkeys(f"Source: {each.source}, {each.url}" for each in report.published)
@@ -322,8 +327,8 @@ def csv_of(report: Report) -> str:
         writer.writerow({"seeds": seeds, **record})
     for model in report.published:
         for task in report.comparison.tasks:
-            metric = report.comparison.metric(task)
-            if (score := model.score(task, metric)) is not None:
+            if (score := report.published_score(model, task)) is not None:
+                metric = report.comparison.metric(task)
                 row = {"model": model.name, "task": task, "metric": metric, "score": score}
                 better = "more" if report.comparison.maximised(task) else "less"
                 writer.writerow({**row, "better": better, "source": model.url})
@@ -376,12 +381,7 @@ def json_of(report: Report) -> str:
         record["runs"] = [
             {
                 "folder": str(run.folder),
-                "seed": run.result.seed,
-                "probe": run.result.probe,
-                "grid": run.result.grid,
-                "grid_points": run.result.grid_points,
-                "shuffle": run.result.shuffle,
-                "score": run.result.score,
+                **{name: getattr(run.result, name) for name in RUN_KEYS},
                 "folds": list(run.result.folds),
                 "fold_deviation": run.result.deviation,
                 "dry": run.result.dry,
@@ -403,7 +403,7 @@ def json_of(report: Report) -> str:
         "published": [
             {"model": each.name, "source": each.source, "url": each.url, "scores": found}
             for each in report.published
-            if (found := _published_scores(each, comparison))
+            if (found := _published_scores(report, each))
         ],
     }
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -423,6 +423,6 @@ def _test_record(test: PairTest) -> dict[str, Any]:
     }
 
 
-def _published_scores(model: Published, comparison: Comparison) -> dict[str, float]:
-    found = ((task, model.score(task, comparison.metric(task))) for task in comparison.tasks)
+def _published_scores(report: Report, model: Published) -> dict[str, float]:
+    found = ((task, report.published_score(model, task)) for task in report.comparison.tasks)
     return {task: score for task, score in found if score is not None}

@@ -10,7 +10,8 @@ from gram_hear.errors import TaskError, count, reason_of, short
 from gram_hear.evaluation.embed.embeddings import DONE, EMPTY, EMPTY_FILES
 from gram_hear.evaluation.predict.knn import NEIGHBOURS
 from gram_hear.evaluation.predict.score_files import FILES
-from gram_hear.jobs.writing import write_json, write_text
+from gram_hear.jobs.locks import LOCK, wait_for_lock
+from gram_hear.jobs.writing import remove_leftovers, write_json, write_text
 from gram_hear.tasks import METADATA, NATURAL, empty_in_words, read_json
 
 RESULTS_FILE = "results.json"
@@ -262,8 +263,11 @@ def write_results(folder: Path, module: str, results: Sequence[Result]) -> None:
         table += ["", note]
     markdown = "\n".join(table) + "\n"
     try:
-        write_json(folder / RESULTS_FILE, content, indent=2)
-        write_text(folder / RESULTS_TABLE, markdown)
+        with wait_for_lock(folder / LOCK):  # another run may have predicted the same
+            for name in (RESULTS_FILE, RESULTS_TABLE):  # of runs that were killed
+                remove_leftovers(folder / name)
+            write_json(folder / RESULTS_FILE, content, indent=2)
+            write_text(folder / RESULTS_TABLE, markdown)
     except OSError as error:
         raise TaskError(
             f"{RESULTS_FILE} and {RESULTS_TABLE} cannot be written to {folder}: "

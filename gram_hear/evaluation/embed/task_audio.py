@@ -10,8 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gram_hear.audio.files import SoundReader, file_status, read_samples
-from gram_hear.audio.files import resample as resample_sound
+from gram_hear.audio.files import (
+    SoundReader,
+    file_status,
+    read_samples,
+    resample,
+    resampled_length,
+)
 from gram_hear.errors import AudioError, TaskError, reason_of
 from gram_hear.jobs.writing import write_whole
 from gram_hear.tasks import RESAMPLED, Task, holds_no_samples, names_in
@@ -110,7 +115,7 @@ class TaskAudio:
                     "AmbiX. Leave convention out of --model-options.",
                     stacklevel=3,
                 )
-            samples = _resampled(round(reader.duration * rate), rate, self.rate)
+            samples = max(1, resampled_length(round(reader.duration * rate), rate, self.rate))
             return ClipFile(file, path, rate, samples, reader.channels, changed)
 
     def load(self, split: str, clip: ClipFile) -> np.ndarray:
@@ -165,21 +170,6 @@ class TaskAudio:
             shutil.rmtree(temporary)
             if not (self.target / RESAMPLED).exists():
                 raise  # else another thread or run was faster
-
-
-def resample(audio: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """Resample a clip, (samples, channels) float32, to a length that is known before.
-
-    The length is that of the clip to the nearest sample, and at least one.
-    """
-    resampled = resample_sound(audio, rate, new_rate)
-    samples = _resampled(len(audio), rate, new_rate)
-    missing = max(0, samples - len(resampled))
-    return np.pad(resampled, ((0, missing), (0, 0)))[:samples]
-
-
-def _resampled(samples: int, rate: int, new_rate: int) -> int:
-    return max(1, (2 * samples * new_rate + rate) // (2 * rate))
 
 
 def _write_as_of(path: Path, content: memoryview, time: int) -> None:

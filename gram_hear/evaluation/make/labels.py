@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from gram_hear.audio.files import SUFFIXES, UNREADABLE, find_audio
-from gram_hear.errors import OptionError, TaskError, count, nearest, reason_of
+from gram_hear.errors import OptionError, TaskError, allowed, count, nearest, reason_of
 
 TIMES = ("onset", "offset")
 ANGLES = ("azimuth", "elevation")
 AXES = ("x", "y", "z")
-SIDES = ("split", "fold")
-COLUMNS = ("file", "label", *SIDES, *TIMES, *ANGLES, *AXES)
+SPLIT_COLUMNS = ("split", "fold")
+COLUMNS = ("file", "label", *SPLIT_COLUMNS, *TIMES, *ANGLES, *AXES)
 EVERY = "all"  # of --ignore-columns
 SHOWN = 3  # of what is wrong in many places
 
@@ -29,8 +29,8 @@ Row = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Labels:
-    """Where labels come from.
+class LabelOptions:
+    """Where the labels of recordings come from.
 
     Attributes:
         csv: a table, one row for each label, event or direction of a file; None: a class per
@@ -39,7 +39,7 @@ class Labels:
             expression with named groups; see :func:`compile_pattern`.
         columns: what the table calls the columns that are known here: ``{"file": "filename"}``.
         ignored: columns of the table that count for nothing; ``("all",)`` is every unknown one.
-        group_by: the column or field of the pattern whose values must not be on two sides.
+        group_by: the column or field of the pattern whose values must not be in two splits.
         skip_unlisted: leave out the files that have no row, which are an error otherwise.
         prediction_type: "multiclass" or "multilabel"; None is what the labels of the files say.
     """
@@ -54,8 +54,14 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A file: its path below the source, what a split file says of it, and its other fields."""
+class LabelledClip:
+    """A recording and its labels.
+
+    Attributes:
+        file: its path below the folder of the recordings.
+        annotation: what the task says of it: labels, events or a direction.
+        fields: the other columns of its rows, and fields of the pattern: name -> value.
+    """
 
     file: str
     annotation: list
@@ -68,8 +74,8 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Collection:
-    """Labelled files below a folder.
+class LabelledRecordings:
+    """All labelled recordings below a folder.
 
     Attributes:
         source: the folder.
@@ -84,13 +90,13 @@ class Collection:
     source: Path
     kind: str
     prediction_type: str
-    clips: tuple[Clip, ...]
+    clips: tuple[LabelledClip, ...]
     labels: tuple[str, ...]
     columns: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def read_labels(source: Path, labels: Labels) -> Collection:
+def read_labels(source: Path, options: LabelOptions) -> LabelledRecordings:
     """Find the files below a folder and what they are labelled with.
 
     Raises:
@@ -99,10 +105,10 @@ def read_labels(source: Path, labels: Labels) -> Collection:
             are, or contradicts itself.
         OptionError: for a pattern or option that fits nothing.
     """
-    if labels.prediction_type not in (None, "multiclass", "multilabel"):
+    if options.prediction_type not in (None, "multiclass", "multilabel"):
         raise OptionError(
-            f"The prediction type is {labels.prediction_type!r}; allowed are multiclass and "
-            "multilabel." + nearest(labels.prediction_type, ("multiclass", "multilabel"))
+            f"The prediction type is {options.prediction_type!r}; "
+            + allowed(options.prediction_type, ("multiclass", "multilabel"))
         )
     if not source.is_dir():
         raise TaskError(f"There is no folder {source}; give the one that the recordings lie in.")
@@ -110,23 +116,23 @@ def read_labels(source: Path, labels: Labels) -> Collection:
     files = [path.relative_to(source).as_posix() for path in everything]
     unread = {file for file in files if file.lower().endswith(UNREADABLE)}
     found = [file for file in files if file not in unread]
-    rows = [{"file": file} for file in found] if labels.csv is None else []
+    rows = [{"file": file} for file in found] if options.csv is None else []
     notes: list[str] = []
-    if labels.csv is not None and found:
-        rows = read_table(labels.csv, labels)
-        notes = _match_files(source, found, rows, labels)
+    if options.csv is not None and found:
+        rows = read_table(options.csv, options)
+        notes = _match_files(source, found, rows, options)
     notes = [*_describe_unread(unread - {row["file"] for row in rows}), *notes]
     if not found:
         raise TaskError(" ".join([f"No sound file was found in {source}.", *notes]))
-    _add_names(rows, labels)
-    if labels.csv is None and "label" not in rows[0]:
+    _add_names(rows, options)
+    if options.csv is None and "label" not in rows[0]:
         _add_folders(source, rows, notes)
-    _check_columns(rows[0], labels)
-    return _collect(source, rows, notes, labels)
+    _check_columns(rows[0], options)
+    return _collect(source, rows, notes, options)
 
 
 def _describe_unread(unread: set[str]) -> list[str]:
-    """Return a sentence on the sound files of formats that are not looked for, if there are any."""
+    """Return a note on the sound files whose format is not read, where there are any."""
     if not unread:
         return []
     return [
@@ -138,7 +144,7 @@ def _describe_unread(unread: set[str]) -> list[str]:
 # --- tables ---------------------------------------------------------------------------------
 
 
-def read_table(path: Path, labels: Labels) -> list[Row]:
+def read_table(path: Path, options: LabelOptions) -> list[Row]:
     """Return the rows of a CSV file, under the names that columns have here, and stripped.
 
     The separator is a comma, a semicolon or a tab, whichever the first line has most of.
@@ -163,7 +169,7 @@ def read_table(path: Path, labels: Labels) -> list[Row]:
             f"{path} has {len(lines)} lines; it needs one that names the columns, and "
             "one for each label."
         )
-    names = _names_here(path, lines[0][1], labels)
+    names = _names_here(path, lines[0][1], options)
     wrong = [
         f"line {number} has {len(cells)} cells"
         for number, cells in lines
@@ -177,29 +183,29 @@ def read_table(path: Path, labels: Labels) -> list[Row]:
     ]
 
 
-def _names_here(path: Path, head: list[str], labels: Labels) -> list[str]:
+def _names_here(path: Path, head: list[str], options: LabelOptions) -> list[str]:
     """Return what the columns are called here; an empty name for those that are ignored."""
     if len(set(head)) < len(head):
         raise TaskError(f"{path} names a column twice: {', '.join(head)}.")
-    if unknown := [name for name in labels.columns if name not in COLUMNS]:
+    if unknown := [name for name in options.columns if name not in COLUMNS]:
         raise OptionError(
             f"--columns names {', '.join(unknown)}; what can be named is {', '.join(COLUMNS)}, as "
             f"file=filename.{nearest(unknown[0], COLUMNS)}"
         )
-    theirs = {name: here for here, name in labels.columns.items()}
-    absent = [name for name in [*theirs, *labels.ignored] if name not in [*head, EVERY]]
+    theirs = {name: here for here, name in options.columns.items()}
+    absent = [name for name in [*theirs, *options.ignored] if name not in [*head, EVERY]]
     if absent:
         raise OptionError(
             f"{path} has no column {absent[0]!r}; it has {', '.join(head)}."
             + nearest(absent[0], head)
         )
-    names = [theirs.get(name, "" if name in labels.ignored else name) for name in head]
-    known = {*COLUMNS, labels.group_by, ""}
+    names = [theirs.get(name, "" if name in options.ignored else name) for name in head]
+    known = {*COLUMNS, options.group_by, ""}
     others = [name for name in names if name not in known]
-    if others and EVERY not in labels.ignored:
+    if others and EVERY not in options.ignored:
         raise TaskError(
             f"{path} has unknown columns: {', '.join(others)}. Known are {', '.join(COLUMNS)}"
-            f"{' and the one to group by' if not labels.group_by else ''}."
+            f"{' and the one to group by' if not options.group_by else ''}."
             f"{nearest(others[0], [each for each in COLUMNS if each not in names])} What they "
             f"mean is said by --columns, as label={others[0]}; what is not needed is left out by "
             f"--ignore-columns {','.join(others)}."
@@ -216,9 +222,9 @@ def _names_here(path: Path, head: list[str], labels: Labels) -> list[str]:
 
 
 def _match_files(
-    source: Path, found: Sequence[str], rows: Sequence[Row], labels: Labels
+    source: Path, found: Sequence[str], rows: Sequence[Row], options: LabelOptions
 ) -> list[str]:
-    """See that rows have files and files have rows; return what is left out."""
+    """Check that rows have files and files have rows; return notes on what is left out."""
     here = set(found)
     absent = []
     for row in rows:
@@ -231,14 +237,14 @@ def _match_files(
             absent.append(file)
     if absent := list(dict.fromkeys(absent)):
         raise TaskError(
-            f"{labels.csv} names {count(len(absent), 'file')} not in {source}: {some(absent)}. "
+            f"{options.csv} names {count(len(absent), 'file')} not in {source}: {some(absent)}. "
             f"Names are paths below that folder, with their suffix.{nearest(absent[0], found)}"
         )
     named = {row["file"] for row in rows}
     if unlisted := [file for file in found if file not in named]:
-        if not labels.skip_unlisted:
+        if not options.skip_unlisted:
             raise TaskError(
-                f"{count(len(unlisted), 'file')} in {source} without a row in {labels.csv}: "
+                f"{count(len(unlisted), 'file')} in {source} without a row in {options.csv}: "
                 f"{some(unlisted)}. Add rows (a file without events has one whose onset, offset "
                 "and label are empty), or leave them out with --skip-unlisted."
             )
@@ -284,17 +290,21 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return compiled
 
 
-def _add_names(rows: Sequence[Row], labels: Labels) -> None:
+def _add_names(rows: Sequence[Row], options: LabelOptions) -> None:
     """Add what the files' names say to the rows."""
-    if not labels.pattern:
+    if not options.pattern:
         return
-    pattern = compile_pattern(labels.pattern)
+    pattern = compile_pattern(options.pattern)
     if twice := [name for name in pattern.groupindex if name in rows[0]]:
         raise OptionError(
             f"--pattern has the field {twice[0]!r}, which the files have already"
-            + (f" from {labels.csv}; call it otherwise." if labels.csv else "; call it otherwise.")
+            + (
+                f" from {options.csv}; call it otherwise."
+                if options.csv
+                else "; call it otherwise."
+            )
         )
-    with_folders = "/" in labels.pattern
+    with_folders = "/" in options.pattern
     wrong = []
     for row in rows:
         path = Path(row["file"])
@@ -306,7 +316,7 @@ def _add_names(rows: Sequence[Row], labels: Labels) -> None:
     if wrong:
         raise TaskError(
             f"The names of {len(wrong)} of {len(rows)} files do not fit --pattern "
-            f"{labels.pattern!r}: {some(wrong)}. It must fit the whole name without its suffix"
+            f"{options.pattern!r}: {some(wrong)}. It must fit the whole name without its suffix"
             + (", folders included." if with_folders else "; folders count where it has a '/'.")
         )
 
@@ -336,13 +346,13 @@ def _add_folders(source: Path, rows: Sequence[Row], notes: Sequence[str]) -> Non
         )
 
 
-def _check_columns(row: Row, labels: Labels) -> None:
-    if labels.group_by and labels.group_by not in row:
+def _check_columns(row: Row, options: LabelOptions) -> None:
+    if options.group_by and options.group_by not in row:
         raise OptionError(
-            f"--group-by {labels.group_by!r} is no column and no field of a pattern; there are "
-            f"{', '.join(row)}.{nearest(labels.group_by, row)}"
+            f"--group-by {options.group_by!r} is no column and no field of a pattern; there are "
+            f"{', '.join(row)}.{nearest(options.group_by, row)}"
         )
-    if all(side in row for side in SIDES):
+    if all(column in row for column in SPLIT_COLUMNS):
         raise TaskError(
             "There are both a split and a fold for each file; leave one out with "
             "--ignore-columns split, or fold."
@@ -384,7 +394,9 @@ def kind_of(columns: Iterable[str]) -> str:
     return kind
 
 
-def _collect(source: Path, rows: Sequence[Row], notes: Sequence[str], labels: Labels) -> Collection:
+def _collect(
+    source: Path, rows: Sequence[Row], notes: Sequence[str], options: LabelOptions
+) -> LabelledRecordings:
     """Join the rows of each file."""
     kind = kind_of(rows[0])
     own = {"file", "label", *TIMES} if kind != "localisation" else {"file", *ANGLES, *AXES}
@@ -399,8 +411,8 @@ def _collect(source: Path, rows: Sequence[Row], notes: Sequence[str], labels: La
         unique = list({tuple(row.values()): row for row in own_rows}.values())
         repeated += len(own_rows) - len(unique)
         try:
-            fields = _agreed(file, unique, columns, labels.group_by)
-            clips.append(Clip(file, checks[kind](file, unique), fields))
+            fields = _agreed(file, unique, columns, options.group_by)
+            clips.append(LabelledClip(file, checks[kind](file, unique), fields))
         except TaskError as error:
             faults.append(str(error))
     if faults:
@@ -411,20 +423,20 @@ def _collect(source: Path, rows: Sequence[Row], notes: Sequence[str], labels: La
         *notes,
         *([f"{count(repeated, 'row says', 'rows say')} the same as others."] if repeated else []),
     ]
-    types = _prediction_type(kind, clips, labels, said)
+    types = _prediction_type(kind, clips, options, said)
     vocabulary = vocabulary_of({label for clip in clips for label in clip.labels})
     if kind != "localisation":
         check_vocabulary(vocabulary)
-    return Collection(source, kind, types, tuple(clips), vocabulary, columns, tuple(said))
+    return LabelledRecordings(source, kind, types, tuple(clips), vocabulary, columns, tuple(said))
 
 
 def _agreed(file: str, rows: Sequence[Row], columns: Sequence[str], group_by: str) -> Row:
     """Return the fields that all rows of a file share."""
     for column in columns:
         values = sorted({row[column] for row in rows})
-        if len(values) > 1 and column in (*SIDES, group_by):
+        if len(values) > 1 and column in (*SPLIT_COLUMNS, group_by):
             raise TaskError(f"{file} has several values of {column}: {', '.join(values)}")
-        if values == [""] and column in (*SIDES, group_by):
+        if values == [""] and column in (*SPLIT_COLUMNS, group_by):
             raise TaskError(f"{file} has no {column}")
     return {column: rows[0][column] for column in columns}
 
@@ -486,16 +498,18 @@ def _number(file: str, name: str, text: str) -> float:
     return value
 
 
-def _prediction_type(kind: str, clips: Sequence[Clip], labels: Labels, notes: list[str]) -> str:
+def _prediction_type(
+    kind: str, clips: Sequence[LabelledClip], options: LabelOptions, notes: list[str]
+) -> str:
     """Return "multiclass" or "multilabel", and note where a few clips made the difference."""
     if kind != "scene":
-        if labels.prediction_type == "multiclass":
+        if options.prediction_type == "multiclass":
             raise OptionError(
                 "Events and directions are multilabel tasks; leave out --prediction-type."
             )
         return "multilabel"
     several = [clip for clip in clips if len(clip.labels) > 1]
-    if labels.prediction_type == "multiclass" and several:
+    if options.prediction_type == "multiclass" and several:
         conflicts = [f"{clip.file} ({', '.join(clip.labels)})" for clip in several]
         raise TaskError(
             f"{len(several)} files have conflicting labels: {some(conflicts)}. In a multiclass "
@@ -507,7 +521,7 @@ def _prediction_type(kind: str, clips: Sequence[Clip], labels: Labels, notes: li
             f"{several[0].file} ({', '.join(several[0].labels)}): the task is multilabel. If they "
             "should have one, --prediction-type multiclass lists them."
         )
-    return labels.prediction_type or ("multilabel" if several else "multiclass")
+    return options.prediction_type or ("multilabel" if several else "multiclass")
 
 
 def labels_of(annotation: Sequence) -> tuple[str, ...]:

@@ -1,30 +1,27 @@
-"""The sound files of a task: looked at, then decoded once, hashed, cut, resampled, written."""
+"""The sound files of a task: headers read, then each file decoded once, hashed, cut, written."""
 
 import hashlib
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gram_hear.audio.files import BLOCK_SECONDS, SoundReader
+from gram_hear.audio.files import BLOCK_SECONDS, SoundReader, resample
 from gram_hear.audio.wav import write_wav
 from gram_hear.config import SOUND_RATES, require_rate
 from gram_hear.errors import AudioError, OptionError
-from gram_hear.evaluation.embed.task_audio import resample
 from gram_hear.jobs.writing import write_whole
 
 COPIED = (".wav", ".flac")  # formats that lose nothing and know their length
 
 
 @dataclass(frozen=True)
-class Form:
-    """What the sound of a task is made into.
+class SoundOptions:
+    """What the sound of a task is converted to.
 
     Attributes:
-        rates: Hz; none: the highest of the recordings' own.
+        rates: sample rates in Hz; empty: the highest one of the recordings.
         duration: seconds to which clips are cut, or padded with zeros at the end; None keeps them.
     """
 
@@ -39,15 +36,32 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Header:
-    """What a file's header says: Hz, channels, and seconds (0 where it does not know)."""
+class SoundHeader:
+    """What a file's header says: rate in Hz, channels, seconds (0 where it does not say)."""
 
     rate: int
     channels: int
     seconds: float
 
 
-def read_header(path: Path) -> Header:
+@dataclass(frozen=True)
+class MadeSound:
+    """A recording that was converted to all rates of the task.
+
+    Attributes:
+        stamp: size and time of the recording before it was read, see :func:`stamp`.
+        hash: of the samples that are used, see :func:`digest`.
+        samples: of the clip at the first rate.
+        suffix: of the files: the recording's own where it was copied, else ``.wav``.
+    """
+
+    stamp: list[int]
+    hash: str
+    samples: int
+    suffix: str
+
+
+def read_header(path: Path) -> SoundHeader:
     """Return what a file's header says.
 
     Raises:
@@ -55,7 +69,7 @@ def read_header(path: Path) -> Header:
     """
     # Nothing is resampled until blocks are asked for.
     with SoundReader(path, SOUND_RATES[1]) as reader:
-        return Header(reader.file_rate, reader.channels, reader.duration)
+        return SoundHeader(reader.file_rate, reader.channels, reader.duration)
 
 
 def stamp(path: Path) -> list[int]:
@@ -64,8 +78,10 @@ def stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def make_sound(path: Path, header: Header, form: Form, place: Path, stem: str) -> dict[str, Any]:
-    """Write a file at all rates, as ``<place>/<rate>/<stem><suffix>``; channels are kept.
+def make_sound(
+    path: Path, header: SoundHeader, options: SoundOptions, folder: Path, stem: str
+) -> MadeSound:
+    """Write a file at all rates, as ``<folder>/<rate>/<stem><suffix>``; channels are kept.
 
     A WAV file is copied as it is to its own rate where its length is not changed, and so is a FLAC
     file where no other rate is made; everything else becomes WAV of 32-bit floats.
@@ -73,48 +89,38 @@ def make_sound(path: Path, header: Header, form: Form, place: Path, stem: str) -
     Args:
         path: the file.
         header: its header.
-        form: with at least one rate; their folders are there.
-        place: the folder of the rates' folders.
-        stem: the name that it has there.
-
-    Returns:
-        ``stamp`` of the file before it was read, ``hash`` of the samples that are used, ``samples``
-        at the first rate, ``suffix`` (its own where it was copied), and ``sizes``, bytes
-        at each rate.
+        options: with at least one rate.
+        folder: has a folder for each rate.
+        stem: the name of the files that are written, without suffix.
 
     Raises:
         AudioError: for a file that is damaged, holds no samples, or NaN or infinite ones.
         OSError: where it cannot be written.
     """
     before = stamp(path)
-    audio, is_whole = decode(path, header, form.duration)
-    kept = is_whole and form.duration is None and header.rate in form.rates
-    kept &= path.suffix.lower() in (COPIED if len(form.rates) == 1 else COPIED[:1])
+    audio, is_whole = decode(path, header, options.duration)
+    kept = is_whole and options.duration is None and header.rate in options.rates
+    kept &= path.suffix.lower() in (COPIED if len(options.rates) == 1 else COPIED[:1])
     suffix = path.suffix if kept else ".wav"
-    sizes, samples = {}, 0
-    for rate in form.rates:
-        target = place / str(rate) / f"{stem}{suffix}"
+    samples = 0
+    for rate in options.rates:
+        target = folder / str(rate) / f"{stem}{suffix}"
         if kept and rate == header.rate:
             copy(path, target)
             made = audio
         else:
-            made = fit(convert(audio, header.rate, rate), rate, form.duration)
+            made = fit(convert(audio, header.rate, rate), rate, options.duration)
             write_wav(target, made, rate)
         samples = samples or made.shape[1]
-        sizes[str(rate)] = os.path.getsize(target)
-    return {
-        "stamp": before,
-        "hash": digest(audio, header.rate),
-        "samples": samples,
-        "suffix": suffix,
-        "sizes": sizes,
-    }
+    return MadeSound(before, digest(audio, header.rate), samples, suffix)
 
 
-def decode(path: Path, header: Header, duration: float | None) -> tuple[np.ndarray, bool]:
-    """Return the samples that are used, (channels, samples) float32 at the file's own rate.
+def decode(path: Path, header: SoundHeader, duration: float | None) -> tuple[np.ndarray, bool]:
+    """Read the samples that are used of a file.
 
-    Also whether the file holds just these samples, so that a copy of it can stand for them.
+    Returns:
+        (channels, samples) float32 at the file's own rate; and whether the file holds just these,
+        so that a copy of it can stand for them.
     """
     most = None if duration is None else int(np.ceil(duration * header.rate))
     blocks, read = [], 0
@@ -140,9 +146,7 @@ def digest(audio: np.ndarray, rate: int) -> str:
 
 def convert(audio: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     """Resample (channels, samples)."""
-    if rate == new_rate:
-        return audio
-    return resample(np.ascontiguousarray(audio.T), rate, new_rate).T
+    return resample(audio.T, rate, new_rate).T
 
 
 def fit(audio: np.ndarray, rate: int, duration: float | None) -> np.ndarray:
@@ -155,4 +159,4 @@ def fit(audio: np.ndarray, rate: int, duration: float | None) -> np.ndarray:
 
 def copy(path: Path, target: Path) -> None:
     """Copy a file as it is, whole or not at all."""
-    write_whole(target, lambda place: shutil.copyfile(path, place))
+    write_whole(target, lambda temporary: shutil.copyfile(path, temporary))

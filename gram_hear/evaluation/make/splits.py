@@ -1,4 +1,4 @@
-"""Which clip is on which side: train, valid and test, or folds; by label, by group, from a seed."""
+"""The splits of a task (train, valid and test, or folds): given, or drawn by label and group."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,24 +6,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gram_hear.errors import OptionError, TaskError, nearest
-from gram_hear.evaluation.make.labels import SIDES, Clip, Collection, some
+from gram_hear.errors import OptionError, TaskError, allowed
+from gram_hear.evaluation.make.labels import SPLIT_COLUMNS, LabelledClip, LabelledRecordings, some
 from gram_hear.tasks import FEWEST_FOLDS, SPLITS
 
 SHARES = (0.6, 0.2, 0.2)  # of train, valid and test, unless told
 ALSO_VALID = ("val", "validation")  # what else tables call the valid split
-SECTORS = 8  # of the azimuth, in which directions are spread evenly over the sides
+SECTORS = 8  # of the azimuth, in which directions are spread evenly over the splits
 
 
 @dataclass(frozen=True)
-class Division:
-    """How clips are shared among sides.
+class SplitOptions:
+    """How clips are divided into splits.
 
     Attributes:
         shares: of train, valid and test; they are scaled to a sum of 1. None: :data:`SHARES`.
         folds: how many folds there are instead; None for none.
         seed: of the order in which groups of equal size are dealt out.
-        group_by: the field whose values stay on one side; "" where every clip stands for itself.
+        group_by: the field whose values stay in one split; "" where every clip stands for itself.
         allow_rare: warn of classes that are in one split only, or not in what is trained on.
     """
 
@@ -54,8 +54,8 @@ class Division:
 
 
 @dataclass(frozen=True)
-class Sides:
-    """What is on which side.
+class Splits:
+    """The splits of a task.
 
     Attributes:
         mode: the task's ``split_mode``.
@@ -64,66 +64,66 @@ class Sides:
     """
 
     mode: str
-    clips: Mapping[str, tuple[Clip, ...]]
+    clips: Mapping[str, tuple[LabelledClip, ...]]
     notes: tuple[str, ...]
 
     @property
-    def side_of(self) -> dict[str, str]:
+    def split_of(self) -> dict[str, str]:
         """File -> the split that it is in."""
-        return {clip.file: side for side, clips in self.clips.items() for clip in clips}
+        return {clip.file: split for split, clips in self.clips.items() for clip in clips}
 
 
-def divide(
-    collection: Collection, division: Division, twins: Sequence[Sequence[str]] = ()
-) -> Sides:
-    """Return the sides that a collection says itself, or make them.
+def make_splits(
+    recordings: LabelledRecordings, options: SplitOptions, duplicates: Sequence[Sequence[str]] = ()
+) -> Splits:
+    """Return the splits that the recordings' labels give, or make them.
 
     Args:
-        collection: with a column ``split`` or ``fold`` the sides are those given; where no clip is
+        recordings: with a column ``split`` or ``fold`` the splits are those given; where no clip is
             given to valid, it is taken from train.
-        division: how the others are made.
-        twins: files of equal sound, which stay on one side where sides are made.
+        options: how splits are made that are not given.
+        duplicates: files of equal sound, which stay in one split where splits are made.
 
     Raises:
-        TaskError: for names of splits that are none, a side without clips, a group on two sides,
-            a class in one split only or not in what is trained on.
-        OptionError: for shares or folds where the sides are given.
+        TaskError: for unknown names of splits, a split without clips, a group in two splits, a
+            class in one split only or not in what is trained on.
+        OptionError: for shares or folds where the splits are given.
     """
-    given = next((side for side in SIDES if side in collection.columns), None)
+    given = next((column for column in SPLIT_COLUMNS if column in recordings.columns), None)
     if given == "fold":
-        names, sides, notes = _given_folds(collection.clips, division)
+        names, splits, notes = _given_folds(recordings.clips, options)
     elif given == "split":
-        names, sides, notes = _given_splits(collection.clips, division, twins)
+        names, splits, notes = _given_splits(recordings.clips, options, duplicates)
     else:
-        names, shares, notes = SPLITS, division.shares or SHARES, []
-        if division.folds:
-            names = tuple(f"fold{i:02d}" for i in range(division.folds))
+        names, shares, notes = SPLITS, options.shares or SHARES, []
+        if options.folds:
+            names = tuple(f"fold{i:02d}" for i in range(options.folds))
             shares = (1.0,) * len(names)
-        sides = _deal(collection.clips, names, shares, division, twins)
+        splits = _deal(recordings.clips, names, shares, options, duplicates)
     if given:
-        _check_groups(collection.clips, sides, division.group_by)
-    found: dict[str, list[Clip]] = {name: [] for name in names}
-    for clip, side in zip(collection.clips, sides, strict=True):
-        found[side].append(clip)
+        _check_groups(recordings.clips, splits, options.group_by)
+    found: dict[str, list[LabelledClip]] = {name: [] for name in names}
+    for clip, split in zip(recordings.clips, splits, strict=True):
+        found[split].append(clip)
     if empty := [name for name, inside in found.items() if not inside]:
         raise TaskError(
-            f"No clip is in {' and '.join(empty)}; there are {len(collection.clips)} clips"
-            + (f" in groups by {division.group_by}" if division.group_by else "")
+            f"No clip is in {' and '.join(empty)}; there are {len(recordings.clips)} clips"
+            + (f" in groups by {options.group_by}" if options.group_by else "")
             + f" for {len(names)} splits. Give more of them, or fewer folds."
         )
     divided = {name: tuple(inside) for name, inside in found.items()}
-    notes += _check_classes(divided, collection.labels, names == SPLITS, division.allow_rare)
+    notes += _check_classes(divided, recordings.labels, names == SPLITS, options.allow_rare)
     kfold = "presplit_kfold" if given else "new_split_kfold"
-    return Sides("trainvaltest" if names == SPLITS else kfold, divided, tuple(notes))
+    return Splits("trainvaltest" if names == SPLITS else kfold, divided, tuple(notes))
 
 
-# --- sides that are given -------------------------------------------------------------------
+# --- splits that are given ------------------------------------------------------------------
 
-Given = tuple[tuple[str, ...], list[str], list[str]]  # names, the side of each clip, notes
+Given = tuple[tuple[str, ...], list[str], list[str]]  # names, the split of each clip, notes
 
 
-def _given_folds(clips: Sequence[Clip], division: Division) -> Given:
-    if division.shares or division.folds:
+def _given_folds(clips: Sequence[LabelledClip], options: SplitOptions) -> Given:
+    if options.shares or options.folds:
         raise OptionError(
             "Each file's fold is given; leave out --shares and --folds, or the column: "
             "--ignore-columns fold."
@@ -139,92 +139,97 @@ def _given_folds(clips: Sequence[Clip], division: Division) -> Given:
             f"There are {len(names)} folds ({', '.join(sorted(values))}); a task needs at least "
             f"{FEWEST_FOLDS}, to test, to validate and to train."
         )
-    said = ", ".join(f"{name} is {value}" for value, name in named.items())
-    notes = [] if all(value.isdecimal() for value in values) else [f"Of the folds {said}."]
+    renamed = ", ".join(f"{value} is {name}" for value, name in named.items())
+    notes = (
+        [] if all(value.isdecimal() for value in values) else [f"Folds are numbered: {renamed}."]
+    )
     return names, [named[clip.fields["fold"]] for clip in clips], notes
 
 
 def _given_splits(
-    clips: Sequence[Clip], division: Division, twins: Sequence[Sequence[str]]
+    clips: Sequence[LabelledClip], options: SplitOptions, duplicates: Sequence[Sequence[str]]
 ) -> Given:
     """Return the splits given; valid is taken from train where no clip is given to it."""
-    if division.folds:
+    if options.folds:
         raise OptionError(
             "Each file's split is given; leave out --folds, or the column: --ignore-columns split."
         )
-    sides = [_split_name(clip) for clip in clips]
-    if absent := [split for split in ("train", "test") if split not in sides]:
+    splits = [_split_name(clip) for clip in clips]
+    if absent := [split for split in ("train", "test") if split not in splits]:
         raise TaskError(
             f"No file is given to {' and '.join(absent)}; the splits are {', '.join(SPLITS)}, and "
             "only valid is made where it is not given."
         )
-    if "valid" in sides:
-        if division.shares:
+    if "valid" in splits:
+        if options.shares:
             raise OptionError(
                 "Each file's split is given; leave out --shares, or the column: --ignore-columns "
                 "split."
             )
-        return SPLITS, sides, []
-    train = [clip for clip, side in zip(clips, sides, strict=True) if side == "train"]
-    shares = (division.shares or SHARES)[:2]
-    dealt = iter(_deal(train, SPLITS[:2], shares, division, twins))
-    sides = [next(dealt) if side == "train" else side for side in sides]
+        return SPLITS, splits, []
+    train = [clip for clip, split in zip(clips, splits, strict=True) if split == "train"]
+    shares = (options.shares or SHARES)[:2]
+    dealt = iter(_deal(train, SPLITS[:2], shares, options, duplicates))
+    splits = [next(dealt) if split == "train" else split for split in splits]
     return (
         SPLITS,
-        sides,
+        splits,
         [
-            f"No file is given to valid: {sides.count('valid')} of the "
+            f"No file is given to valid: {splits.count('valid')} of the "
             f"{len(train)} given to train are taken."
         ],
     )
 
 
-def _split_name(clip: Clip) -> str:
+def _split_name(clip: LabelledClip) -> str:
     name = clip.fields["split"]
     if name in ALSO_VALID:
         return "valid"
     if name not in SPLITS:
-        raise TaskError(
-            f"{clip.file} is given to the split {name!r}; allowed are {', '.join(SPLITS)}."
-            + nearest(name, SPLITS)
-        )
+        raise TaskError(f"{clip.file} is given to the split {name!r}; {allowed(name, SPLITS)}")
     return name
 
 
-def _check_groups(clips: Sequence[Clip], sides: Sequence[str], group_by: str) -> None:
-    """See that no group is on two of the sides that are given."""
+def _check_groups(clips: Sequence[LabelledClip], splits: Sequence[str], group_by: str) -> None:
+    """Check that no group is in two of the splits that are given."""
     if not group_by:
         return
     found: dict[str, set[str]] = {}
-    for clip, side in zip(clips, sides, strict=True):
-        found.setdefault(clip.fields[group_by], set()).add(side)
-    if torn := [f"{value} ({', '.join(sorted(on))})" for value, on in found.items() if len(on) > 1]:
+    for clip, split in zip(clips, splits, strict=True):
+        found.setdefault(clip.fields[group_by], set()).add(split)
+    if torn := [f"{key} ({', '.join(sorted(own))})" for key, own in found.items() if len(own) > 1]:
         raise TaskError(
-            f"{len(torn)} values of {group_by} are on several of the sides given: {some(torn)}. "
-            "Correct these, leave out --group-by, or have sides made: --ignore-columns split,fold."
+            f"{len(torn)} values of {group_by} are in several of the splits given: {some(torn)}. "
+            "Correct these, leave out --group-by, or have splits made: --ignore-columns split,fold."
         )
 
 
 def _check_classes(
-    sides: Mapping[str, Sequence[Clip]], labels: Sequence[str], has_train: bool, allow_rare: bool
+    splits: Mapping[str, Sequence[LabelledClip]],
+    labels: Sequence[str],
+    has_train: bool,
+    allow_rare: bool,
 ) -> list[str]:
-    """Note the classes that some side lacks; where one cannot be learned or tested, fail."""
+    """Return notes on the classes that some split lacks.
+
+    Raises:
+        TaskError: for a class that cannot be learned or tested, unless ``allow_rare``.
+    """
     there = {
-        side: {label for clip in clips for label in clip.labels} for side, clips in sides.items()
+        split: {label for clip in clips for label in clip.labels} for split, clips in splits.items()
     }
     single, unlearnt, missing = [], [], []
     for label in labels:
-        on = [side for side, found in there.items() if label in found]
-        if len(on) == 1:
-            single.append(f"{label} ({on[0]})")
-        elif has_train and "train" not in on:
-            unlearnt.append(f"{label} ({', '.join(on)})")
-        elif not has_train and (tested := _untrained_fold(sides, on)):
-            unlearnt.append(f"{label} ({', '.join(on)}) where {tested} is tested")
-        elif len(on) < len(sides):
-            missing.append(
-                f"{label} (not in {', '.join(side for side in sides if side not in on)})"
-            )
+        own = [split for split, found in there.items() if label in found]
+        if len(own) == 1:
+            single.append(f"{label} ({own[0]})")
+        elif has_train and "train" not in own:
+            unlearnt.append(f"{label} ({', '.join(own)})")
+        elif not has_train and (tested := _untrained_fold(splits, own)):
+            unlearnt.append(f"{label} ({', '.join(own)}) where {tested} is tested")
+        elif len(own) < len(splits):
+            others = [split for split in splits if split not in own]
+            missing.append(f"{label} (not in {', '.join(others)})")
     faults = [
         f"{len(found)} of {len(labels)} classes are {what}: {some(found)}."
         for what, found in (("in one split only", single), ("not in train", unlearnt))
@@ -242,38 +247,38 @@ def _check_classes(
     return faults
 
 
-def _untrained_fold(folds: Iterable[str], on: Iterable[str]) -> str:
-    """Return the fold whose test leaves none of the folds ``on`` to train; "" where none does.
+def _untrained_fold(folds: Iterable[str], own: Iterable[str]) -> str:
+    """Return the fold whose test leaves none of a class's own folds to train; "" where none does.
 
     The fold after the tested one validates, the others train (``prediction.folds_of``).
     """
     names = sorted(folds)
     following = [*names[1:], names[0]]
     pairs = zip(names, following, strict=True)
-    return next((test for test, valid in pairs if set(on) <= {test, valid}), "")
+    return next((test for test, valid in pairs if set(own) <= {test, valid}), "")
 
 
-# --- sides that are made --------------------------------------------------------------------
+# --- splits that are made -------------------------------------------------------------------
 
 
 def _deal(
-    clips: Sequence[Clip],
+    clips: Sequence[LabelledClip],
     names: Sequence[str],
     shares: Sequence[float],
-    division: Division,
-    twins: Sequence[Sequence[str]],
+    options: SplitOptions,
+    duplicates: Sequence[Sequence[str]],
 ) -> list[str]:
-    """Return the side of each clip: groups stay together, labels are spread evenly."""
-    group_by = division.group_by
+    """Return the split of each clip: groups stay together, labels are spread evenly."""
+    group_by = options.group_by
     groups = group_numbers(
         [clip.fields[group_by] if group_by else clip.file for clip in clips],
-        _same_group([clip.file for clip in clips], twins),
+        _same_group([clip.file for clip in clips], duplicates),
     )
     count = int(groups.max()) + 1
     if count < len(names):
         raise TaskError(
             f"There are {count} {f'values of {group_by}' if group_by else 'different clips'} for "
-            f"{len(names)} splits, and none may be on two sides; give more, or fewer folds."
+            f"{len(names)} splits, and none may be in two; give more, or fewer folds."
         )
     strata = [_strata(clip) for clip in clips]
     index = {name: i for i, name in enumerate(sorted({each for some in strata for each in some}))}
@@ -282,22 +287,22 @@ def _deal(
     for group, own in zip(groups, strata, strict=True):
         for name in own:
             counts[group, index[name]] += 1
-    dealt = deal_groups(counts, shares, division.seed)
+    dealt = deal_groups(counts, shares, options.seed)
     return [names[dealt[group]] for group in groups]
 
 
-def _strata(clip: Clip) -> Sequence[str]:
-    """Return what is to be spread evenly over the sides: labels, or the sector of a direction."""
+def _strata(clip: LabelledClip) -> Sequence[str]:
+    """Return what is to be spread evenly over the splits: labels, or the sector of a direction."""
     if clip.labels or not clip.annotation or isinstance(clip.annotation[0], dict):
         return clip.labels
     x, y, _ = clip.annotation
     return [str(round(math.atan2(y, x) / math.tau * SECTORS) % SECTORS)]
 
 
-def _same_group(files: Sequence[str], twins: Iterable[Sequence[str]]) -> list[list[int]]:
-    """Return the indices of twins among some files."""
+def _same_group(files: Sequence[str], duplicates: Iterable[Sequence[str]]) -> list[list[int]]:
+    """Return the indices of duplicates among some files."""
     index = {file: i for i, file in enumerate(files)}
-    return [[index[file] for file in same if file in index] for same in twins]
+    return [[index[file] for file in same if file in index] for same in duplicates]
 
 
 def group_numbers(keys: Sequence[str], same: Iterable[Sequence[int]]) -> np.ndarray:
@@ -322,42 +327,43 @@ def group_numbers(keys: Sequence[str], same: Iterable[Sequence[int]]) -> np.ndar
 
 
 def deal_groups(counts: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
-    """Deal groups out to sides so that each side has its share of every label.
+    """Deal groups out to splits so that each split has its share of every label.
 
-    The label that the fewest groups still have comes first, and of its groups the largest one. A
-    group goes to the side where it lessens most what all sides' labels, each relative to its
-    total, are off their shares by, squared; among equals to the one that wants most clips. A side
-    that has none of the label yet goes before, where there are no more groups than such sides.
-    The order is that of iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011).
+    The label that the fewest groups still have comes first, and of its groups the largest one. The
+    error is what the labels of all splits, each relative to its total, are off their shares by,
+    squared and added up. A group goes to the split where it lessens the error most, and among
+    equals to the one that lacks most clips. Splits that have none of the label yet come before the
+    others once there are no more groups than such splits. The order is that of iterative
+    stratification (Sechidis, Tsoumakas and Vlahavas 2011).
 
     Args:
         counts: (groups, labels + 1) whole numbers: how often a group has each label, and last how
             many clips; every group has at least one.
-        shares: of each side, above 0; they are scaled to a sum of 1.
+        shares: of each split, above 0; they are scaled to a sum of 1.
         seed: of the order of groups that are equally large.
 
     Returns:
-        (groups,) the side of each.
+        (groups,) the split of each.
     """
     totals = counts.sum(axis=0)
     wanted = np.outer(np.array(shares) / sum(shares), totals)
     weights = 1 / np.maximum(totals[:-1], 1) ** 2
     has = np.zeros(wanted.shape, dtype=bool)
-    sides = np.full(len(counts), -1)
+    splits = np.full(len(counts), -1)
     shuffled = np.random.default_rng(seed).permutation(len(counts))
     shuffled = shuffled[np.argsort(-counts[shuffled, -1], kind="stable")]
     holders = (counts > 0).sum(axis=0)  # groups that have a label and are not dealt out
     while holders.any():
         label = int(np.where(holders > 0, holders, len(counts) + 1).argmin())
-        own = shuffled[(counts[shuffled, label] > 0) & (sides[shuffled] < 0)]
+        own = shuffled[(counts[shuffled, label] > 0) & (splits[shuffled] < 0)]
         for left, group in zip(range(len(own), 0, -1), own, strict=True):
             lacking = np.flatnonzero(~has[:, label])
             able = lacking if 0 < left <= len(lacking) else np.arange(len(wanted))
-            # (w - c)^2 - w^2 = c^2 - 2 c w, and c^2 is the same on every side.
+            # (w - c)^2 - w^2 = c^2 - 2 c w, and c^2 is the same for every split.
             gains = wanted[able, :-1] @ (weights * counts[group, :-1])
-            side = able[np.lexsort((-wanted[able, -1], -gains.round(12)))[0]]
-            sides[group] = side
-            wanted[side] -= counts[group]
-            has[side] |= counts[group] > 0
+            split = able[np.lexsort((-wanted[able, -1], -gains.round(12)))[0]]
+            splits[group] = split
+            wanted[split] -= counts[group]
+            has[split] |= counts[group] > 0
             holders -= counts[group] > 0
-    return sides
+    return splits

@@ -66,8 +66,8 @@ class SortedEvents:
 def _count_onsets(target: SortedEvents, predicted: SortedEvents, collar: float) -> int:
     """Return how many pairs an optimal matching of onsets has.
 
-    With the same collar everywhere, what an onset may be paired with is a stretch of the sorted
-    others, and later onsets have later stretches: the earliest free pair is never a mistake.
+    With one collar for all, the onsets that an onset may be paired with follow each other in sorted
+    order, and those of a later onset are later: taking the earliest free pair is optimal.
     """
     groups, onsets = target.groups, target.onsets
     their_groups, their_onsets = predicted.groups, predicted.onsets
@@ -116,8 +116,8 @@ def _fitting(
 def _count_pairs(fitting: Sequence[Sequence[int]]) -> int:
     """Return how many pairs the largest matching has, by augmenting paths.
 
-    Where offsets count too, what may be paired is no stretch any more, and the earliest free pair
-    can be a mistake.
+    Where offsets count too, the candidates do not follow each other any more, and the earliest free
+    pair may not be part of the largest matching.
     """
     partner: dict[int, int] = {}  # of a predicted event
     own: dict[int, int] = {}  # of a target event
@@ -142,7 +142,7 @@ def _count_pairs(fitting: Sequence[Sequence[int]]) -> int:
 def _change_partners(
     free: int, reached_by: dict[int, int], partner: dict[int, int], own: dict[int, int]
 ) -> None:
-    """Go back along a path to its start, and give everyone on it a new partner."""
+    """Go back along an augmenting path to its start, and give each event on it a new partner."""
     theirs: int | None = free
     while theirs is not None:
         ours = reached_by[theirs]

@@ -59,7 +59,7 @@ class EventTable:
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
-    """Which file and which time each row of a split has; :meth:`of` makes one.
+    """Which file and which time each row of a split has; built by :meth:`of`.
 
     Attributes:
         files: the distinct names, in the order of their first row.
@@ -102,7 +102,7 @@ class Timeline:
         _check_times(names, codes, times)
         starts = np.searchsorted(codes, np.arange(len(names) + 1))
         # Each file by itself, like the original kit: a mean that is rounded otherwise could
-        # move a filter's width that lies half-way between two numbers of frames.
+        # move a filter's width that lies half-way between two numbers of rows.
         hops = [
             np.diff(times[start:end]).mean() if end - start > 1 else math.nan
             for start, end in pairwise(starts)
@@ -110,7 +110,7 @@ class Timeline:
         return cls(names, order, codes, times, starts, np.array(hops))
 
     def filter_widths(self, median_filter_ms: float) -> np.ndarray:
-        """Return each file's width of the median filter, (files,) int64 frames, 1 for no filter.
+        """Return each file's width of the median filter, (files,) int64 rows, 1 for no filter.
 
         Raises:
             TaskError: the milliseconds are negative or not finite.

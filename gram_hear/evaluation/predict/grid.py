@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from gram_hear.errors import OptionError, TaskError, nearest, short
+from gram_hear.errors import OptionError, TaskError, allowed, short
 
 # Names and values as the original kit writes them; each value is a list of choices.
 DEFAULT: dict[str, list] = {
@@ -40,8 +40,8 @@ GRIDS: dict[str, dict[str, list]] = {
 TASK_GRIDS: dict[str, dict[str, list]] = {
     "dcase2016_task2": {"check_val_every_n_epoch": [10]},
 }
-FIXED = ("embedding_norm", "hidden_norm", "norm_after_activation", "optim")  # one way each here
-LARGEST = {  # that a task may choose
+FIXED = ("embedding_norm", "hidden_norm", "norm_after_activation", "optim")  # one choice each
+LARGEST = {  # what a task may choose at most
     "batch_size": 2**16,
     "check_val_every_n_epoch": 10_000,
     "dropout": 1 - 1e-6,
@@ -52,7 +52,7 @@ LARGEST = {  # that a task may choose
     "patience": 10_000,
 }
 MOST_POINTS = 100_000  # of a grid
-DRAW_SEED = 42  # the kit's; the seed of the weights is another
+DRAW_SEED = 42  # of the original kit; weights have a seed of their own
 
 
 @dataclass(frozen=True)
@@ -86,17 +86,15 @@ def draw_settings(
     Args:
         grid: ``"default"``, ``"fast"`` or ``"faster"``.
         points: how many to try; all of them where the grid has fewer.
-        task_name: some tasks have choices of their own.
-        task_grid: choices that the task's metadata brings (``task_specific_param_grid``).
+        task_name: the name in the metadata; the protocol has own choices for some tasks.
+        task_grid: choices of the task's metadata (``task_specific_param_grid``).
 
     Raises:
         OptionError: for an unknown grid, or fewer than one point.
-        TaskError: where the task's own choices are not of this predictor.
+        TaskError: for choices of the task that this predictor does not have.
     """
     if grid not in GRIDS:
-        raise OptionError(
-            f"There is no grid {grid!r}; allowed are {', '.join(GRIDS)}." + nearest(grid, GRIDS)
-        )
+        raise OptionError(f"There is no grid {grid!r}; {allowed(grid, GRIDS)}")
     if points < 1:
         raise OptionError(f"{points} grid points were asked for; give 1 or more.")
     choices = GRIDS[grid] | TASK_GRIDS.get(task_name, {}) | _checked(task_name, task_grid or {})
@@ -118,26 +116,23 @@ def draw_settings(
 
 
 def most_steps(settings: Sequence[Setting], rows: int) -> int:
-    """Return how many optimizer steps a predictor takes at most.
-
-    A point that stops early takes fewer.
+    """Return how many optimizer steps a predictor takes where it does not stop early.
 
     Args:
         settings: the grid points that are tried.
-        rows: that are trained on.
+        rows: how many are trained on.
     """
     return max(each.max_epochs * -(-rows // each.batch_size) for each in settings)
 
 
 def _checked(task_name: str, task_grid: Mapping[str, Sequence]) -> dict[str, list]:
-    """Return a task's own choices, of the right names and kinds."""
+    """Return a task's own choices; refuse unknown names, and values of another type or range."""
     checked = {}
     for name, values in task_grid.items():
         if name not in DEFAULT or name in FIXED:
-            allowed = [each for each in DEFAULT if each not in FIXED]
+            names = [each for each in DEFAULT if each not in FIXED]
             raise TaskError(
-                f"{task_name}: task_specific_param_grid has {short(name)}; allowed are "
-                f"{', '.join(allowed)}." + nearest(name, allowed)
+                f"{task_name}: task_specific_param_grid has {short(name)}; {allowed(name, names)}"
             )
         known = DEFAULT[name][0]
         numbers = (int, float) if isinstance(known, float) else type(known)

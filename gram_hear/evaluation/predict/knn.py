@@ -1,10 +1,9 @@
-"""Scores without training: the nearest neighbours of a test clip vote for its class.
+"""The probe without training: the nearest neighbours of a test clip vote for its class.
 
-As X-ARES has it (``KNN`` and ``KNNTrainer`` of its ``xares/trainer.py``): embeddings of length 1,
-the 10 most similar training clips by cosine, and the softmax of their similarities / 0.07 as the
-weights of their votes. X-ARES scores multiclass tasks of clips so, and no others
-(``do_knn=False``); validation clips are not used where there is a validation split, and all other
-folds are where there are folds.
+The rules are those of X-ARES (``KNN`` and ``KNNTrainer`` of its ``xares/trainer.py``). Embeddings
+are scaled to length 1, the 10 most similar training clips by cosine vote, and the softmax of their
+similarities / 0.07 weighs the votes. X-ARES scores multiclass tasks of clips in this way, and no
+others (``do_knn=False``). A validation split is not used; in k-fold tasks all other folds are.
 """
 
 import time
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +21,7 @@ from gram_hear.errors import OptionError, TaskError
 from gram_hear.evaluation.predict.data import TaskData
 from gram_hear.evaluation.predict.folds import Fold
 from gram_hear.evaluation.predict.predictors import Examples, Rows
-from gram_hear.evaluation.predict.score_files import FILES, as_test_scores, write_predictions
+from gram_hear.evaluation.predict.score_files import FILES, as_test_scores
 from gram_hear.evaluation.predict.scoring import SplitScorer, metrics_of
 from gram_hear.jobs.progress import Progress
 from gram_hear.tasks import Task
@@ -35,7 +35,7 @@ STEP = 2.0**-20  # below which similarities count as equal: float32 says no more
 
 @dataclass(frozen=True)
 class NeighbourProbe:
-    """How tasks are scored by their nearest neighbours: there is nothing to choose but where."""
+    """How tasks are scored by nearest neighbours: there is nothing to choose but the device."""
 
     device: str = "cpu"
     files: ClassVar = FILES["knn"]
@@ -46,7 +46,7 @@ class NeighbourProbe:
         return {"probe": "knn", "neighbours": NEIGHBOURS, "temperature": TEMPERATURE}
 
     def facts(self, task: Task) -> dict[str, Any]:
-        """Return what the marker says besides: nothing."""
+        """Return what the marker of the scores says in addition: nothing."""
         return {}
 
     def check(self, task: Task) -> None:
@@ -84,8 +84,11 @@ class NeighbourProbe:
             test = SplitScorer(data.task, data[fold.test])
             training = data.examples(fold.training).to(torch.device(self.device))
             votes = neighbour_votes(training, test.split.examples.features).cpu()
-            arrays = {"target": test.split.targets.numpy(), "prediction": votes.numpy()}
-            write_predictions(output / self.files.predictions.format(fold=fold.name), arrays)
+            np.savez_compressed(
+                output / self.files.predictions.format(fold=fold.name),
+                target=test.split.targets.numpy(),
+                prediction=votes.numpy(),
+            )
             results[fold.name] = {
                 **as_test_scores(test.test(votes, None)),
                 "time_in_min": (time.time() - started) / 60,
@@ -107,8 +110,9 @@ def neighbour_votes(
 ) -> Tensor:
     """Return how the nearest training rows vote on each test row, (rows, classes) float32.
 
-    Memory is bounded by blocks of rows. Where fewer training rows are there than ``neighbours``,
-    all of them vote. Of rows that are equally similar, to :data:`STEP`, the first ones vote.
+    A row is one embedding vector. Memory is bounded, as blocks of rows are compared. Where there
+    are fewer training rows than ``neighbours``, all of them vote. Of rows that are equally similar,
+    to :data:`STEP`, the first ones vote.
 
     Args:
         training: rows, and their classes as 0 and 1.
@@ -117,7 +121,7 @@ def neighbour_votes(
         temperature: by which similarities are divided before the softmax that weighs votes.
 
     Raises:
-        OptionError: rows of other widths, no training row, or numbers that cannot be.
+        OptionError: for rows of different widths, no training row, or numbers that are not above 0.
     """
     width, rows = training.features.width, len(training.features)
     if width != test.width or not rows:

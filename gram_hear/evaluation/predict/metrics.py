@@ -128,14 +128,9 @@ def class_auc(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.array(values)
 
 
-def mean_average_precision(prediction: np.ndarray, target: np.ndarray) -> float:
-    """Return the plain mean over classes of :func:`class_average_precision`."""
-    return float(class_average_precision(prediction, target).mean())
-
-
-def mean_auc(prediction: np.ndarray, target: np.ndarray) -> float:
-    """Return the plain mean over classes of :func:`class_auc`; NaN where one class has none."""
-    return float(class_auc(prediction, target).mean())
+def _mean(per_class: Measure) -> Measure:
+    """Return the plain mean over classes; NaN where one class has no value."""
+    return lambda prediction, target: per_class(prediction, target).mean()
 
 
 def d_prime(prediction: np.ndarray, target: np.ndarray) -> float:
@@ -170,11 +165,6 @@ def angular_errors(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.where(prediction.any(axis=1), degrees, 90.0)
 
 
-def median_angular_error(prediction: np.ndarray, target: np.ndarray) -> float:
-    """Return the median of :func:`angular_errors` (``DOE``)."""
-    return float(np.median(angular_errors(prediction, target)))
-
-
 def chord_errors(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return 2 asin(|p - t| / 2) in degrees, of raw vectors (``DOA`` is their mean).
 
@@ -190,6 +180,10 @@ def absolute_errors(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.abs(prediction - target).mean(axis=1)
 
 
+def _median_angle(prediction: np.ndarray, target: np.ndarray) -> float:
+    return float(np.median(angular_errors(prediction, target)))
+
+
 def _axis_errors(axis: int) -> Measure:
     return lambda prediction, target: np.abs(prediction - target)[:, axis]
 
@@ -202,14 +196,14 @@ METRICS: dict[str, Metric] = {
         Metric("top1_acc", True, "multiclass", same_class),
         Metric("pitch_acc", True, "multiclass", same_class),
         Metric("chroma_acc", True, "multiclass", same_chroma),
-        Metric("mAP", True, "multilabel", of_all=mean_average_precision),
-        Metric("aucroc", True, "multilabel", of_all=mean_auc),
+        Metric("mAP", True, "multilabel", of_all=_mean(class_average_precision)),
+        Metric("aucroc", True, "multilabel", of_all=_mean(class_auc)),
         Metric("d_prime", True, "multilabel", of_all=d_prime),
         *(Metric(name, True, "event", parts=F_MEASURE) for name in COLLARS),
         Metric(SEGMENT_METRIC, False, "event", parts=("error_rate",)),
         Metric("DOA", False, "localisation", chord_errors),
         Metric("MAE", False, "localisation", angular_errors),
-        Metric("DOE", False, "localisation", of_all=median_angular_error),
+        Metric("DOE", False, "localisation", of_all=_median_angle),
         Metric("3d_source_local", False, "localisation", absolute_errors),
         Metric("3d_source_local_x", False, "localisation", _axis_errors(0)),
         Metric("3d_source_local_y", False, "localisation", _axis_errors(1)),

@@ -55,13 +55,13 @@ def postprocessing_choices(grid: Mapping[str, Any], task: str) -> list[tuple[flo
 
 @dataclass(frozen=True, eq=False)
 class _MedianFilter:
-    """How the rows of files that share a filter width are filtered at once.
+    """How all rows of files that share a filter width are filtered in one pass.
 
     Attributes:
         width: in time steps.
-        padded: which rows to lay one after the other, so that each file has its mirrored edges.
-        kept: which windows over these rows belong to a file, rather than straddle two.
-        slots: where their results go: files one after the other, an empty slot around each.
+        padded: the rows that are concatenated, each file with its mirrored edges.
+        kept: which windows over these rows lie in one file.
+        slots: where the results go: files one after the other, with an empty slot around each.
     """
 
     width: int

@@ -18,6 +18,7 @@ from gram_hear.evaluation.predict.score_files import (
 )
 from gram_hear.jobs.locks import locked
 from gram_hear.jobs.progress import Progress, silent
+from gram_hear.jobs.writing import remove_leftovers
 from gram_hear.tasks import Task, read_json, read_task
 
 UNFINISHED = ".prediction.partial"  # a folder for what a run writes until it is whole
@@ -50,7 +51,7 @@ class Probe(Protocol):
         """Write predictions to a folder; return results by fold, and the hyper-parameters."""
 
     def facts(self, task: Task) -> dict[str, Any]:
-        """Return what the marker says besides: of the embeddings of a task."""
+        """Return what the marker of a task's scores says in addition."""
 
 
 def is_predicted(folder: Path, probe: Probe, force: bool = False) -> bool:
@@ -99,6 +100,7 @@ def predict_task(folder: Path, probe: Probe, progress: Progress = silent) -> dic
     probe.check(task)
     try:
         with locked(folder, TaskError), _unfinished(folder) as unfinished:
+            remove_leftovers(folder / probe.files.marker)
             return _predict(task, probe, unfinished, progress)
     except OSError as error:
         raise TaskError(
@@ -109,7 +111,7 @@ def predict_task(folder: Path, probe: Probe, progress: Progress = silent) -> dic
 
 @contextmanager
 def _unfinished(folder: Path) -> Iterator[Path]:
-    """Make a folder for what is not whole yet; it is gone afterwards, and so is a killed run's."""
+    """Make a folder for unfinished files; it is removed afterwards, as is that of a killed run."""
     unfinished = folder / UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()

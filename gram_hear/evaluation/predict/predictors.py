@@ -114,9 +114,13 @@ class Objective:
 class Predictors:
     """Shallow predictors of one shape, side by side.
 
-    All that is trained stands in ``flat`` (predictors, numbers), and ``weights`` (predictors,
-    inputs, outputs), ``biases``, and the norms' ``scales`` and ``shifts`` (predictors, 1, outputs)
-    are views of it, one for each layer. ``means`` and ``variances`` are the norms' running ones.
+    Attributes:
+        widths: of the inputs, the hidden layers and the outputs.
+        flat: (predictors, numbers), everything that is trained.
+        weights: views of ``flat``, (predictors, inputs, outputs) for each layer.
+        biases, scales, shifts: the same of biases and norms, (predictors, 1, outputs).
+        running: (predictors, numbers), the running statistics of the norms.
+        means, variances: views of ``running``, (predictors, 1, outputs) for each hidden layer.
     """
 
     def __init__(self, widths: Sequence[int], flat: Tensor, running: Tensor) -> None:
@@ -194,6 +198,6 @@ def views(widths: Sequence[int], flat: Tensor) -> tuple[list[Tensor], ...]:
     sizes = [a * b for a, b in layers] + [b for _, b in layers] + hidden + hidden
     pieces = list(flat.split(sizes, dim=1))
     weights = [pieces.pop(0).unflatten(1, layer) for layer in layers]
-    rows = [piece[:, None] for piece in pieces]
+    vectors = [piece[:, None] for piece in pieces]
     n, m = len(layers), len(layers) + len(hidden)
-    return weights, rows[:n], rows[n:m], rows[m:]
+    return weights, vectors[:n], vectors[n:m], vectors[m:]

@@ -12,7 +12,7 @@ import numpy as np
 from gram_hear.evaluation.embed.embeddings import NEIGHBOURS_DONE, PREDICTED
 from gram_hear.evaluation.predict.metrics import named_metric
 from gram_hear.evaluation.predict.scoring import monitors_loss
-from gram_hear.jobs.writing import write_json, write_whole
+from gram_hear.jobs.writing import write_json
 from gram_hear.tasks import Task
 
 INDENT = 4  # of JSON, as the kit has it
@@ -50,16 +50,6 @@ FILES = {  # by the names that options and tables have for the probes
         "{fold}.predictions-knn.npz",
     ),
 }
-
-
-def write_predictions(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays into a compressed ``.npz``, whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # savez would add .npz to a name
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-    write_whole(path, write)
 
 
 def write_scores(path: Path, content: object) -> None:

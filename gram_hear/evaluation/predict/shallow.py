@@ -16,12 +16,7 @@ from gram_hear.evaluation.predict.folds import Fold, folds_of
 from gram_hear.evaluation.predict.grid import Setting, draw_settings, most_steps
 from gram_hear.evaluation.predict.postprocessing import EVENT_POSTPROCESSING
 from gram_hear.evaluation.predict.predictors import Examples
-from gram_hear.evaluation.predict.score_files import (
-    FILES,
-    as_test_scores,
-    write_predictions,
-    write_scores,
-)
+from gram_hear.evaluation.predict.score_files import FILES, as_test_scores, write_scores
 from gram_hear.evaluation.predict.scoring import (
     Choice,
     SplitScorer,
@@ -95,7 +90,7 @@ class ShallowProbe:
         return draw_settings(self.grid, self.grid_points, name, own)
 
     def facts(self, task: Task) -> dict[str, Any]:
-        """Return what the marker says besides."""
+        """Return what the marker of the scores says in addition."""
         return {"optimizer_steps": self.optimizer_steps(task)}
 
     def optimizer_steps(self, task: Task) -> int:
@@ -210,12 +205,12 @@ def _test(
     validated = best.validation.value
     if not scorer.metrics[0].maximise or scorer.by_loss:
         validated = -validated
-    arrays = {
-        "target": split.targets.numpy(),
-        "prediction": prediction.numpy(),
-        "prediction_logit": logits.numpy(),
-    }
-    write_predictions(output / FILES["shallow"].predictions.format(fold=fold.name), arrays)
+    np.savez_compressed(
+        output / FILES["shallow"].predictions.format(fold=fold.name),
+        target=split.targets.numpy(),
+        prediction=prediction.numpy(),
+        prediction_logit=logits.numpy(),
+    )
     if scorer.events is not None:
         events = scorer.listed_events(prediction, best.validation.choice)
         write_scores(output / f"{fold.name}.events.json", events)

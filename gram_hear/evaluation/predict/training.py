@@ -54,10 +54,10 @@ def bit_source(seed: int, device: torch.device) -> Bits:
 
 
 class Trainer:
-    """Forward and backward for predictors in buffers that are made once, and PyTorch's Adam.
+    """Forward and backward for predictors, in buffers that are allocated once, and PyTorch's Adam.
 
-    Written out by hand: on a CPU, making and dropping tensors of this size anew in every step
-    costs more than the arithmetic that is not matrix products.
+    The gradients are written out by hand. On a CPU, allocating tensors of this size in every step
+    costs more than all arithmetic but the matrix products.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class Trainer:
         self.settings, self.sources = list(settings), list(sources)
         flat, first = predictors.flat, settings[0]
         self.gradient = torch.zeros_like(flat)
-        self.rows = [row.detach() for row in flat]  # views: what the optimizer moves
-        for row, gradient in zip(self.rows, self.gradient, strict=True):
-            row.grad = gradient
+        self.parameters = [each.detach() for each in flat]  # of each predictor; views
+        for each, gradient in zip(self.parameters, self.gradient, strict=True):
+            each.grad = gradient
         self.optimizer = torch.optim.Adam(
             [
-                {"params": [row], "lr": setting.lr}
-                for row, setting in zip(self.rows, settings, strict=True)
+                {"params": [each], "lr": setting.lr}
+                for each, setting in zip(self.parameters, settings, strict=True)
             ],
             fused=flat.device.type in ("cpu", "cuda") or None,
         )
@@ -98,8 +98,8 @@ class Trainer:
             [self.sources[i] for i in members],
             self.objective,
         )
-        for row, i in zip(kept.rows, members, strict=True):
-            kept.optimizer.state[row] = self.optimizer.state[self.rows[i]]
+        for each, i in zip(kept.parameters, members, strict=True):
+            kept.optimizer.state[each] = self.optimizer.state[self.parameters[i]]
         return kept
 
     def step(self, features: Tensor, targets: Tensor) -> None:
@@ -156,8 +156,7 @@ class Trainer:
     def _backward(self, signal: Tensor, inputs: list[Tensor], deviations: list[Tensor]) -> None:
         """Fill the gradient from the loss's gradient at the outputs.
 
-        What a layer's inputs were is overwritten by the signal that they get, once it is not
-        needed any more.
+        A layer's inputs are overwritten by their gradient as soon as they are not needed any more.
         """
         weights, biases, scales, shifts = views(self.predictors.widths, self.gradient)
         torch.sum(signal, dim=1, keepdim=True, out=biases[-1])
@@ -173,14 +172,14 @@ class Trainer:
     def _backward_norm(
         self, i: int, signal: Tensor, inverse: Tensor, scale: Tensor, shift: Tensor
     ) -> None:
-        """Bring a signal through ReLU, dropout and norm, in place, and fill their gradients."""
+        """Take a gradient back through ReLU, dropout and norm, in place; fill the norm's own."""
         rows = signal.shape[1]
         centred = self.centred[i][:, :rows]
         signal.mul_(self.passing[i][:, :rows])
         torch.sum(signal, dim=1, keepdim=True, out=shift).mul_(self.kept_scale)
         product = torch.mul(signal, centred, out=self.product[:, :rows])
         torch.sum(product, dim=1, keepdim=True, out=scale).mul_(inverse * self.kept_scale)
-        if rows == 1:  # a row alone is its own mean: nothing passes, and Adam must not see rounding
+        if rows == 1:  # one row is its own mean: nothing passes, and Adam must not see rounding
             signal.zero_()
             return
         factor = self.predictors.scales[i] * inverse
@@ -212,8 +211,8 @@ def side_by_side(
 ) -> list[list[int]]:
     """Group grid points that are trained as one batched model, by their index.
 
-    They must have one shape and one batch size. On a CPU only narrow ones gain by it. Those that
-    see the rows in an order of their own (``shuffle``) are trained alone.
+    Points of a group have one shape and one batch size. On a CPU only narrow predictors gain by
+    it. Those that see the rows in an order of their own (``shuffle``) are trained alone.
     """
     groups: dict[tuple, list[int]] = {}
     for i, setting in enumerate(settings):
@@ -238,14 +237,17 @@ def train(
 
     Args:
         settings: alike in hidden layers, width, batch size and dropout.
-        training: rows in the order in which they are used, every epoch.
-        validation: rows that are scored in between.
+        training: rows, in the order in which every epoch uses them.
+        validation: rows that validations score.
         objective: loss and activation.
         validate: scores the validation; the best score wins, the earliest of equals.
         seeds: of weights and dropout, one for each setting.
         device: to train on.
         shuffle: draw a new order of the rows for every epoch (the protocol does not), from the
             first seed: give one setting alone.
+
+    Returns:
+        Each setting's predictor at its best validation; None where no validation had a score.
 
     Raises:
         TaskError: where there are no rows.
@@ -263,7 +265,7 @@ def train(
 
 
 class _TrainingRun:
-    """Predictors in training: who is still in, how long each has waited, and each one's best."""
+    """Predictors in training: which still are, their best, and how often they did not improve."""
 
     def __init__(
         self,
@@ -277,7 +279,7 @@ class _TrainingRun:
         self.settings = settings
         self.objective = objective
         self.members = list(range(len(settings)))
-        self.waited = [0] * len(settings)
+        self.without_gain = [0] * len(settings)
         self.best: list[Trained | None] = [None] * len(settings)
         starts = [torch.Generator().manual_seed(seed) for seed in seeds]
         inputs, outputs = training.features.width, training.targets.shape[1]
@@ -302,7 +304,7 @@ class _TrainingRun:
             self.trainer.step(features.to(device), targets)
 
     def validate_epoch(self, epoch: int, validation: Examples, validate: Validate) -> None:
-        """Score those whose turn it is, keep their best, and let go those that are done."""
+        """Validate the predictors that are due, keep their best, and drop those that are done."""
         every = [self.settings[member].check_val_every_n_epoch for member in self.members]
         due = [i for i, period in enumerate(every) if (epoch + 1) % period == 0]
         stopped = set()
@@ -320,7 +322,7 @@ class _TrainingRun:
                 self.trainer = self.trainer.keep(staying)
 
     def _record(self, i: int, epoch: int, score: ValidationScore) -> bool:
-        """Note a validation of the i-th predictor that is in; return whether it is to stop."""
+        """Note a validation of the i-th predictor in training; return whether it stops."""
         member = self.members[i]
         best = self.best[member]
         if math.isnan(score.value):  # diverged, or undefined: the kit stops here too
@@ -329,7 +331,7 @@ class _TrainingRun:
             chosen = self.trainer.predictors.select([i])
             setting = self.settings[member]
             self.best[member] = Trained(setting, self.objective, chosen, epoch, score)
-            self.waited[member] = 0
+            self.without_gain[member] = 0
             return False
-        self.waited[member] += 1
-        return self.waited[member] >= self.settings[member].patience
+        self.without_gain[member] += 1
+        return self.without_gain[member] >= self.settings[member].patience
