@@ -178,6 +178,7 @@ def test_nothing_to_do_and_outputs_of_the_wrong_kind_are_refused(tmp_path):
         plan_files([SOUNDS], tmp_path / "set.parquet")
 
 
+@pytest.mark.slow
 def test_folders_that_cannot_be_listed_are_reported_and_the_rest_done(
     tmp_path, tree, model, monkeypatch
 ):
@@ -373,6 +374,7 @@ def empty_one(done, folder):
     done[1].write_bytes(b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["out", "out.parquet"])
 @pytest.mark.parametrize(
     ("action", "count"),
@@ -523,6 +525,7 @@ def test_a_changed_source_and_a_new_one_are_embedded(tmp_path, tree, model):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
@@ -572,6 +575,7 @@ def half(content):
     return content[: len(content) // 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "half", "npy", "npz", "other metadata"])
 def test_what_is_no_part_of_ours_is_kept_without_force(tmp_path, tree, model, kind):
     out = tmp_path / "out"
@@ -604,6 +608,7 @@ def test_an_empty_file_as_a_power_cut_leaves_it_is_made_anew(tmp_path, tree, mod
     assert_equal(arrays_of(out), arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 3, 6, 11])
 def test_an_interrupted_run_ends_with_the_same_numbers(tmp_path, tree, model, stop):
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -890,6 +895,7 @@ def another_run(tmp_path, model_path, tree, monkeypatch):
     return start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["out", "out.parquet"])
 def test_two_runs_of_one_collection_end_as_one(
     tmp_path, tree, model, another_run, disturb, parquet, name
@@ -913,6 +919,7 @@ def test_two_runs_of_one_collection_end_as_one(
     }
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_held_is_made_by_the_one_that_waits(tmp_path, tree, model, another_run):
     embed_collection([tree], tmp_path / "whole", model)
     other, made_there = another_run(tmp_path / "out", 60)
@@ -925,6 +932,7 @@ def test_what_a_killed_run_held_is_made_by_the_one_that_waits(tmp_path, tree, mo
     assert_equal(arrays_of(tmp_path / "out"), arrays_of(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_a_run_with_other_options_waits_for_its_turn(tmp_path, tree, load, another_run):
     other, _ = another_run(tmp_path / "out", 60)
     strategy = load(strategy="mean")
@@ -936,6 +944,7 @@ def test_a_run_with_other_options_waits_for_its_turn(tmp_path, tree, load, anoth
     assert len(arrays_of(tmp_path / "out")) == 10
 
 
+@pytest.mark.slow
 def test_runs_over_other_files_share_an_output(tmp_path, tree, model, another_run):
     other, _ = another_run(tmp_path / "out", 0.1)
     more = write(tmp_path / "more" / "late.wav", seed=99)
@@ -947,6 +956,7 @@ def test_runs_over_other_files_share_an_output(tmp_path, tree, model, another_ru
 # --- kills ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_nothing_is_lost_or_wrong():
     command = [sys.executable, str(KILL), "--kills", "6", "--command", "embed"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -44,6 +44,8 @@ from gram_hear.evaluation.embed.task_audio import TaskAudio
 from gram_hear.jobs.job import STATE
 from gram_hear.tasks import RESAMPLED, read_task
 
+pytestmark = pytest.mark.slow
+
 MODULES = Path(__file__).parent / "data" / "hear_modules"
 SPLITS = ("train", "valid", "test")
 RATE = 16000
@@ -521,6 +523,7 @@ def test_a_full_disk(make_task, tmp_path, monkeypatch):
 # --- several runs, and older ones -----------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["scene", "event"])
 def test_two_runs_share_a_task(make_task, tmp_path, monkeypatch, kind):
     """Each part is made once, by either; the result is that of one run."""
@@ -540,6 +543,7 @@ def test_two_runs_share_a_task(make_task, tmp_path, monkeypatch, kind):
     assert not (out / STATE).exists()
 
 
+@pytest.mark.slow
 def test_a_part_of_a_run_that_is_killed_is_made_by_the_one_that_waits(
     make_task, tmp_path, monkeypatch
 ):
@@ -557,6 +561,7 @@ def test_a_part_of_a_run_that_is_killed_is_made_by_the_one_that_waits(
     assert not (out / STATE).exists()
 
 
+@pytest.mark.slow
 def test_what_another_run_is_writing_is_not_replaced(make_task, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding_run, "BATCH_SECONDS", 1.0)
     task = make_task([3000] * 8)
