@@ -33,13 +33,13 @@ from gram_hear.model import GramModel
 RATE = 44100
 MODEL = ("front-end", "encoder")
 PARTS = {
-    "search": [(collection, "plan_jobs")],
+    "search": [(collection, "plan_files")],
     "what is done": [(collection, "find_done")],
     "headers": [(collection, "group_files")],
-    "decoding and resampling": [(embed._Clip, "_decode")],
+    "decoding and resampling": [(embed._FileStream, "_decode")],
     "front-end": [(FrontEnd, "transform")],
     "encoder": [(GramModel, "forward")],
-    "writing": [(collection._Part, name) for name in ("__init__", "add", "finish", "close")],
+    "writing": [(collection.PartWriter, name) for name in ("__init__", "add", "finish", "close")],
     "assembling": [(collection, "assemble_parquet")],
 }
 

@@ -4,7 +4,10 @@
     embeddings, timestamps = get_timestamp_embeddings(audio, model)
     embeddings = get_scene_embeddings(audio, model)
 
-CheckpointSource of the API: the HEAR benchmark (hearbenchmark.com). A waveform goes through
+Embeddings over time come in *rows*: a row is one embedding vector, that of a clip at one time. A
+window of 2 s gives 25 or 100 of them.
+
+Source of the API: the HEAR benchmark (hearbenchmark.com). A waveform goes through
 :func:`gram_hear.audio.clips.as_clips`, :meth:`HearModel.embed`, :meth:`HearModel.lay_out` and
 :func:`pool`.
 """
@@ -27,7 +30,7 @@ from gram_hear.audio.layouts import check_convention, to_layout
 from gram_hear.checkpoints.store import Checkpoint, CheckpointSource, build_encoder, load_checkpoint
 from gram_hear.config import ModelConfig
 from gram_hear.devices import find_device
-from gram_hear.errors import AudioError, OptionError, nearest
+from gram_hear.errors import AudioError, OptionError, allowed, nearest
 from gram_hear.model import GramModel
 from gram_hear.nn.encoder import Encoder
 from gram_hear.stream import WindowStream
@@ -53,17 +56,15 @@ class Options:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        allowed = (*STRATEGIES, "sum") if self.parity else STRATEGIES
-        if self.strategy not in allowed:
+        strategies = (*STRATEGIES, "sum") if self.parity else STRATEGIES
+        if self.strategy not in strategies:
             only = " 'sum' needs parity=True." if self.strategy == "sum" else ""
             raise OptionError(
-                f"Unknown strategy {self.strategy!r}; allowed are {', '.join(allowed)}.{only}"
-                + nearest(self.strategy, allowed)
+                f"Unknown strategy {self.strategy!r}; {allowed(self.strategy, strategies)}{only}"
             )
         if self.window_fill is not None and self.window_fill not in FILLS:
             raise OptionError(
-                f"Unknown window_fill {self.window_fill!r}; allowed are {', '.join(FILLS)}."
-                + nearest(self.window_fill, FILLS)
+                f"Unknown window_fill {self.window_fill!r}; {allowed(self.window_fill, FILLS)}"
             )
         if self.parity and self.window_fill not in (None, "zero"):
             raise OptionError(
@@ -73,10 +74,8 @@ class Options:
         if self.window_batch < 1:
             raise OptionError(f"window_batch is {self.window_batch}; it must be at least 1.")
         if self.dtype not in (*DTYPES, "int8"):
-            raise OptionError(
-                f"Unknown dtype {self.dtype!r}; allowed are {', '.join(DTYPES)} and int8."
-                + nearest(self.dtype, (*DTYPES, "int8"))
-            )
+            dtypes = allowed(self.dtype, (*DTYPES, "int8"))
+            raise OptionError(f"Unknown dtype {self.dtype!r}; {dtypes}")
         if self.convention is not None:
             check_convention(self.convention)
 
@@ -147,7 +146,7 @@ def load_model(
             linear layers, on the CPU, GRAM-T alone). Features and embeddings are float32 in any
             case.
         revision: branch, tag or commit, for models from the Hub.
-        cache_dir: where downloads are kept; None is the Hub client's own place.
+        cache_dir: where downloads are kept; None is the Hub client's own folder.
         token: for private models from the Hub, sent and kept nowhere; None is the Hub client's own
             (the environment variable HF_TOKEN, or its login).
         heads: attention heads, for published layouts whose heads are not 64 wide.
@@ -174,9 +173,9 @@ def load_model(
         window_batch=_whole_number("window_batch", window_batch),
         dtype=str(dtype).removeprefix("torch."),
     )
-    place = find_device("cpu" if options.dtype == "int8" and device == "auto" else device)
-    if options.dtype == "int8" and place.type != "cpu":
-        raise OptionError(f"dtype 'int8' runs on the CPU alone, not on {place}; leave one out.")
+    found = find_device("cpu" if options.dtype == "int8" and device == "auto" else device)
+    if options.dtype == "int8" and found.type != "cpu":
+        raise OptionError(f"dtype 'int8' runs on the CPU alone, not on {found}; leave one out.")
     checkpoint = load_checkpoint(
         model_file_path,
         heads=None if _absent(heads) else _whole_number("heads", heads),
@@ -184,7 +183,7 @@ def load_model(
         cache_dir=cache_dir,
         token=None if _absent(token) else token,
     )
-    return from_checkpoint(checkpoint, options).to(place)
+    return from_checkpoint(checkpoint, options).to(found)
 
 
 def from_checkpoint(checkpoint: Checkpoint, options: Options) -> "HearModel":
@@ -509,17 +508,30 @@ def get_timestamp_embeddings(
 
 
 def get_scene_embeddings(audio: Audio, model: HearModel) -> Tensor:
-    """Embed whole clips: the mean of each clip's rows.
+    """Embed whole clips: one embedding for each, the mean of its embeddings over time.
 
     Args:
-        audio: as for :func:`get_timestamp_embeddings`.
+        audio: clips of one length as one array or tensor, (n, samples) or (n, channels, samples);
+            or a list of clips of any lengths, each (samples,) or (channels, samples). float32 or
+            float64, numpy or torch, in [-1, 1], at ``model.sample_rate`` Hz. The number of channels
+            says the layout: 1 is mono, 2 is binaural, 4 is first-order Ambisonic audio; see
+            :func:`get_timestamp_embeddings`.
         model: what :func:`load_model` returned.
 
     Returns:
-        (n, d) float32 on the model's device.
+        (n, d) float32 on the model's device, where d is ``model.scene_embedding_size``; one row
+        for each clip, for a list too.
 
     Raises:
-        AudioError: as for :func:`get_timestamp_embeddings`.
+        AudioError: for audio of another type, rank or number of channels, without samples, or
+            with values that are not finite; and for embeddings that are not finite.
+
+    Example::
+
+        model = load_model("gram-tiny-untrained")
+        left_right = torch.zeros(2, 32000)  # a binaural clip of 1 s, at model.sample_rate
+        mono = torch.zeros(16000)
+        get_scene_embeddings([left_right, mono], model).shape  # (2, model.scene_embedding_size)
     """
     with torch.no_grad():
         return torch.stack([rows.mean(dim=0) for rows in model.embed(as_clips(audio))])

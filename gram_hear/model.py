@@ -39,8 +39,8 @@ class GramModel(nn.Module):
             (clips * windows, feature channels, window frames, mels) float32, clip by clip.
         """
         features = self.front_end(waveform)
-        places = torch.tensor(starts, device=features.device).expand(len(features), -1)
-        return cut_windows(features, places, self.config, fill_of(len(starts), fill))
+        first = torch.tensor(starts, device=features.device).expand(len(features), -1)
+        return cut_windows(features, first, self.config, fill_of(len(starts), fill))
 
     def forward(self, windows: Tensor, layer: int | None = None) -> Tensor:
         """Encode feature windows.

@@ -41,8 +41,8 @@ class WindowStream:
         self._window = model.config.window_frames * front_end.hop  # samples from one to the next
         # From the start of a window to the end of its last frame, half frames included.
         self._reach = self._window - front_end.hop + front_end.n_fft
-        # The sound that is still needed. Once its start is reflected, self._origin is its place in
-        # the padded clip, where window w begins at w * self._window.
+        # The sound that is still needed. Once its start is reflected, self._origin is where it
+        # begins in the padded clip, where window w begins at w * self._window.
         self._held: Tensor | None = None
         self._reflected = False
         self._origin = 0
@@ -93,8 +93,8 @@ class WindowStream:
         config, first = self.model.config, min(starts)
         stretch = held[..., first * config.front_end.hop - self._origin :]
         features = self.model.front_end.transform(stretch[None])
-        places = torch.tensor([[start - first for start in starts]], device=features.device)
-        return cut_windows(features, places, config, fill)
+        within = torch.tensor([[start - first for start in starts]], device=features.device)
+        return cut_windows(features, within, config, fill)
 
     def _pad_short(self) -> None:
         """Bring a clip shorter than ``shortest`` to one frame, and reflect its start."""
@@ -113,9 +113,9 @@ class WindowStream:
     def _forget(self) -> None:
         """Keep what the next window needs, and one window before: the last may be moved back."""
         assert self._held is not None
-        place = (self._emitted - 1) * self._window
-        self._held = self._held[..., place - self._origin :].clone()
-        self._origin = place
+        origin = (self._emitted - 1) * self._window
+        self._held = self._held[..., origin - self._origin :].clone()
+        self._origin = origin
 
     def _no_windows(self, like: Tensor) -> Tensor:
         config = self.model.config

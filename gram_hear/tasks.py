@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import TaskError, count, nearest, reason_of, short
+from gram_hear.errors import TaskError, allowed, count, nearest, reason_of, short
 from gram_hear.foreign import parse_json
 
 METADATA, VOCABULARY = "task_metadata.json", "labelvocabulary.csv"
@@ -119,20 +119,20 @@ class Task:
     def _checks(self) -> dict[str, Callable[[str, Any], list]]:
         return {"scene": self._scene, "event": self._events, "localisation": self._direction}
 
-    def _scene(self, place: str, value: Any) -> list[str]:
+    def _scene(self, entry: str, value: Any) -> list[str]:
         if not isinstance(value, list):
-            raise TaskError(f"{place} has {short(value)}; it must have a list of labels.")
+            raise TaskError(f"{entry} has {short(value)}; it must have a list of labels.")
         if self.prediction_type == "multiclass" and len(value) != 1:
             raise TaskError(
-                f"{place} has {len(value)} labels; the task is multiclass, where every file has "
+                f"{entry} has {len(value)} labels; the task is multiclass, where every file has "
                 "exactly one. Where files may have several, prediction_type is multilabel."
             )
-        return [self._label(place, label) for label in value]
+        return [self._label(entry, label) for label in value]
 
-    def _label(self, place: str, label: Any) -> str:
+    def _label(self, entry: str, label: Any) -> str:
         if not isinstance(label, str | int) or str(label) not in self._known:
             raise TaskError(
-                f"{place} has the label {short(label)}, which {VOCABULARY} ({len(self.labels)} "
+                f"{entry} has the label {short(label)}, which {VOCABULARY} ({len(self.labels)} "
                 f"labels) lacks.{nearest(label, self.labels)}"
             )
         return str(label)
@@ -141,42 +141,42 @@ class Task:
     def _known(self) -> frozenset[str]:
         return frozenset(self.labels)
 
-    def _events(self, place: str, value: Any) -> list[dict[str, Any]]:
+    def _events(self, entry: str, value: Any) -> list[dict[str, Any]]:
         if not isinstance(value, list) or not all(isinstance(event, dict) for event in value):
             raise TaskError(
-                f"{place} has {short(value)}; it must have a list of events: "
+                f"{entry} has {short(value)}; it must have a list of events: "
                 '{"label": ..., "start": ms, "end": ms}.'
             )
-        return [self._event(place, event) for event in value]
+        return [self._event(entry, event) for event in value]
 
-    def _event(self, place: str, event: dict[str, Any]) -> dict[str, Any]:
+    def _event(self, entry: str, event: dict[str, Any]) -> dict[str, Any]:
         if missing := [key for key in ("label", "start", "end") if key not in event]:
             raise TaskError(
-                f"{place} has an event without {' and '.join(missing)}: {short(event)}."
+                f"{entry} has an event without {' and '.join(missing)}: {short(event)}."
             )
-        label = self._label(place, event["label"])
+        label = self._label(entry, event["label"])
         start, end = event["start"], event["end"]
         longest = 1000 * LONGEST_CLIP
         if not all(_is_number(each) and abs(each) <= longest for each in (start, end)):
             raise TaskError(
-                f"{place} has an event of {label} from {short(start)} to {short(end)}; both must "
+                f"{entry} has an event of {label} from {short(start)} to {short(end)}; both must "
                 f"be finite numbers of milliseconds, at most {longest:.0f}."
             )
         if end < start:
             raise TaskError(
-                f"{place} has an event of {label} from {start:g} to {end:g} ms; the end must not "
+                f"{entry} has an event of {label} from {start:g} to {end:g} ms; the end must not "
                 "be before the start."
             )
         return {"label": label, "start": float(start), "end": float(end)}
 
-    def _direction(self, place: str, value: Any) -> list[float]:
+    def _direction(self, entry: str, value: Any) -> list[float]:
         if not isinstance(value, list) or len(value) != 3 or not all(map(_is_number, value)):
             raise TaskError(
-                f"{place} has {short(value)}; other files have directions, so it must have three "
+                f"{entry} has {short(value)}; other files have directions, so it must have three "
                 "finite numbers: [x, y, z]."
             )
         if not any(value):
-            raise TaskError(f"{place} has the direction [0, 0, 0], which points nowhere.")
+            raise TaskError(f"{entry} has the direction [0, 0, 0], which points nowhere.")
         return [float(coordinate) for coordinate in value]
 
     def row_files(self, split: str) -> list[str]:
@@ -277,7 +277,7 @@ def read_task(folder: Path) -> Task:
     metadata = read_json(path)
     if not isinstance(metadata, dict):
         raise TaskError(f"{path} holds {short(metadata)}; it must hold an object with keys.")
-    types = {key: _choice(path, metadata, key, allowed) for key, allowed in TYPES.items()}
+    types = {key: _choice(path, metadata, key, names) for key, names in TYPES.items()}
     splits = _read_splits(path, metadata, types["split_mode"])
     duration = metadata.get("sample_duration")
     if duration is not None and not (_is_number(duration) and 0 < duration <= LONGEST_CLIP):
@@ -316,15 +316,12 @@ def read_json(path: Path) -> Any:
     return parse_json(data, str(path), TaskError, LARGEST_JSON, finite=False)
 
 
-def _choice(path: Path, metadata: dict, key: str, allowed: Sequence[str]) -> str:
+def _choice(path: Path, metadata: dict, key: str, names: Sequence[str]) -> str:
     if key not in metadata:
-        raise TaskError(f"{path} lacks the key {key!r}; allowed are {', '.join(allowed)}.")
+        raise TaskError(f"{path} lacks the key {key!r}; allowed are {', '.join(names)}.")
     value = metadata[key]
-    if value not in allowed:
-        raise TaskError(
-            f"{path}: {key} is {short(value)}; allowed are {', '.join(allowed)}."
-            + nearest(value, allowed)
-        )
+    if value not in names:
+        raise TaskError(f"{path}: {key} is {short(value)}; {allowed(value, names)}")
     return value
 
 
@@ -531,7 +528,7 @@ def _describe(folder: Path) -> dict[str, Any]:
     counts = dict(_counts(task, faults))
     rates = task.rates()
     readable = len(counts) == len(task.splits)
-    missing = {rate: _places(task.missing(rate)) for rate in rates if readable}
+    missing = {rate: _clip_names(task.missing(rate)) for rate in rates if readable}
     if not rates:
         faults.append(f"{folder} has no audio: no folder is named by a sample rate, as 48000.")
     elif nowhere := set.intersection(*missing.values()) if missing else set():
@@ -582,7 +579,7 @@ def empty_in_words(empty: Sequence[str], clips: int | None = None) -> str:
     return f"{number} {hold} no samples: {', '.join(empty[:5])}{more}."
 
 
-def _places(paths: Iterable[Path]) -> set[tuple[str, str]]:
+def _clip_names(paths: Iterable[Path]) -> set[tuple[str, str]]:
     """Return the split and the name of audio files, which are those of every sample rate."""
     return {(path.parent.name, path.name) for path in paths}
 

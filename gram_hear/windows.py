@@ -1,7 +1,8 @@
 """Windows of a clip: where they begin, which rows of theirs are kept, and when these are.
 
-A clip's frames are cut into windows, and each window gives a fixed number of embedding rows.
-Two rules say which windows there are, which rows are kept and when they are:
+A clip's frames are cut into windows, and each window gives a fixed number of rows. A row is one
+embedding vector: that of the clip at one time. Two rules say which windows there are, which rows
+are kept and when they are:
 :func:`corrected_plan`, the default, and :func:`reference_plan`, the authors' (``parity=True``).
 """
 
@@ -144,14 +145,14 @@ def cut_windows(features: Tensor, starts: Tensor, config: ModelConfig, fill: str
     Returns:
         (clips * windows, feature channels, window frames, mels), clip by clip.
     """
-    places = torch.arange(config.window_frames, device=starts.device).expand(*starts.shape, -1)
+    offsets = torch.arange(config.window_frames, device=starts.device).expand(*starts.shape, -1)
     own = features.shape[2] - starts[:, :, None]
     if fill == "repeat":
-        places = places % own
+        offsets = offsets % own
     elif fill == "mirror":
         period = (2 * (own - 1)).clamp(min=1)
-        places = torch.minimum(places % period, period - places % period)
-    frames = starts[:, :, None] + places
+        offsets = torch.minimum(offsets % period, period - offsets % period)
+    frames = starts[:, :, None] + offsets
     inside = frames < features.shape[2]
     clips = torch.arange(len(features), device=features.device)[:, None, None]
     # (clips, windows, window frames, channels, mels), as the indices stand apart

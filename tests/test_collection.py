@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,12 @@ import soundfile
 import torch
 
 from gram_hear import embed_collection, embed_files
-from gram_hear.embed import collection as module
-from gram_hear.embed.collection import Collection, Outcome, OutputError, plan_jobs
+from gram_hear.embed import parquet as parquet_module
+from gram_hear.embed import parts
+from gram_hear.embed.collection import CollectionRun, FileOutcome, plan_files
 from gram_hear.embed.files import Block, FileDone
+from gram_hear.embed.parquet import parts_folder
+from gram_hear.embed.parts import OutputError
 from gram_hear.errors import OptionError
 from gram_hear.jobs.writing import temporary_prefix
 
@@ -91,7 +95,7 @@ def times(folder):
 
 
 def errors(outcomes):
-    return {outcome.job.source.name: outcome.error for outcome in outcomes if outcome.error}
+    return {outcome.file.source.name: outcome.error for outcome in outcomes if outcome.error}
 
 
 # --- plan -----------------------------------------------------------------------------------
@@ -101,21 +105,21 @@ def test_folders_are_mirrored_and_suffixes_kept(tmp_path):
     for name in ("in/a/x.wav", "in/b/x.wav", "in/x.wav", "in/x.flac"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
-    outputs = {str(job.output.relative_to(tmp_path / "out")) for job in jobs}
+    files = plan_files([tmp_path / "in"], tmp_path / "out")
+    outputs = {str(file.output.relative_to(tmp_path / "out")) for file in files}
     assert outputs == {"a/x.wav.npz", "b/x.wav.npz", "x.wav.npz", "x.flac.npz"}
-    assert {job.name for job in jobs} == {"a/x.wav", "b/x.wav", "x.wav", "x.flac"}
-    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out.parquet")
-    assert tmp_path / "out.parquet.parts" / "a" / "x.wav.npz" in {job.output for job in jobs}
+    assert {file.name for file in files} == {"a/x.wav", "b/x.wav", "x.wav", "x.flac"}
+    files = plan_files([tmp_path / "in"], tmp_path / "out.parquet")
+    assert tmp_path / "out.parquet.parts" / "a" / "x.wav.npz" in {file.output for file in files}
 
 
 def test_two_files_with_one_output_are_refused_before_any_work(tmp_path):
     with pytest.raises(OptionError, match="would both be written"):
-        plan_jobs(["a/x.wav", "b/x.wav"], tmp_path)
+        plan_files(["a/x.wav", "b/x.wav"], tmp_path)
     write(tmp_path / "a" / "x.wav")
     write(tmp_path / "b" / "x.wav")
     with pytest.raises(OptionError, match="Give the folder"):
-        plan_jobs([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+        plan_files([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -128,9 +132,9 @@ def test_outputs_that_are_one_file_on_some_systems_are_refused(tmp_path, one, ot
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     with pytest.raises(OptionError, match="one file on macOS and Windows") as caught:
-        plan_jobs([tmp_path / "1", tmp_path / "2"], tmp_path / "out")
+        plan_files([tmp_path / "1", tmp_path / "2"], tmp_path / "out")
     assert all(str(path) in str(caught.value) for path in paths)
-    assert len(plan_jobs([tmp_path], tmp_path / "out")) == 2  # other folders, other outputs
+    assert len(plan_files([tmp_path], tmp_path / "out")) == 2  # other folders, other outputs
 
 
 def test_what_is_left_out_of_a_folder_is_counted(tmp_path):
@@ -140,8 +144,8 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path):
         (tmp_path / "in" / name).touch()
     (tmp_path / "in" / "link").symlink_to(tmp_path)
     with pytest.warns(UserWarning, match="left out") as caught:
-        jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
-    assert {job.name for job in jobs} == {"a.WAVE", "b.amb"}
+        files = plan_files([tmp_path / "in"], tmp_path / "out")
+    assert {file.name for file in files} == {"a.WAVE", "b.amb"}
     unreadable, others, links = (str(each.message) for each in caught)
     assert "2 files (.m4a 1, .webm 1) left out" in unreadable
     assert "ffmpeg -i" in unreadable
@@ -150,28 +154,28 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path):
     for path in (tmp_path / "in" / "a.WAVE", tmp_path / "in" / "b.amb"):
         path.unlink()
     with pytest.raises(OptionError, match="No sound file"), pytest.warns(match="left out"):
-        plan_jobs([tmp_path / "in"], tmp_path / "out")
+        plan_files([tmp_path / "in"], tmp_path / "out")
 
 
 def test_a_file_named_twice_is_embedded_once(tmp_path, tree):
     sound = SOUNDS / "mono_impacts.ogg"
-    assert len(plan_jobs([sound, sound], tmp_path)) == 1
-    assert len(plan_jobs([tree, tree / "a" / "1.wav"], tmp_path / "out")) == 10
-    assert len(plan_jobs([tree / "a" / "1.wav", tree, tree / "a"], tmp_path / "out")) == 10
+    assert len(plan_files([sound, sound], tmp_path)) == 1
+    assert len(plan_files([tree, tree / "a" / "1.wav"], tmp_path / "out")) == 10
+    assert len(plan_files([tree / "a" / "1.wav", tree, tree / "a"], tmp_path / "out")) == 10
 
 
 def test_nothing_to_do_and_outputs_of_the_wrong_kind_are_refused(tmp_path):
     with pytest.raises(OptionError, match="No sound file"):
-        plan_jobs([tmp_path], tmp_path / "out")
+        plan_files([tmp_path], tmp_path / "out")
     (tmp_path / "taken").touch()
     with pytest.raises(OptionError, match="must be a folder"):
-        plan_jobs([SOUNDS], tmp_path / "taken")
+        plan_files([SOUNDS], tmp_path / "taken")
     (tmp_path / "folder.parquet").mkdir()
     with pytest.raises(OptionError, match=r"must be a \.parquet file"):
-        plan_jobs([SOUNDS], tmp_path / "folder.parquet")
+        plan_files([SOUNDS], tmp_path / "folder.parquet")
     (tmp_path / "set.parquet.parts").touch()
     with pytest.raises(OptionError, match="must be a folder"):
-        plan_jobs([SOUNDS], tmp_path / "set.parquet")
+        plan_files([SOUNDS], tmp_path / "set.parquet")
 
 
 @pytest.mark.slow
@@ -181,7 +185,7 @@ def test_folders_that_cannot_be_listed_are_reported_and_the_rest_done(
     scandir = os.scandir
 
     def refuse(path="."):
-        if os.fspath(path) in (str(tree / "a"), str(tmp_path / "locked")):
+        if str(path) in (str(tree / "a"), str(tmp_path / "locked")):
             raise PermissionError(13, "Permission denied", os.fspath(path))
         return scandir(path)
 
@@ -200,7 +204,7 @@ def test_folders_that_cannot_be_listed_are_reported_and_the_rest_done(
 
 @pytest.mark.parametrize("spool", [2**24, 1000])
 def test_a_part_holds_what_embed_files_yields(tmp_path, tree, model, monkeypatch, spool):
-    monkeypatch.setattr(module, "SPOOL", spool)
+    monkeypatch.setattr(parts, "SPOOL", spool)
     embed_collection([tree], tmp_path / "out", model)
     found = arrays_of(tmp_path / "out")
     vectors, stamps, scenes = {}, {}, {}
@@ -295,23 +299,23 @@ def test_an_output_that_cannot_be_written_stops_and_keeps_what_is_done(
     out = tmp_path / "out"
     last = sorted(tree.rglob("*.wav"), key=lambda path: path.stat().st_size)[-1]
     if place == "write":
-        write_array = module._write_array
+        write_array = parts._write_array
 
         def fail(archive, name, array):
             write_array(archive, name, array)
             if name == "metadata" and last.name in str(array):
                 raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(module, "_write_array", fail)
+        monkeypatch.setattr(parts, "_write_array", fail)
     elif place == "spool":
 
         def fail_to_add(self, block):
-            if self.job.source == last:
+            if self.file.source == last:
                 raise OSError(28, "No space left on device")
             add(self, block)
 
-        add = module._Part.add
-        monkeypatch.setattr(module._Part, "add", fail_to_add)
+        add = parts.PartWriter.add
+        monkeypatch.setattr(parts.PartWriter, "add", fail_to_add)
     else:
         (tree / "d").mkdir()
         last = last.rename(tree / "d" / last.name)
@@ -336,15 +340,15 @@ def disturb(monkeypatch):
     """Return a function: do something once, after so many parts are finished."""
 
     def after(count, action):
-        finish, finished = module._Part.finish, []
+        finish, finished = parts.PartWriter.finish, []
 
         def finish_and_act(self, done):
             finish(self, done)
-            finished.append(self.job.output)
+            finished.append(self.file.output)
             if len(finished) == count:
                 action(finished)
 
-        monkeypatch.setattr(module._Part, "finish", finish_and_act)
+        monkeypatch.setattr(parts.PartWriter, "finish", finish_and_act)
 
     return after
 
@@ -380,16 +384,16 @@ def test_what_is_reported_as_done_is_there_at_the_end(
     tmp_path, tree, model, parquet, disturb, monkeypatch, name, action, count
 ):
     output = tmp_path / name
-    folder = module.parts_folder(output)
+    folder = parts_folder(output)
     disturb(6, lambda done: action(done, folder))
     outcomes = embed_collection([tree], output, model)
     lost = errors(outcomes)
     assert (len(outcomes), len(lost)) == (10, count)
     for outcome in outcomes:
         if outcome.error:
-            assert str(outcome.job.output) in outcome.error
+            assert str(outcome.file.output) in outcome.error
             assert "run the same command again" in outcome.error.lower()
-    held = {outcome.job.name for outcome in outcomes if not outcome.error}
+    held = {outcome.file.name for outcome in outcomes if not outcome.error}
     if name == "out.parquet":
         assert set(parquet.read_table(output).column("file").to_pylist()) == held
     monkeypatch.undo()
@@ -397,7 +401,7 @@ def test_what_is_reported_as_done_is_there_at_the_end(
         if path.read_bytes() == b"precious":
             path.unlink()
     again = embed_collection([tree], output, model)
-    assert {outcome.job.source.name for outcome in again} == set(lost)
+    assert {outcome.file.source.name for outcome in again} == set(lost)
     embed_collection([tree], tmp_path / "whole", model)
     assert_equal(arrays_of(folder), arrays_of(tmp_path / "whole"))
 
@@ -423,10 +427,10 @@ def test_a_part_that_is_only_touched_is_there(tmp_path, tree, model, disturb):
 def test_a_folder_that_is_removed_while_a_long_file_is_spooled_is_made_again(
     tmp_path, tree, model, monkeypatch
 ):
-    monkeypatch.setattr(module, "SPOOL", 1000)
-    out, add = tmp_path / "out", module._Part.add
+    monkeypatch.setattr(parts, "SPOOL", 1000)
+    out, add = tmp_path / "out", parts.PartWriter.add
     monkeypatch.setattr(
-        module._Part, "add", lambda self, block: shutil.rmtree(out) or add(self, block)
+        parts.PartWriter, "add", lambda self, block: shutil.rmtree(out) or add(self, block)
     )
     assert errors(embed_collection([tree / "a" / "1.wav"], out, model)) == {}
     assert set(arrays_of(out)) == {"1.wav.npz"}
@@ -435,14 +439,14 @@ def test_a_folder_that_is_removed_while_a_long_file_is_spooled_is_made_again(
 def test_a_folder_that_is_removed_while_a_part_is_written_is_made_again(
     tmp_path, tree, model, monkeypatch
 ):
-    out, write_array, once = tmp_path / "out", module._write_array, [True]
+    out, write_array, once = tmp_path / "out", parts._write_array, [True]
 
     def remove_and_write(archive, name, array):
         if once and once.pop():
             shutil.rmtree(out)
         write_array(archive, name, array)
 
-    monkeypatch.setattr(module, "_write_array", remove_and_write)
+    monkeypatch.setattr(parts, "_write_array", remove_and_write)
     assert errors(embed_collection([tree / "a" / "1.wav"], out, model)) == {}
     assert set(arrays_of(out)) == {"1.wav.npz"}
 
@@ -454,23 +458,23 @@ def test_a_dataset_that_does_not_hold_what_is_reported_is_an_error(
     """Removed between the last look at the parts and the end."""
     output = tmp_path / "out.parquet"
     if what == "part":
-        find_parts = module.find_parts
+        find_parts = parquet_module.find_parts
 
         def find_and_remove(*arguments):
             found = find_parts(*arguments)
-            found["a/1.wav"].unlink()
+            dict(found)["a/1.wav"].unlink(missing_ok=True)
             return found
 
-        monkeypatch.setattr(module, "find_parts", find_and_remove)
+        monkeypatch.setattr(parquet_module, "find_parts", find_and_remove)
     else:
-        write_whole = module.write_whole
+        write_whole = parquet_module.write_whole
 
         def write_and_remove(path, write):
             write_whole(path, write)
             if path == output:
                 path.unlink()
 
-        monkeypatch.setattr(module, "write_whole", write_and_remove)
+        monkeypatch.setattr(parquet_module, "write_whole", write_and_remove)
     with pytest.raises(OutputError, match=r"out\.parquet .*run the same command|Run the same"):
         embed_collection([tree], output, model)
     assert not output.exists()
@@ -510,7 +514,7 @@ def test_a_changed_source_and_a_new_one_are_embedded(tmp_path, tree, model):
     write(tree / "a" / "1.wav", 1.3, seed=99)
     write(tree / "a" / "new.wav", 1.1, seed=98)
     outcomes = embed_collection([tree], out, model)
-    assert {outcome.job.name for outcome in outcomes} == {"a/1.wav", "a/new.wav"}
+    assert {outcome.file.name for outcome in outcomes} == {"a/1.wav", "a/new.wav"}
     after = times(out)
     assert {path for path in before if after[path] != before[path]} == {out / "a" / "1.wav.npz"}
     status = (tree / "a" / "1.wav").stat()
@@ -600,7 +604,7 @@ def test_an_empty_file_as_a_power_cut_leaves_it_is_made_anew(tmp_path, tree, mod
     embed_collection([tree], out, model)
     arrays = arrays_of(out)
     (out / "a" / "1.wav.npz").write_bytes(b"")
-    assert [outcome.job.name for outcome in embed_collection([tree], out, model)] == ["a/1.wav"]
+    assert [outcome.file.name for outcome in embed_collection([tree], out, model)] == ["a/1.wav"]
     assert_equal(arrays_of(out), arrays)
 
 
@@ -609,14 +613,14 @@ def test_an_empty_file_as_a_power_cut_leaves_it_is_made_anew(tmp_path, tree, mod
 def test_an_interrupted_run_ends_with_the_same_numbers(tmp_path, tree, model, stop):
     whole, out = tmp_path / "whole", tmp_path / "out"
     embed_collection([tree], whole, model)
-    events = Collection(plan_jobs([tree], out), out, model).run()
+    events = CollectionRun(plan_files([tree], out), out, model).run()
     for _ in range(stop):
         next(events)
     events.close()
     done = set(arrays_of(out)) if out.exists() else set()
     assert len(done) < 10
     outcomes = embed_collection([tree], out, model)
-    assert {f"{outcome.job.name}.npz" for outcome in outcomes} == set(arrays_of(whole)) - done
+    assert {f"{outcome.file.name}.npz" for outcome in outcomes} == set(arrays_of(whole)) - done
     assert_equal(arrays_of(out), arrays_of(whole))
 
 
@@ -627,7 +631,7 @@ def test_one_missing_file_of_a_shared_batch_gets_the_same_numbers(tmp_path, tree
     for name in ("1.wav", "4.wav"):
         (out / "a" / f"{name}.npz").unlink()
     outcomes = embed_collection([tree], out, model, jobs=3)
-    assert {outcome.job.name for outcome in outcomes} == {"a/1.wav", "a/4.wav"}
+    assert {outcome.file.name for outcome in outcomes} == {"a/1.wav", "a/4.wav"}
     assert_equal(arrays_of(out), arrays)
     untouched = {path: time for path, time in before.items() if path.name[0] not in "14"}
     assert untouched.items() <= times(out).items()
@@ -679,7 +683,7 @@ def rows_of(folder):
 def test_a_dataset_holds_the_rows_of_its_parts_by_name(
     tmp_path, tree, model, parquet, monkeypatch, kept, rows
 ):
-    monkeypatch.setattr(module, "GROUP", rows * 4 * model.timestamp_embedding_size)
+    monkeypatch.setattr(parts, "GROUP", rows * 4 * model.timestamp_embedding_size)
     output = tmp_path / "out.parquet"
     embed_collection([tree], output, model, **kept)
     table = parquet.read_table(output)
@@ -818,14 +822,14 @@ def test_an_assembly_that_breaks_off_leaves_the_old_dataset(
     embed_collection([tree], output, model)
     before = output.read_bytes()
     write(tree / "added.wav", 1.0, seed=50)
-    rows, count = module._rows_of, iter(range(100))
+    rows, count = parquet_module.rows_of, iter(range(100))
 
     def fail(part):
         if next(count) == 5:
             raise OSError(28, "No space left on device")
         return rows(part)
 
-    monkeypatch.setattr(module, "_rows_of", fail)
+    monkeypatch.setattr(parquet_module, "rows_of", fail)
     with pytest.raises(OutputError, match=r"No space left on device.*parts are kept"):
         embed_collection([tree], output, model)
     assert output.read_bytes() == before
@@ -841,32 +845,127 @@ def test_an_assembly_that_breaks_off_leaves_the_old_dataset(
 
 def test_progress_adds_up_to_the_sound_that_is_due(tmp_path, tree, model):
     out = tmp_path / "out"
-    collection = Collection(plan_jobs([tree], out), out, model)
+    collection = CollectionRun(plan_files([tree], out), out, model)
     events = list(collection.run())
-    sound = sum(event.seconds for event in events if not isinstance(event, Outcome))
+    sound = sum(event.seconds for event in events if not isinstance(event, FileOutcome))
     assert sound == pytest.approx(collection.seconds, abs=0.08 * 10)
     assert collection.due == set()
-    again = Collection(plan_jobs([tree], out), out, model)
+    again = CollectionRun(plan_files([tree], out), out, model)
     assert (again.seconds, again.groups, list(again.run())) == (0, [], [])
+
+
+# --- several runs ---------------------------------------------------------------------------
+
+RUN = """
+import sys, time
+from pathlib import Path
+import torch
+from gram_hear import embed_collection, load_model
+from gram_hear.embed.parts import PartWriter
+
+torch.set_num_threads(1)
+model, sounds, output, log, pause = sys.argv[1:]
+finish = PartWriter.finish
+
+def finish_and_wait(self, done):
+    finish(self, done)
+    with open(log, "a") as file:
+        print(self.file.name, file=file)
+    time.sleep(float(pause))
+
+PartWriter.finish = finish_and_wait
+outcomes = embed_collection([sounds], output, load_model(model, window_batch=4))
+sys.exit(any(outcome.error for outcome in outcomes))
+"""
+
+
+@pytest.fixture
+def another_run(tmp_path, model_path, tree, monkeypatch):
+    """Return a function: start a run in a process, slow after each part; wait for its first."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    log = tmp_path / "log"
+
+    def start(output, pause):
+        arguments = [str(each) for each in (model_path, tree, output, log, pause)]
+        process = subprocess.Popen([sys.executable, "-c", RUN, *arguments])
+        while not log.exists() and process.poll() is None:
+            time.sleep(0.01)
+        return process, lambda: log.read_text().split()
+
+    return start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["out", "out.parquet"])
+def test_two_runs_of_one_collection_end_as_one(
+    tmp_path, tree, model, another_run, disturb, parquet, name
+):
+    whole, output = tmp_path / f"whole-{name}", tmp_path / name
+    embed_collection([tree], whole, model)
+    made_here = []
+    disturb(1, lambda done: made_here.append(done))  # the list grows
+    other, made_there = another_run(output, 0.15)
+    outcomes = embed_collection([tree], output, model)
+    assert other.wait() == 0
+    assert errors(outcomes) == {}
+    assert made_here
+    assert len(made_here[0]) + len(made_there()) == 10  # each part is made once
+    assert_equal(arrays_of(parts_folder(output)), arrays_of(parts_folder(whole)))
+    if name == "out.parquet":
+        assert parquet.read_table(output).equals(parquet.read_table(whole))
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        *("in", "log", "out", "whole-out"),
+        *("out.parquet", "out.parquet.parts", "whole-out.parquet", "whole-out.parquet.parts"),
+    }
+
+
+@pytest.mark.slow
+def test_what_a_killed_run_held_is_made_by_the_one_that_waits(tmp_path, tree, model, another_run):
+    embed_collection([tree], tmp_path / "whole", model)
+    other, made_there = another_run(tmp_path / "out", 60)
+    timer = threading.Timer(0.5, other.kill)
+    timer.start()
+    outcomes = embed_collection([tree], tmp_path / "out", model)
+    other.wait()
+    assert errors(outcomes) == {}
+    assert len(outcomes) == 10 - len(made_there())
+    assert_equal(arrays_of(tmp_path / "out"), arrays_of(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_a_run_with_other_options_waits_for_its_turn(tmp_path, tree, load, another_run):
+    other, _ = another_run(tmp_path / "out", 60)
+    strategy = load(strategy="mean")
+    with pytest.raises(OptionError, match="Another run is at work"):
+        embed_collection([tree], tmp_path / "out", strategy, force=True)
+    other.kill()
+    other.wait()
+    assert len(embed_collection([tree], tmp_path / "out", strategy, force=True)) == 10
+    assert len(arrays_of(tmp_path / "out")) == 10
+
+
+@pytest.mark.slow
+def test_runs_over_other_files_share_an_output(tmp_path, tree, model, another_run):
+    other, _ = another_run(tmp_path / "out", 0.1)
+    more = write(tmp_path / "more" / "late.wav", seed=99)
+    assert errors(embed_collection([more], tmp_path / "out", model)) == {}
+    assert other.wait() == 0
+    assert len(arrays_of(tmp_path / "out")) == 11
 
 
 # --- kills ----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_nothing_is_lost_or_wrong(tmp_path, published_file):
-    command = (sys.executable, KILL, "--kills", 6, "--model", published_file(1))
-    done = subprocess.run(
-        [*map(str, command), "--folder", str(tmp_path)], capture_output=True, text=True, check=False
-    )
+def test_killed_at_any_moment_nothing_is_lost_or_wrong():
+    command = [sys.executable, str(KILL), "--kills", "6", "--command", "embed"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
-    assert found["kills"] == 6
-    assert found["equal_datasets"] >= 1
-    assert found["wrong_datasets"] == found["broken_parts"] == found["left_behind"] == 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert len(list((tmp_path / "sounds").rglob("*.flac"))) == 40
+    found = json.loads(done.stdout)["embed"]
+    assert found["kills"] >= 6
+    assert found["completed"] >= 1
+    wrong = ("failed_runs", "broken_files", "unknown_files", "lost_files", "left_behind")
+    assert {name: found[name] for name in wrong} == dict.fromkeys(wrong, 0)
 
 
 def test_a_damaged_part_is_named_when_the_dataset_is_assembled(tmp_path, tree, model):
@@ -893,7 +992,7 @@ def test_embeddings_of_before_they_changed_are_another_collection(
     tmp_path, tree, model, monkeypatch
 ):
     """A folder would hold both side by side, and nobody could tell."""
-    monkeypatch.setattr(module, "EMBEDDINGS", 1)
+    monkeypatch.setattr(parts, "EMBEDDINGS", 1)
     embed_collection([tree], tmp_path / "out", model)
     monkeypatch.undo()
     with pytest.raises(OptionError, match=r"another program made.*Use --force"):

@@ -368,33 +368,22 @@ from faulty import get_scene_embeddings, get_timestamp_embeddings, load_model
 """
 
 
-def test_embeddings_of_a_module_that_was_edited(make_task, tmp_path):
-    """In a process of its own each time: a module is imported once."""
+def test_embeddings_of_a_module_that_was_edited(make_task, tmp_path, monkeypatch):
     task = make_task([8000] * 2)
-    path = tmp_path / "edited.py"
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from gram_hear.evaluation.embed.embed_task import embed_task\n"
-        "from gram_hear.evaluation.embed.hear_module import load_model\n"
-        "from gram_hear.tasks import read_task\n"
-        "task, module = read_task(Path(sys.argv[1])), load_model('edited', device='cpu')\n"
-        "embed_task(task, module, Path(sys.argv[2]), force=sys.argv[3] == 'force')\n"
-    )
+    monkeypatch.syspath_prepend(tmp_path)
 
-    def embed(force=""):
-        arguments = [sys.executable, "-c", code, str(task.folder), str(tmp_path / "e"), force]
-        return subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+    def embed(code, **options):
+        (tmp_path / "edited.py").write_text(code)
+        monkeypatch.delitem(sys.modules, "edited", raising=False)  # as in a process of its own
+        embed_task(task, load_model("edited", device="cpu"), tmp_path / "e", **options)
 
-    path.write_text(SMALL)
-    assert embed().returncode == 0
-    assert embed().returncode == 0
-    path.write_text(SMALL + "# another version\n")
-    refused = embed()
-    assert refused.returncode == 1
-    assert "holds other embeddings: module_code is" in refused.stderr
-    assert "Use --force" in refused.stderr
-    assert embed("force").returncode == 0
-    assert embed().returncode == 0
+    embed(SMALL)
+    embed(SMALL)
+    other = SMALL + "# another version\n"
+    with pytest.raises(TaskError, match=r"holds other embeddings: module_code is.*Use --force"):
+        embed(other)
+    embed(other, force=True)
+    embed(other)
 
 
 def test_forced_embeddings_replace_others_and_their_scores(make_task, tmp_path, monkeypatch):
@@ -534,6 +523,7 @@ def test_a_full_disk(make_task, tmp_path, monkeypatch):
 # --- several runs, and older ones -----------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["scene", "event"])
 def test_two_runs_share_a_task(make_task, tmp_path, monkeypatch, kind):
     """Each part is made once, by either; the result is that of one run."""
@@ -553,6 +543,7 @@ def test_two_runs_share_a_task(make_task, tmp_path, monkeypatch, kind):
     assert not (out / STATE).exists()
 
 
+@pytest.mark.slow
 def test_a_part_of_a_run_that_is_killed_is_made_by_the_one_that_waits(
     make_task, tmp_path, monkeypatch
 ):
@@ -570,6 +561,7 @@ def test_a_part_of_a_run_that_is_killed_is_made_by_the_one_that_waits(
     assert not (out / STATE).exists()
 
 
+@pytest.mark.slow
 def test_what_another_run_is_writing_is_not_replaced(make_task, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding_run, "BATCH_SECONDS", 1.0)
     task = make_task([3000] * 8)

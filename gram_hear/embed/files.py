@@ -88,28 +88,28 @@ def embed_files(
 
 
 @dataclass(frozen=True)
-class Group:
+class FileGroup:
     """Files that share batches, and their length in seconds as their headers tell it."""
 
     paths: list[Path]
     seconds: float
 
 
-def group_files(paths: Iterable[Path], model: HearModel) -> list[Group]:
+def group_files(paths: Iterable[Path], model: HearModel) -> list[FileGroup]:
     """Put files that share batches together, by their length as the header tells it.
 
     A group holds at most ``window_batch`` windows, or one longer file. A file that cannot be
     opened counts as empty, and fails when its turn comes.
     """
     lengths = sorted((_header_seconds(path, model), str(path), path) for path in paths)
-    groups: list[Group] = []
+    groups: list[FileGroup] = []
     room = 0.0
     for seconds, _, path in lengths:
         windows = 1 + int(1000 * seconds / (model.config.hop_ms * model.config.time_patches))
         if windows > room:
-            groups.append(Group([], 0.0))
+            groups.append(FileGroup([], 0.0))
             room = model.options.window_batch
-        groups[-1] = Group([*groups[-1].paths, path], groups[-1].seconds + seconds)
+        groups[-1] = FileGroup([*groups[-1].paths, path], groups[-1].seconds + seconds)
         room -= windows
     return groups
 
@@ -123,12 +123,12 @@ def _header_seconds(path: Path, model: HearModel) -> float:
 
 
 def embed_groups(
-    groups: Iterable[Group], model: HearModel, jobs: int
+    groups: Iterable[FileGroup], model: HearModel, jobs: int
 ) -> Iterator[Block | FileDone | FileFailed]:
     """Embed the groups of :func:`group_files`; each group's numbers depend on it alone."""
     with ThreadPoolExecutor(jobs) as pool:
         clips = (
-            (_Clip(path, model, pool), path is group.paths[-1])
+            (_FileStream(path, model, pool), path is group.paths[-1])
             for group in groups
             for path in group.paths
         )
@@ -146,7 +146,7 @@ def _ahead(items: Iterator[_Item], count: int) -> Iterator[_Item]:
     yield from made
 
 
-class _Clip:
+class _FileStream:
     """One file on its way: blocks that a thread decodes ahead, windows, rows."""
 
     def __init__(self, path: Path, model: HearModel, pool: ThreadPoolExecutor) -> None:
@@ -225,23 +225,23 @@ class _Clip:
 
 
 @dataclass
-class _Waiting:
+class _WaitingWindows:
     """Windows of a clip that wait for their batch; ``last`` where they are the clip's last."""
 
-    clip: _Clip
+    clip: _FileStream
     windows: Tensor
     last: bool
 
 
 def _embed_clips(
-    clips: Iterator[tuple[_Clip, bool]], model: HearModel
+    clips: Iterator[tuple[_FileStream, bool]], model: HearModel
 ) -> Iterator[Block | FileDone | FileFailed]:
     """Embed clips in batches of exactly ``window_batch`` windows, in their order.
 
     A batch ends where its group does: ``clips`` says of each whether it is the last of one.
     """
     batch = model.options.window_batch
-    queue: deque[_Waiting] = deque()
+    queue: deque[_WaitingWindows] = deque()
     for clip, ends_group in clips:
         last = False
         while not last:
@@ -253,7 +253,7 @@ def _embed_clips(
                 name = str(clip.path)
                 yield FileFailed(clip.path, message if name in message else f"{name}: {message}")
                 break
-            queue.append(_Waiting(clip, windows, last))
+            queue.append(_WaitingWindows(clip, windows, last))
             while sum(len(each.windows) for each in queue) >= batch:
                 yield from _encode_batch(queue, model)
         while queue and ends_group:
@@ -261,17 +261,17 @@ def _embed_clips(
 
 
 def _encode_batch(
-    queue: deque[_Waiting], model: HearModel
+    queue: deque[_WaitingWindows], model: HearModel
 ) -> Iterator[Block | FileDone | FileFailed]:
     """Encode the next windows of the queue, and hand them to their clips."""
     room = model.options.window_batch
-    taken: list[_Waiting] = []
+    taken: list[_WaitingWindows] = []
     while queue and room:
         first = queue.popleft()
-        part = _Waiting(first.clip, first.windows[:room], first.last)
+        part = _WaitingWindows(first.clip, first.windows[:room], first.last)
         if len(first.windows) > room:
             part.last = False
-            queue.appendleft(_Waiting(first.clip, first.windows[room:], first.last))
+            queue.appendleft(_WaitingWindows(first.clip, first.windows[room:], first.last))
         room -= len(part.windows)
         taken.append(part)
     with torch.no_grad():

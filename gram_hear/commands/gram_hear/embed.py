@@ -12,7 +12,7 @@ from gram_hear.console import Convention, Device, Sounds, messages, progress_bar
 from gram_hear.start import importing
 
 if TYPE_CHECKING:
-    from gram_hear.embed.collection import Collection
+    from gram_hear.embed.collection import CollectionRun
 
 
 def embed(
@@ -74,9 +74,9 @@ def embed(
     Example: gram-hear embed recordings/ -o embeddings.parquet --model gramt-binaural
     """
     with importing():
-        from gram_hear.embed.collection import Collection, plan_jobs
+        from gram_hear.embed.collection import CollectionRun, plan_files
         from gram_hear.hear import load_model
-    files = plan_jobs(paths, output)
+    files = plan_files(paths, output)
     loaded = load_model(
         model,
         strategy=strategy,
@@ -91,7 +91,7 @@ def embed(
         cache_dir=cache_dir,
         heads=heads,
     )
-    collection = Collection(files, output, loaded, scene, timestamps, force)
+    collection = CollectionRun(files, output, loaded, scene, timestamps, force)
     if len(collection.due) < len(files):
         say(f"{len(files) - len(collection.due)} of {len(files)} files are done already.")
     failed = _show_run(collection, jobs)
@@ -104,9 +104,9 @@ def embed(
         raise typer.Exit(1)
 
 
-def _show_run(collection: "Collection", jobs: int) -> list[str]:
+def _show_run(collection: "CollectionRun", jobs: int) -> list[str]:
     """Embed what is due under a progress bar, and return the errors of files that failed."""
-    from gram_hear.embed.collection import Progress
+    from gram_hear.embed.collection import SoundEmbedded
 
     failed = []
     sound, start, total = 0.0, time.monotonic(), collection.seconds
@@ -115,13 +115,13 @@ def _show_run(collection: "Collection", jobs: int) -> list[str]:
     with progress_bar("embedding", "s of sound") as move:
         move(0, total)
         for event in collection.run(jobs):
-            if isinstance(event, Progress):
+            if isinstance(event, SoundEmbedded):
                 sound += event.seconds
                 move(min(sound, total), total, f"{sound / (time.monotonic() - start):.1f} s/s")
             elif event.error is not None:
                 failed.append(event.error)
                 say(f"failed: {event.error}")
             else:
-                say(event.job.output, printed_to)
+                say(event.file.output, printed_to)
         move(total, total)
     return failed

@@ -44,22 +44,22 @@ def load_model(
 ) -> "HearModule":
     """Import a HEAR module and load its model.
 
-    The current folder is searched too, as with ``python -m``, but last: a file in it cannot take
-    the place of an installed package.
+    The current folder is searched too, as with ``python -m``, but last: a file in it cannot stand
+    in for an installed package.
 
     Args:
         name: the module's dotted name.
         model_path: the first argument of its ``load_model``; with "" it gets none.
         options: keywords of its ``load_model``.
-        device: ``"cpu"``, ``"cuda"``, or another of PyTorch's; ``"auto"`` is CUDA where it is. The
-            model is moved there, and its audio made there, as the original kit does.
+        device: ``"cpu"``, ``"cuda"``, or another of PyTorch's; ``"auto"`` is CUDA, then MPS, then
+            the CPU. The model is moved there, and its audio made there, as the original kit does.
 
     Raises:
         ModuleError: where the module cannot be imported, lacks a function of the API, or its
             model cannot be loaded or lacks an attribute.
         OptionError: for a device that is not there.
     """
-    place = find_device(device)
+    found = find_device(device)
     module = _import(name)
     for function in FUNCTIONS:
         with _foreign(f"Looking for {name}.{function} failed"):
@@ -75,7 +75,7 @@ def load_model(
     )
     with _foreign(f"{name}.load_model({given}) failed"):
         model = module.load_model(*[model_path] * bool(model_path), **options)
-    return HearModule(name, model_path, dict(options), module, model, place)
+    return HearModule(name, model_path, dict(options), module, model, found)
 
 
 @contextmanager
@@ -162,9 +162,8 @@ class HearModule:
         model_path: what its ``load_model`` was given, or "".
         options: keywords that its ``load_model`` was given.
         model: what it returned.
-        code: what tells versions of the module's code apart: the SHA-256 of its source, of all .py
-            files where it is a package or in one; for gram_hear its version, and the number of
-            its embeddings.
+        code: the version of the module's code: the SHA-256 of its source, of all .py files where
+            it is a package or in one; for gram_hear its version, and the number of its embeddings.
         sample_rate: of the audio that the model takes, in Hz.
         scene_embedding_size, timestamp_embedding_size: d of the embeddings.
         multichannel: whether the model takes (n, channels, samples).
@@ -257,10 +256,10 @@ class HearModule:
             ModuleError: for a result that breaks the API, or a failure of the module.
             MemoryError, RuntimeError: where memory is short, see :func:`is_out_of_memory`.
         """
-        place = f"{self.name}.get_scene_embeddings"
+        function = f"{self.name}.get_scene_embeddings"
         result = self.call("get_scene_embeddings", audio)
-        embeddings = self._embeddings(place, result, (len(audio), self.scene_embedding_size))
-        _check_finite(place, embeddings, names)
+        embeddings = self._embeddings(function, result, (len(audio), self.scene_embedding_size))
+        _check_finite(function, embeddings, names)
         return embeddings
 
     def timestamps(
@@ -277,39 +276,39 @@ class HearModule:
         Raises:
             ModuleError, MemoryError, RuntimeError: as for :meth:`scenes`.
         """
-        place = f"{self.name}.get_timestamp_embeddings"
+        function = f"{self.name}.get_timestamp_embeddings"
         result = self.call("get_timestamp_embeddings", audio)
         if not isinstance(result, tuple | list) or len(result) != 2:
             raise ModuleError(
-                f"{place} returned {_kind(result)}; it must return two tensors: embeddings (n, t, "
-                "d) and timestamps (n, t)."
+                f"{function} returned {_kind(result)}; it must return two tensors: embeddings "
+                "(n, t, d) and timestamps (n, t)."
             )
         shape = (len(audio), None, self.timestamp_embedding_size)
-        embeddings = self._embeddings(place, result[0], shape)
-        _check_finite(place, embeddings, names)
-        times = self._timestamps(place, result[1], embeddings.shape[:2])
+        embeddings = self._embeddings(function, result[0], shape)
+        _check_finite(function, embeddings, names)
+        times = self._timestamps(function, result[1], embeddings.shape[:2])
         samples = audio.shape[2 if audio.ndim == 3 and self.multichannel else 1]
         if look_like_seconds(times[0], samples / self.sample_rate):
             self._warn(
-                f"{place} returned timestamps that look like seconds (the last one of a clip of "
+                f"{function} returned timestamps that look like seconds (the last one of a clip of "
                 f"{samples / self.sample_rate:g} s is {times[0, -1]:g}); they must be milliseconds."
             )
         return embeddings, times
 
-    def call(self, function: str, audio: np.ndarray) -> Any:
+    def call(self, name: str, audio: np.ndarray) -> Any:
         """Return what one of the module's functions that embed returns, unchecked.
 
         Raises:
             ModuleError, MemoryError, RuntimeError: as for :meth:`scenes`.
         """
         tensor = torch.from_numpy(np.ascontiguousarray(audio, dtype=np.float32))
-        failure = f"{self.name}.{function} failed with audio {tuple(tensor.shape)}"
+        failure = f"{self.name}.{name} failed with audio {tuple(tensor.shape)}"
         with _foreign(failure, memory_is_short=True), torch.no_grad():
-            return getattr(self.module, function)(tensor.to(self.device), self.model)
+            return getattr(self.module, name)(tensor.to(self.device), self.model)
 
-    def _embeddings(self, place: str, result: Any, shape: tuple[int | None, ...]) -> np.ndarray:
+    def _embeddings(self, function: str, result: Any, shape: tuple[int | None, ...]) -> np.ndarray:
         """Check embeddings and return them as float32; None in ``shape`` is any size from 1 on."""
-        tensor = _tensor(place, result)
+        tensor = _tensor(function, result)
         fits = tensor.dim() == len(shape) and all(
             size == wanted if wanted is not None else size > 0
             for size, wanted in zip(tensor.shape, shape, strict=True)
@@ -318,44 +317,48 @@ class HearModule:
             wanted = ", ".join("t" if size is None else str(size) for size in shape)
             size = "scene_embedding_size" if len(shape) == 2 else "timestamp_embedding_size"
             raise ModuleError(
-                f"{place} returned embeddings of shape {tuple(tensor.shape)}; expected was "
+                f"{function} returned embeddings of shape {tuple(tensor.shape)}; expected was "
                 f"({wanted}): {shape[0]} clips were given, and the model's {size} is {shape[-1]}."
             )
         if not tensor.dtype.is_floating_point:
-            raise ModuleError(f"{place} returned {tensor.dtype} embeddings; they must be float32.")
+            raise ModuleError(
+                f"{function} returned {tensor.dtype} embeddings; they must be float32."
+            )
         if tensor.dtype != torch.float32:
-            self._warn(f"{place} returned {tensor.dtype} embeddings; they were made float32.")
-        return _on_cpu(place, tensor, torch.float32)
+            self._warn(f"{function} returned {tensor.dtype} embeddings; they were made float32.")
+        return _on_cpu(function, tensor, torch.float32)
 
-    def _timestamps(self, place: str, result: Any, shape: tuple[int, ...]) -> np.ndarray:
-        tensor = _tensor(place, result)
+    def _timestamps(self, function: str, result: Any, shape: tuple[int, ...]) -> np.ndarray:
+        tensor = _tensor(function, result)
         if tuple(tensor.shape) != shape:
             raise ModuleError(
-                f"{place} returned timestamps of shape {tuple(tensor.shape)}; expected was "
+                f"{function} returned timestamps of shape {tuple(tensor.shape)}; expected was "
                 f"{shape}, one for each embedding."
             )
         if tensor.dtype.is_complex or tensor.dtype == torch.bool:
-            raise ModuleError(f"{place} returned {tensor.dtype} timestamps; they must be float32.")
-        times = _on_cpu(place, tensor, torch.float64)
+            raise ModuleError(
+                f"{function} returned {tensor.dtype} timestamps; they must be float32."
+            )
+        times = _on_cpu(function, tensor, torch.float64)
         if not np.isfinite(times).all():
-            raise ModuleError(f"{place} returned timestamps that are not finite.")
+            raise ModuleError(f"{function} returned timestamps that are not finite.")
         if (times != times[0]).any():
             clip = int((times != times[0]).any(axis=1).argmax())
             raise ModuleError(
-                f"{place} returned other timestamps for clip {clip} than for clip 0, of the same "
-                "length; they must be equal."
+                f"{function} returned other timestamps for clip {clip} than for clip 0, of the "
+                "same length; they must be equal."
             )
         if times[0, 0] < 0:
             raise ModuleError(
-                f"{place} returned a first timestamp of {times[0, 0]:g} ms; it must not be "
+                f"{function} returned a first timestamp of {times[0, 0]:g} ms; it must not be "
                 "negative."
             )
         steps = np.diff(times[0])
         if (steps <= 0).any():
             i = int((steps <= 0).argmax())
             raise ModuleError(
-                f"{place} returned timestamps that do not increase: {times[0, i]:g} ms is followed "
-                f"by {times[0, i + 1]:g} ms."
+                f"{function} returned timestamps that do not increase: {times[0, i]:g} ms is "
+                f"followed by {times[0, i + 1]:g} ms."
             )
         return times
 
@@ -388,16 +391,16 @@ def _size(name: str, model: Any, attribute: str) -> int:
     return value
 
 
-def _on_cpu(place: str, tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
+def _on_cpu(function: str, tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
     """Return a result's values; what went wrong on a GPU shows here."""
-    with _foreign(f"{place} failed", memory_is_short=True):
-        return tensor.detach().to("cpu", dtype).numpy()
+    with _foreign(f"{function} failed", memory_is_short=True):
+        return tensor.detach().cpu().to(dtype).numpy()  # in two steps: MPS has no float64
 
 
-def _tensor(place: str, result: Any) -> Tensor:
-    _refuse_tensorflow(f"{place} returned", result)
+def _tensor(function: str, result: Any) -> Tensor:
+    _refuse_tensorflow(f"{function} returned", result)
     if not isinstance(result, Tensor):
-        raise ModuleError(f"{place} returned {_kind(result)}; it must be a torch.Tensor.")
+        raise ModuleError(f"{function} returned {_kind(result)}; it must be a torch.Tensor.")
     return result
 
 
@@ -416,13 +419,13 @@ def _kind(value: Any) -> str:
     return f"{kind} of {len(value)}" if isinstance(value, tuple | list) else kind
 
 
-def _check_finite(place: str, embeddings: np.ndarray, names: Sequence[str]) -> None:
+def _check_finite(function: str, embeddings: np.ndarray, names: Sequence[str]) -> None:
     wrong = ~np.isfinite(embeddings).reshape(len(embeddings), -1).all(axis=1)
     if wrong.any():
         called = [names[i] if names else f"clip {i}" for i in wrong.nonzero()[0].tolist()]
         more = f" and {len(called) - 5} more" if len(called) > 5 else ""
         raise ModuleError(
-            f"{place} returned NaN or infinite values for {', '.join(called[:5])}{more}."
+            f"{function} returned NaN or infinite values for {', '.join(called[:5])}{more}."
         )
 
 

@@ -146,7 +146,8 @@ class TaskAudio:
         try:
             self._make_target()
             path.parent.mkdir(exist_ok=True)
-            write_whole(path, lambda place: _write_as_of(place, encoded.getbuffer(), clip.time))
+            content = encoded.getbuffer()
+            write_whole(path, lambda temporary: _write_as_of(temporary, content, clip.time))
         except OSError as error:
             if self.keep:
                 self.keep = False
