@@ -14,6 +14,8 @@ from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.rendering import diffuse_tail, render, render_images, tune
 from gram_hear.scenes.rooms import ImageSources, Room, draw_room, draw_room_and_scene, draw_scene
 
+pytestmark = pytest.mark.slow
+
 RATE = 32000
 
 

@@ -34,8 +34,8 @@ from gram_hear.audio.archives import (
     read_whole,
 )
 from gram_hear.audio.layouts import from_soundspaces
-from gram_hear.config import LAYOUT_OF_AUDIO, RIR_RATES
-from gram_hear.errors import OptionError, SceneError, nearest, reason_of
+from gram_hear.config import AUDIO_CHANNELS, LAYOUT_OF_AUDIO, RIR_RATES
+from gram_hear.errors import OptionError, SceneError, allowed, reason_of
 from gram_hear.foreign import LARGEST, parse_json
 from gram_hear.jobs.job import STATE
 from gram_hear.scenes.geometry import unit_vector
@@ -46,7 +46,6 @@ DESCRIPTION = "set.json"
 BUILDING = ".building"  # the folder of a set that gram-hear 0.1.0 did not finish
 CONTAINERS = ("indexed", "webdataset", "soundspaces")
 SPLITS = ("train", "valid", "test")
-LAYOUTS = {name: channels for channels, name in LAYOUT_OF_AUDIO.items()}
 PUBLISHED_RATE = 32000  # Hz, of sets that do not say it
 KEYS = {"binaural": "binaural_rir_path", "ambisonic": "ambisonic_rir_path"}
 LONGEST_LINE = 1 << 20  # bytes, of what is known of a scene
@@ -95,7 +94,7 @@ class RirSet(ABC):
         return tuple(split for split in SPLITS if split in found)
 
     def indices(self, split: str | None = None) -> list[int]:
-        """Return the places of a split's scenes in the set; None means of all scenes.
+        """Return the indices of a split's scenes; None means all scenes.
 
         Raises:
             OptionError: for a split that the set has no scenes of.
@@ -121,7 +120,7 @@ class RirSet(ABC):
         """
         rirs, metadata = self._load(i)
         where = f"{self.path}: {self.name(i)}"
-        channels = LAYOUTS[self.layout]
+        channels = AUDIO_CHANNELS[self.layout]
         if rirs.ndim != 3 or rirs.shape[1] != channels or 0 in rirs.shape:
             raise SceneError(
                 f"{where} has the shape {rirs.shape}; it must be (1 + noise sources, {channels}, "
@@ -170,11 +169,8 @@ def open_rirs(path: str | Path, layout: str | None = None, rate: int | None = No
     path = Path(path)
     if not path.exists():
         raise SceneError(f"There is no folder or file {path} of RIRs.")
-    if layout is not None and layout not in LAYOUTS:
-        raise OptionError(
-            f"Unknown layout {layout!r}; allowed are {', '.join(LAYOUTS)}."
-            + nearest(layout, LAYOUTS)
-        )
+    if layout is not None and layout not in AUDIO_CHANNELS:
+        raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, AUDIO_CHANNELS)}")
     description = read_description(path)
     container = description["container"] if description else _find_container(path)
     own_rate = _find_rate(path) if description is None else description["rate"]
@@ -220,7 +216,8 @@ def read_description(path: Path) -> dict[str, Any] | None:
         right = {
             "container": found["container"] in CONTAINERS,
             "rate": RIR_RATES[0] <= found["rate"] <= RIR_RATES[1],
-            "layouts": found["layouts"] and all(each in [*LAYOUTS] for each in found["layouts"]),
+            "layouts": found["layouts"]
+            and all(each in [*AUDIO_CHANNELS] for each in found["layouts"]),
             "counts": all(
                 split in SPLITS and isinstance(count, int) and count >= 0
                 for split, count in found["counts"].items()
@@ -392,7 +389,7 @@ class WebDatasetRirs(RirSet):
 
 def _open_tars(path: Path, layout: str | None, rate: int) -> WebDatasetRirs:
     """Open tars; where folders of both layouts lie side by side, those of one."""
-    there = [name for name in LAYOUTS if (path / name).is_dir()]
+    there = [name for name in AUDIO_CHANNELS if (path / name).is_dir()]
     folder = path / _choose(path, layout, there) if there else path
     tars = [folder] if folder.is_file() else list(find_below(folder, ".tar"))
     members = [member for tar in tars for member in find_members(tar, (NPY,))]
@@ -443,10 +440,10 @@ class SoundSpacesRirs(RirSet):
         where = f"{self.path}: {self.name(i)}"
         try:
             scene = region["scene"]
-            places = [scene["source"], *scene.get("noise", [])]
-            if len(places) > 1 + MOST_NOISES:
-                raise ValueError(f"{len(places) - 1} noises, of {MOST_NOISES} at most")
-            names = [str(place["rir"][KEYS[self.layout]]) for place in places]
+            sounds = [scene["source"], *scene.get("noise", [])]
+            if len(sounds) > 1 + MOST_NOISES:
+                raise ValueError(f"{len(sounds) - 1} noises, of {MOST_NOISES} at most")
+            names = [str(sound["rir"][KEYS[self.layout]]) for sound in sounds]
             metadata = _describe_region(region, self.layout)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise SceneError(
@@ -454,10 +451,10 @@ class SoundSpacesRirs(RirSet):
             ) from error
         found = [read_npy(self._find(file, name)) for name in names]
         for rir, name in zip(found, names, strict=True):
-            if rir.ndim != 2 or len(rir) != LAYOUTS[self.layout] or not rir.shape[1]:
+            if rir.ndim != 2 or len(rir) != AUDIO_CHANNELS[self.layout] or not rir.shape[1]:
                 raise SceneError(
                     f"{where}: {name} has the shape {rir.shape}; it must be "
-                    f"({LAYOUTS[self.layout]}, samples), as it is {self.layout}."
+                    f"({AUDIO_CHANNELS[self.layout]}, samples), as it is {self.layout}."
                 )
         longest = max(rir.shape[1] for rir in found)
         padded = [np.pad(rir, ((0, 0), (0, longest - rir.shape[1]))) for rir in found]
@@ -494,7 +491,7 @@ class SoundSpacesRirs(RirSet):
 
 
 def _describe_region(region: dict[str, Any], layout: str) -> dict[str, Any]:
-    """Return what a region says of its source: what we wrote, or else the published angles."""
+    """Return what a region says of its source: all that 0.1.0 wrote, or the published angles."""
     scene = region["scene"]
     if layout in (ours := scene.get("metadata", {})):
         return ours[layout]
