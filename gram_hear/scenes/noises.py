@@ -21,8 +21,8 @@ class Noise:
     Attributes:
         audio: (m,) float32, at most as long as the clip.
         whole: whether it is a whole sound; False is an excerpt of a longer one.
-        name: of the file, or the kind of a synthetic one.
-        offset: where the excerpt starts in the sound, in samples at the set's rate.
+        name: of the file, or the kind of a synthetic noise.
+        offset: the sample of the sound at which the excerpt starts, at the set's rate.
     """
 
     audio: np.ndarray
@@ -32,10 +32,14 @@ class Noise:
 
 
 class NoiseSet:
-    """Noises to draw from.
+    """A set of noises to draw from; this class makes synthetic ones.
+
+    Example::
+
+        noise = open_noise(Path("noises"), 32000).draw([1], samples=64000).audio
 
     Attributes:
-        rate: Hz of what is drawn.
+        rate: Hz of the noises that are drawn.
         name: the path that the set was opened from, or "synthetic".
     """
 
@@ -45,15 +49,15 @@ class NoiseSet:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells the set from others, plain data for manifests; not where it lies."""
+        """The identity of the set as plain data for manifests; it leaves out its path."""
         return {"kind": "synthetic"}
 
     def draw(self, seed: Sequence[int], samples: int) -> Noise:
         """Draw a noise for a clip.
 
         Args:
-            seed: numbers from 0 on that the draw depends on, and on nothing else but the set.
-            samples: the length of the clip; a longer sound is cut to a random excerpt.
+            seed: numbers of 0 or more. The draw depends on them and the set alone.
+            samples: the length of the clip; of a longer sound a random excerpt is taken.
 
         Raises:
             SceneError: for a sound that cannot be read; the message names it.
@@ -77,13 +81,13 @@ class RecordedNoises(NoiseSet):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells the set from others: its sounds' names and their number."""
+        """The identity of the set: the names of its sounds, hashed, and their number."""
         names = "\n".join(self._name(sound) for sound in self.sounds)
         digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
         return {"kind": "recorded", "sounds": len(self.sounds), "names_sha256": digest}
 
     def draw(self, seed: Sequence[int], samples: int) -> Noise:
-        """Draw a sound, and where it is longer than the clip an excerpt; as :class:`NoiseSet`."""
+        """Draw a sound, or an excerpt where it is longer than the clip; as :class:`NoiseSet`."""
         if samples < 1:
             raise OptionError(f"A noise for {samples} samples was asked for; give at least 1.")
         generator = np.random.default_rng([*seed, 0])
@@ -107,7 +111,7 @@ def open_noise(path: Path | None, rate: int) -> NoiseSet:
         path: a folder, searched for sound files and tars; one tar or sound file; or None, for
             synthetic noises. ``.npy`` arrays in tars are (samples,) or (channels, samples) at
             32 kHz.
-        rate: Hz that the noises are wanted at.
+        rate: Hz, to which the noises are resampled.
 
     Raises:
         SceneError: where nothing is there, for tars that cannot be read or hold other files alone.

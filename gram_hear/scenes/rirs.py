@@ -34,7 +34,7 @@ from gram_hear.audio.archives import (
     read_whole,
 )
 from gram_hear.audio.layouts import from_soundspaces
-from gram_hear.config import LAYOUT_OF_AUDIO, RIR_RATES
+from gram_hear.config import AUDIO_CHANNELS, LAYOUT_OF_AUDIO, RIR_RATES
 from gram_hear.errors import OptionError, SceneError, allowed, reason_of
 from gram_hear.foreign import LARGEST, parse_json
 from gram_hear.jobs.job import STATE
@@ -46,7 +46,6 @@ DESCRIPTION = "set.json"
 BUILDING = ".building"  # the folder of a set that gram-hear 0.1.0 did not finish
 CONTAINERS = ("indexed", "webdataset", "soundspaces")
 SPLITS = ("train", "valid", "test")
-LAYOUTS = {name: channels for channels, name in LAYOUT_OF_AUDIO.items()}
 PUBLISHED_RATE = 32000  # Hz, of sets that do not say it
 KEYS = {"binaural": "binaural_rir_path", "ambisonic": "ambisonic_rir_path"}
 LONGEST_LINE = 1 << 20  # bytes, of what is known of a scene
@@ -121,7 +120,7 @@ class RirSet(ABC):
         """
         rirs, metadata = self._load(i)
         where = f"{self.path}: {self.name(i)}"
-        channels = LAYOUTS[self.layout]
+        channels = AUDIO_CHANNELS[self.layout]
         if rirs.ndim != 3 or rirs.shape[1] != channels or 0 in rirs.shape:
             raise SceneError(
                 f"{where} has the shape {rirs.shape}; it must be (1 + noise sources, {channels}, "
@@ -170,8 +169,8 @@ def open_rirs(path: str | Path, layout: str | None = None, rate: int | None = No
     path = Path(path)
     if not path.exists():
         raise SceneError(f"There is no folder or file {path} of RIRs.")
-    if layout is not None and layout not in LAYOUTS:
-        raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, LAYOUTS)}")
+    if layout is not None and layout not in AUDIO_CHANNELS:
+        raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, AUDIO_CHANNELS)}")
     description = read_description(path)
     container = description["container"] if description else _find_container(path)
     own_rate = _find_rate(path) if description is None else description["rate"]
@@ -217,7 +216,8 @@ def read_description(path: Path) -> dict[str, Any] | None:
         right = {
             "container": found["container"] in CONTAINERS,
             "rate": RIR_RATES[0] <= found["rate"] <= RIR_RATES[1],
-            "layouts": found["layouts"] and all(each in [*LAYOUTS] for each in found["layouts"]),
+            "layouts": found["layouts"]
+            and all(each in [*AUDIO_CHANNELS] for each in found["layouts"]),
             "counts": all(
                 split in SPLITS and isinstance(count, int) and count >= 0
                 for split, count in found["counts"].items()
@@ -389,7 +389,7 @@ class WebDatasetRirs(RirSet):
 
 def _open_tars(path: Path, layout: str | None, rate: int) -> WebDatasetRirs:
     """Open tars; where folders of both layouts lie side by side, those of one."""
-    there = [name for name in LAYOUTS if (path / name).is_dir()]
+    there = [name for name in AUDIO_CHANNELS if (path / name).is_dir()]
     folder = path / _choose(path, layout, there) if there else path
     tars = [folder] if folder.is_file() else list(find_below(folder, ".tar"))
     members = [member for tar in tars for member in find_members(tar, (NPY,))]
@@ -451,10 +451,10 @@ class SoundSpacesRirs(RirSet):
             ) from error
         found = [read_npy(self._find(file, name)) for name in names]
         for rir, name in zip(found, names, strict=True):
-            if rir.ndim != 2 or len(rir) != LAYOUTS[self.layout] or not rir.shape[1]:
+            if rir.ndim != 2 or len(rir) != AUDIO_CHANNELS[self.layout] or not rir.shape[1]:
                 raise SceneError(
                     f"{where}: {name} has the shape {rir.shape}; it must be "
-                    f"({LAYOUTS[self.layout]}, samples), as it is {self.layout}."
+                    f"({AUDIO_CHANNELS[self.layout]}, samples), as it is {self.layout}."
                 )
         longest = max(rir.shape[1] for rir in found)
         padded = [np.pad(rir, ((0, 0), (0, longest - rir.shape[1]))) for rir in found]

@@ -1,10 +1,10 @@
 """The fields of a SOFA file, read by a process of its own: ``python sofa_fields.py FILE SECONDS``.
 
-The HDF5 library hangs or crashes on some damaged files, and a process can be stopped: by itself,
-after so many seconds of processor time, where the system has such a limit. It writes an
-``.npz`` file to its standard output: the fields as float64, and under ``attributes`` a JSON text.
-What is wrong stands on the last line of its standard error. It imports nothing of this package,
-because that takes longer than the reading.
+The HDF5 library hangs or crashes on some damaged files, and a process can be stopped. Where the
+system can limit processor time, it stops itself after the given seconds. It writes an ``.npz`` file
+to its standard output: the fields as float64, and under ``attributes`` a JSON text. Errors are on
+the last line of its standard error. It imports nothing of this package, since that would take
+longer than the reading.
 """
 
 import io
@@ -24,8 +24,8 @@ FIELDS = (
 OF_FILE = ("SOFAConventions", "RoomType")
 OF_FIELD = ("Type", "Units")
 SMALL = 1 << 20  # bytes that a field may always have as float64
-LONGEST = 100  # characters of an attribute that are told
-COMPRESSED = 32  # times as large as its whole file a larger field may be
+LONGEST = 100  # characters of an attribute that are returned
+COMPRESSED = 32  # a larger field may have so many times the bytes of its whole file
 
 
 def limit_time(seconds: int) -> None:
@@ -58,7 +58,7 @@ def main(path: Path) -> None:
 
 
 def field(name: str, dataset: Any, largest: int) -> np.ndarray:
-    """Return a field's values; what it claims to be is held against the file before it is read."""
+    """Return the values of a field, after comparing its claimed size with that of the file."""
     shape = getattr(dataset, "shape", None)
     if shape is None or dataset.dtype.kind not in "fiu":
         sys.exit(f"{name} must hold finite numbers; it is empty, or no number")
@@ -72,7 +72,7 @@ def field(name: str, dataset: Any, largest: int) -> np.ndarray:
 
 
 def text(value: Any) -> str:
-    """Return an attribute that holds one text; an empty one for whatever else."""
+    """Return the text of an attribute; "" where it holds anything but one text."""
     if isinstance(value, np.ndarray):
         value = value.item() if value.size == 1 else ""
     found = value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
