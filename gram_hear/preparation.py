@@ -15,7 +15,7 @@ import tarfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -49,10 +49,10 @@ class Preparation:
     """How clips are made.
 
     Attributes:
-        seconds: that files are cut into; None keeps them whole. What remains at a file's end is a
-            clip where it lasts a second, or is all there is.
+        seconds: the length that files are cut into; None keeps them whole. What remains at a
+            file's end is a clip where it lasts a second, or is all there is.
         rate: Hz.
-        tar_size: of a tar at most, in megabytes; one that holds a single clip may be larger.
+        tar_size: megabytes of a tar at most; one that holds a single clip may be larger.
     """
 
     seconds: float | None = 10.0
@@ -83,6 +83,8 @@ class FileGroup:
 
 @dataclass(frozen=True)
 class _EncodedClip:
+    """A clip as it is written: the name of the member, FLAC, and the number of samples."""
+
     name: str
     flac: bytes
     samples: int
@@ -112,8 +114,9 @@ def prepare(
         progress: called with the number of files done and that of all.
 
     Returns:
-        What ``prepared.json`` in the output says: ``files``, ``clips``, ``seconds`` of sound,
-        ``tars``, ``warnings``, and as ``failed`` each ``file`` that could not be read and why.
+        What ``prepared.json`` in the output says: the numbers of ``files`` and ``clips``, their
+        ``sound_seconds``, the ``tars``, ``warnings``, and in ``failed`` each ``file`` that could
+        not be read, with the ``reason``.
 
     Raises:
         AudioError: where there is no sound file.
@@ -208,8 +211,9 @@ def _take_over(output: Path) -> None:
                 tars = [output / tar["name"] for tar in record["tars"]] if record else []
                 if record and all(tar.is_file() for tar in tars):
                     job.note(group.name, record, tars)
-        if plan or list(output.iterdir()) == [old]:
             shutil.rmtree(old)
+    with suppress(OSError):  # where nothing is left in it but the lock, which is gone
+        old.rmdir()
 
 
 def _plan(job: Job, files: list[str], preparation: Preparation) -> list[FileGroup]:

@@ -771,7 +771,7 @@ def test_either_level_or_time_may_contradict(tmp_path):
 def test_part_of_the_directions_may_contradict(tmp_path):
     directions = DIRECTIONS.copy()
     directions[directions[:, 0] > 0.1, 1] *= -1
-    with pytest.raises(SceneError, match="of 84 directions"):
+    with pytest.raises(SceneError, match="of 84 lateral directions"):
         load_head(write_sofa(tmp_path / "a.sofa", directions))
 
 

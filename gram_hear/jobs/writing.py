@@ -7,7 +7,6 @@ import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 from gram_hear.errors import OptionError
 
@@ -66,20 +65,3 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def hold(file: IO) -> bool:
-    """Lock an open file until it is closed, or its process ends.
-
-    Returns:
-        False where another process holds it. Where the system has no such locks, True.
-    """
-    if os.name != "posix":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

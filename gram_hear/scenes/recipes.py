@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from gram_hear.audio.files import read_audio
 from gram_hear.config import require_rate
-from gram_hear.errors import AudioError, OptionError, TaskError, nearest
+from gram_hear.errors import AudioError, OptionError, TaskError, allowed
 from gram_hear.jobs.workers import one_thread
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.mixing import LARGEST_SNR, below_full_scale, fade, mix, pad_to_clips, to_level
@@ -60,10 +60,7 @@ class SceneSettings:
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
-            raise OptionError(
-                f"Unknown format {self.format!r}; allowed are {' and '.join(FORMATS)}."
-                + nearest(self.format, FORMATS)
-            )
+            raise OptionError(f"Unknown format {self.format!r}; {allowed(self.format, FORMATS)}")
         if self.rate is not None:
             require_rate(self.rate)
         if self.seed < 0:
@@ -92,7 +89,7 @@ class ClipRecipe:
         snr: dB.
         head: whose ears hear; None for an Ambisonic clip, and with ``rirs``.
         scene: as :meth:`Scene.to_dict` gives it; None with ``rirs``.
-        rirs, index: a set of RIRs, and the place of the clip's in it.
+        rirs, index: a set of RIRs, and the index of the clip's scene in it.
         noise: a set of noises; None makes synthetic ones.
     """
 
@@ -118,9 +115,9 @@ def clip_seed(seed: int, task: str, split: str, file: str) -> tuple[int, ...]:
 def draw_recipe(
     settings: SceneSettings, rate: int, seed: tuple[int, ...], source: Path, source_rate: int
 ) -> ClipRecipe:
-    """Draw what a clip is made of: a room of its own and places in it, or one of a set's RIRs.
+    """Draw what a clip is made of: a room of its own and positions in it, or a scene of a set.
 
-    A set's are those of its test rooms, or all of them where it knows no splits.
+    Of a set, scenes of the test rooms are drawn, or of all rooms where it has no splits.
     """
     scene = index = None
     if settings.rirs is None:
@@ -342,7 +339,7 @@ def open_noise_set(path: str | None, rate: int) -> NoiseSet:
 
 @lru_cache(maxsize=2)
 def open_rir_set(path: str, layout: str, rate: int) -> tuple[RirSet, list[int]]:
-    """Open a set of RIRs, once; return it with the places of those that may be drawn.
+    """Open a set of RIRs, once; return it with the indices of the scenes that may be drawn.
 
     They are of test rooms, or all where the set knows no splits.
 

@@ -35,7 +35,7 @@ from gram_hear.audio.archives import (
 )
 from gram_hear.audio.layouts import from_soundspaces
 from gram_hear.config import LAYOUT_OF_AUDIO, RIR_RATES
-from gram_hear.errors import OptionError, SceneError, nearest, reason_of
+from gram_hear.errors import OptionError, SceneError, allowed, reason_of
 from gram_hear.foreign import LARGEST, parse_json
 from gram_hear.jobs.job import STATE
 from gram_hear.scenes.geometry import unit_vector
@@ -95,7 +95,7 @@ class RirSet(ABC):
         return tuple(split for split in SPLITS if split in found)
 
     def indices(self, split: str | None = None) -> list[int]:
-        """Return the places of a split's scenes in the set; None means of all scenes.
+        """Return the indices of a split's scenes; None means all scenes.
 
         Raises:
             OptionError: for a split that the set has no scenes of.
@@ -171,10 +171,7 @@ def open_rirs(path: str | Path, layout: str | None = None, rate: int | None = No
     if not path.exists():
         raise SceneError(f"There is no folder or file {path} of RIRs.")
     if layout is not None and layout not in LAYOUTS:
-        raise OptionError(
-            f"Unknown layout {layout!r}; allowed are {', '.join(LAYOUTS)}."
-            + nearest(layout, LAYOUTS)
-        )
+        raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, LAYOUTS)}")
     description = read_description(path)
     container = description["container"] if description else _find_container(path)
     own_rate = _find_rate(path) if description is None else description["rate"]
@@ -443,10 +440,10 @@ class SoundSpacesRirs(RirSet):
         where = f"{self.path}: {self.name(i)}"
         try:
             scene = region["scene"]
-            places = [scene["source"], *scene.get("noise", [])]
-            if len(places) > 1 + MOST_NOISES:
-                raise ValueError(f"{len(places) - 1} noises, of {MOST_NOISES} at most")
-            names = [str(place["rir"][KEYS[self.layout]]) for place in places]
+            sounds = [scene["source"], *scene.get("noise", [])]
+            if len(sounds) > 1 + MOST_NOISES:
+                raise ValueError(f"{len(sounds) - 1} noises, of {MOST_NOISES} at most")
+            names = [str(sound["rir"][KEYS[self.layout]]) for sound in sounds]
             metadata = _describe_region(region, self.layout)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise SceneError(
@@ -494,7 +491,7 @@ class SoundSpacesRirs(RirSet):
 
 
 def _describe_region(region: dict[str, Any], layout: str) -> dict[str, Any]:
-    """Return what a region says of its source: what we wrote, or else the published angles."""
+    """Return what a region says of its source: all that 0.1.0 wrote, or the published angles."""
     scene = region["scene"]
     if layout in (ours := scene.get("metadata", {})):
         return ours[layout]

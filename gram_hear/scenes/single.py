@@ -88,7 +88,7 @@ def make_scene(
     Raises:
         AudioError: for audio that is not one channel of finite samples.
         OptionError: for an unknown layout, or numbers out of range.
-        SceneError: for a room or a place that cannot be, or a head that cannot be read.
+        SceneError: for a room or a position that cannot be, or a head that cannot be read.
     """
     options = {
         "seed": seed, "azimuth": azimuth, "elevation": elevation, "distance": distance,
