@@ -102,6 +102,7 @@ def test_every_format_rate_and_layout_is_embedded_as_the_api_does(model):
         assert (result[2].modified, result[2].size) == (stat.st_mtime_ns, stat.st_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "patching", "options"),
     [
@@ -140,6 +141,7 @@ def test_b_format_is_embedded_as_its_ambix_copy_and_said(small_model, b_format):
     assert "'fuma', and 'ambix' was asked for" in failed[b_format[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 96000])
 def test_long_files_of_other_rates_are_as_whole(tmp_path, model, rate):
     paths = [write(tmp_path / f"long.{s}", 23.4, rate, 2) for s in ("flac", "wav", "aiff")]

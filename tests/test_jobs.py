@@ -328,6 +328,7 @@ def test_a_closed_job_leaves_the_result_alone(job):
         pass
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_the_parts_of_others_and_makes_those_of_killed_ones(job, holder):
     other = holder(job.output, HOLD_PART)
     due = {part: part for part in ("a", "b")}

@@ -62,6 +62,7 @@ def axes_of(figure, title):
     return axes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["binaural", "ambisonic"])
 def test_a_scene_becomes_a_png_that_depends_on_nothing_else(tmp_path, layout):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
@@ -140,6 +141,7 @@ def test_a_decay_without_rt60_is_drawn_without_slope():
     assert len(axes.lines) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.0, 0.01])
 def test_the_shortest_sounds_and_silence_are_drawn(tmp_path, seconds):
     made = made_scene(seconds=seconds)
@@ -275,6 +277,7 @@ def test_a_waveform_keeps_its_extremes_however_long_it_is():
     assert len(left) < 3 * COLUMNS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2])
 def test_the_shortest_embeddings_and_silence_are_drawn(tmp_path, rows):
     short = sound_picture(seconds=0.01, rows=rows)

@@ -66,6 +66,7 @@ def assert_same(model, clip, length):
     torch.testing.assert_close(streamed, whole, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patching", ["frame", "time"])
 @pytest.mark.parametrize("parity", [False, True])
 @pytest.mark.parametrize("samples", EDGES)
