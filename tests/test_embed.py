@@ -153,6 +153,7 @@ def test_long_files_of_other_rates_are_as_whole(tmp_path, model, rate):
         assert results[path][2].file_rate == rate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window_batch", [1, 2, 5, 100])
 def test_the_batch_changes_nothing_but_rounding(tmp_path, small_model, window_batch):
     model = small_model(1, window_batch=window_batch)

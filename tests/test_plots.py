@@ -34,6 +34,8 @@ from gram_hear.scenes.rooms import Room, Scene
 from gram_hear.scenes.single import MadeScene
 from gram_hear.style import save_figure
 
+pytestmark = pytest.mark.slow
+
 RATE = 16000
 RT60 = 0.4
 DELAY = 2.0 / 343.0
@@ -62,7 +64,6 @@ def axes_of(figure, title):
     return axes
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["binaural", "ambisonic"])
 def test_a_scene_becomes_a_png_that_depends_on_nothing_else(tmp_path, layout):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
@@ -141,7 +142,6 @@ def test_a_decay_without_rt60_is_drawn_without_slope():
     assert len(axes.lines) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.0, 0.01])
 def test_the_shortest_sounds_and_silence_are_drawn(tmp_path, seconds):
     made = made_scene(seconds=seconds)
@@ -277,7 +277,6 @@ def test_a_waveform_keeps_its_extremes_however_long_it_is():
     assert len(left) < 3 * COLUMNS
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2])
 def test_the_shortest_embeddings_and_silence_are_drawn(tmp_path, rows):
     short = sound_picture(seconds=0.01, rows=rows)

@@ -5,6 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow
+
 KINDS = [(channels, patching) for channels in (1, 2, 7) for patching in ("frame", "time")]
 AUDIO_CHANNELS = {1: 1, 2: 2, 7: 4}
 WINDOW, FRAME, HOP = 64000, 1024, 320
@@ -66,7 +68,6 @@ def assert_same(model, clip, length):
     torch.testing.assert_close(streamed, whole, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("patching", ["frame", "time"])
 @pytest.mark.parametrize("parity", [False, True])
 @pytest.mark.parametrize("samples", EDGES)
