@@ -192,6 +192,7 @@ def test_groups_are_by_length_and_of_at_most_one_batch(tmp_path, model):
 # --- the order ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_list_gives_the_same_events_bit_for_bit_whatever_the_jobs(tmp_path, model):
     paths = [write(tmp_path / f"{i}.flac", 0.4 * i + 0.1, 16000, seed=i) for i in range(14)]
     paths.append(write(tmp_path / "long.wav", 25.0))
@@ -268,6 +269,7 @@ def test_bad_files_amid_a_group_do_not_stop_or_alter_the_others(tmp_path, model,
         assert reason == "no sound" or reason in failed[path]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_late_in_a_long_file_voids_its_blocks_alone(tmp_path, model, flock):
     late = write(tmp_path / "late.wav", 65.0, 8000)
     samples, _ = soundfile.read(late)

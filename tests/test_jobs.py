@@ -288,6 +288,7 @@ def test_what_killed_runs_left_is_swept_where_no_run_is_at_work(job):
     assert not leftover.exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_to_finish_finds_what_another_finished(job):
     def finish():
         with job.finishing():

@@ -67,6 +67,7 @@ def test_a_sound_of_any_layout_and_rate_becomes_a_picture(command, tmp_path, sou
     assert pixels[..., :3].std() > 0.1
 
 
+@pytest.mark.slow
 def test_the_picture_is_named_after_the_sound_and_not_replaced(command, tmp_path, binaural):
     options = ("plot", binaural, "--layer", 1)
     assert command(*options)[:2] == (0, "sound.png\n")
