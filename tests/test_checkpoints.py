@@ -108,6 +108,7 @@ def with_unused_norm(tensors):
     return tensors | norm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rename",
     [

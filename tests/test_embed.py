@@ -102,6 +102,7 @@ def test_every_format_rate_and_layout_is_embedded_as_the_api_does(model):
         assert (result[2].modified, result[2].size) == (stat.st_mtime_ns, stat.st_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "patching", "options"),
     [
@@ -140,6 +141,7 @@ def test_b_format_is_embedded_as_its_ambix_copy_and_said(small_model, b_format):
     assert "'fuma', and 'ambix' was asked for" in failed[b_format[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 96000])
 def test_long_files_of_other_rates_are_as_whole(tmp_path, model, rate):
     paths = [write(tmp_path / f"long.{s}", 23.4, rate, 2) for s in ("flac", "wav", "aiff")]
@@ -151,6 +153,7 @@ def test_long_files_of_other_rates_are_as_whole(tmp_path, model, rate):
         assert results[path][2].file_rate == rate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window_batch", [1, 2, 5, 100])
 def test_the_batch_changes_nothing_but_rounding(tmp_path, small_model, window_batch):
     model = small_model(1, window_batch=window_batch)
@@ -189,6 +192,7 @@ def test_groups_are_by_length_and_of_at_most_one_batch(tmp_path, model):
 # --- the order ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_list_gives_the_same_events_bit_for_bit_whatever_the_jobs(tmp_path, model):
     paths = [write(tmp_path / f"{i}.flac", 0.4 * i + 0.1, 16000, seed=i) for i in range(14)]
     paths.append(write(tmp_path / "long.wav", 25.0))
@@ -265,6 +269,7 @@ def test_bad_files_amid_a_group_do_not_stop_or_alter_the_others(tmp_path, model,
         assert reason == "no sound" or reason in failed[path]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_late_in_a_long_file_voids_its_blocks_alone(tmp_path, model, flock):
     late = write(tmp_path / "late.wav", 65.0, 8000)
     samples, _ = soundfile.read(late)

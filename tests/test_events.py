@@ -24,6 +24,8 @@ from gram_hear.evaluation.predict.event_metrics import (
 from gram_hear.evaluation.predict.events import EventTable, Timeline, target_events
 from gram_hear.evaluation.predict.postprocessing import Postprocessing
 
+pytestmark = pytest.mark.slow
+
 RUNS = ["fast-s42", "faster-s42", "faster-s43", "faster-s44"]
 KIT = ("event_onset_200ms_fms", "segment_1s_er")  # the metrics of the golden scores
 

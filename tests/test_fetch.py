@@ -617,6 +617,7 @@ def test_layouts_of_archives(zenodo, tmp_path, mode, folder):
     assert_whole(tmp_path / ESC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("archive", "error"),
     [

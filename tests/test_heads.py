@@ -357,6 +357,7 @@ def test_icosphere_is_even():
 # --- a diffuse field ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_fft", [64, 333, 1024, 2000])
 def test_diffuse_covariance_is_the_mean_over_directions(head, n_fft):
     taps = np.arange(head.responses.shape[2])
@@ -382,6 +383,7 @@ def test_ears_in_a_diffuse_field_are_coherent_at_low_frequencies(head):
 # --- rates ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [16000, 22050, 44100, 48000])
 @pytest.mark.parametrize("name", ["kemar", "sphere"])
 def test_other_rates_hold_the_same(name, rate):

@@ -79,12 +79,13 @@ def assert_close(found, expected, tolerance=1e-5):
 # --- the protocol, as hear-validator checks it ----------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "strategy"), EMBEDDERS)
 @pytest.mark.parametrize(("channels", "patching"), KINDS)
 def test_the_hear_protocol(channels, patching, backbone, strategy, tiny_files, noise):
-    """GRAM-M with one of its 24 blocks, whose scans are slow here; the next test runs them all."""
+    """One block is enough, but for raw rows of GRAM-T; the next test runs all 24 of GRAM-M."""
     file = tiny_files(channels, patching, backbone)
-    layer = None if backbone == "transformer" else 1
+    layer = None if (backbone, strategy) == ("transformer", "raw") else 1
     model = gram_hear.load_model(file, strategy=strategy, layer=layer)
     assert model.sample_rate == RATE
     for size in (model.sample_rate, model.scene_embedding_size, model.timestamp_embedding_size):
@@ -111,6 +112,7 @@ def test_the_hear_protocol(channels, patching, backbone, strategy, tiny_files, n
         assert duration - hop < last <= duration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "patching"), [("mamba2", "frame"), ("mamba1", "time")])
 def test_all_blocks_of_gram_m_embed(backbone, patching, tiny_files, noise):
     file, audio = tiny_files(2, patching, backbone), noise(2, RATE)
@@ -127,6 +129,7 @@ def test_all_blocks_of_gram_m_embed(backbone, patching, tiny_files, noise):
 # --- shapes and inputs ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "patching"), KINDS)
 def test_shapes_of_batches_and_lists(channels, patching, model_of, noise):
     model = model_of(channels, patching)
@@ -252,6 +255,7 @@ def slow_rows(model, clip, fill):
     return torch.stack(rows[:kept])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "strategy", "fill"),
     [
@@ -525,6 +529,7 @@ def test_parity_and_the_corrected_rule_share_their_windows(backbone, model_of, n
 # --- short and silent clips -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parity", [False, True])
 @pytest.mark.parametrize("samples", [1, 2, 100, 512, 513, 1023, 1024, 1119])
 @pytest.mark.parametrize(("channels", "patching"), KINDS)
@@ -550,6 +555,7 @@ def test_a_clip_before_the_first_centre_has_one_row(patching, samples, strategy,
     assert timestamps.tolist() == [[{"frame": 35, "time": 5}[patching]]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"parity": True}, *({"window_fill": fill} for fill in FILLS)], ids=str
 )
@@ -573,6 +579,7 @@ def clips_of(lengths):
     return [torch.rand(2, n, generator=generator) * 2 - 1 for n in lengths]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 @QUICK
 @given(lengths=LENGTHS, data=st.data())
@@ -634,6 +641,7 @@ def cosine(a, b):
     return torch.nn.functional.cosine_similarity(a, b, dim=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16, "float16", "torch.float16"])
 @pytest.mark.parametrize(
     ("backbone", "channels"), [("transformer", 2), ("transformer", 7), ("mamba2", 2), ("mamba1", 2)]
@@ -666,6 +674,7 @@ def test_a_cast_model_still_embeds(dtype, backbone, channels, model_of, noise):
     assert_close(restored, expected, 1e-5 if dtype == torch.float64 else 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("channels", "patching"), KINDS)
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -684,6 +693,7 @@ def test_autocast_around_the_call_changes_nothing(
 # --- gradients ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "strategy"), EMBEDDERS)
 @pytest.mark.parametrize(("channels", "patching"), KINDS)
 def test_gradients_reach_the_audio_and_every_parameter(

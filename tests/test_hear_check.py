@@ -19,6 +19,7 @@ def texts(findings, level):
     return [finding.text for finding in findings if finding.level == level]
 
 
+@pytest.mark.slow
 def test_gram_hear_passes(recwarn):
     findings = check_module("gram_hear", "gram-tiny-untrained")
     assert texts(findings, "error") == []

@@ -35,6 +35,7 @@ def model(weights):
     return gram_hear.load_model(weights(2), dtype="int8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("patching", ["frame", "time"])
 @pytest.mark.parametrize("channels", AUDIO_CHANNELS)

@@ -288,6 +288,7 @@ def test_what_killed_runs_left_is_swept_where_no_run_is_at_work(job):
     assert not leftover.exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_to_finish_finds_what_another_finished(job):
     def finish():
         with job.finishing():
@@ -328,6 +329,7 @@ def test_a_closed_job_leaves_the_result_alone(job):
         pass
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_the_parts_of_others_and_makes_those_of_killed_ones(job, holder):
     other = holder(job.output, HOLD_PART)
     due = {part: part for part in ("a", "b")}

@@ -26,6 +26,8 @@ from gram_hear.nn.mamba_kernels import (
 )
 from gram_hear.nn.state_space import selective_scan_sequential, ssd_sequential
 
+pytestmark = pytest.mark.slow
+
 SSD = """
 import torch
 import torch.nn.functional as F

@@ -51,6 +51,7 @@ def write_head(path, checkpoint, name):
 # --- plot -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sound", "height"),
     [("mono_vowels.mp3", 1000), ("binaural_passing.flac", 1000), ("ambix_circling.wav", 2000)],
@@ -66,6 +67,7 @@ def test_a_sound_of_any_layout_and_rate_becomes_a_picture(command, tmp_path, sou
     assert pixels[..., :3].std() > 0.1
 
 
+@pytest.mark.slow
 def test_the_picture_is_named_after_the_sound_and_not_replaced(command, tmp_path, binaural):
     options = ("plot", binaural, "--layer", 1)
     assert command(*options)[:2] == (0, "sound.png\n")
@@ -144,6 +146,7 @@ def test_rows_are_drawn_less_those_of_silence(tmp_path):
     np.testing.assert_allclose(picture.rows, 0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mono$_$.wav", os.fsdecode(b"bad\xff.wav")])
 def test_names_are_not_read_as_formulas(command, tmp_path, head, name):
     try:
@@ -163,6 +166,7 @@ def test_files_that_are_no_sound_are_errors(command, tmp_path):
         assert message in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sound", ["mono_vowels.mp3", "ambix_circling.wav"])
 def test_a_masked_window_is_reconstructed(command, tmp_path, sound):
     options = ("plot", SOUNDS / sound, "--reconstruction", "-m", MODEL, "--start", 0.5)
@@ -265,6 +269,7 @@ def test_ambisonic_sound_is_located_and_drawn_in_ambix(
     np.testing.assert_allclose(drawn[0].excerpt.audio, plane_wave("ambix"), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_b_format_is_drawn_and_located_as_its_ambix_copy(
     command, published_file, b_format, monkeypatch
 ):

@@ -34,6 +34,8 @@ from gram_hear.scenes.rooms import Room, Scene
 from gram_hear.scenes.single import MadeScene
 from gram_hear.style import save_figure
 
+pytestmark = pytest.mark.slow
+
 RATE = 16000
 RT60 = 0.4
 DELAY = 2.0 / 343.0

@@ -137,6 +137,7 @@ def test_noise_has_the_ratio_that_is_asked_for(command, sound, snr):
     assert abs(10 * np.log10(ratio) - snr) < 0.05
 
 
+@pytest.mark.slow
 def test_noise_shorter_than_the_sound_comes_from_the_set_and_starts_somewhere(command, sound):
     Path("noises").mkdir()
     hum = 0.1 * np.random.default_rng(1).standard_normal(3200)
@@ -184,6 +185,7 @@ def test_of_several_channels_the_first_is_used_and_it_is_said(command, sound):
     np.testing.assert_allclose(read("two-scene.wav")[0], read("one-scene.wav")[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_silent_sound_stays_silent_and_it_is_said(command):
     soundfile.write("silent.wav", np.zeros(8000), 32000)
     code, _, err = command("scene", "silent.wav", "-o", "s.wav", *AMBISONIC, "--snr", 10)
@@ -342,6 +344,7 @@ def test_make_scene_refuses_what_it_cannot_place(audio, options, message):
         make_scene(audio, 32000, **options)
 
 
+@pytest.mark.slow
 def test_the_audio_that_is_given_stays_as_it_is():
     audio = 0.1 * np.random.default_rng(0).standard_normal(1000)
     before = audio.copy()

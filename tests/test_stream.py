@@ -5,6 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow
+
 KINDS = [(channels, patching) for channels in (1, 2, 7) for patching in ("frame", "time")]
 AUDIO_CHANNELS = {1: 1, 2: 2, 7: 4}
 WINDOW, FRAME, HOP = 64000, 1024, 320
