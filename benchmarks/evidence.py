@@ -1,18 +1,17 @@
 """What a model is worth, measured by the project's own tools: everything of docs/results.md.
 
-    python benchmarks/evidence.py RECORDINGS MODEL --rirs RIRS
-    python benchmarks/evidence.py RECORDINGS --compare MODEL_A MODEL_B --rirs RIRS
+    python benchmarks/evidence.py RECORDINGS MODEL [MODEL ...] --rirs RIRS
 
 RECORDINGS is a folder of {digit}_{speaker}_{index}.wav (the Free Spoken Digit Dataset), RIRS a set
 of binaural RIRs with training, validation and test rooms (gram-hear rirs), MODEL what load_model
-takes. The model is set beside the same network untrained and a log-mel baseline (logmel_module.py);
-with --compare two models beside each other and the first one's network untrained.
+takes. The models are set beside the first one's network untrained and a log-mel baseline
+(logmel_module.py).
 
 Made in --work: HEAR tasks (digits by held-out speaker, speakers, kinds of synthetic sound), their
 versions in the test rooms, a localisation task whose splits share no room and no speaker,
 embeddings and predictions. What is there is not made again: the same command goes on after an
-interruption. Replaced in --results: the block of this mode in results.md, the rest of which stays,
-and its entry in results.json. Printed: the table for the README.
+interruption. Replaced in --results: a block of results.md, the rest of which stays, and
+results.json. Printed: the table for the README.
 """
 
 import argparse
@@ -38,7 +37,6 @@ from evidence_scores import (
     embed,
     linear_probe,
     predict,
-    write_json,
 )
 from evidence_tasks import (
     DIGITS,
@@ -50,27 +48,26 @@ from evidence_tasks import (
     make_dry_tasks,
     make_natural_tasks,
 )
-from held_out_speakers import untrained_network
 
-from gram_hear.checkpoints.store import save_model
+from gram_hear.checkpoints.store import load_checkpoint, save_model
 from gram_hear.console import progress_bar, say
 from gram_hear.errors import GramError, OptionError
 from gram_hear.evaluation.embed.hear_module import load_model
 from gram_hear.evaluation.predict.shallow import ShallowProbe
 from gram_hear.jobs.workers import cores, work
-from gram_hear.jobs.writing import write_whole
+from gram_hear.jobs.writing import write_json, write_text
+from gram_hear.model import GramModel
+from gram_hear.nn.initialise import initialise
 
 EVALUATED = (*DRY, *(f"{name}{NATURAL}" for name in DRY), DIRECTIONS, f"{KINDS}{LOCALISATION}")
-BLOCKS = {False: "evidence", True: "ablation"}  # by whether two models are compared
-HEADS = {"evidence": "## The model", "ablation": "## Two models compared"}
+BLOCK = "evidence"
 
 
 def read_command(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the options, with one model or two in ``models``."""
+    """Return the options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("recordings", type=Path)
-    parser.add_argument("model", nargs="?")
-    parser.add_argument("--compare", nargs=2, metavar=("MODEL_A", "MODEL_B"))
+    parser.add_argument("models", nargs="+", metavar="model")
     parser.add_argument("--rirs", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("evidence"))
     parser.add_argument("--results", type=Path, default=Path("docs"))
@@ -81,11 +78,7 @@ def read_command(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=cores())
     for size in dataclasses.fields(Sizes):
         parser.add_argument(f"--{size.name}", type=int, default=size.default)
-    given = parser.parse_intermixed_args(arguments)
-    if (given.model is None) == (given.compare is None):
-        parser.error("give either MODEL or --compare MODEL_A MODEL_B.")
-    given.models = given.compare or [given.model]
-    return given
+    return parser.parse_args(arguments)
 
 
 # --- who is compared ------------------------------------------------------------------------
@@ -118,7 +111,8 @@ def save_untrained(model: str, folder: Path) -> Path:
     It is named by its configuration and kept: the order of the words in a safetensors file's
     header, and so the file's hash, is not the same every time.
     """
-    network = untrained_network(model)
+    network = GramModel(dataclasses.replace(load_checkpoint(model).config, decoder=None))
+    initialise(network, 0)
     digest = hashlib.sha256(network.config.to_json().encode()).hexdigest()[:8]
     path = folder / f"untrained-{digest}.safetensors"
     if not path.exists():
@@ -210,8 +204,7 @@ def measure(scored: Mapping[str, Sequence[Path]], folders: Mapping[str, Path]) -
 def command_of(given: argparse.Namespace) -> str:
     """Return the command that computes this again, with names in place of paths."""
     models = [_title(model) for model in given.models]
-    chosen = ["--compare", *models] if given.compare else models
-    words = ["python benchmarks/evidence.py recordings", *chosen, "--rirs rirs"]
+    words = ["python benchmarks/evidence.py recordings", *models, "--rirs rirs"]
     defaults = vars(read_command(["recordings", "model", "--rirs", "rirs"]))
     for name in (
         "grid",
@@ -246,18 +239,18 @@ def settings_of(given: argparse.Namespace, contenders: Sequence[Contender]) -> d
     }
 
 
-def write_results(folder: Path, name: str, results: Mapping[str, Any]) -> None:
-    """Replace a block of results.md and its entry in results.json."""
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Replace the block of results.md, and results.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    page, data = folder / "results.md", folder / "results.json"
+    page = folder / "results.md"
     text = page.read_text(encoding="utf-8") if page.is_file() else "# Results\n"
+    head = "## The models" if len(results["weights"]) > 2 else "## The model"
     try:
-        made = replace_block(text, name, f"{HEADS[name]}\n\n{describe(results)}")
+        made = replace_block(text, BLOCK, f"{head}\n\n{describe(results)}")
     except ValueError as error:
         raise OptionError(f"{page} cannot be brought up to date: {error}") from error
-    others = json.loads(data.read_text(encoding="utf-8")) if data.is_file() else {}
-    write_json(data, {**others, name: results})
-    write_whole(page, lambda place: place.write_text(made, encoding="utf-8"))
+    write_json(folder / "results.json", {BLOCK: results})
+    write_text(page, made)
 
 
 def collect(given: argparse.Namespace) -> dict[str, Any]:
@@ -282,7 +275,7 @@ def main() -> None:
     given = read_command()
     try:
         results = collect(given)
-        write_results(given.results, BLOCKS[bool(given.compare)], results)
+        write_results(given.results, results)
     except GramError as error:
         say(f"error: {error}")
         sys.exit(1)

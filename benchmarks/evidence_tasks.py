@@ -4,7 +4,7 @@ Everything follows from names and fixed seeds; a task that is there is left as i
 """
 
 import hashlib
-import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from gram_hear.audio.synthesis import NOISES, SOUNDS, synthesise_noise, synthesi
 from gram_hear.audio.wav import write_wav
 from gram_hear.errors import OptionError, TaskError
 from gram_hear.jobs.workers import work
-from gram_hear.jobs.writing import write_whole
+from gram_hear.jobs.writing import write_json, write_text, write_whole
 from gram_hear.scenes.naturalistic import DIRECTION_METRICS, naturalise_task
 from gram_hear.scenes.recipes import ClipRecipe, SceneSettings, clip_seed, follow
 from gram_hear.scenes.rirs import SPLITS, open_rirs
@@ -133,7 +133,7 @@ def _rate_of(path: Path) -> int:
 
 
 def _copy(source: Path) -> Callable[[Path], object]:
-    return lambda path: write_whole(path, lambda place: place.write_bytes(source.read_bytes()))
+    return lambda path: write_whole(path, lambda temporary: shutil.copyfile(source, temporary))
 
 
 def _make_kinds(folder: Path, count: int) -> None:
@@ -191,12 +191,13 @@ def _write_task(
     for clip in clips:
         clip.make(folder / str(rate) / clip.split / clip.name)
     for split in splits:
-        _write_json(
+        write_json(
             folder / f"{split}.json",
             {clip.name: clip.label for clip in clips if clip.split == split},
         )
     labels = sorted({clip.label[0] for clip in clips})
-    _write_text(folder / VOCABULARY, "idx,label\n", *(f"{i},{x}\n" for i, x in enumerate(labels)))
+    rows = "".join(f"{i},{label}\n" for i, label in enumerate(labels))
+    write_text(folder / VOCABULARY, f"idx,label\n{rows}")
     common = {
         "task_name": folder.name.removesuffix("-v1-full"),
         "version": "v1",
@@ -208,7 +209,7 @@ def _write_task(
         "evaluation_params": PREDICTORS,
         "splits": list(splits),
     }
-    _write_json(folder / METADATA, {**common, **metadata, MADE_OF: dict(made_of)})
+    write_json(folder / METADATA, {**common, **metadata, MADE_OF: dict(made_of)})
 
 
 def _is_made(folder: Path, made_of: Mapping[str, Any]) -> bool:
@@ -221,14 +222,6 @@ def _is_made(folder: Path, made_of: Mapping[str, Any]) -> bool:
             "of work, or choose another."
         )
     return True
-
-
-def _write_json(path: Path, content: Any) -> None:
-    _write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def _write_text(path: Path, *lines: str) -> None:
-    write_whole(path, lambda place: place.write_text("".join(lines), encoding="utf-8"))
 
 
 # --- in scenes ------------------------------------------------------------------------------
@@ -248,7 +241,7 @@ def _give_grid(path: Path) -> None:
     """Give a localisation task the predictors' grid, which it does not have from the dry task."""
     metadata = read_json(path)
     if metadata.get("evaluation_params") != PREDICTORS:
-        _write_json(path, {**metadata, "evaluation_params": PREDICTORS})
+        write_json(path, {**metadata, "evaluation_params": PREDICTORS})
 
 
 @dataclass(frozen=True)
@@ -280,8 +273,8 @@ def make_directions(folder: Path, recordings: Path, rirs: Path, sizes: Sizes, jo
     for path, direction in work(_hear, heard, jobs):
         directions[path.parent.name][path.name] = direction
     for split, found in directions.items():
-        _write_json(folder / f"{split}.json", dict(sorted(found.items())))
-    _write_text(folder / VOCABULARY, "idx,label\n0,x\n1,y\n2,z\n")
+        write_json(folder / f"{split}.json", dict(sorted(found.items())))
+    write_text(folder / VOCABULARY, "idx,label\n0,x\n1,y\n2,z\n")
     metadata = {
         "task_name": "directions",
         "version": "v1",
@@ -295,7 +288,7 @@ def make_directions(folder: Path, recordings: Path, rirs: Path, sizes: Sizes, jo
         "splits": list(SPLITS),
         MADE_OF: made_of,
     }
-    _write_json(folder / METADATA, metadata)
+    write_json(folder / METADATA, metadata)
 
 
 def describe_rirs(rirs: Path) -> list[str]:

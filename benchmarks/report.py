@@ -84,16 +84,17 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--runs", type=int, default=3)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
         for seed in range(given.seeds):
             for model in range(given.models):
                 for task in range(given.tasks):
-                    folder = Path(place, f"seed{seed}", f"model{model}", f"task{task}-v1-full")
+                    folder = root / f"seed{seed}" / f"model{model}" / f"task{task}-v1-full"
                     write_result(folder, seed, given.clips, given.classes, 0.7 + 0.02 * model)
-        reading, comparison = timed(lambda: compare(read_runs([Path(place)])), given.runs)
+        reading, comparison = timed(lambda: compare(read_runs([root])), given.runs)
         testing, tests = timed(lambda: compare_models(comparison), given.runs)
         report = Report(comparison, tests)
-        writing, _ = timed(lambda: write_report(report, Path(place, "report")), given.runs)
+        writing, _ = timed(lambda: write_report(report, root / "report"), given.runs)
     results = given.models * given.tasks * given.seeds
     print(f"{results} results read and compared:   {reading:6.2f} s")
     print(f"{len(tests)} pairs of models tested:    {testing:6.2f} s ({given.clips} clips each)")

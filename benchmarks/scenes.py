@@ -85,7 +85,7 @@ def theirs(box: pyroomacoustics.ShoeBox) -> tuple[float, np.ndarray]:
 def ours(scene: Scene, sources: ImageSources, head: Head, samples: int) -> tuple[float, np.ndarray]:
     """Render the same images as the package does; return CPU seconds and the RIR (2, samples)."""
     start = time.process_time()
-    rir = render_images(sources, head, RATE, samples)
+    rir = render_images(sources, head, RATE, (2, samples))
     return time.process_time() - start, rir
 
 

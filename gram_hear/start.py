@@ -152,7 +152,7 @@ class _Output(io.RawIOBase):
 
 @contextmanager
 def _unfailing(name: str) -> Iterator[_Output]:
-    """Put a stream of :mod:`sys` in place of another that never fails.
+    """Replace a stream of :mod:`sys` with one that never fails.
 
     A command goes on when its reader has left, the disk is full or the stream was closed, and
     characters that the encoding does not have become "?".

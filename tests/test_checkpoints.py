@@ -140,6 +140,7 @@ def test_containers_hold_one_model(
     assert_same(load_tensors(content, tmp_path / name), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["multi_window", "plain", None])
 @pytest.mark.parametrize("patching", ["frame", "time"])
 @pytest.mark.parametrize("channels", [1, 2, 7])
@@ -974,6 +975,7 @@ def test_the_config_of_a_foreign_folder_is_left_alone(published_tensors, tmp_pat
 # --- saving ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 7])
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize(

@@ -174,6 +174,7 @@ def test_nothing_to_do_and_outputs_of_the_wrong_kind_are_refused(tmp_path):
         plan_jobs([SOUNDS], tmp_path / "set.parquet")
 
 
+@pytest.mark.slow
 def test_folders_that_cannot_be_listed_are_reported_and_the_rest_done(
     tmp_path, tree, model, monkeypatch
 ):
@@ -369,6 +370,7 @@ def empty_one(done, folder):
     done[1].write_bytes(b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["out", "out.parquet"])
 @pytest.mark.parametrize(
     ("action", "count"),
@@ -519,6 +521,7 @@ def test_a_changed_source_and_a_new_one_are_embedded(tmp_path, tree, model):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
@@ -568,6 +571,7 @@ def half(content):
     return content[: len(content) // 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "half", "npy", "npz", "other metadata"])
 def test_what_is_no_part_of_ours_is_kept_without_force(tmp_path, tree, model, kind):
     out = tmp_path / "out"
@@ -600,6 +604,7 @@ def test_an_empty_file_as_a_power_cut_leaves_it_is_made_anew(tmp_path, tree, mod
     assert_equal(arrays_of(out), arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 3, 6, 11])
 def test_an_interrupted_run_ends_with_the_same_numbers(tmp_path, tree, model, stop):
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -848,6 +853,7 @@ def test_progress_adds_up_to_the_sound_that_is_due(tmp_path, tree, model):
 # --- kills ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_nothing_is_lost_or_wrong(tmp_path, published_file):
     command = (sys.executable, KILL, "--kills", 6, "--model", published_file(1))
     done = subprocess.run(

@@ -111,7 +111,7 @@ def test_clips_left_out_and_silence_are_not_set_side_by_side(tmp_path):
 
 
 @pytest.fixture
-def place(tmp_path):
+def root(tmp_path):
     """Two models, two seeds; a task of both, one in scenes of one model, one of directions."""
     for seed, shift in ((42, 0), (43, 4)):
         embeddings = tmp_path / f"seed{seed}"
@@ -123,16 +123,16 @@ def place(tmp_path):
     return tmp_path
 
 
-def made(place, **options):
-    comparison = compare(read_runs([place]))
+def made(root, **options):
+    comparison = compare(read_runs([root]))
     return Report(comparison, compare_models(comparison, **options))
 
 
 # --- finding and setting together -----------------------------------------------------------
 
 
-def test_seeds_are_put_together(place):
-    comparison = compare(read_runs([place]))
+def test_seeds_are_put_together(root):
+    comparison = compare(read_runs([root]))
     assert comparison.models == ("good", "poor")
     assert comparison.tasks == ("digits-v1", "noisy-v1", "where-v1")
     score = comparison.scores["good", "digits-v1"]
@@ -145,8 +145,8 @@ def test_seeds_are_put_together(place):
 @pytest.mark.parametrize(
     "given", [("seed42/good", "seed42/poor"), ("seed42",), ("seed42/good", ".")]
 )
-def test_folders_are_found_wherever_they_are_given(place, given):
-    runs = read_runs([place / each for each in given])
+def test_folders_are_found_wherever_they_are_given(root, given):
+    runs = read_runs([root / each for each in given])
     assert {run.folder.parent.name for run in runs} == {"good", "poor"}
     assert len({run.folder.resolve() for run in runs}) == len(runs)
 
@@ -161,8 +161,8 @@ def test_a_lone_seed_has_the_spread_of_its_folds(tmp_path):
     assert score.runs[0].result.folds == pytest.approx((0.5, 0.55, 0.6))
 
 
-def test_ranks_and_averages_know_what_is_better(place):
-    comparison = compare(read_runs([place]))
+def test_ranks_and_averages_know_what_is_better(root):
+    comparison = compare(read_runs([root]))
     assert comparison.best("digits-v1") == comparison.best("where-v1") == ("good",)
     assert comparison.ranks["good", "where-v1"] == 1  # fewer degrees
     assert comparison.shared == ("digits-v1", "where-v1")  # noisy is of one model alone
@@ -218,8 +218,8 @@ def test_an_undefined_score_has_no_rank(tmp_path):
     assert "undefined" in markdown_of(report)
 
 
-def test_scenes_stand_against_their_dry_task(place):
-    (change,) = compare(read_runs([place])).changes
+def test_scenes_stand_against_their_dry_task(root):
+    (change,) = compare(read_runs([root])).changes
     assert (change.model, change.task, change.source) == ("good", "noisy-v1", "digits-v1")
     assert change.dry == pytest.approx(68 / CLIPS)
     assert change.difference == pytest.approx(50 / CLIPS - 68 / CLIPS)
@@ -227,17 +227,17 @@ def test_scenes_stand_against_their_dry_task(place):
     assert change.count == 2
 
 
-def test_what_cannot_be_found_is_said(place, tmp_path):
+def test_what_cannot_be_found_is_said(root, tmp_path):
     with pytest.raises(OptionError, match="There is no folder"):
         read_runs([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(OptionError, match=r"holds no results.*hear-eval predict"):
         read_runs([tmp_path / "empty"])
     with pytest.raises(OptionError, match="holds one task"):
-        read_runs([place / "seed42" / "good" / "digits-v1"])
+        read_runs([root / "seed42" / "good" / "digits-v1"])
     with pytest.raises(OptionError, match=r"No model has results of 'esc50'; there are digits-v1"):
-        read_runs([place], ["esc50"])
-    assert {run.result.task for run in read_runs([place], ["digits", "where-v1"])} == {
+        read_runs([root], ["esc50"])
+    assert {run.result.task for run in read_runs([root], ["digits", "where-v1"])} == {
         "digits-v1",
         "where-v1",
     }
@@ -393,8 +393,8 @@ def test_many_sizes_of_differences_are_drawn_clip_by_clip(monkeypatch):
 # --- tables and files -----------------------------------------------------------------------
 
 
-def test_the_table_says_what_it_shows(place):
-    report = made(place)
+def test_the_table_says_what_it_shows(root):
+    report = made(root)
     scores, changes, tests = tables_of(report)
     assert scores.columns == ("task", "good", "poor")  # more tasks than models: tasks go down
     rows = {row[0]: row[1:] for row in scores.rows}
@@ -421,18 +421,18 @@ def test_models_go_down_where_tasks_are_fewer(tmp_path):
     assert any("Without ±: one seed" in note for note in scores.notes)
 
 
-def test_spread_of_several_kinds_is_marked(place):
+def test_spread_of_several_kinds_is_marked(root):
     folds = {f"fold{i}": outputs(40 + i) for i in range(3)}
-    write_run(place / "seed42" / "good" / "folded-v1", folds, splits=tuple(folds))
-    scores = tables_of(made(place))[0]
+    write_run(root / "seed42" / "good" / "folded-v1", folds, splits=tuple(folds))
+    scores = tables_of(made(root))[0]
     rows = {row[0]: row[1:] for row in scores.rows}
     assert rows["folded-v1 [↑ top1_acc]"][0] == "0.5125 ±0.0125 3f *"
     assert rows["digits-v1 [↑ top1_acc]"][0] == "0.8500 ±0.0354 2s *"
     assert any("3s: three of them" in note for note in scores.notes)
 
 
-def test_files_hold_the_same(place, tmp_path):
-    report = made(place)
+def test_files_hold_the_same(root, tmp_path):
+    report = made(root)
     paths = write_report(report, tmp_path / "out.v1")
     assert [path.name for path in paths] == ["out.v1.md", "out.v1.csv", "out.v1.json"]
     assert write_report(report, tmp_path / "out.v1.md") == paths
@@ -452,13 +452,13 @@ def test_files_hold_the_same(place, tmp_path):
     assert found["good", "noisy-v1"]["dry_task"] == "digits-v1"
     markdown = paths[0].read_text(encoding="utf-8")
     assert "**0.8500 ±0.0354**" in markdown
-    assert str(place / "seed43" / "poor" / "where-v1") in markdown
+    assert str(root / "seed43" / "poor" / "where-v1") in markdown
     assert not list(tmp_path.glob(".*.partial"))
 
 
-def test_a_report_that_cannot_be_written(place, tmp_path):
+def test_a_report_that_cannot_be_written(root, tmp_path):
     with pytest.raises(OptionError, match="There is no folder"):
-        write_report(made(place), tmp_path / "nowhere" / "out")
+        write_report(made(root), tmp_path / "nowhere" / "out")
 
 
 # --- published ------------------------------------------------------------------------------
@@ -505,10 +505,10 @@ def test_published_files_without_what_they_need_are_refused(tmp_path, changes):
         read_published(path)
 
 
-def test_published_scores_stand_beside(place, tmp_path):
+def test_published_scores_stand_beside(root, tmp_path):
     path = tmp_path / "published.json"
     path.write_text(json.dumps(PUBLISHED))
-    report = made(place)
+    report = made(root)
     report = Report(report.comparison, report.tests, read_published(path))
     table = tables_of(report)[-1]
     assert (table.columns, table.rows) == (("published model", "digits-v1"), [("Theirs", "0.9000")])
@@ -532,8 +532,8 @@ def test_published_scores_stand_beside(place, tmp_path):
 # --- the picture and the command ------------------------------------------------------------
 
 
-def test_the_picture_shows_scores_spread_and_dry(place):
-    report = made(place)
+def test_the_picture_shows_scores_spread_and_dry(root):
+    report = made(root)
     figure = report_figure(report)
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
     assert list(panels) == ["digits-v1", "noisy-v1", "where-v1"]
@@ -550,24 +550,24 @@ def run(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)))
 
 
-def test_the_command(place, tmp_path):
-    done = run("report", place, "-o", tmp_path / "out", "--plot", tmp_path / "out.png")
+def test_the_command(root, tmp_path):
+    done = run("report", root, "-o", tmp_path / "out", "--plot", tmp_path / "out.png")
     assert done.exit_code == 0, done.output
     assert "0.8500 ±0.0354 *" in done.stdout
     assert "Against the best" in done.stdout
     assert "pairs of models" in done.stderr
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "out.json").read_text())["models"] == ["good", "poor"]
-    as_json = run("report", place, "--json", "--task", "digits", "--resamples", 0)
+    as_json = run("report", root, "--json", "--task", "digits", "--resamples", 0)
     content = json.loads(as_json.stdout)
     assert ([each["task"] for each in content["tasks"]], content["tests"]) == (["digits-v1"], [])
-    beside = run("report", place, "--published", "openl3,CREPE")
+    beside = run("report", root, "--published", "openl3,CREPE")
     assert "No score of these tasks is published" in beside.stdout
 
 
-def test_gaps_are_warned_of(place):
+def test_gaps_are_warned_of(root):
     with pytest.warns(UserWarning, match=r"poor lacks noisy-v1.*2 of 3 tasks"):
-        run("report", place)
+        run("report", root)
 
 
 @pytest.mark.parametrize(
@@ -579,8 +579,8 @@ def test_gaps_are_warned_of(place):
         (("--plot", "nowhere/x.png"), "There is no folder nowhere"),
     ],
 )
-def test_bad_options_are_refused(place, arguments, words):
-    done = run("report", place, *arguments)
+def test_bad_options_are_refused(root, arguments, words):
+    done = run("report", root, *arguments)
     assert done.exit_code == 1
     assert words in str(done.exception)
 
@@ -589,10 +589,10 @@ def test_bad_options_are_refused(place, arguments, words):
 
 
 @pytest.fixture
-def run_report(place, tmp_path, monkeypatch):
+def run_report(root, tmp_path, monkeypatch):
     """Return a function that runs hear-eval report into a stream, and checks what it wrote."""
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # is replaced
-    command = ["hear-eval", "report", str(place), "--resamples", "0", "-o", str(tmp_path / "rx")]
+    command = ["hear-eval", "report", str(root), "--resamples", "0", "-o", str(tmp_path / "rx")]
     monkeypatch.setattr(sys, "argv", command)
 
     def run(stream):

@@ -44,6 +44,8 @@ from gram_hear.evaluation.embed.task_audio import TaskAudio
 from gram_hear.jobs.job import STATE
 from gram_hear.tasks import RESAMPLED, read_task
 
+pytestmark = pytest.mark.slow
+
 MODULES = Path(__file__).parent / "data" / "hear_modules"
 SPLITS = ("train", "valid", "test")
 RATE = 16000

@@ -152,9 +152,9 @@ def plain_error_rate(target, predicted, seconds):
         for events in (target, predicted)
     )
     errors = 0
-    for place in {cell[:2] for cell in wanted | given_}:
-        a = {cell[2] for cell in wanted if cell[:2] == place}
-        b = {cell[2] for cell in given_ if cell[:2] == place}
+    for segment in {cell[:2] for cell in wanted | given_}:
+        a = {cell[2] for cell in wanted if cell[:2] == segment}
+        b = {cell[2] for cell in given_ if cell[:2] == segment}
         substitutions = min(len(a), len(b)) - len(a & b)
         deletions, insertions = max(0, len(a) - len(b)), max(0, len(b) - len(a))
         errors += substitutions + deletions + insertions

@@ -324,6 +324,11 @@ def test_a_record_of_all_versions_and_one_of_another_form(zenodo, monkeypatch):
     assert len(read_record().archives) == 4
 
 
+def record_with_link(address):
+    file = {"key": "a-48000.tar", "size": 1, "checksum": f"md5:{'0' * 32}"}
+    return {"files": [file | {"links": {"self": address}}]}
+
+
 @pytest.mark.parametrize(
     ("record", "error"),
     [
@@ -333,32 +338,8 @@ def test_a_record_of_all_versions_and_one_of_another_form(zenodo, monkeypatch):
         ({"files": [{"key": "a.md", "size": 1, "checksum": "md5:12"}]}, "holds no archive"),
         ({"files": [{"key": "x" * 10**6 + ".tar", "size": 1}]}, "holds no archive"),
         ({"files": [], "metadata": {"title": "a\nb\x1b[2J" * 100}}, r"\(ab\[2Jab"),
-        (
-            {
-                "files": [
-                    {
-                        "key": "a-48000.tar",
-                        "size": 1,
-                        "checksum": f"md5:{'0' * 32}",
-                        "links": {"self": "http://localhost:99999/a"},
-                    }
-                ]
-            },
-            "localhost:99999",
-        ),
-        (
-            {
-                "files": [
-                    {
-                        "key": "a-48000.tar",
-                        "size": 1,
-                        "checksum": f"md5:{'0' * 32}",
-                        "links": {"self": "file:///etc/passwd"},
-                    }
-                ]
-            },
-            "file:///etc/passwd",
-        ),
+        (record_with_link("http://localhost:99999/a"), "localhost:99999"),
+        (record_with_link("file:///etc/passwd"), "file:///etc/passwd"),
     ],
 )
 def test_a_record_that_is_none(zenodo, monkeypatch, record, error):

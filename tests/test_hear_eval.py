@@ -99,6 +99,7 @@ def test_everything_in_one_command(workdir):
     assert {path: path.stat().st_mtime_ns for path in (folder / TASK).iterdir()} == before
 
 
+@pytest.mark.slow
 def test_another_seed_needs_force(workdir):
     assert evaluate(*QUICK)[0] == 0
     marker = workdir / "embeddings" / "logmel" / TASK / "prediction-done.json"
@@ -357,6 +358,7 @@ def test_options_before_a_command_are_refused(workdir, option):
     assert not (workdir / "embeddings").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_an_interrupted_run_says_how_to_go_on(workdir):
     log = workdir / "log"
@@ -411,6 +413,7 @@ def test_wrong_options_are_explained_before_any_work(workdir, arguments, message
     assert not (workdir / "embeddings").exists()
 
 
+@pytest.mark.slow
 def test_errors_are_one_message_and_an_exit_code(workdir):
     found = command(*QUICK, "--model-options", "{")
     assert (found.returncode, found.stdout) == (1, "")

@@ -24,7 +24,7 @@ from gram_hear.checkpoints.description import describe_checkpoint
 from gram_hear.checkpoints.store import load_checkpoint
 from gram_hear.errors import CheckpointError, OptionError
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"  # that the server of conftest.py tells
+COMMIT = "0123456789abcdef0123456789abcdef01234567"  # that the server tells
 REGISTERED = {entry.name: entry for entry in gram_hear.list_models() if entry.repository}
 
 
@@ -32,6 +32,12 @@ REGISTERED = {entry.name: entry for entry in gram_hear.list_models() if entry.re
 def impatient(monkeypatch):
     """Let the client not wait between its attempts."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+
+def environment(hub, home):
+    """The environment of a process whose client talks to the server."""
+    own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home)}
+    return os.environ | own | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def refusal(name, tmp_path, **options):
@@ -176,20 +182,15 @@ def test_a_revision_is_asked_for(revision, hub, tmp_path):
     assert model.source.revision == revision
 
 
+@pytest.mark.slow
 def test_the_environment_directs_the_client(hub, tmp_path):
     """In a fresh process: HF_ENDPOINT, the usual cache, then the same without the network."""
     script = "import gram_hear, sys; print(gram_hear.load_model(sys.argv[1]).source.path)"
-    environment = os.environ | {
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HOME": str(tmp_path),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
     paths = []
     for offline in ("0", "1"):
         process = subprocess.run(
             [sys.executable, "-c", script, "gramt-mono"],
-            env=environment | {"HF_HUB_OFFLINE": offline},
+            env=environment(hub, tmp_path) | {"HF_HUB_OFFLINE": offline},
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -799,17 +800,12 @@ def test_what_is_no_model_is_not_pushed(logged_in):
         gram_hear.push_to_hub(torch.nn.Linear(2, 2), "someone/linear")
 
 
+@pytest.mark.slow
 def test_the_command_pushes(logged_in, published_file, tmp_path):
-    environment = os.environ | {
-        "HF_ENDPOINT": logged_in.endpoint,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
     command = Path(sys.executable).parent / "gram-hear"
     done = subprocess.run(
         [command, "push", published_file(1), "someone/shell", "--private"],
-        env=environment,
+        env=environment(logged_in, tmp_path / "home"),
         capture_output=True,
         text=True,
         check=False,

@@ -1,8 +1,5 @@
 """int8: close to float32, each window on its own, for embedding on the CPU alone."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import soundfile
@@ -125,15 +122,13 @@ def test_embedding_with_gradients_is_refused(model, noise):
         model(noise(1, 2, 70_000))
 
 
-def test_the_command_takes_it(weights, noise, tmp_path):
+def test_the_command_takes_it(weights, noise, tmp_path, command):
     sound, output = tmp_path / "sound.wav", tmp_path / "output"
     soundfile.write(sound, noise(60_000, 2).numpy() / 2, 32000)
-    command = [sys.executable, "-c", "from gram_hear.commands.gram_hear.app import main; main()"]
-    command += ["embed", sound, "-o", output, "-m", weights(2), "--dtype", "int8"]
-    command += ["--device", "cpu"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr
+    options = ("-m", weights(2), "--dtype", "int8", "--device", "cpu")
+    code, _, said = command("embed", sound, "-o", output, *options)
+    assert code == 0, said
+    assert "warning" not in said
     model = gram_hear.load_model(weights(2), dtype="int8")
     audio = torch.from_numpy(soundfile.read(sound, dtype="float32", always_2d=True)[0].T)
     with np.load(output / "sound.wav.npz") as arrays:

@@ -43,7 +43,7 @@ SIZE = 8 * 192
 COUNT = 256
 SOUND = Path(__file__).parent / "data" / "sounds" / "binaural_room.flac"
 RECIPE = Path(__file__).parent.parent / "weights" / "recipe" / "locator.py"
-pytestmark = pytest.mark.filterwarnings("ignore:.*is untrained")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is untrained")]
 
 
 @pytest.fixture(scope="session")

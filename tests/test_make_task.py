@@ -30,6 +30,8 @@ from gram_hear.evaluation.predict.shallow import ShallowProbe
 from gram_hear.jobs.job import Job
 from gram_hear.tasks import describe_tasks, read_task
 
+pytestmark = pytest.mark.slow
+
 RATE = 16000
 SHALLOW = ShallowProbe()
 MODULES = Path(__file__).parent / "data" / "hear_modules"
@@ -82,6 +84,27 @@ def make(source, out, splits=None, sound=None, metrics=(), force=False, jobs=1, 
 def annotations(folder):
     task = read_task(folder)
     return {split: task.annotations(split) for split in task.splits}
+
+
+def all_annotations(folder):
+    """File -> annotation, of all splits."""
+    return {file: each for files in annotations(folder).values() for file, each in files.items()}
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Make a task as far as to where it is moved into its place."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    def run(*arguments, **options):
+        with monkeypatch.context() as patched:
+            patched.setattr(build, "_move_in", stop)
+            with pytest.raises(KeyboardInterrupt):
+                make(*arguments, **options)
+
+    return run
 
 
 def contents(folder):
@@ -158,7 +181,7 @@ def test_table_with_several_labels(classes, tmp_path):
     made = make(classes, tmp_path / "tasks", csv=listed)
     task = read_task(made.folder)
     assert (task.prediction_type, task.evaluation) == ("multilabel", ("mAP",))
-    every = {k: v for files in annotations(made.folder).values() for k, v in files.items()}
+    every = all_annotations(made.folder)
     assert every["cat0.wav"] == ["cat", "loud"]
     assert every["dog1.wav"] == ["dog"]
     assert any("10 of 20 files have several labels" in note for note in made.notes)
@@ -211,7 +234,7 @@ def test_events_in_seconds(tmp_path):
         "median_filter_ms": [250],
         "min_duration": [125, 250],
     }
-    every = {k: v for files in annotations(made.folder).values() for k, v in files.items()}
+    every = all_annotations(made.folder)
     assert every["silent.wav"] == []
     assert every["0.wav"] == [
         {"label": "hum", "start": 250.0, "end": 2000.0},
@@ -226,7 +249,7 @@ def test_events_in_seconds(tmp_path):
             tmp_path / "m.csv", [*rows, "0.wav,0,0.1,bell", "1.wav,0,0.1,bell", "2.wav,0,0.1,bell"]
         ),
     )
-    every = {k: v for files in annotations(cut.folder).values() for k, v in files.items()}
+    every = all_annotations(cut.folder)
     assert every["5.wav"] == [{"label": "hum", "start": 250.0, "end": 500.0}]
     assert any("6 events begin where nothing is used" in note for note in cut.notes)
 
@@ -240,12 +263,12 @@ def test_directions(tmp_path):
     task = read_task(made.folder)
     assert (task.kind, task.evaluation) == ("localisation", ("MAE", "DOA"))
     assert len(SHALLOW.settings(task)) == SHALLOW.grid_points
-    every = {k: v for files in annotations(made.folder).values() for k, v in files.items()}
+    every = all_annotations(made.folder)
     assert every["0.wav"] == pytest.approx([0, 0, 1])
     assert every["6.wav"] == pytest.approx([0, 1, 0])  # 90 degrees is the left
     axes = table(tmp_path / "x.csv", ["file,x,y,z", *(f"{i}.wav,0,{i + 1},0" for i in range(24))])
     made = make(tmp_path / "s", tmp_path / "axes", csv=axes)
-    every = {k: v for files in annotations(made.folder).values() for k, v in files.items()}
+    every = all_annotations(made.folder)
     assert all(direction == [0.0, 1.0, 0.0] for direction in every.values())
 
 
@@ -732,27 +755,17 @@ def test_killed_run_goes_on_and_repeats_nothing(classes, tmp_path, monkeypatch):
     assert calls == []
 
 
-def test_killed_while_the_task_is_assembled(classes, tmp_path, monkeypatch):
+def test_killed_while_the_task_is_assembled(classes, tmp_path, interrupted):
     whole = make(classes, tmp_path / "whole")
-
-    def fail(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(build, "_move_in", fail)
-        with pytest.raises(KeyboardInterrupt):
-            make(classes, tmp_path / "tasks")
+    interrupted(classes, tmp_path / "tasks")
     assert not (tmp_path / "tasks" / "mine-v1-full").exists()
     made = make(classes, tmp_path / "tasks")
     assert made.found == 20
     assert contents(made.folder) == contents(whole.folder)
 
 
-def test_files_that_changed_are_made_anew(classes, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_move_in", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        make(classes, tmp_path / "tasks")
-    monkeypatch.undo()
+def test_files_that_changed_are_made_anew(classes, tmp_path, interrupted):
+    interrupted(classes, tmp_path / "tasks")
     sound(classes / "cat" / "cat0.wav", 4242, samples=1000)
     made = make(classes, tmp_path / "tasks")
     assert made.found == 19
@@ -817,13 +830,10 @@ def test_a_run_whose_job_was_begun_anew_says_so(classes, tmp_path):
 
 
 @pytest.mark.parametrize(("rate", "found"), [(RATE, 19), (8000, 0)])
-def test_what_version_0_1_0_left_is_gone_on_with(classes, tmp_path, monkeypatch, rate, found):
+def test_what_version_0_1_0_left_is_gone_on_with(classes, tmp_path, interrupted, rate, found):
     """It kept a journal, whose last line a kill cut short; sounds of other rates are no use."""
     whole = make(classes, tmp_path / "whole", sound=SoundOptions((rate,)))
-    with monkeypatch.context() as patched:
-        patched.setattr(build, "_move_in", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            make(classes, tmp_path / "tasks")
+    interrupted(classes, tmp_path / "tasks")
     work = tmp_path / "tasks" / ".mine-v1-full.making"
     lines = []
     for note in (work / ".job" / "done").iterdir():

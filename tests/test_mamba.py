@@ -327,6 +327,7 @@ def test_residual_stays_in_float32_whatever_the_weights(random_encoder, noise, b
 # --- compiled -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @BACKBONES
 def test_encoder_compiles_as_one_graph(random_encoder, noise, backbone):
     encoder = random_encoder(backbone)

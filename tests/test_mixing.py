@@ -266,6 +266,7 @@ def test_smooth_length_is_the_smallest(least):
     assert smooth_length(least) == scipy.fft.next_fast_len(least, real=True)
 
 
+@pytest.mark.slow
 def test_ten_seconds_in_a_room_equal_float64():
     clips, noises = to_level(normal(2, 320_000)), to_level(normal(2, 320_000, seed=1))
     decay = torch.exp(-torch.arange(96_000) / 8000)
@@ -310,6 +311,7 @@ SCENES = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(batch=st.integers(2, 9), **SCENES)
 def test_a_clip_does_not_depend_on_the_others(batch, samples, taps, sources, channels, seed):
@@ -346,6 +348,7 @@ def test_snr_of_the_mixture_is_the_one_asked_for(batch, samples, taps, sources, 
         assert 10 * math.log10(ratio) == pytest.approx(float(snr[index]), abs=0.05)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(factor=st.floats(0.01, 100), **SCENES)
 def test_mixing_is_linear(factor, samples, taps, sources, channels, seed):

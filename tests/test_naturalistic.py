@@ -29,6 +29,8 @@ from gram_hear.scenes.recipes import SceneSettings, clip_seed, rerender
 from gram_hear.scenes.rooms import Room, Scene
 from gram_hear.tasks import read_task
 
+pytestmark = pytest.mark.slow
+
 MODULES = Path(__file__).parent / "data" / "hear_modules"
 RATE = 16000
 LEVEL = 10 ** (-14 / 20)

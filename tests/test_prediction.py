@@ -25,6 +25,8 @@ from gram_hear.jobs import writing
 from gram_hear.jobs.locks import locked
 from gram_hear.tasks import read_task
 
+pytestmark = pytest.mark.slow
+
 DONE_FILE, SCORES_FILE, LOCALISATION_FILE, _ = vars(FILES["shallow"]).values()
 
 

@@ -23,6 +23,8 @@ from gram_hear.errors import AudioError, OptionError
 from gram_hear.preparation import Preparation, prepare
 from gram_hear.pretrain.clips import open_clips
 
+pytestmark = pytest.mark.slow
+
 LEFTOVER = f".0123456789ab.{32 * '0'}.partial"  # of a run that was killed
 RATE = 32000
 

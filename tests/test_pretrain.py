@@ -256,6 +256,7 @@ def test_unknown_configs_and_keys_are_errors(fit, tmp_path, capsys):
     assert "sise" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gramt-binaural", "gramm-ambisonic-time", "gramt-mono"])
 def test_published_configs_start_on_published_data(fit, data, name):
     layout = name.split("-")[1]
@@ -303,6 +304,7 @@ def test_a_run_is_seen(whole):
     assert pictures == ["step-000000003.png", "step-000000006.png"]
 
 
+@pytest.mark.slow
 def test_sounds_that_cannot_be_read_are_counted(fit, data, whole, capsys, tmp_path):
     assert set(curve(whole, "data/skipped").values()) == {0}
     clips = tmp_path / "clips"
@@ -353,6 +355,7 @@ def test_the_mask_token_is_trained(whole):
 # --- stopping and resuming ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_stopped_at_a_validated_step_the_validation_is_kept(fit, whole, tmp_path, monkeypatch):
     options = {"data__validate_every": 3, "checkpoints__keep_every": 4}
     with monkeypatch.context() as patch:
@@ -404,6 +407,7 @@ def test_a_run_without_a_step_says_so(fit, capsys, tmp_path, option):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_ended_in_the_midst_of_a_step_and_resumed(fit, whole, tmp_path, monkeypatch):
     options = {"data__batch_per_device": 1, "data__validate_every": 3}
 
@@ -469,6 +473,7 @@ def test_each_signal_stops_a_run(stopped, number):
     stopped(number)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_the_same_to_the_bit(fit, stopped, whole, tmp_path):
     options = {"data__validate_every": 3, "checkpoints__keep_every": 4}
     stopped(signal.SIGTERM, **options)
@@ -496,6 +501,7 @@ def test_under_slurm_no_other_checkpoint_is_written(fit, tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "run").rglob("*.ckpt")) == ["last.ckpt"]
 
 
+@pytest.mark.slow
 def test_accumulated_batches_and_resuming_with_others(fit, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, 2)
@@ -514,6 +520,7 @@ def test_resuming_from_any_checkpoint_and_further(fit, whole, tmp_path):
     assert len(curve(tmp_path / "run", "validation/loss")) == 1
 
 
+@pytest.mark.slow
 def test_resuming_with_another_learning_rate_and_length(fit, whole, tmp_path):
     path = whole / "checkpoints" / "step-000000004.ckpt"
     options = {"model__learning_rate": 1e-4, "model__warmup": 4, "trainer__max_steps": 12}
@@ -527,6 +534,7 @@ def test_resuming_with_another_learning_rate_and_length(fit, whole, tmp_path):
     assert group["lr"] == pytest.approx(0, abs=1e-12)  # of the step after the last
 
 
+@pytest.mark.slow
 def test_a_process_that_is_terminated_saves_and_ends_cleanly(data, tmp_path):
     options = TINY | published(data) | {"trainer.max_steps": 100_000, "data.workers": 1}
     command = [sys.executable, "-m", "gram_hear.pretrain", *arguments("tiny", options)]
@@ -552,6 +560,7 @@ def test_a_process_that_is_terminated_saves_and_ends_cleanly(data, tmp_path):
 # --- several processes ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 def test_two_processes_learn_what_one_does(data, whole, tmp_path, launcher):
     more = {"data.validate_every": 3, "trainer.strategy": "ddp", "pictures.every": 2}
@@ -629,6 +638,7 @@ def test_warnings_are_printed_as_by_the_other_commands(fit, capsys, tmp_path):
     assert not any("UserWarning" in line for line in said)
 
 
+@pytest.mark.slow
 def test_without_a_config_nothing_is_left_behind(fit, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pretrain", "fit"])
     assert main() == 1
@@ -662,6 +672,7 @@ def test_torchrun_that_does_not_fit_is_said(fit, capsys, monkeypatch):
     assert "--nproc_per_node as trainer.devices" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failure", "message"),
     [("raise", "clip 9 cannot be read."), ("kill", "a process that loads data ended by itself")],
@@ -684,6 +695,7 @@ def test_what_goes_wrong_in_a_loading_process_is_one_line(
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_rooms_that_are_not_held_out_are_not_validated_on(fit, capsys, data):
     alone = data / "binaural" / "train"
     assert "data.validation_rirs" in wrong(fit, capsys, data__rirs=alone)
@@ -691,6 +703,7 @@ def test_rooms_that_are_not_held_out_are_not_validated_on(fit, capsys, data):
     assert fit(trainer__max_steps=1, data__validate_every=1, **rirs) == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_or_run_is_refused(fit, whole, capsys, tmp_path):
     last = ["--ckpt_path", str(whole / "checkpoints" / "last.ckpt")]
     assert "depth: 1 there, 2 here" in wrong(fit, capsys, *last, model__depth=2)
@@ -753,6 +766,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(fit, capsys, tmp_path, monke
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulated", [4, 2])
 def test_a_loss_that_is_not_finite_stops_with_its_samples(
     fit, capsys, tmp_path, monkeypatch, accumulated
@@ -864,6 +878,7 @@ def test_nor_does_the_environment(fit, capsys, evil, monkeypatch):
     assert not evil.exists()
 
 
+@pytest.mark.slow
 def test_a_trusted_config_may_name_any_class(tmp_path, evil, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     (tmp_path / "mine.yaml").write_text("trainer: {callbacks: {class_path: evil.Evil}}")

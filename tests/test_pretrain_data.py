@@ -21,6 +21,8 @@ from gram_hear.pretrain.samples import SampleRecipe, SampleSet
 from gram_hear.scenes.mixing import mix
 from gram_hear.scenes.noises import Noise, NoiseSet
 
+pytestmark = pytest.mark.slow
+
 RATE = 32000
 SMALL = {"seconds": 0.5, "windows": 3, "window_frames": 40, "clip_frames": 64}
 SMALL |= {"masked": 8, "tokens": 10}

@@ -50,6 +50,7 @@ def script(text):
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("document", "commands", "result"),
     [
@@ -126,6 +127,7 @@ def run_line(tmp_path, monkeypatch, capsys):
         sys.modules.pop(module, None)
 
 
+@pytest.mark.slow
 def test_examples_of_the_evaluation_run(tmp_path, run_line):
     text = (TESTS.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
     for name, block in re.findall(r"^```python\n# file: (\S+)\n(.*?)^```", text, re.M | re.S):
@@ -141,6 +143,7 @@ def test_examples_of_the_evaluation_run(tmp_path, run_line):
     assert results["results"][0]["score"] > 0.5  # three tones: far above chance, below training
 
 
+@pytest.mark.slow
 def test_recordings_become_a_table_of_three_models(tmp_path, run_line):
     text = (TESTS.parent / "docs" / "your-data.md").read_text(encoding="utf-8")
     commands = re.search(r"^## From recordings.*?^```sh\n(.*?)^```", text, re.M | re.S)[

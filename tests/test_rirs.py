@@ -39,6 +39,8 @@ from gram_hear.scenes.rir_building import (
 from gram_hear.scenes.rirs import CONTAINERS, KEYS, open_rirs
 from gram_hear.scenes.rooms import Ranges, Scene, draw_scene
 
+pytestmark = pytest.mark.slow
+
 LEFTOVER = f".0123456789ab.{32 * '0'}.partial"  # of a run that was killed
 RATE = 32000
 BOTH = ("binaural", "ambisonic")

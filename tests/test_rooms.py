@@ -71,6 +71,7 @@ def test_a_seed_gives_one_room_and_placement_inside_their_ranges(seed):
     assert 1 <= len(scene.noises) <= 5
 
 
+@pytest.mark.slow
 def test_other_seeds_give_other_rooms_and_directions():
     rooms = {draw_room([1, i]).size for i in range(20)}
     assert len(rooms) == 20

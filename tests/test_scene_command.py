@@ -49,6 +49,7 @@ def heard(sound, metadata, rate=32000):
     return np.stack([np.convolve(dry, channel) for channel in rirs[0]])
 
 
+@pytest.mark.slow
 def test_a_sound_becomes_what_is_heard_in_the_room_that_the_json_says(command, sound):
     code, out, err = command(
         *("scene", sound, "-o", "scene.wav", "--azimuth", 60, "--elevation", -10),
@@ -95,6 +96,7 @@ def test_both_formats_hear_the_same_scene_and_say_their_channels(command, sound)
     assert (ears[0] ** 2).sum() > (ears[1] ** 2).sum()
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_bytes_and_another_one_another_room(command, sound):
     options = (*AMBISONIC, "--snr", 10)
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
@@ -108,6 +110,7 @@ def test_a_seed_gives_the_same_bytes_and_another_one_another_room(command, sound
     assert read("a.wav")[1]["room"] != read("c.wav")[1]["room"]
 
 
+@pytest.mark.slow
 def test_the_metadata_makes_the_scene_again(command, sound):
     assert command("scene", sound, "-o", "s.wav", *AMBISONIC, "--snr", 3, "--rt60", 0.3)[0] == 0
     audio, metadata = read("s.wav")
@@ -117,6 +120,7 @@ def test_the_metadata_makes_the_scene_again(command, sound):
     assert json.loads(json.dumps(again.metadata)).items() <= metadata.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snr", [-5.0, 20.0])
 def test_noise_has_the_ratio_that_is_asked_for(command, sound, snr):
     for name, options in (("dry", ()), ("noisy", ("--snr", snr))):
@@ -191,6 +195,7 @@ def test_a_silent_sound_stays_silent_and_it_is_said(command):
     assert metadata["noise"]["gain"] == 0
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn_and_the_json_printed(command, sound):
     code, out, err = command("scene", sound, "-o", "s.wav", *AMBISONIC, "--plot", "s.png", "--json")
     assert code == 0, err
@@ -198,6 +203,7 @@ def test_the_picture_is_drawn_and_the_json_printed(command, sound):
     assert Path("s.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("existing", ["s.wav", "s.json", "s.png"])
 def test_nothing_is_replaced_without_force(command, sound, existing):
     Path(existing).write_text("precious")
@@ -252,6 +258,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "message"), WRONG, ids=lambda value: str(value))
 def test_what_is_wrong_is_said_and_nothing_is_written(command, sound, options, message):
     Path("noises").mkdir()
@@ -364,6 +371,7 @@ def tasks(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_examples_run(command, tasks):
     shutil.copy(SOUNDS / "mono_vowels.mp3", "speech.mp3")
     blocks = re.findall(r"^```(python|sh)\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)

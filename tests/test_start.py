@@ -13,7 +13,7 @@ from gram_hear.commands.hear_eval.app import app as hear_eval
 from gram_hear.errors import OptionError
 from gram_hear.evaluation.compare import significance
 from gram_hear.evaluation.embed.embed_task import EmptyClips
-from gram_hear.evaluation.fetch import archive
+from gram_hear.evaluation.fetch import record
 from gram_hear.evaluation.predict import shallow
 from gram_hear.scenes.rooms import Ranges
 from gram_hear.start import start
@@ -136,8 +136,8 @@ def test_defaults_of_options_are_those_of_the_libraries():
         (gram_hear, "rirs", "rt60"): ranges.rt60,
         (gram_hear, "rirs", "distance"): ranges.distance,
         (gram_hear, "rirs", "noise_sources"): ranges.noise_sources,
-        (hear_eval, "fetch", "rate"): archive.RATE,
-        (hear_eval, "fetch", "record"): archive.RECORD,
+        (hear_eval, "fetch", "rate"): record.RATE,
+        (hear_eval, "fetch", "record"): record.RECORD,
         (hear_eval, "predict", "min_steps"): shallow.FEWEST_STEPS,
         (hear_eval, "report", "resamples"): significance.RESAMPLES,
     }.items():

@@ -62,6 +62,7 @@ def assert_same(kind, inputs, tolerance, **options):
 # --- equal to the reference -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @SCANS
 @settings(max_examples=15, deadline=None)
 @given(

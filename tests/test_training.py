@@ -23,6 +23,8 @@ from gram_hear.evaluation.predict.training import (
     train,
 )
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 KINDS = ("multiclass", "multilabel", "localisation")
 SETTING = Setting(

@@ -14,6 +14,8 @@ import torch
 from gram_hear.jobs.interrupts import interrupts_held
 from gram_hear.jobs.workers import AHEAD, WorkerError, work
 
+pytestmark = pytest.mark.slow
+
 
 def test_work_is_done_here_or_in_processes_and_a_dead_one_is_told():
     assert list(work(abs, [-1, -2, -3], 1)) == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""Audio as it is handed over, checked: what comes out are clips of (channels, samples) float32."""
+"""Arrays and tensors of audio, checked and brought into clips of (channels, samples) float32."""
 
 import warnings
 from collections.abc import Sequence
@@ -14,13 +14,17 @@ from gram_hear.errors import AudioError
 
 Audio = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
 
-MANY = 512  # more clips than this, of 1, 2 or 4 samples each, are one clip laid out wrongly
-LOUDEST = 2.0  # an absolute sample value past this brings a warning
+MANY = 512  # more clips than this, of 1, 2 or 4 samples each, are one clip with channels last
+LOUDEST = 2.0  # larger absolute samples bring a warning
 FULL_SCALE = {torch.int8: 2**7, torch.int16: 2**15, torch.int32: 2**31, torch.uint8: 2**7}
 
 
 def as_clips(audio: Audio) -> list[Tensor]:
-    """Check audio and return its clips, each (channels, samples) float32, on its own device.
+    """Check audio and return its clips, each (channels, samples) float32 on its own device.
+
+    Example::
+
+        as_clips(np.zeros((3, 2, 32000)))  # three tensors of shape (2, 32000)
 
     Args:
         audio: (n, samples), (n, channels, samples), or a list of (samples,) or (channels,
@@ -96,7 +100,7 @@ def check_clip(clip: Tensor, name: str) -> tuple[Tensor, float]:
 
     Args:
         clip: (samples,) or (channels, samples), float32 or float64.
-        name: what messages call it.
+        name: of the clip, for messages.
 
     Raises:
         AudioError: as :func:`as_clips`.
@@ -124,7 +128,7 @@ def check_clip(clip: Tensor, name: str) -> tuple[Tensor, float]:
 
 
 def warn_if_loud(name: str, peak: float, stacklevel: int = 2) -> None:
-    """Warn where the largest absolute sample of what ``name`` says is far outside [-1, 1]."""
+    """Warn where the largest absolute sample of ``name`` is far outside [-1, 1]."""
     if peak > LOUDEST:
         warnings.warn(
             f"{name} has samples up to {peak:.3g}, far outside [-1, 1]. Divide integer samples by "

@@ -1,7 +1,7 @@
-"""What libsndfile leaves to its callers: parts of files, unknown sizes, joined MP3s, lost pages.
+"""What libsndfile does not do: parts of files, unknown sizes, joined MP3s, lost Ogg pages.
 
-Nothing here decodes sound. Files are read in bounded pieces, and nothing is allocated by a size
-that a file states.
+Nothing here decodes sound. Files are read in pieces of bounded size, and no memory is allocated by
+a size that a file states.
 """
 
 import io
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 AU_HEADER = 32  # bytes of an AU file before its samples, as most programs write it
 AU_SIZE = 8  # offset of the data size field of an AU file
-UNSIZED = 0xFFFFFFFF  # the size of a chunk whose writer could not know it
-OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the longest
+UNSIZED = 0xFFFFFFFF  # the stated size of a chunk whose writer did not know it
+OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the longest Ogg page
 PIECE = 2**20  # bytes that are read at once
 MOST_BROKEN = 100  # broken pages after which the search stops
-MOST_CHUNKS = 10_000
+MOST_CHUNKS = 10_000  # chunks of a WAV file that are read
 BIT_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
-# Commands of sf_command, and what they answer (sndfile.h).
+# Commands of sf_command, and their answers (sndfile.h).
 GET_CHANNEL_MAP, WAVEX_GET_AMBISONIC, B_FORMAT = 0x1100, 0x1201, 0x41
 B_FORMAT_MAP = [23, 24, 25, 26]  # W, X, Y, Z
 
@@ -46,10 +46,10 @@ class Part:
 
 
 class ByteView(io.RawIOBase):
-    """Some bytes of a file, which libsndfile opens as a file of its own.
+    """Some bytes of a file, which libsndfile opens as if they were a whole file.
 
     Attributes:
-        error: what the file system answered when a read failed. libsndfile sees the file's end.
+        error: the error of a read that failed; libsndfile sees it as the end of the file.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class ByteView(io.RawIOBase):
 
         Args:
             path: the file.
-            start: its byte at which the view begins.
-            size: of the view in bytes; None is up to the file's end.
-            hides_end: answer only the first seek to the end, so that mpg123 cannot tell the file
-                size.
-            patch: offset of the data size field of a WAV or AU file, read as unknown (0: none). An
-                RF64 file, whose size stands elsewhere, is then read as RIFF.
+            start: the byte at which the view begins.
+            size: bytes of the view; None reaches to the end of the file.
+            hides_end: answer only the first seek to the end, so that mpg123 cannot find the size
+                of the file.
+            patch: offset of the data size field of a WAV or AU file, which then reads as unknown;
+                0 for none. An RF64 file, whose size stands elsewhere, is then read as RIFF.
         """
         self.start = start
         self.error: OSError | None = None
@@ -106,7 +106,7 @@ class ByteView(io.RawIOBase):
         return self.tell()
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer; return how many bytes were there."""
+        """Fill a buffer; return how many bytes were read."""
         position = self.tell()
         view = memoryview(buffer).cast("B")[: max(0, self.end - self.start - position)]
         try:
@@ -128,7 +128,7 @@ class ByteView(io.RawIOBase):
 
 @contextmanager
 def reading(view: ByteView) -> Iterator[BinaryIO]:
-    """Open a view to read from it, and close it; errors of the file system are raised."""
+    """Open a view for reading, and close it; errors of the file system are raised at the end."""
     with io.BufferedReader(view) as file:
         yield file
     if view.error is not None:
@@ -136,12 +136,12 @@ def reading(view: ByteView) -> Iterator[BinaryIO]:
 
 
 def stated_layout(file: "soundfile.SoundFile") -> str | None:
-    """Return what an open file says that its channels are.
+    """Return the kind of channels that an open file states.
 
     Returns:
-        ``"fuma"`` for Ambisonic B-format: the subformat of a WAVEX file, as ``.amb`` files have it,
-        or the channel layout of a CAF file. ``"speakers"`` for positions of loudspeakers. None
-        where the file says nothing.
+        ``"fuma"`` for Ambisonic B-format, stated by the subformat of a WAVEX file (as ``.amb``
+        files are) or the channel layout of a CAF file. ``"speakers"`` for positions of
+        loudspeakers. None where the file states nothing.
     """
     from soundfile import _ffi, _snd
 
@@ -150,7 +150,7 @@ def stated_layout(file: "soundfile.SoundFile") -> str | None:
     has_map = _snd.sf_command(file._file, GET_CHANNEL_MAP, positions, size)
     if _snd.sf_command(file._file, WAVEX_GET_AMBISONIC, _ffi.NULL, 0) == B_FORMAT:
         return "fuma"
-    # Of W64 libsndfile tells the subformat in its notes alone.
+    # libsndfile gives the subformat of a W64 file in its log alone.
     if file.format == "W64" and re.search(r"^ +format : .*\(Ambisonic B\)$", file.extra_info, re.M):
         return "fuma"
     if has_map and list(positions) == B_FORMAT_MAP:
@@ -159,10 +159,10 @@ def stated_layout(file: "soundfile.SoundFile") -> str | None:
 
 
 def unsized_data(view: ByteView) -> int:
-    """Return where a WAV, RF64 or AU file states the size of its samples, if it was never written.
+    """Return the offset of the data size field of a WAV, RF64 or AU file that was never completed.
 
-    That is a size of 0, or none, before bytes that are not chunks up to the file's end. 0 is
-    returned for any other file.
+    Such a field holds 0, or stands for unknown, and is not followed by valid chunks up to the end
+    of the file. For any other file 0 is returned.
     """
     position, found = 12, 0
     with reading(view) as file:
@@ -184,7 +184,7 @@ def unsized_data(view: ByteView) -> int:
 
 
 def after_tags(view: ByteView, position: int) -> int:
-    """Return where what follows an MP3's sound begins, past tags (ID3v1, APE) and zeros."""
+    """Return the offset of the first byte after the tags (ID3v1, APE) and zeros at ``position``."""
     with reading(view) as file:
         while True:
             file.seek(position)
@@ -203,21 +203,21 @@ def after_tags(view: ByteView, position: int) -> int:
 
 
 def ogg_streams(view: ByteView, rate: int, name: str) -> tuple[list[int], bool]:
-    """Find the streams of an Ogg file, one after another, and see that they are whole.
+    """Find the streams of an Ogg file, one after another, and check that they are whole.
 
-    A decoder goes on after a lost page as if nothing were missing, and all that follows is early.
+    A decoder goes on after a lost page as if nothing were missing, so all that follows is early.
 
     Args:
         view: of the file.
         rate: positions (granules) per second: the sample rate, or 48000 for Opus.
-        name: what messages call the file.
+        name: of the file, for messages.
 
     Returns:
-        The byte at which each begins; and whether the file ends with a whole page that says that
-        it is the last.
+        The offset at which each stream begins, and whether the file ends with a whole page that is
+        marked as the last.
 
     Raises:
-        AudioError: where a page is damaged or lost before others. The message says where.
+        AudioError: where a page is damaged or missing before others. The message says where.
     """
     starts: list[int] = []
     expected: dict[int, int] = {}  # the number of the next page, by stream
@@ -250,9 +250,9 @@ def ogg_streams(view: ByteView, rate: int, name: str) -> tuple[list[int], bool]:
 
 
 def _ogg_pages(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
-    """Yield what looks like the pages of an Ogg file: where, the page, whether it is intact.
+    """Yield what looks like a page of an Ogg file: its offset, the page, whether it is intact.
 
-    One that is broken is searched for others.
+    Broken pages are searched for others.
     """
     data, base, at, is_all = b"", 0, 0, False
     while True:

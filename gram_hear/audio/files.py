@@ -30,9 +30,8 @@ from gram_hear.errors import AudioError, count, reason_of
 if TYPE_CHECKING:
     import soundfile
 
-# What a folder is searched for: all that libsndfile tells by its header. A file that is named is
-# read whatever its suffix. Not looked for: .mat (seldom sound), and .raw, .pcm, .vox, .gsm, which
-# have no header.
+# Folders are searched for these: all formats that libsndfile knows by their header, except .mat,
+# which is seldom sound. A file that is named is read whatever its suffix is.
 SUFFIXES = (
     *(".wav", ".wave", ".wavex", ".bwf", ".amb", ".rf64", ".w64", ".nist", ".sph"),
     *(".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mp1", ".mpga", ".mpa"),
@@ -40,19 +39,19 @@ SUFFIXES = (
     *(".svx", ".8svx", ".16svx", ".iff", ".paf", ".fap", ".pvf", ".avr", ".htk", ".sds"),
     *(".wve", ".xi", ".mpc2k"),
 )
-# Sound and film that libsndfile does not read.
+# Sound and video that libsndfile does not read.
 UNREADABLE = (
     *(".m4a", ".m4b", ".aac", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".amr", ".alac"),
     *(".webm", ".weba", ".mka", ".mkv", ".wma", ".wmv", ".asf", ".avi", ".flv", ".mpg", ".mpeg"),
     *(".ac3", ".eac3", ".dts", ".ape", ".wv", ".tta", ".mpc", ".spx", ".ra", ".dsf", ".dff"),
 )
 BLOCK_SECONDS = 10.0
-LEAST = 4096  # samples that are asked for, where a header says that fewer are left
-LINKS = "/"  # what counts links to folders among suffixes, none of which holds a slash
-SHOWN = 10  # suffixes that are named at most, of files that are left out
-UNKNOWN = 2**40  # frames from which a header says that it does not know, or what cannot be
+LEAST = 4096  # so many samples are read at once, even if by the header fewer are left
+LINKS = "/"  # counts links to folders among the suffixes, none of which holds a slash
+SHOWN = 10  # suffixes of files that are left out: so many are named
+UNKNOWN = 2**40  # a header that states so many frames does not know, or cannot be true
 
-# What a file begins with, at which byte, that libsndfile does not read.
+# The first bytes, with their offset, of formats that libsndfile does not read.
 FOREIGN = {
     (4, b"ftyp"): "MP4 (AAC or ALAC)",
     (0, b"\x1aE\xdf\xa3"): "Matroska or WebM",
@@ -63,21 +62,23 @@ FOREIGN = {
     (0, b"wvpk"): "WavPack",
     (0, b"MAC "): "Monkey's Audio",
 }
-UNRECOGNISED = (1, 7)  # libsndfile's errors: of a format, and, by a misleading name, of an MP3
-SAME = ("format", "subtype", "channels", "samplerate")  # of streams of one file that are read
+UNRECOGNISED = (1, 7)  # libsndfile's errors for an unknown format, and for what is no MP3
+SAME = ("format", "subtype", "channels", "samplerate")  # must be equal in the streams of a file
 MOST_VALUES = 2**23  # samples of all channels together that are read at once
-# In libsndfile's notes: the stated size of the samples, and what there is where that differs.
+# In libsndfile's log: the stated size of the samples, and the true one where it differs.
 SIZES = re.compile(r"^ *(?:data|SSND|BODY|riff|Data Size) *: (\d+)\b(?: \(should be (\d+))?", re.M)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """The samples of a file, resampled: (channels, samples) float32, full scale at 1.
+    """A sound file, decoded and resampled.
 
-    Four channels are first-order Ambisonic audio in AmbiX (W, Y, Z, X), whatever the file has.
-
-    ``file_rate`` is the file's own sample rate in Hz, ``duration`` its length in seconds,
-    ``convention`` that of the file's four channels (None for one or two).
+    Attributes:
+        audio: (channels, samples) float32, full scale at 1. Four channels are first-order Ambisonic
+            audio in AmbiX (W, Y, Z, X), whatever the convention of the file.
+        file_rate: the sample rate of the file, Hz.
+        duration: seconds.
+        convention: of the file's four channels; None for one or two channels.
     """
 
     audio: np.ndarray
@@ -91,15 +92,15 @@ def find_audio(
     left_out: Counter[str] | None = None,
     suffixes: tuple[str, ...] = SUFFIXES,
 ) -> Iterator[Path]:
-    """Yield the sound files below a folder, by their suffix, in sorted order; hidden ones not.
+    """Yield the sound files below a folder in sorted order, by their suffix, except hidden ones.
 
-    A folder that cannot be listed is yielded itself: reading it fails and says why.
+    A folder that cannot be listed is itself yielded, so that reading it fails and says why.
 
     Args:
         folder: where to look. Links to folders are not followed.
-        left_out: counts the files of other suffixes, by suffix, and the links to folders, as
-            :data:`LINKS`; :func:`warn_of_left_out` tells of them.
-        suffixes: what is looked for, in lower case.
+        left_out: is increased by the files of other suffixes, by suffix, and by the links to
+            folders, as :data:`LINKS`. :func:`warn_of_left_out` warns of them.
+        suffixes: of the files to look for, in lower case.
     """
     left_out = Counter() if left_out is None else left_out
     unreadable: list[Path] = []
@@ -119,9 +120,9 @@ def find_audio(
 
 
 def warn_of_left_out(left_out: Counter[str], folder: Path | None = None) -> None:
-    """Warn of what :func:`find_audio` left out: how many files of which suffixes, and why.
+    """Warn of the files that :func:`find_audio` left out: how many, of which suffixes, and why.
 
-    The messages begin with the name of the folder, where it is given.
+    The messages begin with the folder, if it is given.
     """
     start = "" if folder is None else f"{folder}: "
     unreadable = {suffix: left_out[suffix] for suffix in UNREADABLE if left_out[suffix]}
@@ -146,7 +147,7 @@ def warn_of_left_out(left_out: Counter[str], folder: Path | None = None) -> None
 
 
 def _by_suffix(suffixes: dict[str, int]) -> str:
-    """Return how many files there are of each suffix, the most frequent first."""
+    """Return in words how many files there are of each suffix, the most frequent first."""
     ranked = sorted(suffixes.items(), key=lambda each: (-each[1], each[0]))
     shown = [f"{suffix or 'without a suffix'} {number}" for suffix, number in ranked[:SHOWN]]
     if len(ranked) > SHOWN:
@@ -155,7 +156,7 @@ def _by_suffix(suffixes: dict[str, int]) -> str:
 
 
 def file_status(path: Path) -> os.stat_result:
-    """Return size and times of a file; an AudioError where it is none or cannot be reached."""
+    """Return size and times of a file; raise an AudioError where it is missing or unreadable."""
     try:
         status = path.stat()
         if is_folder := stat.S_ISDIR(status.st_mode):
@@ -170,7 +171,7 @@ def file_status(path: Path) -> os.stat_result:
 
 
 def check_rate(rate: int, name: str) -> None:
-    """Raise an AudioError where the sample rate that a file states cannot be that of sound."""
+    """Raise an AudioError where a file states a sample rate that sound cannot have."""
     least, most = SOUND_RATES
     if not least <= rate <= most:
         raise AudioError(
@@ -179,29 +180,36 @@ def check_rate(rate: int, name: str) -> None:
         )
 
 
-def resample(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """Return (samples,) or (samples, channels) at another rate in Hz (soxr, high quality).
+def resample(audio: np.ndarray, rate: float, wanted: float, quality: str = "HQ") -> np.ndarray:
+    """Resample audio with soxr.
 
-    The length is :func:`resampled_length`.
+    Args:
+        audio: (samples,) or (samples, channels), float32 or float64.
+        rate: of the audio, Hz.
+        wanted: the new rate, Hz.
+        quality: one of soxr's: ``"HQ"`` for 20 bits, ``"VHQ"`` for 28.
+
+    Returns:
+        The same type and number of axes, at the new rate. The length is :func:`resampled_length`.
     """
     import soxr
 
     audio = np.ascontiguousarray(audio)
     if rate == wanted:
         return audio
-    resampled = soxr.resample(audio, rate, wanted, quality="HQ")
+    resampled = soxr.resample(audio, rate, wanted, quality=quality)
     samples = resampled_length(len(audio), rate, wanted)
     missing = max(0, samples - len(resampled))
     return np.pad(resampled, [(0, missing), (0, 0)][: audio.ndim])[:samples]
 
 
-def resampled_length(samples: int, rate: int, wanted: int) -> int:
+def resampled_length(samples: int, rate: float, wanted: float) -> int:
     """Return the length of resampled audio: to the nearest sample, and at least one of any."""
-    return max(min(samples, 1), (2 * samples * wanted + rate) // (2 * rate))
+    return max(min(samples, 1), int((2 * samples * wanted + rate) // (2 * rate)))
 
 
 def decoding_faults() -> tuple[type[Exception], ...]:
-    """Return what soundfile raises where a file cannot be opened or read."""
+    """Return the classes of error that soundfile raises for a file that it cannot open or read."""
     import soundfile
 
     return (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError)
@@ -212,19 +220,24 @@ def read_audio(
 ) -> Recording:
     """Read a whole sound file and resample it.
 
+    Example::
+
+        audio = read_audio("bell.flac", 32000).audio  # (channels, samples) float32
+
     Args:
         path: a file that libsndfile reads: WAV, FLAC, OGG, Opus, MP3, AIFF, and others.
-        sample_rate: to resample to, in Hz (soxr, high quality).
-        convention: of a file of four channels, ``"ambix"``, ``"fuma"`` or ``"soundspaces"``; None
-            is what the file says, else AmbiX.
+        sample_rate: Hz, to which the sound is resampled (soxr, high quality).
+        convention: of a file of four channels: ``"ambix"``, ``"fuma"`` or ``"soundspaces"``. None
+            takes the one that the file states, else AmbiX.
 
     Returns:
-        The sound. Four channels come in AmbiX, whatever the file has.
+        The sound. Four channels are in AmbiX, whatever the convention of the file.
 
     Raises:
-        AudioError: for a missing, empty, damaged or foreign file, one without samples, with
-            another number of channels than 1, 2 or 4, with four channels for loudspeakers, with an
-            impossible sample rate, or that says that it has another convention.
+        AudioError: for a file that is missing, empty, damaged or in another format; for one without
+            samples, or with another number of channels than 1, 2 or 4; for four channels of
+            loudspeakers, an impossible sample rate, or a stated convention that contradicts
+            ``convention``.
         OptionError: for an unknown convention.
     """
     with SoundReader(path, sample_rate, convention=convention) as reader:
@@ -233,14 +246,14 @@ def read_audio(
 
 
 def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, int]:
-    """Read a whole sound file as it is.
+    """Read a whole sound file at its own sample rate.
 
     Args:
-        path: a file as of :func:`read_audio`, of any number of channels.
+        path: a file as for :func:`read_audio`, with any number of channels.
 
     Returns:
-        (samples, channels) float32, which may be empty, and the sample rate. Four channels are in
-        AmbiX.
+        (samples, channels) float32, which may be empty, and the sample rate in Hz. Four channels
+        are in AmbiX.
 
     Raises:
         AudioError: as :func:`read_audio`.
@@ -252,18 +265,24 @@ def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, int]:
 
 
 class SoundReader:
-    """A sound file, open to be read in resampled blocks.
+    """An open sound file, read in resampled blocks.
+
+    Example::
+
+        with SoundReader("hour.flac", 32000) as reader:
+            for block in reader.blocks():  # (channels, samples) float32
+                ...
 
     Attributes:
-        path: of the file, or of the file that holds it.
-        name: what messages call it.
+        path: of the file, or of the tar that holds it.
+        name: of the file, for messages.
         channels: 1, 2 or 4, or any number where that was asked for.
-        file_rate: the file's own sample rate in Hz.
-        duration: seconds of the file; from its header (0 where that does not know) until all blocks
-            are read, then as read.
-        convention: of the file, if it has four channels, else None. Blocks come in AmbiX.
-        is_plain: whether the file itself holds what is read. False where it was converted to AmbiX,
-            or where its header does not say how much sound there is.
+        file_rate: the sample rate of the file, Hz.
+        duration: seconds. Until all blocks are read it is that of the header, or 0 where the header
+            does not state it.
+        convention: of the file's four channels; None for other numbers. Blocks are in AmbiX.
+        is_plain: whether blocks hold the channels of the file unchanged, and its header states how
+            much sound there is.
     """
 
     def __init__(
@@ -276,7 +295,7 @@ class SoundReader:
     ) -> None:
         """Open a file, or a part of one; arguments and errors are those of :func:`read_audio`.
 
-        Any number of channels, and any meaning of four, is allowed with ``any_channels``.
+        With ``any_channels`` any number of channels is allowed, and four may be loudspeakers.
         """
         self._is_part = isinstance(path, Part)
         self.path = path.path if isinstance(path, Part) else Path(path)
@@ -360,7 +379,7 @@ class SoundReader:
         return given or self._stated or "ambix"
 
     def _open(self) -> "soundfile.SoundFile":
-        """Open the file at its start, through a view of its bytes where that takes one."""
+        """Open the file at its start, where necessary through a view of its bytes."""
         import soundfile
 
         # As bytes, so that names that are not UTF-8 can be opened too.
@@ -396,9 +415,10 @@ class SoundReader:
     def _open_at(self, start: int, format: str) -> "soundfile.SoundFile":
         """Open a stream of an MP3 or Ogg file through a view of its bytes.
 
-        mpg123 guesses the length of an MP3 without a count of its frames from the file's size, and
-        reads no further. Where it cannot know the size, it looks at every frame; but then it takes
-        a frame that is cut off for an error. So the size is hidden where that makes a difference.
+        Where an MP3 has no count of its frames, mpg123 guesses its length from the size of the
+        file, and reads no further. If it does not know the size, it looks at every frame, but takes
+        a last frame that is cut off for an error. So the size is hidden only where the lengths
+        differ.
         """
         import soundfile
 
@@ -415,19 +435,19 @@ class SoundReader:
         return self._prepare(file)
 
     def _prepare(self, file: "soundfile.SoundFile") -> "soundfile.SoundFile":
-        # soundfile seeks after every read where it can; that fails where a header does not know the
-        # length (a FLAC from a pipe) or lies, and nothing here needs it.
+        # soundfile seeks after every read where it can. That fails where a header states no length
+        # (a FLAC from a pipe) or a wrong one, and is not needed here.
         file.seekable = lambda: False
         self._promised = 0 if file.frames >= UNKNOWN else file.frames
         return file
 
     def _why(self, error: Exception) -> str:
-        """Say why a file cannot be opened: what it is instead, or libsndfile's reason."""
+        """Return why a file cannot be opened: the format that it has, or libsndfile's reason."""
         try:
             with reading(self._bytes()) as file:
                 head = file.read(64)
         except OSError as reason:
-            return str(reason.strerror)
+            return reason_of(reason)
         file_name = PurePath(self._part.name)
         suffix = file_name.suffix
         is_unknown = getattr(error, "code", None) in UNRECOGNISED
@@ -448,10 +468,10 @@ class SoundReader:
     def blocks(self, seconds: float = BLOCK_SECONDS) -> Iterator[np.ndarray]:
         """Yield the sound from the start, (channels, samples) float32 at ``sample_rate``.
 
-        Four channels are in AmbiX. The blocks joined are the same whatever their length. A file
-        that ends before its header says so brings a warning (WAV, AIFF, W64, and MP3 with a count
-        of its frames), and so does one whose header was never completed; one whose stream is
-        damaged, as a truncated FLAC, or an Ogg or Opus file that lacks a page, is an error.
+        Four channels are in AmbiX. Joined, the blocks are the same whatever their length. A warning
+        comes where a file ends before its header says (WAV, AIFF, W64, and MP3 with a count of its
+        frames), and where a header was never completed. A damaged stream is an error, such as a
+        truncated FLAC, or an Ogg or Opus file that lacks a page.
 
         Raises:
             AudioError: for a damaged file, or one that holds no samples.
@@ -480,11 +500,11 @@ class SoundReader:
             )
 
     def samples(self, seconds: float = BLOCK_SECONDS) -> Iterator[np.ndarray]:
-        """Yield the sound at the file's own rate, (samples, channels) float32; may yield nothing.
+        """Yield the sound at the rate of the file, (samples, channels) float32; perhaps none.
 
         Four channels are in AmbiX. Warnings and errors are those of :meth:`blocks`.
         """
-        # All of a file, which may be MP3s or Ogg streams one after another.
+        # A file may hold several MP3s or Ogg streams, one after another.
         ogg_starts, is_cut = self._ogg_streams()
         most = min(round(seconds * self.file_rate), MOST_VALUES // self.channels)
         before = 0
@@ -503,8 +523,8 @@ class SoundReader:
         self.duration = before / self.file_rate
 
     def _read(self, most: int, read: int) -> np.ndarray:
-        """Return the next samples of a stream of which ``read`` were read; none at its end."""
-        if self._promised:  # a buffer would be filled for what is not there, too
+        """Return the next samples of a stream, of which ``read`` were read; none at its end."""
+        if self._promised:  # ask for no more than is left: the whole buffer would be allocated
             most = min(most, max(self._promised - read, LEAST))
         try:
             samples = self._file.read(max(1, most), dtype="float32", always_2d=True)
@@ -522,7 +542,7 @@ class SoundReader:
         return np.ascontiguousarray(in_ambix(samples.T, self.convention).T)
 
     def _ogg_streams(self) -> tuple[list[int], bool]:
-        """Return where the streams of an Ogg file after the first begin, and whether it is cut."""
+        """Return the offsets of an Ogg file's later streams, and whether the file is cut off."""
         if self._file.format != "OGG":
             return [], False
         granules = 48000 if self._file.subtype == "OPUS" else self.file_rate
@@ -533,7 +553,7 @@ class SoundReader:
         return starts[1:], not is_whole
 
     def _open_next(self, ogg_starts: list[int], seconds: float) -> bool:
-        """Open the stream after the one that was read, if there is one that goes on with it."""
+        """Open the stream after the one that was read; return whether there is one like it."""
         old, view = self._file, self._view
         start = size = self._part.size
         try:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gram_hear.config import LAYOUT_OF_AUDIO
-from gram_hear.errors import AudioError, OptionError, nearest
+from gram_hear.errors import AudioError, OptionError, allowed
 
 CONVENTIONS = ("ambix", "fuma", "soundspaces")
 CHANNEL_NAMES = {"binaural": ("left", "right"), "ambisonic": ("W", "Y", "Z", "X")}  # AmbiX
@@ -33,16 +33,15 @@ def check_convention(convention: str) -> str:
     """Return ``convention`` where it is one of :data:`CONVENTIONS`, else raise an OptionError."""
     if convention not in CONVENTIONS:
         raise OptionError(
-            f"Unknown Ambisonic convention {convention!r}; allowed are {', '.join(CONVENTIONS)}."
-            + nearest(convention, CONVENTIONS)
+            f"Unknown Ambisonic convention {convention!r}; {allowed(convention, CONVENTIONS)}"
         )
     return convention
 
 
 def encode_ambix(directions: np.ndarray) -> np.ndarray:
-    """Return the AmbiX gains (..., 4) float32 of plane waves from unit vectors (..., 3).
+    """Return the AmbiX gains (..., 4) float32 of plane waves from directions (..., 3).
 
-    The vectors' axes are x front, y left, z up.
+    Directions are unit vectors: x front, y left, z up.
     """
     x, y, z = np.moveaxis(directions, -1, 0)
     return np.stack([np.ones_like(x), y, z, x], axis=-1).astype(np.float32)
@@ -77,7 +76,7 @@ def from_soundspaces(audio: Signal) -> Signal:
         audio: (..., 4, samples) in ``soundspaces``; torch or numpy.
 
     Returns:
-        (..., 4, samples): what :func:`to_soundspaces` made these of.
+        (..., 4, samples) in AmbiX: the inverse of :func:`to_soundspaces`.
     """
     w, up, back, right = _components(audio)
     gain = 1 / math.sqrt(3.0)
@@ -85,7 +84,7 @@ def from_soundspaces(audio: Signal) -> Signal:
 
 
 def in_ambix(audio: Signal, convention: str) -> Signal:
-    """Return sound (channels, samples) in AmbiX, where it is Ambisonic; else as it is."""
+    """Return sound (channels, samples) in AmbiX if it has four channels, else as it is."""
     check_convention(convention)
     if convention == "ambix" or LAYOUT_OF_AUDIO[len(audio)] != "ambisonic":
         return audio
@@ -117,9 +116,9 @@ def to_layout(
     """Bring audio of 1, 2 or 4 channels into the layout that a model takes.
 
     Args:
-        audio: (..., channels, samples); the number of channels is the layout.
-        layout: ``"mono"``, ``"binaural"`` or ``"ambisonic"``.
-        convention: of four-channel audio.
+        audio: (..., channels, samples); the number of channels tells its layout.
+        layout: the layout wanted: ``"mono"``, ``"binaural"`` or ``"ambisonic"``.
+        convention: of audio of four channels.
         parity: copy mono to all four Ambisonic channels, as the authors do, instead of W alone.
 
     Returns:

@@ -1,8 +1,8 @@
 """Synthetic sounds and noises, each a pure function of a seed, a length and a sample rate.
 
-Sounds begin and end, alone or several in a clip; noises go on. The same numbers give the same
-samples on one machine with one version of NumPy; elsewhere they may differ in the last bits. Levels
-carry no meaning: everything has an RMS of 0.1, or less where its peak would exceed 1.
+Sounds begin and end; a clip holds one or several. Noises go on. The same seed gives the same
+samples on one machine with one version of NumPy; elsewhere the last bits may differ. Levels carry
+no meaning: everything has an RMS of 0.1, or less where the peak would exceed 1.
 """
 
 import math
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from gram_hear.errors import OptionError, nearest
+from gram_hear.errors import OptionError, allowed
 
 LEVEL = 0.1  # RMS
-LOWEST = 20.0  # Hz: no noise has much below
-OVERLAPPING = 4  # sounds in a clip, at most
-SHORTEST = 0.1  # of a sound in a clip, as a share of the clip
-EDGE = 0.005  # seconds over which a sound in a clip begins and ends
+LOWEST = 20.0  # Hz, below which noises have little energy
+OVERLAPPING = 4  # the largest number of sounds in a clip
+SHORTEST = 0.1  # the shortest sound in a clip, as a share of the clip
+EDGE = 0.005  # seconds in which a sound in a clip rises and falls
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +37,12 @@ def synthesise_noise(
 ) -> Synthetic:
     """Make a noise.
 
+    Example::
+
+        rain = synthesise_noise([1], 32000, 32000, "rain").audio  # (32000,) float32
+
     Args:
-        seed: numbers from 0 on that the noise depends on, with its length and rate alone.
+        seed: numbers of 0 or more. The noise depends on them, its length and its rate alone.
         samples: its length, at least 1.
         rate: Hz, at least 8000.
         kind: one of :data:`NOISES`; None draws one.
@@ -52,17 +56,18 @@ def synthesise_noise(
 def synthesise_sound(
     seed: Sequence[int], samples: int, rate: int, kind: str | None = None
 ) -> Synthetic:
-    """Make a sound of one kind; as :func:`synthesise_noise`, from :data:`SOUNDS`."""
+    """Make a sound of one of the kinds :data:`SOUNDS`; otherwise as :func:`synthesise_noise`."""
     return _synthesise("sound", SOUNDS, [*seed, 1], samples, rate, kind)
 
 
 def synthesise_clip(seed: Sequence[int], samples: int, rate: int) -> Synthetic:
     """Make a clip of one to :data:`OVERLAPPING` sounds, each of its own kind, time and level.
 
-    They may overlap, over a faint white noise. ``kind`` names them, from the earliest on.
+    They may overlap, and a faint white noise is added. The ``kind`` of the clip names them in the
+    order in which they begin.
 
     Args:
-        seed: numbers from 0 on that the clip depends on, with its length and rate alone.
+        seed: numbers of 0 or more. The clip depends on them, its length and its rate alone.
         samples: its length, at least 1.
         rate: Hz, at least 8000.
 
@@ -91,9 +96,7 @@ def _synthesise(
     drawn = list(makers)[int(generator.integers(len(makers)))]
     kind = drawn if kind is None else kind
     if kind not in makers:
-        raise OptionError(
-            f"Unknown {what} {kind!r}; allowed are {', '.join(makers)}." + nearest(kind, makers)
-        )
+        raise OptionError(f"Unknown {what} {kind!r}; {allowed(kind, makers)}")
     return Synthetic(kind, _to_level(makers[kind](generator, samples, rate)))
 
 
@@ -114,7 +117,7 @@ def _to_level(audio: np.ndarray) -> np.ndarray:
 
 
 def _length(samples: int) -> int:
-    """Return a length for transforms: a power of 2 that holds the samples."""
+    """Return a length for transforms: a power of 2, at least the number of samples."""
     return 2 ** max(10, math.ceil(math.log2(samples)))
 
 
@@ -150,7 +153,7 @@ def _band(
 
 
 def _slow(generator: Generator, samples: int, rate: int, hertz: float) -> np.ndarray:
-    """Return what wanders about 0 with deviation 1 and changes about ``hertz`` times a second."""
+    """Return a random curve (samples,) of deviation 1 that turns about ``hertz`` times a second."""
     points = max(2, math.ceil(samples / rate * hertz) + 2)
     knots = generator.standard_normal(points)
     return np.interp(np.arange(samples) * (hertz / rate), np.arange(points), knots)
@@ -159,7 +162,7 @@ def _slow(generator: Generator, samples: int, rate: int, hertz: float) -> np.nda
 def _rings(
     generator: Generator, rate: int, frequencies: np.ndarray, seconds: np.ndarray
 ) -> np.ndarray:
-    """Return resonances struck once, each dying away by 60 dB in its time, added up."""
+    """Return the sum of resonances struck once; each decays by 60 dB in its number of seconds."""
     times = np.arange(max(1, int(float(seconds.max()) * rate))) / rate
     usable = np.minimum(frequencies, 0.45 * rate)[:, None]
     phases = generator.uniform(0, 2 * np.pi, len(frequencies))[:, None]
@@ -168,7 +171,7 @@ def _rings(
 
 
 def _strike(strikes: np.ndarray, ring: np.ndarray) -> np.ndarray:
-    """Return strikes (samples,) convolved with what each sets ringing, cut to their length."""
+    """Return strikes (samples,) convolved with the ringing after each, cut to their length."""
     n = _length(len(strikes) + len(ring))
     return np.fft.irfft(np.fft.rfft(strikes, n) * np.fft.rfft(ring, n), n)[: len(strikes)]
 
@@ -176,7 +179,7 @@ def _strike(strikes: np.ndarray, ring: np.ndarray) -> np.ndarray:
 def _random_strikes(
     generator: Generator, samples: int, rate: int, per_second: float, spread: float
 ) -> np.ndarray:
-    """Return strikes (samples,) at random times; ``spread`` is of the logarithm of their size."""
+    """Return strikes (samples,) at random times; their log sizes have the deviation ``spread``."""
     strikes = np.zeros(samples)
     count = int(generator.poisson(per_second * samples / rate))
     sizes = np.exp(spread * generator.standard_normal(count)) * generator.choice([-1, 1], count)
@@ -247,9 +250,9 @@ def _make_babble(generator: Generator, samples: int, rate: int) -> np.ndarray:
 
 
 def _voice(generator: Generator, samples: int, rate: int, late: float = 0.3) -> np.ndarray:
-    """Return one voice, (samples,): its pitch and the length of its tract are its own.
+    """Return one voice, (samples,), with a pitch and a length of the vocal tract of its own.
 
-    It began up to ``late`` seconds ago.
+    Its first syllable began up to ``late`` seconds before the first sample.
     """
     audio = np.zeros(samples)
     pitch, tract = _log_uniform(generator, 85, 250), generator.uniform(0.85, 1.2)
@@ -350,13 +353,13 @@ def _add(audio: np.ndarray, sound: np.ndarray, start: int) -> None:
 
 
 def _decay(samples: int, rate: int, attack: float, fall: float) -> np.ndarray:
-    """Return an envelope that rises for some seconds and then falls by 60 dB in others."""
+    """Return an envelope that rises in ``attack`` seconds and decays by 60 dB in ``fall``."""
     times = np.arange(samples) / rate
     return np.minimum(1, (times + 1 / rate) / attack) * np.exp(-6.9 * times / fall)
 
 
 def _harmonics(phase: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return the harmonics (samples,) of a phase in cycles, each of its size."""
+    """Return the sum (samples,) of harmonics of a phase in cycles, each with its amplitude."""
     turn = np.exp(2j * np.pi * phase)
     harmonic, total = np.ones_like(turn), np.zeros(len(phase))
     for size in sizes:

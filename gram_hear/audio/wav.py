@@ -1,6 +1,4 @@
-"""WAV files of floats: the same samples are the same bytes, which libsndfile, that writes the time
-into them, does not do.
-"""
+"""WAV files of floats. The same samples give the same bytes; libsndfile would add the time."""
 
 import struct
 from pathlib import Path
@@ -10,8 +8,8 @@ import numpy as np
 from gram_hear.errors import AudioError
 from gram_hear.jobs.writing import write_whole
 
-FLOAT = 3  # the format's number
-LARGEST = 2**32 - 64  # bytes of samples
+FLOAT = 3  # the number of the format in a WAV header
+LARGEST = 2**32 - 64  # bytes of samples in a WAV file
 
 
 def write_wav(path: Path, audio: np.ndarray, rate: int) -> None:

@@ -5,17 +5,21 @@ from torch import nn
 
 from gram_hear.nn.mamba import Mamba1Mixer, Mamba2Mixer, MambaEncoder
 
-CLS_DEVIATION = 1.0  # of GRAM-T's CLS token
-CAUSAL_CLS_DEVIATION = 0.02  # of GRAM-M's
-TOKEN_DEVIATION = 0.02  # of the mask token and of the relative bias tables
+CLS_DEVIATION = 1.0  # standard deviation of GRAM-T's CLS token
+CAUSAL_CLS_DEVIATION = 0.02  # of GRAM-M's CLS token
+TOKEN_DEVIATION = 0.02  # of the mask token and the relative bias tables
 
 
 def initialise(model: nn.Module, seed: int) -> None:
     """Give a new model its weights, the same for the same seed.
 
-    Every linear layer (the patch embedding included) Xavier-uniform with zero bias, norms at
-    identity; the standard deviations of the other tensors stand above. The steps, decays and
-    convolutions of a Mamba mixer are drawn as mamba-ssm draws them.
+    Every linear layer, and the patch embedding, is Xavier-uniform with zero bias. Norms are at
+    identity. The steps, decays and convolutions of a Mamba mixer are drawn as in mamba-ssm. All
+    other tensors are normal, with the standard deviations above.
+
+    Args:
+        model: a new model; its weights are set.
+        seed: of the weights.
     """
     generator = torch.Generator().manual_seed(seed)
     causal = any(isinstance(module, MambaEncoder) for module in model.modules())

@@ -1,6 +1,6 @@
-"""The masked autoencoder: mask, encode what is visible, decode all, compare what was masked.
+"""The masked autoencoder: mask, encode the visible patches, decode all, compare the masked ones.
 
-No data and no optimizer: pretraining brings those.
+Data and optimizer are those of pretraining.
 """
 
 from dataclasses import dataclass
@@ -23,10 +23,12 @@ from gram_hear.nn.windowed_attention import WindowedAttention
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What the autoencoder made of a batch of windows.
+    """The reconstruction of a batch of windows.
 
-    ``loss`` is a scalar; ``prediction`` and ``target`` are (windows, tokens, patch values), the
-    target being the normalised window.
+    Attributes:
+        loss: scalar.
+        prediction: (windows, tokens, patch values).
+        target: the same shape: the patches of the normalised windows.
     """
 
     loss: Tensor

@@ -1,6 +1,6 @@
-"""GRAM-M's encoder: the pre-norm residual stack, with Mamba-2 or Mamba-1 mixers.
+"""GRAM-M's encoder: a pre-norm residual stack with Mamba-2 or Mamba-1 mixers.
 
-A mixer's tensors carry the names that they have in mamba-ssm, which the field knows.
+The tensors of a mixer have their names of mamba-ssm.
 """
 
 import math
@@ -173,7 +173,7 @@ class Mamba1Mixer(nn.Module):
 
 
 class MambaBlock(nn.Module):
-    """A norm and a mixer; the residual is the stack's."""
+    """A norm and a mixer, without the residual, which the encoder adds."""
 
     def __init__(self, config: Mamba2Config | Mamba1Config) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class MambaBlock(nn.Module):
 class MambaEncoder(nn.Module):
     """GRAM-M's encoder: blocks around a residual in float32, and a final RMSNorm, eps 1e-5.
 
-    Causal: a token sees itself and those before it. ``kernels`` are chosen here, once.
+    It is causal: a token sees itself and those before it. The kernels are chosen here, once.
     """
 
     def __init__(self, config: Mamba2Config | Mamba1Config) -> None:

@@ -25,9 +25,9 @@ ALIGNMENT = 8  # channels: causal-conv1d wants channels-last input to start and 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What a Mamba stack runs on: mamba-ssm's functions, or None for the plain path.
+    """The functions of mamba-ssm that a Mamba stack runs on, or None for plain PyTorch.
 
-    ``description`` says which, and why the others are missing.
+    ``description`` says which are used, and why others are missing.
     """
 
     description: str
@@ -36,11 +36,11 @@ class Kernels:
     convolution: Callable | None = None
 
     def serve(self, tokens: Tensor) -> bool:
-        """Whether the scans take this tensor; warns once where CUDA goes without them."""
+        """Whether the scans take this tensor. Warns once where they are missing on CUDA."""
         return self.serve_on(tokens.device.type, tokens.dtype)
 
     def serve_on(self, device: str, dtype: torch.dtype) -> bool:
-        """Whether the scans take tensors of this type on this type of device; warns likewise."""
+        """Whether the scans take tensors of a type on a type of device; warns as :meth:`serve`."""
         if device != "cuda" or dtype not in KERNEL_TYPES:
             return False
         if self.ssd is None and not torch.compiler.is_compiling():
@@ -48,7 +48,7 @@ class Kernels:
         return self.ssd is not None
 
     def convolve_on(self, device: str, dtype: torch.dtype, taps: int) -> bool:
-        """Whether the convolution takes so many taps, in this type on this type of device."""
+        """Whether the convolution takes this number of taps, type and type of device."""
         return self.convolution is not None and taps in KERNEL_TAPS and self.serve_on(device, dtype)
 
 
@@ -57,7 +57,7 @@ PLAIN = Kernels("plain PyTorch")
 
 @cache
 def find_kernels() -> Kernels:
-    """Import the kernels once; what does not import is named in ``description``."""
+    """Import the kernels, once; the description names those that cannot be imported, and why."""
     try:
         combined = import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
         interface = import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn

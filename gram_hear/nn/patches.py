@@ -10,11 +10,15 @@ from gram_hear.config import ModelConfig, PatchConfig
 def normalise_windows(windows: Tensor) -> Tensor:
     """Normalise each window over channel, frame and mel jointly (biased variance, eps 1e-5).
 
-    Joint over the channels, so that the level difference between the ears stays and the absolute
-    level goes; silence becomes exactly 0. The result is also the reconstruction target.
+    Since the channels are normalised together, the level difference between the ears is kept and
+    the absolute level is not. Silence becomes exactly 0. The result is also the target of the
+    reconstruction.
 
     Args:
         windows: (windows, channels, frames, mels).
+
+    Returns:
+        The same shape.
     """
     return F.layer_norm(windows, windows.shape[1:], eps=1e-5)
 
@@ -27,8 +31,8 @@ def patchify(windows: Tensor, patch: PatchConfig) -> Tensor:
         patch: the size of a patch.
 
     Returns:
-        (windows, tokens, values): tokens frequency-major (f * time_patches + t), the values of
-        one token in the order (channel, mel, frame).
+        (windows, tokens, values). Tokens are frequency-major (f * time_patches + t); the values of
+        a token are in the order (channel, mel, frame).
     """
     grid = windows.unflatten(3, (-1, patch.mels)).unflatten(2, (-1, patch.frames))
     # (windows, channels, t, frames, f, mels) -> (windows, f, t, channels, mels, frames)

@@ -1,4 +1,4 @@
-"""The state-space recurrences of Mamba, each as a plain loop and as a fast equal.
+"""The state-space recurrences of Mamba, each as a plain loop and as a faster equivalent.
 
 Mamba-2 (Dao and Gu 2024, arXiv 2405.21060), for each head, with a state of (state, head width):
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CPU_CHUNK = 32  # tokens of a chunk of the Mamba-2 scan; of 32, 64, 128, 256 the cheapest on a CPU
-GPU_CHUNK = 128  # fewer and larger steps
-SCAN_CHUNK = 32  # tokens; bounds the memory of the Mamba-1 scan
-LARGEST_DECAY = -200.0  # logarithm of one token's decay: nothing is left of the state, nor below
-SMALLEST_STEP = 1e-30  # a dt below it adds nothing in float32, and its logarithm stays finite
+CPU_CHUNK = 32  # tokens of a chunk of the Mamba-2 scan: of 32, 64, 128, 256 the fastest on a CPU
+GPU_CHUNK = 128  # tokens of a chunk on a GPU, which prefers fewer and larger steps
+SCAN_CHUNK = 32  # tokens of a chunk of the Mamba-1 scan; it bounds the memory
+LARGEST_DECAY = -200.0  # logarithm of a token's decay, after which nothing is left of the state
+SMALLEST_STEP = 1e-30  # a smaller dt adds nothing in float32, and this one has a finite logarithm
 
 
 def ssd_sequential(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def ssd(
 
     Args:
         x, dt, a, b, c, d: as for :func:`ssd_sequential`, all of one type.
-        chunk: about how many tokens a chunk has; it changes cost and rounding alone. None is
+        chunk: about how many tokens a chunk has; it affects cost and rounding alone. None is
             :data:`CPU_CHUNK` or :data:`GPU_CHUNK`.
 
     Returns:
@@ -103,8 +103,8 @@ def _ssd_chunk(
         (batch, chunk, heads, head width), and the state after the chunk.
     """
     length, _, head_width = x.shape[1:]
-    # The logarithm of the decay so far, (batch, chunk, heads). It grows along the chunk, and what
-    # is wanted are differences, which float32 would lose after one large step.
+    # The logarithm of the decay so far, (batch, chunk, heads). It grows along the chunk, and only
+    # its differences count, which float32 would lose after one large step.
     decayed = (dt * a).clamp_min(LARGEST_DECAY).to(exact_type(x)).cumsum(dim=1)
     steps = dt.clamp_min(SMALLEST_STEP).log()
     by_head = decayed.transpose(1, 2)
@@ -162,7 +162,7 @@ def selective_scan(
 
     Args:
         x, dt, a, b, c, d: as for :func:`selective_scan_sequential`, all of one type.
-        chunk: tokens of a chunk; it changes the cost and the memory alone.
+        chunk: tokens of a chunk; it affects cost and memory alone.
 
     Returns:
         (batch, tokens, channels).

@@ -11,7 +11,7 @@ from gram_hear.pretrain.samples import Sample
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Return a batch: each value of the samples stacked, RIRs zero-padded to the longest."""
+    """Return a batch: the values of the samples stacked, RIRs zero-padded to the longest."""
     batch = {
         name: torch.stack([sample[name] for sample in samples])
         for name in samples[0]
@@ -25,26 +25,25 @@ def collate(samples: Sequence[Sample]) -> Sample:
 class EpochSampler(Sampler[int]):
     """The samples that one of several processes takes from the stream.
 
-    The stream is cut into global batches of ``batch`` samples, of which rank r of R takes every
-    R-th from its r-th on: a global batch holds the same samples whatever R is. With gradient
-    accumulation a global batch is what one optimizer step sees.
+    The stream is cut into global batches of ``batch`` samples, one for each optimizer step. Of each
+    batch, rank r of R takes every R-th sample, beginning with the r-th. So a global batch holds
+    the same samples whatever R is.
 
-    Where the next iteration begins is its ``position``. Iterating does not move it, as data are
-    loaded ahead of training: whoever trains sets it.
+    The next iteration begins at ``position``. Iterating does not change it, since data are loaded
+    ahead of training: the trainer sets it.
     """
 
     def __init__(
         self, batches: int, batch: int, rank: int = 0, ranks: int = 1, position: int = 0
     ) -> None:
-        """Say what to take.
+        """Set which samples are taken.
 
         Args:
-            batches: global batches between two ends of an epoch of training, which need not be
-                those of the clips' epochs.
-            batch: samples of a global batch, of all ranks and accumulated steps.
-            rank: of this process.
-            ranks: how many there are.
-            position: samples of the stream that are passed over; a multiple of ``batch``.
+            batches: global batches of an epoch of training, which need not be an epoch of clips.
+            batch: samples of a global batch, over all ranks and accumulated batches.
+            rank: the number of this process.
+            ranks: the number of processes.
+            position: samples of the stream to skip; a multiple of ``batch``.
 
         Raises:
             OptionError: where a global batch does not divide evenly.
@@ -75,11 +74,11 @@ class EpochSampler(Sampler[int]):
         self._position = position
 
     def __len__(self) -> int:
-        """Return the samples of a whole epoch of training for this rank."""
+        """Return how many samples this rank takes in an epoch of training."""
         return self.batches * self.batch // self.ranks
 
     def __iter__(self) -> Iterator[int]:
-        """Yield this rank's samples from the position to the end of its epoch of training."""
+        """Yield the numbers of this rank's samples, from the position to the end of the epoch."""
         epoch = self.batches * self.batch
         end = (self.position // epoch + 1) * epoch
         return iter(range(self.position + self.rank, end, self.ranks))

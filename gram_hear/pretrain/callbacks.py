@@ -1,4 +1,4 @@
-"""What is seen of a run: its curves, its speed, and pictures of what it reconstructs."""
+"""What a run shows: curves, speed, and pictures of reconstructions."""
 
 import sys
 import time
@@ -22,12 +22,12 @@ PICTURES = "pictures"  # in the folder of the run
 
 
 class StepCounter(Callback):
-    """A callback that is told of optimizer steps, whatever number of batches each takes."""
+    """A callback for optimizer steps, however many batches are accumulated in each."""
 
     _seen = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count where training does."""
+        """Begin to count at the first step of this run."""
         self._seen = trainer.global_step
 
     def on_train_batch_end(
@@ -38,20 +38,20 @@ class StepCounter(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Tell of a step where this batch ended one."""
+        """Call :meth:`on_step` where this batch completed a step."""
         if trainer.global_step != self._seen:
             self._seen = trainer.global_step
             self.on_step(trainer, pl_module, self._seen)
 
     def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Do what is to be done after ``step`` optimizer steps."""
+        """Act after ``step`` optimizer steps; for subclasses."""
 
 
 class Curves(StepCounter):
-    """Logs loss, learning rate, gradient norm and speed, every trainer.log_every_n_steps steps.
+    """Logs loss, learning rate, gradient norm and speed every trainer.log_every_n_steps steps.
 
-    Where that is 0, in the last step alone. Off a terminal, where there is no progress bar, it
-    prints them too.
+    Where that is 0, it logs the last step alone. Without a progress bar, as off a terminal, it
+    also prints them.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,7 +80,7 @@ class Curves(StepCounter):
         _report(trainer, f"step {step}: validation loss {loss:.4f}")
 
     def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Log, where it is time to."""
+        """Log every trainer.log_every_n_steps steps, and the last step."""
         assert isinstance(module, Pretraining)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if step < trainer.max_steps and (not every or step % every):
@@ -123,13 +123,13 @@ class Curves(StepCounter):
 
 
 class Pictures(Callback):
-    """Draws what becomes of a validation window, into TensorBoard and as PNG files."""
+    """Draws the reconstruction of a validation window, for TensorBoard and as PNG files."""
 
     def __init__(self, every: int = 1) -> None:
-        """Say how often.
+        """Pictures of reconstructions.
 
         Args:
-            every: validations.
+            every: Number of validations from one picture to the next.
         """
         if every < 1:
             raise OptionError(f"pictures.every is {every}; it must be at least 1.")
@@ -186,7 +186,7 @@ class ProgressBar(RichProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Return what stands behind the bar: the losses."""
+        """Return the losses, which the bar shows."""
         assert isinstance(pl_module, Pretraining)
         shown: dict[str, int | str | float | dict[str, float]] = {}
         if pl_module.gradient_norm:  # there was a step

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, so that it can be stopped and resumed."""
+"""Checkpoints of a run: written whole or not at all, and resumed exactly."""
 
 import json
 import math
@@ -26,10 +26,10 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 class Stopped(GramError):
-    """Training that was asked to stop, and has saved what it had learned.
+    """Training was asked to stop, and has saved its state.
 
     Attributes:
-        code: for the process to exit with, as a shell has it for the signal.
+        code: the exit code of the process: 128 plus the number of the signal.
     """
 
     def __init__(self, path: Path, step: int, code: int) -> None:
@@ -46,7 +46,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint; where that fails, what stood there before stays.
+        """Write a checkpoint; where that fails, the one before is kept.
 
         Raises:
             CheckpointError: where it cannot be written, as on a full disk.
@@ -56,7 +56,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             with open(temporary, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
-                os.fsync(file.fileno())  # or the name may outlive the content in a crash
+                os.fsync(file.fileno())  # or a crash may leave the name without the content
 
         path = Path(path)
         try:
@@ -75,7 +75,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint into main memory.
 
         Raises:
-            CheckpointError: where it is not there, not whole, or holds other than plain values.
+            CheckpointError: where it is missing, damaged, or holds more than plain values.
         """
         return read_checkpoint(Path(path))
 
@@ -108,15 +108,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 class Checkpoints(StepCounter, Checkpoint):
-    """Writes last.ckpt and best.ckpt, keeps some, and saves before the process is stopped."""
+    """Writes last.ckpt and best.ckpt, keeps some checkpoints, and saves before a run is stopped."""
 
     def __init__(self, every: int = 1000, keep_every: int = 50_000) -> None:
-        """Say how often.
+        """When checkpoints are written and kept.
 
         Args:
-            every: optimizer steps after which last.ckpt is written anew; also at the end, and when
-                the process is told to stop (SIGTERM, SIGUSR1, Ctrl-C).
-            keep_every: steps of which a checkpoint is kept, as step-000050000.ckpt.
+            every: Number of optimizer steps after which last.ckpt is replaced. It is also written
+                at the end, and when the process is told to stop (SIGTERM, SIGUSR1, Ctrl-C).
+            keep_every: Number of steps after which a checkpoint is kept, as step-000050000.ckpt.
         """
         super().__init__()
         for name, value in {"every": every, "keep_every": keep_every}.items():
@@ -132,7 +132,7 @@ class Checkpoints(StepCounter, Checkpoint):
     # --- signals ----------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals to stop, which Lightning would act on in the midst of a step."""
+        """Take over the signals to stop, on which Lightning would act in the middle of a step."""
         super().on_train_start(trainer, pl_module)
         # From the folder, not the checkpoint: best.ckpt may be newer than what is resumed from.
         self.best = trainer.strategy.broadcast(read_best(self.folder(trainer)))
@@ -168,10 +168,10 @@ class Checkpoints(StepCounter, Checkpoint):
         return Path(trainer.default_root_dir) / FOLDER
 
     def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Save where it is time to, or the process was told to stop.
+        """Save where it is due, or the process was told to stop.
 
-        After a step that is validated this waits for the validation, which a run that is resumed
-        from here would leave out.
+        After a step that is followed by validation, this waits for it: a run that is resumed from
+        here would leave the validation out.
         """
         every = trainer.datamodule.validate_every  # type: ignore[attr-defined]
         if not trainer.enable_validation or step % every:
@@ -197,7 +197,7 @@ class Checkpoints(StepCounter, Checkpoint):
         return last
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save where training ends before its last step, as by trainer.max_time."""
+        """Save where training ended before its last step, as trainer.max_time does."""
         if trainer.global_step not in (0, self._saved) and not _is_trial(trainer):
             self._save_last(trainer)
 
@@ -217,7 +217,7 @@ class Checkpoints(StepCounter, Checkpoint):
 
 
 def _is_trial(trainer: Trainer) -> bool:
-    """Whether this is Lightning's fast_dev_run, which leaves nothing behind."""
+    """Whether this is Lightning's fast_dev_run, which writes nothing."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 

@@ -85,7 +85,7 @@ class PretrainingCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Offer fit alone."""
+        """Return the one command, fit, and the arguments of it that are left out."""
         skipped = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"}
         return {"fit": skipped}
 
@@ -95,9 +95,9 @@ class PretrainingCLI(LightningCLI):
         parser.add_lightning_class_args(Pictures, "pictures")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the command line, less what is no option of Lightning's.
+        """Parse the command line without ``--trust-config``, which Lightning does not know.
 
-        It stays in ``sys.argv``, with which Lightning starts further processes.
+        ``sys.argv`` keeps it, since Lightning starts further processes with that.
         """
         try:
             self.config = parser.parse_args([each for each in sys.argv[1:] if each != TRUST])
@@ -108,7 +108,7 @@ class PretrainingCLI(LightningCLI):
             ) from error
 
     def _parse_ckpt_path(self) -> None:
-        """Find the checkpoint before anything is made. Lightning would read hyperparameters."""
+        """Find the checkpoint first. Lightning would read hyperparameters from it instead."""
         options = self.config[self.config.subcommand]
         root = Path(options.trainer.default_root_dir or ".")
         self.asked = options.ckpt_path
@@ -116,7 +116,7 @@ class PretrainingCLI(LightningCLI):
         options.ckpt_path = None if self.found is None else str(self.found)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the trainer: precision, logger and checkpoints as the house has them."""
+        """Make the trainer with this package's precision, logger and checkpoints."""
         given = self._get(self.config_init, "trainer")
         _check_share(given)
         root = Path(given.default_root_dir or ".")
@@ -139,7 +139,7 @@ class PretrainingCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Take the folder for this run alone, and say what is about to be done.
+        """Take the folder for this run alone, and print what is going to be trained.
 
         Raises:
             OptionError: where trainer.max_steps is missing, or another run writes the folder.
@@ -187,7 +187,7 @@ class PretrainingCLI(LightningCLI):
             say(f"There is no {root / FOLDER / LAST} yet; training begins anew.")
 
     def after_fit(self) -> None:
-        """Say what there is now."""
+        """Print what was trained, and what to do with it."""
         trainer, data = self.trainer, self.datamodule
         if _rank() or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -212,10 +212,10 @@ class PretrainingCLI(LightningCLI):
 
 
 def _check_share(given: Any) -> None:
-    """Refuse what would show a run the same samples again, as if they were others.
+    """Refuse options of Lightning that cut an epoch short, since samples would then repeat.
 
     Raises:
-        OptionError: for Lightning's options that cut an epoch short.
+        OptionError: for such an option.
     """
     whole = {"limit_train_batches": (None, 1.0), "overfit_batches": (None, 0.0)}
     for name, allowed in whole.items():
@@ -239,7 +239,7 @@ def _uses_srun() -> bool:
 
 
 def _cluster() -> list[SLURMEnvironment]:
-    """Return SLURM's environment under srun. It requeues jobs; they are saved here."""
+    """Return SLURM's environment under srun, without Lightning's own requeueing and saving."""
     return [SLURMEnvironment(auto_requeue=False)] if _uses_srun() else []
 
 
@@ -264,7 +264,7 @@ def _check_processes(trainer: Trainer) -> None:
 
 
 def best_precision(accelerator: Any) -> str:
-    """Return bf16-mixed where a GPU will be used that has it, else 32-true."""
+    """Return bf16-mixed where a GPU that supports it will be used, else 32-true."""
     gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(False) else "32-true"
 
@@ -292,7 +292,7 @@ def find_config(name: str) -> str:
 
 
 def complete(arguments: list[str]) -> list[str]:
-    """Return a command line with what may be left out of it: the command, and the toy config."""
+    """Return a command line with the command, and the toy config, where they were left out."""
     if arguments and (not arguments[0].startswith("-") or arguments[0] in ("-h", "--help")):
         return arguments
     named = any(each.partition("=")[0] in ("--config", "-c") for each in arguments)
@@ -319,7 +319,7 @@ def _dump_yaml(data: Any) -> str:
 
 
 def run() -> int:
-    """Run the command line of this process, and return what it exits with."""
+    """Run the command line of this process, and return its exit code."""
     warnings.showwarning = show_warning
     # Lightning starts further processes with this process's command line, so it is changed.
     try:
@@ -362,7 +362,10 @@ def _rank() -> int:
 
 
 def _leave(message: str, code: int) -> int:
-    """Say why a process ends; the others of a run that was stopped have nothing to add."""
+    """Print why this process ends, and return its exit code.
+
+    Where a run was stopped, its first process alone prints that, and returns another code than 0.
+    """
     rank = _rank()
     if rank == 0:
         say(message)
@@ -374,7 +377,7 @@ def _leave(message: str, code: int) -> int:
 
 
 def _quieten() -> None:
-    """Keep Lightning's advice, which does not hold here, out of the way."""
+    """Hide messages of Lightning that do not hold here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)

@@ -36,17 +36,17 @@ class ClipSet(ABC):
 
     @abstractmethod
     def name(self, i: int) -> str:
-        """Return what messages call a clip."""
+        """Return the name of a clip, for messages."""
 
     @abstractmethod
     def read(self, i: int, samples: int, rate: int, seed: Sequence[int]) -> np.ndarray:
         """Return a clip: the first channel of a sound, or a random excerpt of a longer one.
 
         Args:
-            i: which.
-            samples: of the clip, at most.
-            rate: Hz that it is wanted at.
-            seed: numbers from 0 on that the start of an excerpt depends on.
+            i: the number of the clip.
+            samples: its length, at most.
+            rate: Hz; the clip is resampled to it.
+            seed: numbers of 0 or more, from which the start of an excerpt is drawn.
 
         Returns:
             (n,) float32 with n from 1 to ``samples``, finite.
@@ -112,7 +112,7 @@ class RecordedClips(ClipSet):
         return Path(name) if tar == IN_FOLDER else Member(self._tars[tar], name, offset, size)
 
     def read(self, i: int, samples: int, rate: int, seed: Sequence[int]) -> np.ndarray:
-        """Read a clip, and of a longer sound no more than that; as :class:`ClipSet`."""
+        """Read a clip, as :class:`ClipSet` has it; no more of a longer sound is decoded."""
         sound = self._sound(i)
         generator = np.random.default_rng([*seed])
         try:
@@ -139,9 +139,9 @@ def open_clips(paths: Paths | None, seed: int = 0, count: int = SYNTHETIC_CLIPS)
         paths: a folder, searched for sound files and tars, a tar, a sound file, or several of
             these; None makes synthetic sounds. ``.npy`` arrays in tars are (samples,) or (channels,
             samples) of floats at 32 kHz. Other files in tars, such as WebDataset's labels, are
-            passed over.
+            ignored.
         seed: of synthetic sounds.
-        count: of synthetic sounds.
+        count: number of synthetic sounds.
 
     Raises:
         SceneError: where nothing is there, for tars that cannot be read or hold other files alone.

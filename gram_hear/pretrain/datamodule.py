@@ -1,4 +1,4 @@
-"""What is learned from, and how a global batch is shared out among devices."""
+"""The data of a run: opened, and loaded in batches that are divided among devices."""
 
 import signal
 import time
@@ -16,16 +16,16 @@ from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.pools import Rooms, open_noises, open_rooms
 from gram_hear.pretrain.samples import Sample, SampleRecipe, SampleSet
 
-# That ask training to stop; clusters announce their end with the latter two.
+# The signals that ask training to stop; clusters announce the end of a job with the latter two.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
-HELD_OUT = 2**31  # added to the seed of what is validated on: other draws, and other sounds
+HELD_OUT = 2**31  # added to the seed for validation, which so has other draws and other sounds
 
 
 class TimedLoader(DataLoader[Sample]):
-    """A DataLoader that counts for how long it was waited for.
+    """A DataLoader that measures how long training waited for it.
 
     Attributes:
-        waited: seconds, since it was made.
+        waited: seconds in all.
     """
 
     waited = 0.0
@@ -53,7 +53,7 @@ def _message(error: GramError) -> str:
 
 
 class PretrainingData(LightningDataModule):
-    """Training batches, and the batches of held-out rooms that are validated on."""
+    """The batches of training, and those of held-out rooms for validation."""
 
     def __init__(
         self,
@@ -78,32 +78,34 @@ class PretrainingData(LightningDataModule):
         validation_batches: int = 1,
         validate_every: int = 1000,
     ) -> None:
-        """Say what is learned from. The defaults are the published recipe of frame patches.
+        """The data to learn from. The defaults are the published recipe for frame patches.
 
         Args:
-            clips: folders of sound files, or tars of them; null makes synthetic sounds.
-            rirs: a set of RIRs, whose training scenes are used; null simulates rooms.
-            noises: a set of noises; null makes synthetic ones.
-            seconds: of a clip.
-            level: RMS of clips and noises, dBFS.
-            snr: dB, low and high.
-            clean_fraction: probability that a clip stays dry; at 1 no rooms or noises are used.
-            windows: cut from each clip.
-            clip_frames: frames that windows are cut from, those past a clip's end included.
-            masked: tokens of a window that are hidden.
-            batch: clips that an optimizer step learns from, on all devices together.
-            batch_per_device: clips that a device takes at once, at most; gradients are accumulated
-                until the batch is whole. null takes all.
-            workers: processes that load data, for each device; 0 loads between steps.
-            seed: of all draws, and of what is synthetic.
-            rooms: how many are simulated.
-            validation_clips: null takes the training clips, in held-out rooms; where they stay dry,
-                as for mono models, the loss is then of what was trained on.
-            validation_rirs: null takes the held-out scenes of the training RIRs ("valid", or
-                where a set has none, "test").
-            validation_noises: null takes the training noises.
-            validation_batches: of the size of a training batch.
-            validate_every: optimizer steps.
+            clips: Folders of sound files, or tars of them. null makes synthetic sounds.
+            rirs: A set of RIRs, of which the training scenes are used. null simulates rooms.
+            noises: A set of noises. null makes synthetic ones.
+            seconds: Length of a clip.
+            level: RMS level of clips and noises, in dBFS.
+            snr: Lowest and highest signal-to-noise ratio, in dB.
+            clean_fraction: Probability that a clip stays dry. At 1, no rooms or noises are used.
+            windows: Number of windows cut from each clip.
+            clip_frames: Number of frames that windows are cut from. It may exceed the clip; the
+                frames beyond its end are filled as model.window_fill says.
+            masked: Number of tokens that are hidden in each window.
+            batch: Number of clips of an optimizer step, on all devices together.
+            batch_per_device: Largest number of clips that a device takes at once. Gradients are
+                accumulated until the batch is complete. null takes the whole batch at once.
+            workers: Number of processes that load data, for each device. 0 loads between steps.
+            seed: Seed of everything that is drawn or synthetic.
+            rooms: Number of simulated rooms.
+            validation_clips: Clips for validation. null takes the training clips in held-out rooms;
+                where these stay dry, as for mono models, validation then measures the loss on
+                training data.
+            validation_rirs: RIRs for validation. null takes the held-out scenes of the training
+                RIRs ("valid", or, where the set has none, "test").
+            validation_noises: Noises for validation. null takes the training noises.
+            validation_batches: Number of batches for validation, each as large as in training.
+            validate_every: Number of optimizer steps from one validation to the next.
         """
         super().__init__()
         self.clips, self.rirs, self.noises = clips, rirs, noises
@@ -148,7 +150,7 @@ class PretrainingData(LightningDataModule):
             raise OptionError(f"data.seed is {self.seed}; it must be below {HELD_OUT}.")
 
     def recipe(self, config: ModelConfig) -> SampleRecipe:
-        """Return what samples for a model are made with."""
+        """Return the options of samples for a model."""
         return SampleRecipe(
             seconds=self.seconds,
             sample_rate=config.front_end.sample_rate,
@@ -165,7 +167,7 @@ class PretrainingData(LightningDataModule):
     # --- opening ----------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Open everything, read a sample of each set, and share out the batch.
+        """Open the data, read a sample of each set, and divide the batch among devices.
 
         Raises:
             OptionError, SceneError, AudioError: for what does not fit or cannot be read.
@@ -259,7 +261,7 @@ class PretrainingData(LightningDataModule):
     # --- resuming ---------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the stream is, and what must be the same for it to go on."""
+        """Return the position in the stream, and what must be the same when it is resumed."""
         trainer = self.trainer
         assert trainer is not None
         return {"position": trainer.global_step * self.batch, **self._stream()}
@@ -281,10 +283,10 @@ class PretrainingData(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there.
+        """Resume the stream at the position of a checkpoint.
 
         Raises:
-            CheckpointError: where the stream would be another.
+            CheckpointError: where the data or their options differ, so that the stream would too.
         """
         different = [
             f"{name}: {state_dict.get(name)} there, {value} here"
@@ -301,9 +303,10 @@ class PretrainingData(LightningDataModule):
 
 
 def _leave_signals(worker: int) -> None:
-    """Leave signals to stop to the training process, which needs its data to end a step.
+    """Ignore the signals to stop in a process that loads data.
 
-    A terminal or a cluster sends them to all processes. Workers end with what they load for.
+    A terminal or a cluster sends them to all processes, but the training process needs data to
+    finish its step. When it ends, those that load for it end too.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -313,9 +316,9 @@ def accumulation(batch: int, devices: int, most: int | None) -> int:
     """Return in how many parts each device takes its share of a global batch.
 
     Args:
-        batch: clips of a global batch.
-        devices: that share it.
-        most: clips that a device takes at once, at most; None for all.
+        batch: number of clips of a global batch.
+        devices: number of devices.
+        most: largest number of clips that a device takes at once; None for all.
 
     Raises:
         OptionError: where the batch does not divide evenly.

@@ -1,6 +1,7 @@
-"""One training step, its optimizer and its schedule.
+"""One training step: mix, front-end, windows, autoencoder and loss; optimizer and schedule.
 
-Nothing here is random but the first weights, which come from a seed: all draws come with a batch.
+Only the first weights are random here, from a seed. Everything else that is drawn comes with a
+batch (:mod:`gram_hear.pretrain.samples`).
 """
 
 import math
@@ -47,28 +48,28 @@ class Pretraining(LightningModule):
         weight_decay: float = 0.01,
         warmup: int = 10_000,
     ) -> None:
-        """Make a model. The defaults are the published GRAM-T of two ears.
+        """The model and its optimizer. The defaults are the published binaural GRAM-T.
 
         Args:
-            layout: mono, binaural or ambisonic.
-            size: tiny, small or base.
-            patching: frame (16 mels x 8 frames) or time (128 mels x 2 frames).
-            backbone: transformer (GRAM-T), mamba2 (GRAM-M) or mamba1.
-            depth: layers of the encoder; null is that of the size.
-            decoder_depth: layers of the decoder; null is that of the size.
-            log_floor: added to the mel power before the logarithm; null is that of the published
-                training, 1e-5, or 1e-6 for Ambisonic models.
-            window_fill: what stands past a clip's end in training: silence or zero (the value 0 in
-                the log-mel).
-            seed: of the first weights.
-            init: a checkpoint of the same model to start from instead, the authors' or ours: a
-                file, a folder or a repository of the Hub.
-            compile: whether torch.compile is used.
-            learning_rate: of AdamW, after the warm-up; from there it falls as a half cosine, to
-                zero at trainer.max_steps.
-            betas: of AdamW.
-            weight_decay: of AdamW.
-            warmup: optimizer steps in which the learning rate rises linearly.
+            layout: Channels that the model hears: mono, binaural or ambisonic.
+            size: Named size: tiny, small or base.
+            patching: Shape of patches: frame (16 mels x 8 frames) or time (128 mels x 2 frames).
+            backbone: Encoder: transformer (GRAM-T), mamba2 (GRAM-M) or mamba1.
+            depth: Number of layers of the encoder. null takes that of the size.
+            decoder_depth: Number of layers of the decoder. null takes that of the size.
+            log_floor: Number added to the mel power before the logarithm. null takes that of the
+                published training, 1e-5, or 1e-6 for Ambisonic models.
+            window_fill: Content of windows beyond the end of a clip: silence, or zero (the value 0
+                in the log-mel).
+            seed: Seed of the first weights.
+            init: A checkpoint of the same model to start from, instead of random weights. It may be
+                published or trained here; a file, a folder or a repository of the Hub.
+            compile: Use torch.compile.
+            learning_rate: Learning rate of AdamW after the warm-up. From there it falls as a half
+                cosine, to zero at trainer.max_steps.
+            betas: Betas of AdamW.
+            weight_decay: Weight decay of AdamW.
+            warmup: Number of optimizer steps in which the learning rate rises linearly.
         """
         super().__init__()
         self.config = make_config(
@@ -107,7 +108,7 @@ class Pretraining(LightningModule):
         return cut_windows(features, batch["windows"], self.config, self.config.window_fill)
 
     def _mixtures(self, batch: Sample) -> Tensor:
-        """Return what is heard, (clips, channels, samples), Ambisonic in the model's axes."""
+        """Return the mixtures, (clips, channels, samples); Ambisonic ones in the model's axes."""
         clip, dry, channels = batch["clip"], batch["dry"], self.config.front_end.audio_channels
         copied = clip[:, None].expand(-1, channels, -1)
         if dry.all():
@@ -150,7 +151,11 @@ class Pretraining(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient's norm, after making sure that it and the loss are finite."""
+        """Clip the norm of the gradient.
+
+        Raises:
+            TrainingError: where it or the loss is not finite; the message names the samples.
+        """
         if gradient_clip_algorithm not in (None, "norm"):
             raise OptionError(
                 f"trainer.gradient_clip_algorithm is {gradient_clip_algorithm!r}; gradients are "
@@ -166,16 +171,16 @@ class Pretraining(LightningModule):
         # Gradients in float16 may overflow, in which case the scaler passes the step over.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         finite = bool((self.step_loss + (0 if scaled else norm)).isfinite())
-        # Of a loss one process alone may know, and all must stop.
+        # The loss may be finite in all processes but one, and all must stop.
         if not self.trainer.strategy.reduce_boolean_decision(finite):
             raise TrainingError(self._why_stopped())
         self._losses.clear()
         self._indices.clear()
 
     def _why_stopped(self) -> str:
-        """Say which samples a step of which the loss or gradient is not finite was made of.
+        """Return a message with the samples of a step whose loss or gradient is not finite.
 
-        All processes are asked: the gradient, their mean, is not finite on any.
+        They are gathered from all processes, since the gradient is the mean over all.
         """
         gather = self.trainer.strategy.all_gather
         losses = gather(torch.stack(self._losses)).flatten()
@@ -194,7 +199,7 @@ class Pretraining(LightningModule):
     # --- optimizer --------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW of all parameters, and a learning rate that changes with every step."""
+        """Return AdamW for all parameters, and the schedule of the learning rate by step."""
         steps = self.trainer.max_steps
         optimizer = AdamW(
             self.parameters(),
@@ -216,7 +221,7 @@ class Pretraining(LightningModule):
         """Refuse a checkpoint of another model.
 
         Raises:
-            CheckpointError: where it differs, saying in what.
+            CheckpointError: where the model differs; the message says how.
         """
         if CONFIG_KEY not in checkpoint:
             raise CheckpointError(
@@ -229,7 +234,7 @@ class Pretraining(LightningModule):
         self._renew_options(checkpoint)
 
     def _renew_options(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with this run's learning rate and the like, where they are not the checkpoint's."""
+        """Resume with the optimizer options of this run instead of those of the checkpoint."""
         step = checkpoint["global_step"]
         factor = schedule_factor(step, self.warmup, self.trainer.max_steps)
         for group in checkpoint["optimizer_states"][0]["param_groups"]:
@@ -239,10 +244,10 @@ class Pretraining(LightningModule):
 
 
 def _recount(checkpoint: dict[str, Any], accumulation: int) -> None:
-    """Count a checkpoint's batches as those of whole steps, of as many batches as steps have now.
+    """Set a checkpoint's count of batches to that of its whole steps with this accumulation.
 
-    So a run may go on with another number of devices; and one that trainer.max_time ended in the
-    midst of a step makes that step anew.
+    So a run can be resumed with another number of devices. One that trainer.max_time ended within
+    a step repeats that step.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     for counts in (progress["total"], progress["current"]):
@@ -252,9 +257,9 @@ def _recount(checkpoint: dict[str, Any], accumulation: int) -> None:
 
 
 def schedule_factor(step: int, warmup: int, steps: int) -> float:
-    """Return what the learning rate is multiplied by in a step, counted from 0.
+    """Return the factor of the learning rate in a step, counted from 0.
 
-    It rises linearly, to 1 in the last step of the warm-up, then falls as a half cosine that would
+    It rises linearly to 1 in the last step of the warm-up, then falls as a half cosine, which would
     be 0 in step ``steps``.
     """
     if step < warmup:

@@ -1,4 +1,4 @@
-"""The model that a run begins with: its configuration, its first weights, what it must equal."""
+"""The model that a run begins with: its configuration and its first weights."""
 
 import dataclasses
 from pathlib import Path
@@ -44,18 +44,18 @@ def make_config(
 
 
 def first_weights(config: ModelConfig, seed: int, init: str | Path | None) -> MaskedAutoencoder:
-    """Return a model as training begins with it.
+    """Return a model with the weights that training begins with.
 
     Args:
         config: of the model.
-        seed: of its weights where ``init`` is None.
+        seed: of random weights, where ``init`` is None.
         init: a checkpoint, as :func:`gram_hear.checkpoints.store.load_checkpoint` takes it.
 
     Raises:
         CheckpointError: for a checkpoint of another model, or of an encoder alone. Its log floor
             and window fill, which have no weights, may be others.
     """
-    with torch.random.fork_rng(devices=[]):  # what the layers draw at first is drawn over below
+    with torch.random.fork_rng(devices=[]):  # the layers' own first weights are replaced below
         model = MaskedAutoencoder(config)
     if init is None:
         initialise(model, seed)

@@ -1,4 +1,4 @@
-"""Pictures of windows, as TensorBoard and files take them."""
+"""Pictures of windows and their reconstructions, for TensorBoard and PNG files."""
 
 import io
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Rooms and noises for scenes: recorded sets, or simulated ones in limited pools.
+"""Rooms and noises for scenes: sets on disk, or simulated ones in pools of limited size.
 
-A pool's rooms and noises are made when they are first drawn and then kept: simulating a room takes
-as long as many training steps of a small model. What is drawn does not depend on what is kept.
+A pool makes a room or noise when it is first drawn, and then keeps it, since simulating a room
+takes as long as many training steps of a small model. Draws do not depend on what is kept.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from gram_hear.scenes.rendering import SCENE_LAYOUTS, render, tune
 from gram_hear.scenes.rirs import SPLITS, RirSet, open_rirs
 from gram_hear.scenes.rooms import draw_room_and_scene
 
-ROOMS = 64
-NOISES = 32
-NOISE_LENGTH = 2  # of a pool's noises, in clips
+ROOMS = 64  # of a pool
+NOISES = 32  # of a pool
+NOISE_LENGTH = 2  # the length of a pool's noises, in lengths of a clip
 
 
 class Rooms(Protocol):
-    """Scenes, each the RIRs of a source and of noise sources in one room.
+    """A set of scenes, each with the RIRs of a source and of noise sources in one room.
 
-    A :class:`gram_hear.scenes.rirs.RirSet` is one too.
+    :class:`gram_hear.scenes.rirs.RirSet` fits this protocol.
 
     Attributes:
         layout: ``"mono"``, ``"binaural"`` or ``"ambisonic"``.
@@ -42,14 +42,14 @@ class Rooms(Protocol):
 
 
 class SimulatedRooms:
-    """Rooms that are drawn from a seed, a different one for each scene.
+    """A pool of rooms drawn from a seed, one for each scene.
 
     Attributes:
         layout: ``"binaural"`` or ``"ambisonic"``.
         rate: Hz.
         seed: of all rooms.
-        split: ``"train"``, ``"valid"`` or ``"test"``: no two splits of a seed share a room.
-        count: of rooms.
+        split: ``"train"``, ``"valid"`` or ``"test"``; the splits of a seed share no room.
+        count: number of rooms.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SimulatedRooms:
         return self.count
 
     def read(self, i: int) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the RIRs of a room, simulated where they were not yet, and no metadata."""
+        """Return the RIRs of a room, simulated at the first call, and no metadata."""
         if i not in self._kept:
             scene = tune(draw_room_and_scene([self.seed, SPLITS.index(self.split), i]))
             self._kept[i] = render(scene, self.layout, self.rate).rirs
@@ -107,15 +107,16 @@ def open_rooms(
     """Open a set of rooms.
 
     Args:
-        path: a set of RIRs, as :func:`gram_hear.scenes.rirs.open_rirs` takes it; None simulates.
+        path: a set of RIRs, as :func:`gram_hear.scenes.rirs.open_rirs` takes it; None simulates
+            rooms.
         layout: of the model.
         rate: Hz.
-        split: whose rooms. A set that knows no splits is all for training.
+        split: whose rooms are opened. A set without splits is all for training.
         seed: of simulated rooms.
-        count: of simulated rooms.
+        count: number of simulated rooms.
 
     Raises:
-        SceneError: for a set that cannot be read, or is of another rate.
+        SceneError: for a set that cannot be read, or has another rate.
         OptionError: for a layout or a split that the set does not have.
     """
     if layout not in SCENE_LAYOUTS:
@@ -132,7 +133,7 @@ def open_rooms(
 
 
 class SyntheticNoises(NoiseSet):
-    """A pool of synthetic noises, each longer than a clip; what is drawn is an excerpt of one."""
+    """A pool of synthetic noises longer than a clip, of which excerpts are drawn."""
 
     def __init__(self, rate: int, seed: int = 0, count: int = NOISES) -> None:
         super().__init__("synthetic", rate)
@@ -153,7 +154,7 @@ class SyntheticNoises(NoiseSet):
 
 
 def open_noises(path: str | Path | None, rate: int, *, seed: int = 0) -> NoiseSet:
-    """Open a set of noises as :func:`gram_hear.scenes.noises.open_noise`; None is a pool of them.
+    """Open a set of noises as :func:`gram_hear.scenes.noises.open_noise`; None is a synthetic pool.
 
     Raises:
         SceneError: for a set that cannot be read.

@@ -1,11 +1,11 @@
-"""What a training step is given: clips, rooms, noises, windows and masks, drawn sample by sample.
+"""Training samples: a clip with its room, noise, windows and masks, all drawn from a seed.
 
-Samples form one stream without end. Sample ``i`` is a function of the seed and ``i`` alone, so the
-batches are the same whatever the number of processes, devices and restarts. In the stream epochs
-follow one another, each with every clip once, in an order of its own; a batch may hold the last
-clips of one and the first of the next.
+Samples form one endless stream. Sample ``i`` depends on the seed and ``i`` alone, so batches are
+the same whatever the number of processes, devices and restarts. Epochs follow one another in the
+stream. Each holds every clip once, in an order of its own. A batch may hold the last clips of one
+epoch and the first of the next.
 
-Nothing is mixed here: a sample holds what the mixture is made of, and that is done on the device.
+Nothing is mixed here: a sample holds the parts of a mixture, and the device mixes them.
 """
 
 import math
@@ -28,9 +28,9 @@ from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, fade, pad_to_clips, to_l
 from gram_hear.scenes.noises import Noise, NoiseSet
 
 SHORTEST = 0.1  # seconds of a clip: more than one frame of any front-end
-TRIES = 100  # unreadable sounds in a row, after which the set is given up
-LARGEST_SEED = 2**32 - 1  # one word: longer seeds would run into the numbers beside them
-ORDER, CLIP, SCENE, NOISE, WINDOWS = range(5)  # what draws from the seed
+TRIES = 100  # after so many unreadable sounds in a row the set is given up
+LARGEST_SEED = 2**32 - 1  # one word: a longer seed would run into the numbers beside it
+ORDER, CLIP, SCENE, NOISE, WINDOWS = range(5)  # the streams of random numbers of a seed
 
 Sample = dict[str, Tensor]
 Read = TypeVar("Read")
@@ -38,21 +38,20 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class SampleRecipe:
-    """What samples are made with; the defaults are the published recipe, of 16 x 8 patches.
+    """The options of samples; the defaults are the published recipe for 16 x 8 patches.
 
     Attributes:
-        seconds: of a clip.
+        seconds: length of a clip.
         sample_rate: Hz.
-        level: RMS in dBFS of a clip as it was read (of a longer sound its excerpt), before it is
-            zero-padded.
-        snr: dB, low and high; each clip's is drawn evenly between them.
+        level: RMS in dBFS of a clip, or of the excerpt of a longer sound, before zero-padding.
+        snr: dB, low and high; that of a clip is drawn uniformly between them.
         clean_fraction: probability that a clip stays dry, without room and noise; 1 for mono
             models.
-        windows: cut from each clip.
-        window_frames: of each window.
-        clip_frames: to which a clip's frames are padded, so that windows reach over its end.
-        masked: tokens of each window that are hidden.
-        tokens: of each window.
+        windows: number of windows cut from each clip.
+        window_frames: frames of a window.
+        clip_frames: a clip is padded to so many frames, so that windows reach beyond its end.
+        masked: number of tokens that are hidden in each window.
+        tokens: number of tokens of a window.
     """
 
     seconds: float = 10.0
@@ -103,17 +102,23 @@ class SampleRecipe:
 
     @property
     def samples(self) -> int:
-        """Of a clip."""
+        """The samples of a clip."""
         return round(self.seconds * self.sample_rate)
 
     @property
     def frames(self) -> int:
-        """Of a clip, before padding."""
+        """The frames of a clip, before padding."""
         return 1 + self.samples // FrontEndConfig.hop
 
 
 class SampleSet(Dataset[Sample]):
-    """Samples of a stream without end; its length is that of an epoch.
+    """The endless stream of samples; its length is that of an epoch.
+
+    Example::
+
+        samples = SampleSet(open_clips("clips"), open_rooms(None, "binaural", 32000),
+                            open_noises(None, 32000), SampleRecipe(), "binaural", seed=0)
+        samples[0]["clip"].shape, samples[0]["masks"].shape  # (320000,), (16, 200)
 
     Attributes:
         clips, rooms, noises, recipe, layout, seed: as they were given.
@@ -128,15 +133,15 @@ class SampleSet(Dataset[Sample]):
         layout: str,
         seed: int,
     ) -> None:
-        """Check that all fits, and read the first sample.
+        """Check that everything fits, and read the first sample.
 
         Args:
-            clips: what is learned from.
-            rirs: the rooms, of ``layout`` and the recipe's rate; None where all clips stay dry.
-            noises: of the recipe's rate; None for scenes without noise.
-            recipe: how samples are made.
+            clips: the sounds to learn from.
+            rirs: the rooms, of this layout and the recipe's rate; None where all clips stay dry.
+            noises: noises at the recipe's rate; None for scenes without noise.
+            recipe: the options of samples.
             layout: ``"mono"``, ``"binaural"`` or ``"ambisonic"``.
-            seed: of all draws.
+            seed: of everything that is drawn, 0 to 2^32 - 1.
 
         Raises:
             OptionError: for options that contradict each other, or are out of range.
@@ -189,9 +194,10 @@ class SampleSet(Dataset[Sample]):
         Returns:
             index: () int64, ``i``.
             clip: (samples,) float32 at the recipe's level, zero-padded.
-            dry: () bool, whether it stays without room and noise.
-            rirs: (2, channels, m) float32: from the source, and from all noise sources, added up,
-                as every noise sounds from all of them. Ears, or AmbiX. Zeros where dry.
+            dry: () bool, whether the clip stays without room and noise.
+            rirs: (2, channels, m) float32, of two ears or in AmbiX: that of the source, then the
+                sum of those of all noise sources, as every noise sounds from all of them. Zeros
+                where dry.
             noise: (samples,) float32, faded, silent before and after it; zeros where dry.
             start, length: () int64, the samples in which the noise sounds; length 0 for none.
             snr: () float32, dB.
@@ -222,7 +228,7 @@ class SampleSet(Dataset[Sample]):
         return sample | noise | {"windows": windows, "masks": masks, "skipped": skips}
 
     def clip_of(self, i: int, later: int = 0) -> int:
-        """Return the clip of sample ``i``, or one that comes ``later`` in its epoch's order."""
+        """Return the number of sample ``i``'s clip, or of one ``later`` in the epoch's order."""
         epoch, at = divmod(i, len(self.clips))
         if epoch not in self._orders:
             order = self._generator(ORDER, epoch).permutation(len(self.clips))
@@ -292,7 +298,7 @@ def _noise_values(noise: Tensor, start: int, length: int) -> dict[str, Tensor]:
 
 
 def _first_readable(what: str, there: int, read: Callable[[int], Read]) -> tuple[Read, int]:
-    """Return what the first attempt gives that does not fail, and how many failed before it."""
+    """Return the result of the first attempt that succeeds, and how many failed before it."""
     reason: GramError | None = None
     for attempt in range(min(there, TRIES)):
         try:

@@ -1,10 +1,10 @@
 """How sound decays in a shoebox room: predicted from its surfaces, and measured in an RIR.
 
-After n reflections an image source stands about c t away, and a direction (x, y, z) in which it
-stands meets the walls along x c |x| / Lx times a second. The energy that arrives at time t is
-therefore a mean over directions of exponentials, and not one exponential, as Sabine and Eyring
-assume: in rooms that are long, or absorb on few surfaces, their formulas miss what image sources
-do. (See Lehmann and Johansson 2008, J. Acoust. Soc. Am. 124, 269.)
+Sound that arrives at time t has travelled c t from its image source. In a direction (x, y, z) it
+meets the walls along the x axis c |x| / Lx times a second. So the energy that arrives at time t is
+a mean of exponentials over directions, and not one exponential, as Sabine and Eyring assume. In
+rooms that are long, or absorb on few surfaces, their formulas deviate from what image sources do.
+(See Lehmann and Johansson 2008, J. Acoust. Soc. Am. 124, 269.)
 """
 
 import math
@@ -18,9 +18,12 @@ from gram_hear.extras import need
 SPEED = 343.0  # of sound, m/s, at 20 degrees Celsius
 BANDS = (125.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)  # centres of octaves, Hz
 AIR = (0.0001, 0.0003, 0.0006, 0.0010, 0.0017, 0.0041, 0.0135)  # energy per metre, ISO 9613-1
-LARGEST_ABSORPTION = 0.99
-STEPS = 10  # to a time
-TRIALS, CLOSE = 60, 1e-6  # to an absorption
+LARGEST_ABSORPTION = 0.99  # of a surface
+STEPS = 10  # of Newton's method to a reverberation time
+TRIALS, CLOSE = (
+    60,
+    1e-6,
+)  # steps to an absorption, and the relative error of the time that is enough
 DIRECTIONS = 200  # over which decays are averaged
 SPEECH_BAND = BANDS.index(1000.0)  # the octave in which an RT60 is asked for and measured
 
@@ -75,15 +78,15 @@ def absorption_for(
     Args:
         size: (3,) metres.
         rt60: (bands,) seconds.
-        weights: (6, bands) how the surfaces' exponents -log(1 - absorption) stand to each other,
-            as far as none absorbs more than :data:`LARGEST_ABSORPTION`.
+        weights: (6, bands) the proportions of the surfaces' exponents -log(1 - absorption). No
+            surface absorbs more than :data:`LARGEST_ABSORPTION`.
 
     Returns:
         (6, bands) in (0, 1).
 
     Raises:
-        SceneError: for a time that is shorter than the most absorbent surfaces give, or longer
-            than the air alone.
+        SceneError: for a time shorter than with the most absorbent surfaces, or longer than with
+            the absorption of the air alone.
     """
     extent = np.array(size)
     most = -math.log(1 - LARGEST_ABSORPTION)

@@ -2,10 +2,10 @@
 
 A head is the KEMAR dummy that ships with the package (Gardner and Martin 1995), any SOFA file of
 the convention SimpleFreeFieldHRIR, or a rigid sphere, computed (Duda and Martens 1998). Directions
-are unit vectors in the head's frame: x front, y left, z up. Of two ears the left one is first.
+are unit vectors in the head's frame: x front, y left, z up. The left ear is first.
 
-Between directions, responses are aligned before they are averaged, so that there is no comb filter:
-their onsets are aligned, and interpolated for themselves.
+Between measured directions, responses are interpolated: their onsets are aligned before they are
+averaged, so that no comb filter arises, and the average is delayed by the average onset.
 """
 
 import math
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soxr
 
+from gram_hear.audio.files import resample
 from gram_hear.config import require_rate
 from gram_hear.errors import SceneError
 from gram_hear.extras import need
@@ -30,35 +30,35 @@ SPHERE = "sphere"
 RADIUS = 0.0875  # of the sphere, metres
 EAR = 100.0  # degrees from the front to the sphere's ears, as in Duda and Martens 1998
 SUBDIVISIONS = 12  # of the icosahedron's edges: 1442 directions, about 5.7 degrees apart
-LEVEL_BAND = (150.0, 300.0)  # Hz: under it measurements miss what their loudspeaker cannot play
-FLOOR = 1e-4  # of energy, over all responses together, that may be cut off each end
-ROOM = 0.004  # seconds before and after measured responses, for filters to ring in
-SPHERE_SECONDS = 0.016  # of the sphere's responses, before they are trimmed
-ORDERS = 40  # of spherical harmonics over the wave number times the radius
+LEVEL_BAND = (150.0, 300.0)  # Hz: below it, loudspeakers of measurements play too little
+FLOOR = 1e-4  # share of the energy of all responses that may be cut off at each end
+HEADROOM = 0.004  # seconds of zeros before and after measured responses, for filters to ring in
+SPHERE_SECONDS = 0.016  # length of the sphere's responses before they are trimmed
+ORDERS = 40  # so many more spherical harmonics than the wave number times the radius
 MARGIN = 24  # samples kept before the first and after the last, for fractional delays
-GAP = 20.0  # degrees from a pole to the nearest measurement, from which the pole is filled
-RING = 5.0  # degrees of elevation from which the pole is filled
-ONSET = 0.1  # of the peak
-SMOOTHING = 8000.0  # Hz at which a response is 3 dB down where its onset is looked for,
-SMOOTHING_OF_RATE = 0.2  # or this part of its rate
-UPSAMPLING = 8  # where an onset is looked for
-CHUNK = 64  # responses that are worked on at a time
+GAP = 20.0  # degrees: a pole that is farther from every measurement gets a response of its own
+RING = 5.0  # degrees of elevation of the ring that a pole's response is computed from
+ONSET = 0.1  # share of the peak at which a response sets in
+SMOOTHING = 8000.0  # Hz at which a response is damped by 3 dB before its onset is looked for,
+SMOOTHING_OF_RATE = 0.2  # or this share of its rate, if that is lower
+UPSAMPLING = 8  # times the rate, for the search of an onset
+CHUNK = 64  # responses that are worked on at once
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
     """Head-related impulse responses of two ears.
 
-    In a free field, responses at low frequencies have the gain 1: their mean energy over all
-    directions between 150 and 300 Hz is 1 at each ear.
+    They are scaled such that low frequencies have the gain 1: the mean energy between 150 and 300
+    Hz, over all directions, is 1 at each ear.
 
     Attributes:
         name: "kemar", "sphere", or the file's name.
         rate: Hz.
         directions: (M, 3) float64 unit vectors.
         responses: (M, 2, taps) float32, of the left and the right ear.
-        delay: seconds by which the responses hold a pulse late, judged by their onsets, on average
-            over both ears and all directions.
+        delay: seconds by which the responses delay a pulse, as their onsets show: the average over
+            both ears and all directions.
     """
 
     name: str
@@ -69,12 +69,12 @@ class Head:
 
     @cached_property
     def onsets(self) -> np.ndarray:
-        """When the responses set in: (M, 2) samples from their first one, fractional."""
+        """The onsets of the responses, (M, 2): fractional samples after their first one."""
         return onsets(self.responses, self.rate)
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """Parts (M,) of the sphere that are nearest to each direction; their sum is 1."""
+        """The share of the sphere that is nearest to each direction, (M,); the sum is 1."""
         return solid_angles(self.directions)
 
     @cached_property
@@ -91,7 +91,7 @@ class Head:
 
     @cached_property
     def _correlations(self) -> np.ndarray:
-        """(2, 2, 2 taps) sums over directions of ear 1 after ear 2, lag 0 first, then wrapped."""
+        """The correlations of the ears, averaged over the sphere: (2, 2, 2 * taps), lag 0 first."""
         size = 2 * self.responses.shape[-1]
         covariance = np.zeros((2, 2, size // 2 + 1), dtype=np.complex128)
         for start in range(0, len(self.directions), CHUNK):
@@ -103,18 +103,19 @@ class Head:
         return np.fft.irfft(covariance, size)
 
     def nearest(self, directions: np.ndarray) -> np.ndarray:
-        """Return for each of (N, 3) directions which of the head's is nearest: (N,) int64."""
+        """Return the index of the nearest of the head's directions to each of (N, 3): (N,)."""
         vectors = np.asarray(directions, dtype=np.float64)
         lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
         return self._tree.query(vectors / lengths)[1].astype(np.int64)
 
     def around(self, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows (3,) of the directions around one, and their weights (3,), of sum 1.
+        """Return the indices (3,) of the three directions around one, and their weights (3,).
 
-        Where directions do not surround the head, the nearest alone counts on the open side.
+        The sum of the weights is 1. Where no three directions surround the one, the nearest has
+        all the weight.
 
         Raises:
-            SceneError: for what is no direction.
+            SceneError: for a vector that is not finite, or 0.
         """
         vector = np.asarray(direction, dtype=np.float64)
         if vector.shape != (3,) or not 0 < np.linalg.norm(vector) < math.inf:
@@ -128,19 +129,19 @@ class Head:
         return corners[triangle], positive / positive.sum()
 
     def response(self, direction: np.ndarray) -> np.ndarray:
-        """Return the responses of the ears to a direction.
+        """Return the responses of the two ears to sound from a direction.
 
-        Those of the three directions around it are aligned, averaged, and delayed by the average
-        of their delays.
+        They are interpolated: the responses of the three directions around it are aligned,
+        averaged, and delayed by the average of their delays.
 
         Args:
-            direction: (3,), of any length.
+            direction: (3,) a vector of any length.
 
         Returns:
-            (2, taps) float32; at one of the head's own directions, its own.
+            (2, taps) float32; for one of the head's own directions its own response.
 
         Raises:
-            SceneError: for what is no direction.
+            SceneError: for a vector that is not finite, or 0.
         """
         rows, weights = self.around(direction)
         onsets = self.onsets[rows]
@@ -150,13 +151,13 @@ class Head:
         return np.einsum("m,met->et", weights, moved).astype(np.float32)
 
     def diffuse_covariance(self, n_fft: int) -> np.ndarray:
-        """Return how the two ears' sounds are related in a diffuse field of power 1.
+        """Return the covariance of the sounds at the two ears in a diffuse field of power 1.
 
-        The mean of H H^dagger over the sphere, H being the spectra of the ears' responses, each
-        direction weighted by the part of the sphere that is nearest to it.
+        It is the mean of H H^dagger over the sphere, where H are the spectra of the responses. Each
+        direction is weighted by the share of the sphere that is nearest to it.
 
         Args:
-            n_fft: samples of the transform; it may be shorter than the responses.
+            n_fft: the length of the transform in samples; it may be shorter than the responses.
 
         Returns:
             (n_fft // 2 + 1, 2, 2) complex128, at the frequencies of an rfft of ``n_fft`` samples.
@@ -173,9 +174,13 @@ class Head:
 def load_head(head: str | Path = KEMAR, rate: int = 32000, *, check: bool = True) -> Head:
     """Return a head.
 
+    Example::
+
+        left, right = load_head("kemar", 16000).response(unit_vector(60, 0))
+
     Args:
         head: "kemar", "sphere", or the path of a SOFA file.
-        rate: to which its responses are resampled, Hz.
+        rate: Hz, to which its responses are resampled.
         check: refuse a SOFA file whose ears contradict its directions (the nearer ear is the
             quieter or the later one), that was measured in a room, or whose directions lie in one
             plane. False takes it as it is.
@@ -199,13 +204,13 @@ def load_head(head: str | Path = KEMAR, rate: int = 32000, *, check: bool = True
 
 @lru_cache(maxsize=8)
 def _load(name: str, changed: int, rate: int, check: bool) -> Head:
-    """Return a head from its source; ``changed`` tells versions of a file apart."""
+    """Return a head; ``changed`` is the time of the file, so that a new version is read anew."""
     if name == SPHERE:
         directions = icosphere(SUBDIVISIONS)
         responses = sphere_responses(directions, rate)
     else:
         measured = _read_kemar() if name == KEMAR else read_sofa(Path(name), check)
-        directions, responses = _with_poles(measured.directions, _resampled(measured, rate), rate)
+        directions, responses = _with_poles(measured.directions, _at_rate(measured, rate), rate)
     spatial = need("scipy.spatial", "scenes")
     try:
         weights = solid_angles(directions)
@@ -232,17 +237,17 @@ def _read_kemar() -> Measured:
     return Measured(float(data["rate"]), directions, responses, np.zeros(responses.shape[:2]))
 
 
-def _resampled(measured: Measured, rate: int) -> np.ndarray:
-    """Return responses (M, 2, samples) at a rate, delays put in, with room before them."""
-    room = math.ceil(ROOM * measured.rate)
-    samples = measured.responses.shape[-1] + math.ceil(measured.delays.max()) + 2 * room
-    responses = delayed(measured.responses, measured.delays + room, samples)
-    rows = responses.reshape(-1, samples)
+def _at_rate(measured: Measured, rate: int) -> np.ndarray:
+    """Return responses (M, 2, samples) at a rate, delayed as they are to be, after some zeros."""
+    before = math.ceil(HEADROOM * measured.rate)
+    samples = measured.responses.shape[-1] + math.ceil(measured.delays.max()) + 2 * before
+    responses = delayed(measured.responses, measured.delays + before, samples)
     if rate == measured.rate:
         return responses
+    flat = responses.reshape(-1, samples)
     parts = [
-        soxr.resample(rows[start : start + CHUNK].T, measured.rate, rate, "VHQ").T
-        for start in range(0, len(rows), CHUNK)
+        resample(flat[start : start + CHUNK].T, measured.rate, rate, "VHQ").T
+        for start in range(0, len(flat), CHUNK)
     ]
     return np.concatenate(parts).reshape(*responses.shape[:2], -1)
 
@@ -250,10 +255,10 @@ def _resampled(measured: Measured, rate: int) -> np.ndarray:
 def _with_poles(
     directions: np.ndarray, responses: np.ndarray, rate: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return directions and responses with a pole where measurements leave it out.
+    """Return directions and responses with those of the poles, where measurements lack them.
 
-    Below a head there is often no room for a loudspeaker. The pole's response is of minimum phase,
-    with the mean power of the ring around it at each frequency, and sets in at its mean onset.
+    Below a head there is often no space for a loudspeaker. The response of the pole is of minimum
+    phase, with the mean power of the ring around it at each frequency and the ring's mean onset.
     """
     samples = responses.shape[-1]
     for sign in (-1.0, 1.0):
@@ -295,7 +300,7 @@ def _trimmed(responses: np.ndarray) -> np.ndarray:
 
 
 def _mean_delay(responses: np.ndarray, weights: np.ndarray, rate: int) -> float:
-    """Return how late responses set in on average, against a pulse at their first sample: s."""
+    """Return the mean onset in seconds, relative to that of a pulse at the first sample."""
     pulse = np.zeros(responses.shape[-1])
     pulse[MARGIN] = 1
     early = MARGIN - onsets(pulse, rate)  # smoothed, a pulse sets in before its time
@@ -303,16 +308,17 @@ def _mean_delay(responses: np.ndarray, weights: np.ndarray, rate: int) -> float:
 
 
 def solid_angles(directions: np.ndarray) -> np.ndarray:
-    """Return the parts of the sphere that are nearest to each direction; their sum is 1."""
+    """Return the share of the sphere that is nearest to each direction, (M,); the sum is 1."""
     spatial = need("scipy.spatial", "scenes")
     areas = spatial.SphericalVoronoi(directions).calculate_areas()
     return areas / areas.sum()
 
 
 def delayed(signals: np.ndarray, delays: np.ndarray, samples: int) -> np.ndarray:
-    """Delay signals (..., n) by (...) samples, fractional or negative; return (..., samples).
+    """Delay signals (..., n) by (...) samples, which may be fractional or negative.
 
-    What leaves at either end is lost.
+    Returns:
+        (..., samples); what is moved beyond either end is cut off.
     """
     room = math.ceil(np.abs(delays).max()) + signals.shape[-1] + MARGIN
     size = need("scipy.fft", "scenes").next_fast_len(max(room, samples), True)
@@ -322,10 +328,10 @@ def delayed(signals: np.ndarray, delays: np.ndarray, samples: int) -> np.ndarray
 
 
 def onsets(responses: np.ndarray, rate: int) -> np.ndarray:
-    """Return when responses (..., taps) set in, in samples, fractional: (...).
+    """Return the onsets of responses (..., taps), in fractional samples: (...).
 
-    That is when a response, smoothed so that nothing rings before it, first reaches a tenth of its
-    peak.
+    The onset is where a response first reaches a tenth of its peak. It is smoothed before, so that
+    no ringing comes first.
     """
     flat = responses.reshape(-1, responses.shape[-1]).astype(np.float64)
     parts = [_onsets(flat[start : start + CHUNK], rate) for start in range(0, len(flat), CHUNK)]
@@ -357,9 +363,10 @@ def _minimum_phase(magnitudes: np.ndarray) -> np.ndarray:
 
 
 def icosphere(subdivisions: int) -> np.ndarray:
-    """Return 10 n^2 + 2 unit vectors: an icosahedron, each edge divided into n.
+    """Return 10 n^2 + 2 unit vectors: an icosahedron with each edge divided into n.
 
-    Mirrored in the planes between the axes; the axes' own directions are in it where n is even.
+    They are symmetric about the planes between the axes. The directions of the axes are among them
+    where n is even.
     """
     golden = (1 + math.sqrt(5)) / 2
     signs = [(a, b) for a in (-1, 1) for b in (-golden, golden)]
@@ -375,9 +382,9 @@ def icosphere(subdivisions: int) -> np.ndarray:
 
 
 def sphere_responses(directions: np.ndarray, rate: int) -> np.ndarray:
-    """Return responses (M, 2, samples) of the rigid sphere's ears to plane waves from afar.
+    """Return responses (M, 2, samples) of the ears of a rigid sphere to plane waves.
 
-    The wave reaches the sphere's centre, were it not there, half-way through the samples.
+    The wave would reach the centre of the sphere, if that were not there, at half of the samples.
     """
     size = 2 ** math.ceil(math.log2(SPHERE_SECONDS * rate))
     ears = np.stack([unit_vector(EAR, 0), unit_vector(-EAR, 0)])
@@ -389,10 +396,10 @@ def sphere_responses(directions: np.ndarray, rate: int) -> np.ndarray:
 
 
 def sphere_transfer(cosines: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
-    """Return the pressure on a rigid sphere, against that at its centre without it.
+    """Return the pressure on a rigid sphere, relative to that at its centre without the sphere.
 
-    Duda and Martens 1998, J. Acoust. Soc. Am. 104, 3048, for a source far away, in the sign of
-    the DFT: what comes later has a falling phase.
+    Source: Duda and Martens 1998, J. Acoust. Soc. Am. 104, 3048, for a source far away. The sign
+    of the phase is that of the DFT: a delay is a falling phase.
 
     Args:
         cosines: (...) of the angle between the source and the point on the sphere.
@@ -406,7 +413,7 @@ def sphere_transfer(cosines: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
     orders = np.arange(math.ceil(waves.max()) + ORDERS)[:, None]
     with np.errstate(over="ignore", invalid="ignore"):
         outgoing = special.spherical_yn(orders, waves, derivative=True)
-    heard = np.isfinite(outgoing)  # beyond floats, a term is nothing
+    heard = np.isfinite(outgoing)  # where it overflows, the term is 0
     radial = special.spherical_jn(orders, waves, derivative=True) - 1j * np.where(
         heard, outgoing, 1.0
     )

@@ -1,14 +1,15 @@
-"""A sound and a noise, heard in one room: level, fades, convolution and the gain of the noise.
+"""A sound and a noise in one room: level, fades, convolution with RIRs, and the noise gain.
 
-Batched functions of tensors, the same on CPU and GPU. Nothing here is random and no input is
-changed: what the caller draws (start, length, signal-to-noise ratio) comes in, one value per clip.
-All compute in float32. On the CPU a clip's result is the same to the bit whatever clips are beside
-it; another number of threads may change the last bit.
+These are batched functions of tensors, the same on CPU and GPU. Nothing here is random, and no
+input is changed. What callers draw (start, length, signal-to-noise ratio) is given with one value
+for each clip. All compute in float32. On the CPU the result of a clip is the same to the bit
+whatever other clips are in the batch; another number of threads may change the last bit.
 
-One scene is made so::
+Example::
 
     clips = to_level(clips)                                       # (B, n), -14 dBFS
-    noises = pad_to_clips(fade(noises, lengths, whole), starts, lengths, clips.shape[-1])
+    noises = fade(noises, lengths, whole)
+    noises = pad_to_clips(noises, starts, lengths, clips.shape[-1])   # (B, n)
     mixed = mix(clips, rirs, noises, starts, lengths, snr)        # mixed.audio: (B, C, n)
 
 Source: the published training recipe (arXiv 2506.00934).
@@ -26,12 +27,12 @@ from torch import Tensor
 from gram_hear.errors import AudioError, OptionError
 
 LEVEL = -14.0  # dBFS: the RMS of a clip
-FADE = 0.2  # seconds of a noise's linear fade
-LARGEST_SNR = 100.0  # dB either way; beyond it float32 cannot hold both sounds
-ENERGY_FLOOR = 1e-9  # added to the energy of the noise, which the gain divides by
+FADE = 0.2  # seconds of the linear fades of a noise
+LARGEST_SNR = 100.0  # dB, positive or negative; beyond it float32 cannot hold both sounds
+ENERGY_FLOOR = 1e-9  # added to the energy of the noise before the gain divides by it
 BLOCK_SAMPLES = 2**25  # samples of all clips and channels that a GPU transforms at once
-FULL_SCALE = 1.0 - 2.0**-12  # what a peak that would be above 1 is brought to
-SUM_SAMPLES = 1024  # samples summed at once, see _energy
+FULL_SCALE = 1.0 - 2.0**-12  # peaks above 1 are brought to this
+SUM_SAMPLES = 1024  # samples that are summed at once; see _energy
 
 PerClip = Tensor | Sequence[int] | Sequence[float] | Sequence[bool]
 
@@ -42,8 +43,8 @@ class Mixed:
 
     Attributes:
         audio: (batch, channels, samples) float32.
-        gain: (batch,) float32, what the noise was multiplied by; 0 where there was nothing to
-            weigh: no noise, or a noise or a clip that is silent inside the noise's window.
+        gain: (batch,) float32, the noise gain. It is 0 where there was no noise, or where the
+            noise or the clip was silent inside the window of the noise.
     """
 
     audio: Tensor
@@ -55,8 +56,8 @@ def to_level(audio: Tensor, dbfs: float = LEVEL) -> Tensor:
 
     Args:
         audio: (batch, channels, samples); (batch, samples), clips of one channel; or (samples,),
-            one clip. The channels of one clip are therefore given as (1, channels, samples).
-        dbfs: the level, in dB below an RMS of 1.
+            one clip. Give the channels of one clip as (1, channels, samples).
+        dbfs: the level in dB relative to an RMS of 1, such as -14.
 
     Returns:
         The same shape, float32. A silent clip stays as it is.
@@ -80,14 +81,15 @@ def to_level(audio: Tensor, dbfs: float = LEVEL) -> Tensor:
 def fade(noises: Tensor, lengths: PerClip, whole: PerClip, rate: int = 32000) -> Tensor:
     """Return noises with linear fades of :data:`FADE` seconds at their ends.
 
-    A whole sound fades in and out; an excerpt of a longer one only fades out. The fades of a sound
-    shorter than two of them overlap and multiply. The first sample of a fade-in and the last of
-    a fade-out are 0: a whole sound of one or two samples becomes silent.
+    A whole sound fades in and out; an excerpt of a longer one only fades out. Where a sound is
+    shorter than two fades, they overlap and their gains are multiplied. The first sample of a
+    fade-in and the last one of a fade-out are 0, so a whole sound of one or two samples becomes
+    silent.
 
     Args:
-        noises: (batch, samples), each sound from sample 0 on.
-        lengths: (batch,) samples of each sound; what follows them is made silent.
-        whole: (batch,) booleans, False for an excerpt.
+        noises: (batch, samples); each sound begins at sample 0.
+        lengths: (batch,) samples of each sound; what follows is made silent.
+        whole: (batch,) booleans: True for a whole sound, False for an excerpt.
         rate: Hz.
 
     Raises:
@@ -110,13 +112,13 @@ def fade(noises: Tensor, lengths: PerClip, whole: PerClip, rate: int = 32000) ->
 
 
 def pad_to_clips(noises: Tensor, starts: PerClip, lengths: PerClip, samples: int) -> Tensor:
-    """Pad noises with silence to the length of their clips, each from its own start on.
+    """Pad noises with silence before and after them, to the length of the clips.
 
     Args:
-        noises: (batch, m), each sound from sample 0 on.
-        starts: (batch,) sample of the clip at which each sound begins.
-        lengths: (batch,) samples of each sound, at most m; the others are left out.
-        samples: of the clips.
+        noises: (batch, m); each sound begins at sample 0.
+        starts: (batch,) the sample of the clip at which each sound is to begin.
+        lengths: (batch,) samples of each sound, at most m; what follows them is left out.
+        samples: the length of the clips.
 
     Returns:
         (batch, samples) float32, silent outside each sound's window.
@@ -149,14 +151,12 @@ def smooth_length(least: int) -> int:
 
 
 def convolve(signals: Tensor, rirs: Tensor, samples: int | None = None) -> Tensor:
-    """Convolve each signal with each channel of its RIR, in full, and cut the result.
-
-    A signal is transformed once for all channels. Either may be the longer one.
+    """Convolve each signal with each channel of its RIR, by FFT, and cut the result.
 
     Args:
         signals: (batch, n).
-        rirs: (batch, channels, m).
-        samples: to cut (or, beyond n + m - 1, zero-pad) the result to; n where None.
+        rirs: (batch, channels, m), shorter or longer than the signals.
+        samples: the length to which the result is cut, or zero-padded beyond n + m - 1; None is n.
 
     Returns:
         (batch, channels, samples) float32.
@@ -198,24 +198,24 @@ def mix(
 ) -> Mixed:
     """Return clips as they are heard in their rooms, each with its noise.
 
-    Every noise sounds from all noise sources of its room at once. One gain for all channels brings
-    it to its signal-to-noise ratio, a = sqrt(Ex / (En + 1e-9) * 10^(-snr / 10)), where Ex and En
-    are the energies of the clip and the noise, as heard, over all channels inside the noise's
-    window. The noise's reverberation rings on beyond the window.
+    Every noise sounds from all noise sources of its room at once. The noise gain, one for all
+    channels, brings it to its signal-to-noise ratio: a = sqrt(Ex / (En + 1e-9) * 10^(-snr / 10)).
+    Ex and En are the energies of clip and noise after convolution, over all channels, inside the
+    window of the noise. The reverberation of the noise goes on after the window.
 
-    A silent clip stays silent, and so does a noise where the clip is silent inside its window. A
-    noise that is silent, or whose RIRs are, adds nothing.
+    A clip that is silent inside the window gets no noise, and a silent noise, or one with silent
+    RIRs, adds nothing.
 
     Args:
         clips: (batch, samples).
-        rirs: (batch, 1 + K, channels, any length): each clip's RIR, then those of its K noise
-            sources (all zero: no such source). None for a dry mixture, the same in all channels.
+        rirs: (batch, 1 + K, channels, any length): the RIR of each clip, then those of its K noise
+            sources; zeros where a room has fewer. None for a dry mixture, the same in all channels.
         noises: (batch, samples), silent outside their windows, as :func:`pad_to_clips` returns
             them; None for none.
         starts: (batch,) first sample of each noise's window; None for 0.
         lengths: (batch,) samples of each window; None for the rest of the clip. 0 for no noise.
         snr: (batch,) dB, at most :data:`LARGEST_SNR` either way.
-        channels: of a dry mixture (1 where None); otherwise the RIRs say it.
+        channels: of a dry mixture; None is 1. Leave it out where RIRs are given.
 
     Raises:
         AudioError: for shapes that do not fit each other, values that are not finite, a window that
@@ -253,9 +253,9 @@ def _heard(signals: Tensor, rirs: Tensor | None) -> Tensor:
 
 
 def _energy(audio: Tensor) -> Tensor:
-    """Sum of squares of each clip, (B, C, n) -> (B,).
+    """Return the sum of squares of each clip, (B, C, n) -> (B,).
 
-    Summed in two steps of one fixed order, whatever the batch and the number of threads.
+    It is summed in two steps of a fixed order, whatever the batch and the number of threads.
     """
     squares = F.pad(audio.square(), (0, -audio.shape[-1] % SUM_SAMPLES))
     return squares.unflatten(-1, (-1, SUM_SAMPLES)).sum(dim=-1).sum(dim=(1, 2))
@@ -264,7 +264,7 @@ def _energy(audio: Tensor) -> Tensor:
 def _window(
     clips: Tensor, noises: Tensor, starts: PerClip | None, lengths: PerClip | None
 ) -> Tensor:
-    """Which samples of each clip its noise's window holds, (B, n), after checking the noises."""
+    """Check the noises; return which samples of a clip lie in the window of its noise, (B, n)."""
     samples = clips.shape[-1]
     start = _whole_numbers("starts", [0] * len(clips) if starts is None else starts, clips)
     length = samples - start if lengths is None else _whole_numbers("lengths", lengths, clips)
@@ -282,7 +282,7 @@ def _window(
 
 
 def _ratio(snr: PerClip | None, clips: Tensor) -> Tensor:
-    """Energy of the noise over that of the clip, (B,) float32."""
+    """Return the energy of the noise over that of the clip, (B,) float32."""
     if snr is None:
         raise OptionError("Noises were given without snr; give one ratio in dB for each clip.")
     decibels = _one_each("snr", snr, clips).tolist()
@@ -389,13 +389,13 @@ def _whole_numbers(name: str, values: PerClip, clips: Tensor) -> Tensor:
 
 
 def below_full_scale(sound: np.ndarray) -> tuple[np.ndarray, float]:
-    """Bring a sound whose peak exceeds 1 just below it.
+    """Return a sound with its peak just below 1, if it was above.
 
     Args:
         sound: (channels, samples).
 
     Returns:
-        The sound, and the one gain over all channels; 1 where none was needed.
+        The sound, and the gain of all its channels; 1 where none was needed.
     """
     peak = float(np.abs(sound).max())
     if peak <= 1.0:

@@ -1,9 +1,10 @@
-"""Room impulse responses of a scene, binaural or Ambisonic, from image sources.
+"""Room impulse responses (RIRs) of a scene, binaural or Ambisonic, from image sources.
 
-Each image's spectrum (its octave-band gains as a minimum-phase filter, its delay within a frame) is
-added up with those of the same frame and direction, multiplied once by the head's response to that
-direction, and frames are overlapped. Where images become too many, noise with the room's own decay
-and the head's own diffuse-field coherence goes on.
+Images are rendered in short frames of the frequency domain. The spectrum of an image holds its
+octave-band gains, as a minimum-phase filter, and its delay within the frame. Spectra of one frame
+and one direction are added up, and multiplied once by the head's response to that direction. Then
+the frames are overlapped and added. Where there would be too many images, diffuse noise follows,
+with the decay of the room and the coherence of the head's ears in a diffuse field.
 """
 
 import math
@@ -16,7 +17,7 @@ import numpy as np
 
 from gram_hear.audio.layouts import CHANNEL_NAMES, encode_ambix
 from gram_hear.config import AUDIO_CHANNELS, RIR_RATES
-from gram_hear.errors import OptionError, nearest
+from gram_hear.errors import OptionError, allowed
 from gram_hear.extras import need
 from gram_hear.scenes.acoustics import (
     BANDS,
@@ -31,23 +32,25 @@ from gram_hear.scenes.acoustics import (
 from gram_hear.scenes.heads import Head, load_head
 from gram_hear.scenes.rooms import ImageSources, Position, Room, Scene, image_sources
 
-SCENE_LAYOUTS = tuple(CHANNEL_NAMES)  # that a scene can be heard in
-IMAGES = 5000  # of one source, about, before the diffuse tail takes over
-HOP = 128  # samples from frame to frame
-LEAD = 40  # samples kept free before an image, for the ringing of a fractional delay
-FILTER_SECONDS = 1 / 64  # in which an octave-band filter has died away
-TOP = 0.95  # of the Nyquist frequency: from here on images fade out, so that delays ring briefly
-TOGETHER = 128  # images filtered at once: what fits a core's cache
-MORE = 3  # times as many images, in rooms that ring briefly
-FADE = 0.25  # of the images' time, over which the tail takes over
-STREAM = {"binaural": 3, "ambisonic": 4}  # of the scene's randomness, for the tail
-LONGEST_RIR = 60.0  # seconds of an RIR
-TUNINGS, TUNED = 12, 0.02  # how often surfaces are tuned at most, and how close is enough
+SCENE_LAYOUTS = tuple(CHANNEL_NAMES)  # the layouts that a scene can be rendered in
+IMAGES = 5000  # about how many images of a source are rendered before the diffuse tail takes over
+HOP = 128  # samples from one frame to the next
+LEAD = 40  # samples kept free before an image, for the ringing of its fractional delay
+FILTER_SECONDS = 1 / 64  # after so long an octave-band filter has died away
+TOP = (
+    0.95  # share of the Nyquist frequency above which images fade out, so that delays ring briefly
+)
+TOGETHER = 128  # images that are filtered at once: as many as fit a core's cache
+MORE = 3  # in rooms that ring briefly, up to so many times as many images are rendered
+TAIL_FADE = 0.25  # share of the images' time over which the tail takes over
+STREAM = {"binaural": 3, "ambisonic": 4}  # the stream of the scene's seed that draws the tail
+LONGEST_RIR = 60.0  # seconds
+TUNINGS, TUNED = 12, 0.02  # how often surfaces are tuned at most; the deviation that is enough
 
 
 @dataclass(frozen=True, eq=False)
 class Rendered:
-    """RIRs of a scene.
+    """The RIRs of a scene.
 
     Attributes:
         rirs: (1 + noise sources, channels, samples) float32, the source first. Ears are left,
@@ -72,24 +75,26 @@ def render(
     seconds: float | None = None,
     images: int = IMAGES,
 ) -> Rendered:
-    """Render a scene's RIRs, from the source and from every noise source.
+    """Render the RIRs of a scene, from the source and from every noise source.
+
+    Example::
+
+        scene = draw_room_and_scene([1], distance=2.0)
+        rirs = render(scene, "binaural").rirs  # (1 + noise sources, 2, samples)
 
     Args:
         scene: the room, the listener and the sources.
         layout: ``"binaural"`` or ``"ambisonic"``.
         rate: Hz.
-        head: for binaural; None is the bundled KEMAR head.
-        seconds: of the RIRs; None is until the room has decayed by 60 dB.
-        images: of each source, about, that are computed one by one.
+        head: whose ears hear a binaural scene; None is the bundled KEMAR head.
+        seconds: the length of the RIRs; None is the time in which the room decays by 60 dB.
+        images: about how many image sources of each source are rendered one by one.
 
     Raises:
         OptionError: for an unknown layout, a head of another rate, or numbers out of range.
     """
     if layout not in SCENE_LAYOUTS:
-        raise OptionError(
-            f"Unknown layout {layout!r}; scenes are {' or '.join(SCENE_LAYOUTS)}."
-            + nearest(layout, SCENE_LAYOUTS)
-        )
+        raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, SCENE_LAYOUTS)}")
     if rate < 8000 or images < 1 or (seconds is not None and not 0 < seconds < math.inf):
         raise OptionError(
             f"rate is {rate}, images {images}, seconds {seconds}; at least 8000 Hz, one image and "
@@ -117,12 +122,11 @@ def render(
             f"RIRs of {seconds} s were asked for, and the direct sound of this scene needs "
             f"{least / rate:.3f} s."
         )
-    rirs = np.empty((len(positions), AUDIO_CHANNELS[layout], samples), dtype=np.float32)
-    direct = np.zeros(rirs.shape[1:], dtype=np.float32)
+    shape = (AUDIO_CHANNELS[layout], samples)
+    rirs = np.empty((len(positions), *shape), dtype=np.float32)
     for i, position in enumerate(positions):
-        direct[:] = 0
         generator = np.random.default_rng([*scene.seed, STREAM[layout], i])
-        rirs[i] = _render(scene, position, head, rate, samples, images, generator, direct)
+        rirs[i], direct = _render(scene, position, head, rate, shape, images, generator)
         if i == 0:
             energy = float((direct.astype(np.float64) ** 2).sum())
             rest = float(((rirs[0].astype(np.float64) - direct) ** 2).sum())
@@ -146,7 +150,7 @@ def render(
 
 
 def tune(scene: Scene, rate: int = 8000) -> Scene:
-    """Return the scene with its room's surfaces altered until its RT60 is the one asked for.
+    """Return the scene with surfaces altered until its RT60 is the one that was asked for.
 
     A room's reverberation time is a mean over positions. At one position a few strong early
     reflections move it, the more the shorter it is. So the exponents of all surfaces are scaled
@@ -154,8 +158,8 @@ def tune(scene: Scene, rate: int = 8000) -> Scene:
     the octave of 1 kHz, or comes as close as it can.
 
     Args:
-        scene: what to tune.
-        rate: at which it is measured, Hz.
+        scene: the scene to tune.
+        rate: Hz, at which its RT60 is measured.
     """
     exponents = scene.room.exponents
     most = -math.log(1 - LARGEST_ABSORPTION)
@@ -185,8 +189,7 @@ def _expected_rt60(scene: Scene, rate: int) -> float:
     The images are rendered; of the tail, which is noise, the mean energy is added.
     """
     samples = math.ceil(_ringing(scene, (scene.source,)) * rate)
-    direct = np.zeros((1, samples), dtype=np.float32)
-    rir = _render(scene, scene.source, None, rate, samples, IMAGES, None, direct)
+    rir, _ = _render(scene, scene.source, None, rate, (1, samples), IMAGES, None)
     begin = _reach(scene, scene.source, IMAGES) / SPEED
     tail = _envelopes(scene.room, begin, rate, samples)[SPEECH_BAND] ** 2
     pulse = np.zeros((1, samples))
@@ -220,41 +223,40 @@ def _render(
     position: Position,
     head: Head | None,
     rate: int,
-    samples: int,
+    shape: tuple[int, int],
     images: int,
     generator: np.random.Generator | None,
-    direct: np.ndarray,
-) -> np.ndarray:
-    """Return the RIR (channels, samples) from one position.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the RIR (channels, samples) from one position, and its direct sound alone.
 
-    Its direct sound alone is added to ``direct``. Without a generator there is no tail.
+    Without a generator there is no tail.
     """
-    end = samples / rate * SPEED
+    end = shape[1] / rate * SPEED
     radius = min(_reach(scene, position, images), end)
     sources = image_sources(scene, position, radius)
-    rir = np.zeros_like(direct)
+    tail = np.zeros(shape, dtype=np.float32)
     if radius < end:
-        into = np.clip((sources.distances / radius - 1 + FADE) / FADE, 0, 1)
+        into = np.clip((sources.distances / radius - 1 + TAIL_FADE) / TAIL_FADE, 0, 1)
         sources.gains[:] += np.log(np.maximum(np.cos(math.pi / 2 * into), 1e-6))[:, None]
         if generator is not None:
-            rir += diffuse_tail(scene.room, radius / SPEED, head, rate, rir.shape, generator)
-    first, others = slice(0, 1), slice(1, None)
-    _add_images(direct, _select(sources, first), head, rate, exact=True)
-    _add_images(rir, _select(sources, others), head, rate, exact=False)
-    return rir + direct
+            tail = diffuse_tail(scene.room, radius / SPEED, head, rate, shape, generator)
+    direct = render_images(_select(sources, slice(0, 1)), head, rate, shape, exact=True)
+    others = render_images(_select(sources, slice(1, None)), head, rate, shape)
+    return tail + others + direct, direct
 
 
 def _reach(scene: Scene, position: Position, images: int) -> float:
-    """Return up to how many metres images are computed.
+    """Return the distance in metres up to which images are computed.
 
-    Their number is that of a ball: 4/3 pi r^3 / volume. It may be :data:`MORE` times as many where
-    that lets images alone make the decay in which the reverberation time is measured.
+    A ball of radius r holds 4/3 pi r^3 / volume images. There may be :data:`MORE` times as many as
+    asked for, where images alone then make the decay in which the reverberation time is measured.
     """
 
     def ball(count: float) -> float:
         return (3 * count * scene.room.volume / (4 * math.pi)) ** (1 / 3)
 
-    decayed = (0.45 * scene.room.rt60 + scene.distance / SPEED) / (1 - FADE) * SPEED  # to -25 dB
+    seconds = 0.45 * scene.room.rt60 + scene.distance / SPEED  # until the decay is at -25 dB
+    decayed = seconds / (1 - TAIL_FADE) * SPEED
     wanted = min(max(ball(images), decayed), ball(MORE * images))
     return max(wanted, 3 * math.dist(position, scene.listener))
 
@@ -267,39 +269,26 @@ def _select(sources: ImageSources, which: slice) -> ImageSources:
 
 
 def render_images(
-    sources: ImageSources, head: Head | None, rate: int, samples: int, exact: bool = False
+    sources: ImageSources,
+    head: Head | None,
+    rate: int,
+    shape: tuple[int, int],
+    exact: bool = False,
 ) -> np.ndarray:
-    """Render image sources alone.
+    """Render image sources into an RIR.
 
     Args:
-        sources: what to render.
+        sources: the images.
         head: whose ears hear, at ``rate``; None encodes into AmbiX.
         rate: Hz.
-        samples: of the RIR.
+        shape: (channels, samples); of AmbiX the first channels may be rendered alone.
         exact: interpolate the head's response for each image; otherwise each takes that of the
             nearest direction.
 
     Returns:
         (channels, samples) float32.
     """
-    rir = np.zeros((2 if head else 4, samples), dtype=np.float32)
-    _add_images(rir, sources, head, rate, exact)
-    return rir
-
-
-def _add_images(
-    rir: np.ndarray, sources: ImageSources, head: Head | None, rate: int, exact: bool
-) -> None:
-    """Add image sources to an RIR (channels, samples).
-
-    Args:
-        rir: (channels, samples); the images are added to it.
-        sources: what to add.
-        head: whose ears hear; None encodes into AmbiX.
-        rate: Hz.
-        exact: interpolate the head's response for each image; otherwise each takes that of the
-            nearest direction.
-    """
+    rir = np.zeros(shape, dtype=np.float32)
     taps = head.responses.shape[2] if head else 1
     n_fft = 2 ** math.ceil(math.log2(HOP + 2 * LEAD + taps + FILTER_SECONDS * rate))
     ahead = head.delay if head else 0.0
@@ -338,10 +327,11 @@ def _add_images(
         spectra[at[begins]] += np.add.reduceat(filtered, begins, axis=0)
     heard = np.fft.irfft(spectra * _fade_out(n_fft), n_fft, axis=-1)
     _overlap(rir, heard, first * HOP - LEAD)
+    return rir
 
 
 def _starts(*keys: np.ndarray) -> np.ndarray:
-    """Return where a run of equal keys starts."""
+    """Return the indices at which runs of equal keys start."""
     changes = np.zeros(len(keys[0]), dtype=bool)
     changes[:1] = True
     for key in keys:
@@ -373,7 +363,8 @@ def _spectra_of_images(
 def band_weights(frequencies: np.ndarray) -> np.ndarray:
     """Return how the octave bands share each frequency in Hz, (bands, frequencies); sums are 1.
 
-    Raised cosines over the logarithm of frequency; the outermost bands reach on.
+    They are raised cosines over the logarithm of frequency. The outermost bands go on to 0 Hz and
+    to the Nyquist frequency.
     """
     octaves = np.log2(np.maximum(frequencies, 1.0) / BANDS[0])
     octaves = np.clip(octaves, 0, len(BANDS) - 1)
@@ -383,9 +374,10 @@ def band_weights(frequencies: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _basis(rate: int, n_fft: int) -> np.ndarray:
-    """Return (bands + 1, 2 bins) float32: logarithms of size, then phases, for gains and delay.
+    """Return what an image's gains and delay are multiplied by, (bands + 1, 2 * bins) float32.
 
-    The phase is that of the minimum-phase filter, by the folded cepstrum of its log size.
+    The product holds the logarithm of the magnitude at each bin, then the phase. The phase is that
+    of the minimum-phase filter, from the folded cepstrum of its log-magnitude.
     """
     fine = 8 * n_fft
     weights = band_weights(np.fft.rfftfreq(fine, 1 / rate))
@@ -438,19 +430,19 @@ def diffuse_tail(
     shape: tuple[int, ...],
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Return a room's late reverberation, as noise.
+    """Return the late reverberation of a room, as noise.
 
-    4 pi c^3 t^2 / volume images arrive a second, each with the energy 1 / (c t)^2, less what the
-    surfaces and the air took: on average 4 pi c / volume times the mean decay.
+    At time t, 4 pi c^3 t^2 / volume images arrive a second, each with the energy 1 / (c t)^2, less
+    what surfaces and air absorbed. Together that is 4 pi c / volume times the mean decay.
 
     Args:
-        room: whose decay it has, in each octave band.
-        begin: seconds at which it is fully there; it fades in before.
+        room: the noise decays as this room does, in each octave band.
+        begin: seconds; from here on the noise has its full level. It fades in before.
         head: whose ears hear, with the covariance of its diffuse field; None is an Ambisonic
             microphone.
         rate: Hz.
         shape: (channels, samples).
-        generator: of the noise.
+        generator: what draws the noise.
 
     Returns:
         (channels, samples) float32.
@@ -478,7 +470,7 @@ def _envelopes(room: Room, begin: float, rate: int, samples: int) -> np.ndarray:
     coarse = np.linspace(0, times[-1], 256)
     decay = np.log(np.exp(-rates[..., None] * coarse).mean(axis=0))  # (bands, 256)
     level = math.log(4 * math.pi * SPEED / room.volume / rate)
-    into = np.sin(math.pi / 2 * np.clip((times / begin - 1 + FADE) / FADE, 0, 1))
+    into = np.sin(math.pi / 2 * np.clip((times / begin - 1 + TAIL_FADE) / TAIL_FADE, 0, 1))
     return np.stack([np.exp(0.5 * (np.interp(times, coarse, b) + level)) for b in decay]) * into
 
 

@@ -1,8 +1,8 @@
-"""House-like shoebox rooms with a listener, a source and noise sources, all drawn from a seed.
+"""Shoebox rooms like those of houses, with a listener, a source and noise sources, from a seed.
 
-World axes lie along the walls, in metres from a corner: x, y, and z up. The listener looks along
-the horizontal direction ``yaw``, in degrees from x, counter-clockwise. Directions of sources are
-in the head's frame: x front, y left, z up.
+World axes lie along the walls, in metres from a corner: x, y, and z up. The listener looks in the
+horizontal direction ``yaw``, in degrees counter-clockwise from x. Directions of sources are in the
+head's frame: x front, y left, z up.
 """
 
 import dataclasses
@@ -19,35 +19,35 @@ from gram_hear.scenes.acoustics import AIR, BANDS, SPEECH_BAND, absorption_for
 from gram_hear.scenes.geometry import angles, turn, unit_vector
 
 SURFACES = ("west", "east", "south", "north", "floor", "ceiling")  # x-, x+, y-, y+, z-, z+
-RT60_OF_BANDS = (1.15, 1.1, 1.05, 1.0, 0.95, 0.85, 0.7)  # furnished rooms, against 1 kHz
-RT60_DEVIATION = 0.08  # of the logarithm, by band
-ABSORPTION_DEVIATION = 0.5  # of the logarithm, by surface
-DRAWN_ABSORPTION = 0.5
-SOFTEST_FLOOR = 3.0  # times as absorbent as the walls, with a carpet
-LEAST_DISTANCE = 0.2  # from the head's centre, metres
-SIDES = (0.5, 100.0)  # of rooms, least and most, metres
+RT60_OF_BANDS = (1.15, 1.1, 1.05, 1.0, 0.95, 0.85, 0.7)  # of furnished rooms, relative to 1 kHz
+RT60_DEVIATION = 0.08  # standard deviation of the logarithm of the RT60 of a band
+ABSORPTION_DEVIATION = 0.5  # standard deviation of the logarithm of a surface's absorption
+DRAWN_ABSORPTION = 0.5  # the largest average absorption of a room that is drawn
+SOFTEST_FLOOR = 3.0  # a carpet absorbs up to so many times as much as the walls
+LEAST_DISTANCE = 0.2  # metres from a source to the centre of the head
+SIDES = (0.5, 100.0)  # metres, the shortest and the longest side of a room
 LONGEST_RT60 = 10.0  # seconds
-MOST_NOISES = 100
-LARGEST_ORDER = 100  # of image sources: 1.3 million of them
-SIZES = 100  # of rooms, tried for a short RT60
-TRIES = 2000  # placements in one room
-ROOMS = 50  # tried for a placement that is asked for
+MOST_NOISES = 100  # noise sources of a scene
+LARGEST_ORDER = 100  # of reflections: 1.3 million image sources
+SIZES = 100  # sizes that are tried for a room of a short RT60
+TRIES = 2000  # placements that are tried in one room
+ROOMS = 50  # rooms that are tried for the placement that was asked for
 
 Position = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """What rooms and placements are drawn from, each evenly between two bounds.
+    """The ranges from which rooms and placements are drawn, each uniformly between two bounds.
 
     Attributes:
         width, depth, height: of the room, metres.
-        rt60: reverberation time in the octave of 1 kHz, seconds; size and time are drawn such that
-            the average absorption by Sabine's formula is :data:`DRAWN_ABSORPTION` at most.
-        gap: between walls and everybody, metres (one number).
+        rt60: reverberation time in the octave of 1 kHz, seconds. Size and time are drawn such that
+            the average absorption, by Sabine's formula, is at most :data:`DRAWN_ABSORPTION`.
+        gap: metres from listener and sources to the walls, at least (one number).
         listener_height, source_height: metres above the floor.
-        distance: from listener to source, metres; noise sources may be anywhere.
-        noise_sources: how many, both bounds included.
+        distance: from listener to source, metres. Noise sources may be anywhere.
+        noise_sources: their number, both bounds included.
     """
 
     width: tuple[float, float] = (2.5, 7.0)
@@ -91,12 +91,13 @@ class Ranges:
 
 @dataclass(frozen=True)
 class Room:
-    """A shoebox.
+    """A shoebox room.
 
     Attributes:
         size: metres along x, y and z.
-        absorption: of energy, by surface (in the order of :data:`SURFACES`) and octave band.
-        rt60: what was asked for in the octave of 1 kHz, seconds.
+        absorption: the share of energy that is absorbed, for each surface (in the order of
+            :data:`SURFACES`) and octave band.
+        rt60: seconds, the reverberation time that was asked for in the octave of 1 kHz.
     """
 
     size: Position
@@ -119,18 +120,18 @@ class Room:
 
     @property
     def volume(self) -> float:
-        """Cubic metres."""
+        """The volume in cubic metres."""
         return math.prod(self.size)
 
     @property
     def exponents(self) -> np.ndarray:
-        """(6, bands): -log(1 - absorption)."""
+        """The absorption exponents of the surfaces, -log(1 - absorption): (6, bands)."""
         return -np.log1p(-np.array(self.absorption))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A listener, a source and noise sources in a room; positions in metres in world axes.
+    """A listener, a source and noise sources in a room; positions are in metres in world axes.
 
     Raises:
         SceneError: for a position outside the room, or a source inside the listener's head.
@@ -175,17 +176,17 @@ class Scene:
 
     @property
     def azimuth(self) -> float:
-        """Of the source in degrees, counter-clockwise from the front."""
+        """The azimuth of the source in degrees, counter-clockwise from the front."""
         return float(angles(self.direction)[0])
 
     @property
     def elevation(self) -> float:
-        """Of the source in degrees, up from the horizon."""
+        """The elevation of the source in degrees, up from the horizon."""
         return float(angles(self.direction)[1])
 
     @property
     def distance(self) -> float:
-        """Of the source in metres."""
+        """The distance of the source in metres."""
         return math.dist(self.source, self.listener)
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,7 +195,7 @@ class Scene:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Scene":
-        """Return the scene that :meth:`to_dict` gave, exactly."""
+        """Return the scene of which :meth:`to_dict` returned this data, exactly."""
         try:
             room = Room(
                 size=_position(data["room"]["size"]),
@@ -239,12 +240,12 @@ def _metres(position: Sequence[float]) -> str:
 
 
 def draw_room(seed: Sequence[int], ranges: Ranges = Ranges(), *, rt60: float | None = None) -> Room:
-    """Draw a room: its size, its reverberation time by octave band, and how surfaces share it.
+    """Draw a room: its size, its RT60 in each octave band, and the absorption of its surfaces.
 
     Args:
-        seed: numbers that the room depends on, and on nothing else.
+        seed: numbers of 0 or more. The room depends on them and on the other arguments alone.
         ranges: to draw from.
-        rt60: seconds in the octave of 1 kHz, instead of a drawn one.
+        rt60: seconds in the octave of 1 kHz; None draws it.
 
     Raises:
         SceneError: for an RT60 that the room cannot have.
@@ -287,16 +288,16 @@ def draw_scene(
     """Draw a listener, a source and noise sources in a room.
 
     Args:
-        room: where.
-        seed: numbers that the placement depends on, and on nothing else.
+        room: where to place them.
+        seed: numbers of 0 or more. The placement depends on them and on the other arguments alone.
         ranges: to draw from.
-        azimuth: of the source in the head's frame in degrees, instead of a drawn one.
-        elevation: likewise.
-        distance: of the source in metres, likewise.
-        noise_sources: their number, likewise.
+        azimuth: of the source, degrees in the head's frame; None draws it.
+        elevation: of the source, degrees; None draws it.
+        distance: of the source, metres; None draws it.
+        noise_sources: how many there are; None draws the number.
 
     Raises:
-        SceneError: where no placement in this room fits what is asked for, or none could.
+        SceneError: where what is asked for cannot be, or was not found in this room.
     """
     _check_asked(azimuth, elevation, distance, noise_sources)
     generator = np.random.default_rng([*seed, 2])
@@ -354,7 +355,11 @@ def _check_asked(
 def draw_room_and_scene(
     seed: Sequence[int], ranges: Ranges = Ranges(), *, rt60: float | None = None, **asked: Any
 ) -> Scene:
-    """Draw a room, and a placement in it as :func:`draw_scene`; try other rooms where none fits.
+    """Draw a room and a placement in it, as :func:`draw_scene`; try other rooms where none fits.
+
+    Example::
+
+        scene = draw_room_and_scene([1], rt60=0.5, azimuth=60, noise_sources=1)
 
     Raises:
         SceneError: where none of :data:`ROOMS` rooms fits; the message is that of the last one.
@@ -376,7 +381,7 @@ def _draw(generator: np.random.Generator, ranges: Ranges) -> float:
 def _draw_position(
     generator: np.random.Generator, room: Room, ranges: Ranges, heights: tuple[float, float]
 ) -> np.ndarray:
-    """Draw a position at some height, with the gap to all walls."""
+    """Draw a position (3,) between two heights, with the gap to all walls."""
     size, gap = np.array(room.size), ranges.gap
     top = size[2] - gap
     low = np.array([gap, gap, min(heights[0], top)])
@@ -389,12 +394,14 @@ def _inside(position: Position, room: Room, gap: float) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class ImageSources:
-    """Image sources of one source as they reach the listener, nearest first: the first is direct.
+    """The image sources of one source as the listener hears them, nearest first.
+
+    The first one is the direct sound.
 
     Attributes:
         directions: (images, 3) unit vectors in the head's frame.
         distances: (images,) metres.
-        gains: (images, bands) logarithms of amplitude: walls, air, and 1 / distance.
+        gains: (images, bands) logarithms of amplitude, from walls, air and 1 / distance.
     """
 
     directions: np.ndarray
@@ -403,7 +410,7 @@ class ImageSources:
 
 
 def image_sources(scene: Scene, position: Position, radius: float) -> ImageSources:
-    """Return all image sources of a position in the scene's room up to ``radius`` metres away.
+    """Return all image sources of a source up to ``radius`` metres from the listener.
 
     Source: Allen and Berkley 1979, as pyroomacoustics computes it.
 
@@ -417,7 +424,7 @@ def image_sources(scene: Scene, position: Position, radius: float) -> ImageSourc
         name: acoustics.Material({"coeffs": list(row), "center_freqs": list(BANDS)})
         for name, row in absorption.items()
     }
-    # The reflections that a straight way of this length can meet, in the worst direction.
+    # As many reflections as a straight line of this length can meet in the worst direction.
     order = math.ceil(radius * math.hypot(*(1 / side for side in room.size))) + 3
     if order > LARGEST_ORDER:
         raise SceneError(
@@ -439,7 +446,7 @@ def images_of(
         scene: whose listener hears.
         positions: (3, images) metres in world axes.
         damping: (bands, images) amplitudes that the walls leave.
-        radius: metres; what is farther away is left out, except for the nearest one.
+        radius: metres; images farther away are left out, except for the nearest one.
     """
     vectors = positions.T.astype(np.float64) - np.array(scene.listener)
     distances = np.linalg.norm(vectors, axis=1)

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
-from gram_hear.errors import SceneError
+from gram_hear.errors import SceneError, allowed, reason_of
 from gram_hear.extras import need
 from gram_hear.scenes import sofa_fields
 from gram_hear.scenes.geometry import angles
 
 CONVENTION = "SimpleFreeFieldHRIR"
-SAME = 4  # decimals to which two directions are one
-MOST = 100_000  # directions
-SILENT = 1e-6  # of the loudest response's peak
+SAME = 4  # directions that agree to so many decimals are one
+MOST = 100_000  # directions of a file
+SILENT = 1e-6  # share of the largest peak, at or below which a response is silent
 FARTHEST = 1e6  # metres
-MEASURED_RATES = (8000, 384_000)  # Hz, least and most
-LONGEST_DELAY = 0.02  # seconds, by which Data.Delay may differ between responses
-CPU_SECONDS = 3  # that a file may take to be read, and 1 s more for each
-MEGABYTE = 1e6  # of its bytes;
-PATIENCE = 20  # times as long on the clock, since a machine may be busy
+MEASURED_RATES = (8000, 384_000)  # Hz, the lowest and the highest
+LONGEST_DELAY = 0.02  # seconds by which Data.Delay may differ between responses
+CPU_SECONDS = 3  # of processor time in which a file is read, and 1 s more
+MEGABYTE = 1e6  # for so many bytes of it
+PATIENCE = 20  # times as long by the clock, since the machine may be busy
 
 ANGLES = {"degree": np.pi / 180, "deg": np.pi / 180, "\u00b0": np.pi / 180, "radian": 1, "rad": 1}
 METRES = {
@@ -37,26 +37,26 @@ HERTZ = {"hertz": 1, "hz": 1, "kilohertz": 1000, "khz": 1000}
 SECONDS = {"second": 1, "sec": 1, "s": 1, "millisecond": 1e-3, "ms": 1e-3, "microsecond": 1e-6}
 
 FREE_FIELD = ("freefield", "anechoic")  # RoomType of a head, without spaces
-LATE, LATE_ENERGY = 0.02, 0.01  # seconds after the peak; part of the energy that may come then
+LATE, LATE_ENERGY = 0.02, 0.01  # seconds after the peak; share of the energy that may come later
 FLAT = 0.09  # the sine of 5 degrees: directions that leave a plane by less lie in it
-LATERAL = 0.5  # the sine of 30 degrees from the median plane: from here on ears differ clearly
-LEVEL, TIME = -1.0, -1e-4  # dB and seconds; below, the nearer ear is the quieter or the later one
-WRONG = 0.25  # the part of the lateral directions that may be so
-LOW = 1500.0  # Hz up to which times are compared: above, they are ambiguous
-WIDEST = 1.5e-3  # seconds that the ears' times may differ by
+LATERAL = 0.5  # the sine of 30 degrees from the median plane: beyond it the ears clearly differ
+LEVEL, TIME = -1.0, -1e-4  # dB, seconds: below these the nearer ear is the quieter or the later one
+WRONG = 0.25  # the share of the lateral directions that may be so
+LOW = 1500.0  # Hz: arrival times are compared below it, since above they are ambiguous
+WIDEST = 1.5e-3  # seconds by which the arrival times at the ears may differ
 CRASHED = "the HDF5 library crashed, or did not come to an end"
-CHUNK = 256  # responses that are worked on at a time
+CHUNK = 256  # responses that are worked on at once
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Responses as they were measured.
+    """The responses of a head as they were measured.
 
     Attributes:
         rate: Hz.
         directions: (M, 3) float64 unit vectors in the head's frame: x front, y left, z up.
         responses: (M, 2, taps) float64, of the left and the right ear.
-        delays: (M, 2) samples by which the responses are to be delayed; the least one is 0.
+        delays: (M, 2) samples by which the responses are still to be delayed; the least is 0.
     """
 
     rate: float
@@ -94,18 +94,18 @@ class _Sofa:
 
 
 def read_sofa(path: Path, check: bool = True) -> Measured:
-    """Return the responses of a SOFA file, turned to our axes and ears, in our units.
+    """Return the responses of a SOFA file, in the axes, units and order of ears of this package.
 
-    Of directions that were measured at several distances, the farthest is taken.
+    Where a direction was measured at several distances, the farthest is taken.
 
     Args:
         path: of the file.
-        check: refuse what may be no head: responses of a room, directions in one plane, and ears
-            that contradict the directions.
+        check: refuse what is probably no head: responses of a room, directions in one plane, and
+            ears that contradict the directions.
 
     Raises:
-        SceneError: for a file that is no HDF5 file, holds another convention, lacks a field, or
-            holds something else in it; and for what is checked.
+        SceneError: for a file that is no HDF5 file or has another convention, for a field that is
+            missing or wrong, and for what ``check`` refuses.
     """
     need("h5py", "scenes")
     sofa = _read_fields(path)
@@ -117,7 +117,7 @@ def read_sofa(path: Path, check: bool = True) -> Measured:
         )
     measured = _read(sofa)
     if check:
-        doubt = _room(sofa, measured) or _plane(measured) or _sides(measured)
+        doubt = _room(sofa, measured) or _plane(measured) or _swapped_ears(measured)
         if doubt:
             raise SceneError(
                 f"{path}: {doubt} Repair the file, or take it as it is with --no-check-head; in "
@@ -136,7 +136,7 @@ def _read_fields(path: Path) -> _Sofa:
     except subprocess.TimeoutExpired:
         reason = f"the HDF5 library did not come to an end in {patience} s"
     except OSError as error:
-        reason = str(error.strerror)
+        reason = reason_of(error)
     else:
         if done.returncode == 0:
             with np.load(io.BytesIO(done.stdout), allow_pickle=False) as found:
@@ -170,14 +170,12 @@ def _read(sofa: _Sofa) -> Measured:
 # --- units ----------------------------------------------------------------------------------
 
 
-def _factor(sofa: _Sofa, name: str, unit: str, allowed: Mapping[str, float]) -> float:
-    """Return what a unit is in ours; the singular and the plural are one."""
+def _factor(sofa: _Sofa, name: str, unit: str, units: Mapping[str, float]) -> float:
+    """Return the factor that converts from a unit, in the singular or the plural, into ours."""
     for spelling in (unit, unit.removesuffix("s")):
-        if spelling in allowed:
-            return allowed[spelling]
-    raise SceneError(
-        f"{sofa.path}: {name} is in {unit!r}; its unit must be one of {', '.join(allowed)}."
-    )
+        if spelling in units:
+            return units[spelling]
+    raise SceneError(f"{sofa.path}: {name} is in {unit!r}; {allowed(unit, units)}")
 
 
 def _rate(sofa: _Sofa) -> float:
@@ -197,9 +195,9 @@ def _cartesian(sofa: _Sofa, name: str, values: np.ndarray, like: str | None = No
 
     Args:
         sofa: the file.
-        name: of the field; what it does not say of itself, ``like`` says.
-        values: the field's.
-        like: another field.
+        name: of the field.
+        values: of the field.
+        like: the field whose type and units count where this one does not state its own.
     """
     owner = like if like and not sofa.attribute(name, "Type", "") else name
     kind = sofa.attribute(owner, "Type", "cartesian")
@@ -231,7 +229,7 @@ def _cartesian(sofa: _Sofa, name: str, values: np.ndarray, like: str | None = No
 
 
 def _vectors(sofa: _Sofa, name: str, rows: int, like: str | None = None) -> np.ndarray:
-    """Return positions in metres (rows, 3), whether the file has them spherical or cartesian."""
+    """Return positions in metres (rows, 3); the file has them spherical or cartesian."""
     values = sofa.field(name)
     if values.ndim != 2 or values.shape[1] != 3 or len(values) not in (1, rows):
         raise SceneError(
@@ -280,7 +278,7 @@ def _directions(sofa: _Sofa, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ears(sofa: _Sofa) -> list[int]:
-    """Return the receivers' numbers, left one first."""
+    """Return the numbers of the two receivers, the left one first."""
     values = sofa.field("ReceiverPosition")
     if values.ndim not in (2, 3) or values.shape[:2] != (2, 3):
         raise SceneError(
@@ -300,7 +298,7 @@ def _ears(sofa: _Sofa) -> list[int]:
 
 
 def _delays(sofa: _Sofa, rows: int, rate: float) -> np.ndarray:
-    """Return Data.Delay (rows, 2) in samples, less what all responses have in common."""
+    """Return Data.Delay in samples, (rows, 2), less the delay that all responses share."""
     if "Data.Delay" not in sofa.fields:
         return np.zeros((rows, 2))
     delays = sofa.field("Data.Delay")
@@ -325,7 +323,7 @@ def _delays(sofa: _Sofa, rows: int, rate: float) -> np.ndarray:
 
 
 def _room(sofa: _Sofa, measured: Measured) -> str | None:
-    """Return why responses may be those of a room; None where they are a head's alone."""
+    """Return why responses may have been measured in a room; None where they were not."""
     room = sofa.attribute("", "RoomType", FREE_FIELD[0])
     if re.sub(r"[\s_-]+", "", room) not in FREE_FIELD:
         return f"its RoomType is {room!r}; a head is measured in the free field."
@@ -344,7 +342,7 @@ def _room(sofa: _Sofa, measured: Measured) -> str | None:
 
 
 def _plane(measured: Measured) -> str | None:
-    """Return why directions do not surround a head; None where they leave every plane."""
+    """Return why directions do not surround a head; None where they lie in no single plane."""
     centred = measured.directions - measured.directions.mean(axis=0)
     normal = np.linalg.eigh(centred.T @ centred)[1][:, 0]
     if np.abs(centred @ normal).max() > FLAT:
@@ -356,8 +354,8 @@ def _plane(measured: Measured) -> str | None:
     )
 
 
-def _sides(measured: Measured) -> str | None:
-    """Return how ears contradict the directions; None where nearer ears are louder and earlier."""
+def _swapped_ears(measured: Measured) -> str | None:
+    """Return how the ears contradict the directions; None where the nearer ear hears first."""
     nearer = np.sign(measured.directions[:, 1])
     lateral = np.abs(measured.directions[:, 1]) >= LATERAL
     if not lateral.any():
@@ -376,16 +374,16 @@ def _sides(measured: Measured) -> str | None:
         for row in (measured.directions[:, 1].argmax(), measured.directions[:, 1].argmin())
     )
     return (
-        f"of {total} directions at the sides the nearer ear is the quieter one in {quieter} and "
+        f"of {total} lateral directions the nearer ear is the quieter one in {quieter} and "
         f"the later one in {later}. The left ear is {shown}. Azimuths count counter-clockwise (90 "
         "is left): here they may count clockwise, or the ears may be swapped."
     )
 
 
 def _differences(measured: Measured) -> tuple[np.ndarray, np.ndarray]:
-    """Return how much louder (dB) and earlier (seconds) the left ear hears each direction: (M,).
+    """Return by how many dB and seconds the left ear hears each direction louder and earlier: (M,).
 
-    Times are those of the largest correlation of the ears' sound below :data:`LOW`.
+    The seconds are the lag of the largest correlation of the two ears below :data:`LOW`.
     """
     rate, taps = measured.rate, measured.responses.shape[-1]
     widest = int(np.ceil(WIDEST * rate))

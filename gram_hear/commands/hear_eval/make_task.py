@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from gram_hear.console import AsJson, print_table, progress_bar, say
+from gram_hear.console import AsJson, TasksDir, print_table, progress_bar, say
 from gram_hear.errors import OptionError
 from gram_hear.start import importing
 
@@ -79,9 +79,7 @@ def make_task(
         str, typer.Option(help="Names of metrics: a,b; the first one chooses the predictor.")
     ] = "",
     task_version: Annotated[str, typer.Option(help="Version of the task.")] = "v1",
-    tasks_dir: Annotated[Path, typer.Option(help="The folder for task directories.")] = Path(
-        "tasks"
-    ),
+    tasks_dir: TasksDir = Path("tasks"),
     jobs: Annotated[
         int | None,
         typer.Option(

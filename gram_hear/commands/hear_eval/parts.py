@@ -36,7 +36,7 @@ Grid = Annotated[str, typer.Option(help="Grid of the predictors: default, fast o
 GridPoints = Annotated[int, typer.Option(help="How many points of the grid are tried.")]
 Seed = Annotated[int, typer.Option(help="Seed of the predictors' weights and dropout.")]
 Shuffle = Annotated[
-    bool, typer.Option("--shuffle", help="Shuffle training clips, which the protocol does not.")
+    bool, typer.Option("--shuffle", help="Shuffle training examples, which the protocol does not.")
 ]
 MinSteps = Annotated[
     int,

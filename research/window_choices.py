@@ -1,6 +1,6 @@
 """What stands in a clip's last window, past its end: three choices, by what a linear probe makes.
 
-    python benchmarks/window_choices.py RECORDINGS MODEL [--clips 50]
+    PYTHONPATH=benchmarks python research/window_choices.py RECORDINGS MODEL [--clips 50]
 
 RECORDINGS is a folder of {digit}_{speaker}_{index}.wav (the Free Spoken Digit Dataset). Kinds of
 synthetic sound (evidence_tasks.make_sound) of 1 to 2 s, shorter than a window, and of 2.2 to 5.8 s,
@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from evidence_scores import DECAYS, accuracy
 from evidence_tasks import SEED, list_recordings, make_sound
-from held_out_speakers import DECAYS, accuracy
 from torch import Tensor
 
 from gram_hear.audio.files import read_audio

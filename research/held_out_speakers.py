@@ -1,7 +1,7 @@
 """How well spoken digits are told apart by a linear probe, for speakers that it did not hear.
 
-    python benchmarks/held_out_speakers.py RECORDINGS MODEL [MODEL ...] [--untrained]
-        [--model-options JSON]
+    PYTHONPATH=benchmarks python research/held_out_speakers.py RECORDINGS MODEL [MODEL ...]
+        [--untrained] [--model-options JSON]
 
 RECORDINGS is a folder of {digit}_{speaker}_{index}.wav (the Free Spoken Digit Dataset). Each model
 embeds all files; then, for each speaker in turn, a multinomial logistic regression on standardised
@@ -11,7 +11,6 @@ begins with it, of seed 0.
 """
 
 import argparse
-import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -19,32 +18,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from evidence import save_untrained
+from evidence_scores import DECAYS, accuracy
 from torch import Tensor
 
 import gram_hear
 from gram_hear.audio.files import read_audio
-from gram_hear.checkpoints.store import load_checkpoint, save_model
 from gram_hear.hear import HearModel
-from gram_hear.model import GramModel
-from gram_hear.nn.initialise import initialise
-
-DECAYS = (1e-4, 1e-3, 1e-2)
-ITERATIONS = 60
-
-
-def untrained_network(name: str) -> GramModel:
-    """Return the encoder of a model as training begins with it, of seed 0."""
-    network = GramModel(dataclasses.replace(load_checkpoint(name).config, decoder=None))
-    initialise(network, 0)
-    return network
 
 
 def untrained(name: str, **options: Any) -> HearModel:
     """Return a model of the same configuration with first weights."""
     with tempfile.TemporaryDirectory() as folder:
-        file = save_model(untrained_network(name), Path(folder) / "first.safetensors")
-        return gram_hear.load_model(str(file), **options)
+        return gram_hear.load_model(str(save_untrained(name, Path(folder))), **options)
 
 
 def embed(model: HearModel, files: list[Path]) -> Tensor:
@@ -54,27 +40,6 @@ def embed(model: HearModel, files: list[Path]) -> Tensor:
         audio = read_audio(file, model.sample_rate).audio
         rows.append(gram_hear.get_scene_embeddings(torch.as_tensor(audio)[None], model))
     return torch.cat(rows)
-
-
-def accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], decay: float) -> float:
-    """Return the share of test clips that a logistic regression gets right."""
-    mean, deviation = train[0].mean(dim=0), train[0].std(dim=0) + 1e-6
-    inputs, tests = ((x - mean) / deviation for x in (train[0], test[0]))
-    classes = int(max(train[1].max(), test[1].max())) + 1
-    weight = torch.zeros(inputs.shape[1], classes, requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe"
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(inputs @ weight + bias, train[1]) + decay * weight.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return float(((tests @ weight + bias).argmax(dim=1) == test[1]).float().mean())
 
 
 def main() -> None:
