@@ -78,12 +78,12 @@ def write_task(folder: Path, clips: int, rate: int, seconds: float) -> Task:
         "splits": list(counts),
     }
     for split, count in counts.items():
-        place = folder / str(rate) / split
-        place.mkdir(parents=True)
+        audio = folder / str(rate) / split
+        audio.mkdir(parents=True)
         for i in range(count):
             samples = round(seconds * rate)
             sound = generator.uniform(-0.3, 0.3, samples) * np.linspace(1, 0, samples)
-            soundfile.write(place / f"{i:05d}.wav", sound, rate)
+            soundfile.write(audio / f"{i:05d}.wav", sound, rate)
         labels = {f"{i:05d}.wav": ["burst"] for i in range(count)}
         (folder / f"{split}.json").write_text(json.dumps(labels))
     (folder / "labelvocabulary.csv").write_text("idx,label\n0,burst\n")
