@@ -155,7 +155,7 @@ def _make_groups(
                 progress(done, total)
                 return _summarise(job, groups, preparation)
             if groups == known:
-                raise OptionError(job.loss(list(due)))
+                raise OptionError(job.describe_lost(list(due)))
             (job.output / SUMMARY).unlink(missing_ok=True)
         known = groups
         progress(done, total)

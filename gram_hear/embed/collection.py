@@ -357,8 +357,8 @@ class CollectionRun:
     def finish(self) -> list[FileOutcome]:
         """See that what was done is there, and bring the dataset, if the output is one, up to date.
 
-        Files that are due still, as those that failed, are left out of the dataset, whatever part
-        of an earlier state of theirs there is.
+        Files that are due still, as those that failed, are left out of the dataset, even if an
+        outdated part of theirs is there.
 
         Returns:
             An error for each part that was removed or replaced; their files are due again.

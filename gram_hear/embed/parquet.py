@@ -45,8 +45,8 @@ def assemble_parquet(
     at all, and left alone where it holds these parts already.
 
     Args:
-        files: whose parts are done.
-        failed: whose parts are not, whatever part of an earlier state of theirs there is.
+        files: those whose parts are done.
+        failed: those whose parts are not; left out, even if an outdated part is there.
         output: the dataset.
         provenance: of the collection.
         lock: is held while the dataset is written.

@@ -107,8 +107,8 @@ class Job:
         """Begin the job, or go on with what was begun of the same.
 
         Args:
-            force: begin anew where the output is finished, or was begun of something else. None
-                is False where users have no such option.
+            force: begin anew where the output is finished, or was begun of something else. Use
+                None for commands without --force: the error message then does not offer it.
             finished: returns what the finished output says that it is made of; None where it is
                 not finished. Where it is given, an output with files of something else is refused.
             clear: removes what was made before, when the job is begun anew.
@@ -191,7 +191,7 @@ class Job:
         return read_state(self.state / MADE_OF)
 
     def difference(self, found: Any) -> str:
-        """Return in words how ``found`` differs from what this job is made of; "" where nowhere."""
+        """Describe how ``found`` differs from what this job is made of; "" if it does not."""
         if found == self._plain:
             return ""
         if not isinstance(found, dict) or not found:
@@ -200,7 +200,7 @@ class Job:
         differences = "; ".join(
             f"{key} {short(found.get(key))}, not {short(self._plain[key])}" for key in keys
         )
-        return differences and f"was begun with other options ({differences})"
+        return differences and f"was made with other options ({differences})"
 
     def _holds_files(self) -> bool:
         return self.output.is_dir() and any(path.name != STATE for path in self.output.iterdir())
@@ -297,8 +297,8 @@ class Job:
         """Return the parts that are not done."""
         return [part for part in parts if not self.is_done(part)]
 
-    def loss(self, lost: Sequence[str]) -> str:
-        """Return a sentence on parts that were done, and are not there at the end."""
+    def describe_lost(self, lost: Sequence[str]) -> str:
+        """Return the error message for parts whose files vanished while the run was at work."""
         more = f" and {len(lost) - 3:,} more" if len(lost) > 3 else ""
         return (
             f"{', '.join(lost[:3])}{more} of {self.output}: files were removed or altered while "
@@ -444,7 +444,8 @@ def _make_part(
                     record, error = None, str(failure)
             if record is not None:
                 job.note(part, record, files)
-    except JobGone:  # finished by another run, this part too; or begun anew, as the end will show
+    except JobGone:
+        # Another run finished the job, and so this part, or began it anew: the end tells which.
         return Outcome(part, {})
     texts = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
     return Outcome(part, record, error, tuple(texts))

@@ -86,7 +86,8 @@ def _work_in_processes(
                         future.add_done_callback(finished.put)
                 if not under_way:
                     return
-                future = finished.get()  # Ctrl-C may come when it is taken out and not yet here
+                # Ctrl-C may strike between get() and the assignment: it stays in under_way.
+                future = finished.get()
                 under_way.remove(future)
                 yield future.result()
         except BrokenProcessPool as error:
@@ -95,7 +96,7 @@ def _work_in_processes(
                 "ran out; use fewer --jobs. What is finished is kept; run again to go on."
             ) from error
         finally:
-            # Not by leaving a "with": its wait takes the cancelling back.
+            # Not by leaving a "with" block: its shutdown(wait=True) would undo cancel_futures.
             with interrupts_held():
                 pool.shutdown(wait=False, cancel_futures=True)
             wait_for(under_way)
@@ -117,7 +118,7 @@ def _threads_of_children() -> Iterator[None]:
 
 
 def _start() -> None:
-    """Prepare a new process: Ctrl-C is the parent's affair, and its end is the end."""
+    """Prepare a new process: ignore Ctrl-C, which the parent handles, and exit when it exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems that could not block it
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()

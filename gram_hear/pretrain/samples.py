@@ -29,7 +29,7 @@ from gram_hear.scenes.noises import Noise, NoiseSet
 
 SHORTEST = 0.1  # seconds of a clip: more than one frame of any front-end
 TRIES = 100  # after so many unreadable sounds in a row the set is given up
-LARGEST_SEED = 2**32 - 1  # one word: a longer seed would run into the numbers beside it
+LARGEST_SEED = 2**32 - 1  # NumPy splits longer seeds into words, which would collide with streams
 ORDER, CLIP, SCENE, NOISE, WINDOWS = range(5)  # the streams of random numbers of a seed
 
 Sample = dict[str, Tensor]

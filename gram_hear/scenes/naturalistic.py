@@ -58,7 +58,7 @@ class Naturalised:
         folder: the task in scenes.
         localisation: the localisation task; None where nothing says where the sources are.
         clips: their number.
-        silent: how many of them are silent, and stay so.
+        silent: how many of them are silent; they get no noise.
     """
 
     folder: Path
@@ -90,7 +90,7 @@ def naturalise_task(
     A clip's first channel is brought to -14 dBFS, convolved and mixed with noise as in the
     published training (:func:`gram_hear.scenes.mixing.mix`). The sound is advanced by the whole
     samples that it takes from the source to the listener, so that the times of events stay true.
-    Where its peak exceeds 1, one gain over all channels brings it below. A silent clip stays so.
+    Where its peak exceeds 1, one gain over all channels brings it below. Silent clips get no noise.
 
     What is done is not done again: a finished task is left as it is, a run that was broken off goes
     on, and several runs may make one task together. The metadata is written last: before, the
@@ -99,7 +99,7 @@ def naturalise_task(
     Args:
         task: a HEAR task, of scenes or events, with audio.
         output: the folder that both tasks are made in.
-        settings: how.
+        settings: format, rate, rooms and noise.
         jobs: processes that work side by side; the clips do not depend on their number.
         check_head: refuse a SOFA file whose ears contradict its directions, and the like, as
             ``check`` of :func:`gram_hear.scenes.heads.load_head`.
@@ -154,7 +154,7 @@ def read_manifest(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _entry(line: bytes, path: Path) -> dict[str, Any]:
-    """Return what a line says of a clip, as far as it is used here checked."""
+    """Parse a line of a manifest, and check the keys that are used here."""
     entry = parse_json(line, str(path), TaskError)
     kinds = {"split": str, "file": str, "channels": int, "samples": int, "silent": bool}
     kinds["scene"] = dict
@@ -185,7 +185,7 @@ class _TaskClip:
     """A clip of a task that is to be put into a scene.
 
     Attributes:
-        settings: with what.
+        settings: format, rate, rooms and noise.
         split, file: its split, and what the task calls it there.
         source, source_rate: the file of its sound, and the rate in Hz that it must have.
         target: the file that it goes to.
@@ -350,7 +350,7 @@ def _build(
         if _finished(folder) is not None:  # by another run
             return
         if lost := job.missing(clip.name for clip in clips):
-            raise TaskError(job.loss(lost))
+            raise TaskError(job.describe_lost(lost))
         _write_manifest(folder, (job.record(clip.name) for clip in clips))
         _copy_splits(task, folder)
         write_whole(folder / VOCABULARY, partial(shutil.copyfile, task.folder / VOCABULARY))

@@ -31,7 +31,7 @@ def fetch(
 ) -> None:
     """Fetch tasks of the public HEAR 2021 archive; print the folder of each.
 
-    What is cut or killed goes on where it stopped. Without names: show what there is.
+    An interrupted download resumes where it stopped. Without names: show what there is.
 
     Example: hear-eval fetch esc50 libricount -o tasks
     """

@@ -24,10 +24,10 @@ from gram_hear.tasks import LONGEST_CLIP, Task, read_json
 
 DONE = "embeddings-done.json"
 PROGRESS = "embeddings-progress.json"  # of version 0.1.0, while embeddings are not finished
-PREDICTED = "prediction-done.json"  # says that scores are of the embeddings beside it
-NEIGHBOURS_DONE = "prediction-done-knn.json"  # the same of those of the nearest neighbours
-EMPTY = "empty_clips"  # key of what was done about clips without samples; None where there are none
-EMPTY_FILES = "empty_files"  # key of which they are, as "split/file"
+PREDICTED = "prediction-done.json"  # marker: scores belong to the embeddings beside it
+NEIGHBOURS_DONE = "prediction-done-knn.json"  # the same for k-NN scores
+EMPTY = "empty_clips"  # key of how clips without samples were treated; None where there are none
+EMPTY_FILES = "empty_files"  # key of their names, as "split/file"
 EVENT_END = 0.0001  # ms by which an event lasts past its end, so that its last timestamp is in it
 CHUNK_BYTES = 2**26  # of embeddings that are checked at once
 

@@ -180,7 +180,7 @@ def _first_byte(archive: Archive, response: HTTPResponse, asked: int) -> int:
         total = int(match[2]) if match and match[2] != "*" else archive.size
         if first not in (0, asked):
             raise TaskError(
-                f"{archive.file} cannot be gone on with: asked for the bytes from {asked}, the "
+                f"{archive.file} cannot be resumed: asked for the bytes from {asked}, the "
                 f"site answers {response.headers.get('Content-Range')!r}."
             )
     else:

@@ -1,7 +1,7 @@
 """A task directory built of labelled recordings: in a folder aside, from where it is moved whole.
 
 The folder aside, ``.<task>.making`` beside the task, is a job (:mod:`gram_hear.jobs.job`): several
-runs may share it, and what a killed run left is gone on with. Its parts are a few sound files each.
+runs may share it, and what a killed run left is resumed. Its parts are a few sound files each.
 Splits are settled when all sound is known, since files of equal sound stay in one.
 """
 

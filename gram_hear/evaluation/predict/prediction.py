@@ -58,7 +58,7 @@ def is_predicted(folder: Path, probe: Probe, force: bool = False) -> bool:
     """Whether a task has been predicted by this very probe.
 
     Raises:
-        TaskError: where it was predicted with other options, and ``force`` does not say to go on.
+        TaskError: where it was predicted with other options, and ``force`` is not set.
     """
     marker = folder / probe.files.marker
     if force or not marker.exists():
@@ -122,7 +122,7 @@ def _unfinished(folder: Path) -> Iterator[Path]:
 
 
 def _predict(task: Task, probe: Probe, unfinished: Path, progress: Progress) -> dict[str, Any]:
-    """Do what :func:`predict_task` says, in a folder that is locked."""
+    """Predict a task; the caller holds the lock of its folder."""
     started, cpu_started = time.time(), time.process_time()
     folds = folds_of(task, probe.validates)
     data = open_task(task, set().union(*(fold.splits for fold in folds)))
