@@ -28,9 +28,9 @@ from gram_hear.audio.archives import SUMMARY, index_tar
 from gram_hear.audio.files import SoundReader, find_audio, warn_of_left_out
 from gram_hear.config import require_rate
 from gram_hear.errors import AudioError, OptionError, reason_of
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.job import Job, Record, read_state, run_parts
 from gram_hear.jobs.locks import wait_for_lock
-from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.workers import cores
 from gram_hear.jobs.writing import write_json, write_whole
 

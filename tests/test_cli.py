@@ -17,7 +17,7 @@ import typer
 import gram_hear
 from gram_hear.checkpoints.store import load_checkpoint
 from gram_hear.commands.gram_hear import app as cli
-from gram_hear.embed import parts
+from gram_hear.embed import npz
 from gram_hear.nn.mamba_kernels import find_kernels
 
 SOUNDS = Path(__file__).parent / "data" / "sounds"
@@ -194,7 +194,7 @@ def test_embed_says_what_is_not_there_at_the_end(
     tmp_path, published_file, command, monkeypatch, suffix
 ):
     output = tmp_path / f"out{suffix}"
-    finish, finished = parts.PartWriter.finish, []
+    finish, finished = npz.PartWriter.finish, []
 
     def finish_and_remove(self, done):
         finish(self, done)
@@ -202,7 +202,7 @@ def test_embed_says_what_is_not_there_at_the_end(
         if len(finished) == 3:
             shutil.rmtree(self.file.output.parent)
 
-    monkeypatch.setattr(parts.PartWriter, "finish", finish_and_remove)
+    monkeypatch.setattr(npz.PartWriter, "finish", finish_and_remove)
     code, _, err = command("embed", SOUNDS, "-o", output, "-m", published_file(1))
     assert code == 1
     assert f"2 of 5 files are embedded in {output}." in err

@@ -16,7 +16,7 @@ from hear_tasks import write_task
 from typer.testing import CliRunner
 
 from gram_hear.commands.hear_eval.app import app
-from gram_hear.commands.hear_eval.parts import parse_options
+from gram_hear.commands.hear_eval.options import parse_options
 from gram_hear.errors import GramError, OptionError
 from gram_hear.jobs import writing
 from gram_hear.jobs.locks import locked

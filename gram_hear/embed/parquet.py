@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from gram_hear.embed.parts import (
+from gram_hear.embed.npz import (
     CollectionFile,
     OutputError,
     identity,

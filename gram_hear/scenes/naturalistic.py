@@ -26,8 +26,8 @@ from typing import Any
 from gram_hear.audio.wav import write_wav
 from gram_hear.errors import OptionError, TaskError, reason_of
 from gram_hear.foreign import parse_json
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.job import Job, Record, run_parts
-from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.writing import link_or_copy, write_json, write_text, write_whole
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.recipes import (

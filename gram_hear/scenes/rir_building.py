@@ -20,8 +20,8 @@ from typing import Any
 from gram_hear.audio.archives import write_npy
 from gram_hear.config import require_rate
 from gram_hear.errors import OptionError, SceneError, allowed, reason_of
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.job import Job, Record, run_parts
-from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.workers import cores
 from gram_hear.jobs.writing import write_json, write_whole
 from gram_hear.scenes.heads import load_head

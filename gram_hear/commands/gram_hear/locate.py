@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from gram_hear.commands.gram_hear.parts import Start, check_output
+from gram_hear.commands.gram_hear.options import Start, check_output
 from gram_hear.console import Convention, Device, print_table, say
 from gram_hear.errors import OptionError
 from gram_hear.extras import need

@@ -13,7 +13,7 @@ from gram_hear.commands.hear_eval.embed import embed
 from gram_hear.commands.hear_eval.evaluate import evaluate
 from gram_hear.commands.hear_eval.fetch import fetch
 from gram_hear.commands.hear_eval.make_task import make_task
-from gram_hear.commands.hear_eval.parts import SEVERAL_TASKS
+from gram_hear.commands.hear_eval.options import SEVERAL_TASKS
 from gram_hear.commands.hear_eval.predict import predict
 from gram_hear.commands.hear_eval.report import report
 from gram_hear.commands.hear_eval.tasks import tasks

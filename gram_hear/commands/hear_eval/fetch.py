@@ -10,7 +10,7 @@ from rich.table import Table
 
 from gram_hear.console import AsJson, finish, names_in, print_table, progress_bar, say
 from gram_hear.errors import GramError
-from gram_hear.jobs.progress import Progress
+from gram_hear.jobs.callback import Progress
 from gram_hear.start import importing
 
 if TYPE_CHECKING:

@@ -36,10 +36,10 @@ from gram_hear.evaluation.embed.embeddings import (
 )
 from gram_hear.evaluation.embed.hear_module import HearModule, is_out_of_memory
 from gram_hear.evaluation.embed.task_audio import SILENCE, ClipFile, TaskAudio
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.interrupts import interrupts_held, result_of, submit
 from gram_hear.jobs.job import Job, JobGone, claimed
 from gram_hear.jobs.locks import OLD_LOCK, locked
-from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.writing import write_json, write_whole
 from gram_hear.tasks import METADATA, VOCABULARY, Task, empty_in_words, read_json
 

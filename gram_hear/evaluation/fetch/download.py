@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from gram_hear.errors import TaskError, reason_of
 from gram_hear.evaluation.fetch.record import STORE, Archive, in_words, size_of
 from gram_hear.evaluation.fetch.site import Report, open_url, patiently
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.locks import LOCK, POLL, try_lock
-from gram_hear.jobs.progress import Progress, silent
 
 BLOCK = 1 << 20  # bytes
 

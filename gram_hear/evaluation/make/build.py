@@ -26,8 +26,8 @@ from gram_hear.evaluation.make.plan import NAMED, TaskPlan, refuse_sounds
 from gram_hear.evaluation.make.sounds import MadeSound, SoundHeader, SoundOptions, make_sound
 from gram_hear.evaluation.make.splits import Splits, make_splits
 from gram_hear.evaluation.predict.postprocessing import EVENT_POSTPROCESSING
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.job import Job, Record, run_parts
-from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.workers import cores
 from gram_hear.jobs.writing import link_or_copy, write_json, write_text
 from gram_hear.tasks import METADATA, VOCABULARY, read_json, read_task

@@ -16,8 +16,8 @@ from gram_hear.evaluation.predict.score_files import (
     score_file,
     write_scores,
 )
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.locks import locked
-from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.writing import remove_leftovers
 from gram_hear.tasks import Task, read_json, read_task
 
