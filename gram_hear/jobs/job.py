@@ -55,8 +55,8 @@ class Outcome:
 
     Attributes:
         part: its name.
-        record: what is noted of it; None where it failed.
-        error: why it failed; None where it is done.
+        record: what is noted of it; None where it failed, or another run finished the whole job.
+        error: why it failed; None otherwise.
         warnings: those that came while it was made here.
     """
 
@@ -188,7 +188,7 @@ class Job:
 
     def begun_of(self) -> Any:
         """Return what the job in this state folder is made of; None where none was begun."""
-        return read_state(self.state / MADE_OF)
+        return begun_of(self.output)
 
     def difference(self, found: Any) -> str:
         """Describe how ``found`` differs from what this job is made of; "" if it does not."""
@@ -382,7 +382,7 @@ def run_parts(
     job: Job,
     due: Mapping[str, Piece],
     make: Callable[[Piece], tuple[Record, Sequence[Path]]],
-    jobs: int,
+    processes: int,
 ) -> Generator[Outcome, None, None]:
     """Make parts of a job, in processes side by side.
 
@@ -395,7 +395,7 @@ def run_parts(
         make: makes a part, in whichever process; it returns what is to be noted, and the files.
             A :class:`~gram_hear.errors.GramError` of it fails the part alone, any other error ends
             the run.
-        jobs: processes side by side.
+        processes: how many work side by side.
 
     Yields:
         An :class:`Outcome` for each part, in the order in which they are done.
@@ -409,7 +409,7 @@ def run_parts(
     while pieces or held:
         if pieces:
             making = partial(_make_part, job, make)
-            with closing(work(making, pieces.items(), min(jobs, len(pieces)))) as outcomes:
+            with closing(work(making, pieces.items(), min(processes, len(pieces)))) as outcomes:
                 for outcome in outcomes:
                     if isinstance(outcome, Outcome):
                         yield outcome
@@ -446,7 +446,7 @@ def _make_part(
                 job.note(part, record, files)
     except JobGone:
         # Another run finished the job, and so this part, or began it anew: the end tells which.
-        return Outcome(part, {})
+        return Outcome(part, None)
     texts = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
     return Outcome(part, record, error, tuple(texts))
 
@@ -464,6 +464,11 @@ def _file_name(part: str) -> str:
     """Return what the files of a part are called: its name as far as it can be, and its hash."""
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", part)[:READABLE]
     return f"{readable}-{hashlib.sha256(part.encode(errors='surrogateescape')).hexdigest()[:16]}"
+
+
+def begun_of(output: Path) -> Any:
+    """Return what the job of this output is made of; None where none was begun."""
+    return read_state(output / STATE / MADE_OF)
 
 
 def read_state(path: Path) -> Any:

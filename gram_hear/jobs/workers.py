@@ -38,11 +38,11 @@ def cores() -> int:
 
 
 def work(
-    function: Callable[[Piece], Result], pieces: Iterable[Piece], jobs: int
+    function: Callable[[Piece], Result], pieces: Iterable[Piece], processes: int
 ) -> Generator[Result, None, None]:
     """Yield what a function returns for each piece of work, in the order in which they are done.
 
-    With one job the work is done here, one piece at a time; with more in new processes, which
+    With one process the work is done here, one piece at a time; with more in new ones, which
     import the function: scripts that are run need ``if __name__ == "__main__":`` around this call.
     When the generator is closed, or Ctrl-C comes, what was begun is finished and the rest is not;
     a caller that may stop in between closes it (``contextlib.closing``).
@@ -50,13 +50,13 @@ def work(
     Raises:
         WorkerError: where a process is killed, as for want of memory.
     """
-    if jobs == 1:
+    if processes == 1:
         for piece in pieces:
             with one_thread():
                 result = function(piece)
             yield result
     else:
-        yield from _work_in_processes(function, iter(pieces), jobs)
+        yield from _work_in_processes(function, iter(pieces), processes)
 
 
 @contextmanager
@@ -72,15 +72,15 @@ def one_thread() -> Iterator[None]:
 
 
 def _work_in_processes(
-    function: Callable[[Piece], Result], pieces: Iterator[Piece], jobs: int
+    function: Callable[[Piece], Result], pieces: Iterator[Piece], processes: int
 ) -> Generator[Result, None, None]:
     under_way: set[Future[Result]] = set()
     finished: SimpleQueue[Future[Result]] = SimpleQueue()
     with _threads_of_children():
-        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start)
+        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start)
         try:
             while True:
-                for piece in islice(pieces, jobs * AHEAD - len(under_way)):
+                for piece in islice(pieces, processes * AHEAD - len(under_way)):
                     with interrupts_held():
                         under_way.add(future := pool.submit(function, piece))
                         future.add_done_callback(finished.put)

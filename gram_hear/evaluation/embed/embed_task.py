@@ -200,7 +200,7 @@ def _difference(out: Path, identity: dict[str, Any]) -> str:
     if found is None:
         return ""
     if not isinstance(found, dict):
-        return f"{DONE} holds {short(found)} instead of an object"
+        return f"what they are made of is given as {short(found)}"
     for key, value in identity.items():
         there = found.get(key)
         if there != value and not (key == EMPTY and there is None):  # none of its clips is empty

@@ -19,7 +19,7 @@ import numpy as np
 
 from gram_hear.errors import TaskError, short
 from gram_hear.foreign import NotPlain, read_pickled_lists
-from gram_hear.jobs.job import Job
+from gram_hear.jobs import job
 from gram_hear.tasks import LONGEST_CLIP, Task, read_json
 
 DONE = "embeddings-done.json"
@@ -207,7 +207,7 @@ def begun_of(folder: Path) -> Any:
     """Return what unfinished embeddings are made of; None where none were begun."""
     if (folder / PROGRESS).is_file():
         return read_json(folder / PROGRESS)
-    found = Job(folder, {}).begun_of()
+    found = job.begun_of(folder)
     return found if isinstance(found, dict) and "module_code" in found else None
 
 
