@@ -291,10 +291,7 @@ class _TaskRun:
         self._finish()
 
     def _without_empty(
-        self,
-        clips: dict[str, list[ClipFile]],
-        empty: Mapping[str, list[str]],
-        names: Sequence[str],
+        self, clips: dict[str, list[ClipFile]], empty: Mapping[str, list[str]], names: Sequence[str]
     ) -> dict[str, list[ClipFile]]:
         """Apply ``empty_clips`` to clips without samples; return the clips to embed."""
         said = f"{self.task.name}: {empty_in_words(names, sum(map(len, clips.values())))}"
