@@ -275,10 +275,9 @@ class Job:
 
     def _check_note(self, note: Any, part: Any) -> Record | None:
         """Return what a note of this job records of a part whose files are there, else None."""
-        if not isinstance(note, dict) or (note.get("job"), note.get("part")) != (
-            self._digest,
-            part,
-        ):
+        if not isinstance(note, dict) or note.get("job") != self._digest:
+            return None
+        if note.get("part") != part:
             return None
         there = all(_size(self.output / file) == size for file, size in note["files"].items())
         return note["record"] if there else None
@@ -312,18 +311,11 @@ class Job:
 
     def is_free(self, part: str) -> bool:
         """Whether no run holds a part just now."""
-        if not self._lock(part).exists():
-            return True
-        with try_lock(self._lock(part)) as is_mine:
-            return is_mine
+        return not self._lock(part).exists() or _is_free(self._lock(part))
 
     def is_idle(self) -> bool:
         """Whether no run holds any part just now."""
-        for path in (self.state / LOCKS).glob("*.lock"):
-            with try_lock(path) as is_free:
-                if not is_free:
-                    return False
-        return True
+        return all(map(_is_free, (self.state / LOCKS).glob("*.lock")))
 
     # --- its end ---
 
@@ -445,6 +437,11 @@ def _make_part(
         return Outcome(part, {})
     texts = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
     return Outcome(part, record, error, tuple(texts))
+
+
+def _is_free(lock: Path) -> bool:
+    with try_lock(lock) as is_mine:
+        return is_mine
 
 
 def _half_written(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -166,7 +166,8 @@ def read_runs(folders: Sequence[Path], tasks: Sequence[str] | None = None) -> li
     names = {run.result.task for run in runs}
     for task in tasks or ():
         if not any(_is_named(name, task) for name in names):
-            raise OptionError(f"No model has results of {task!r}; there are {_listed(names)}.")
+            there = ", ".join(sorted(names))
+            raise OptionError(f"No model has results of {task!r}; there are {there}.")
     if tasks:
         runs = [run for run in runs if any(_is_named(run.result.task, task) for task in tasks)]
     if not runs:
@@ -176,10 +177,6 @@ def read_runs(folders: Sequence[Path], tasks: Sequence[str] | None = None) -> li
 
 def _is_named(name: str, given: str) -> bool:
     return given in (name, name.split("-")[0])
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
 
 
 # --- comparing ------------------------------------------------------------------------------
@@ -256,9 +253,8 @@ def _task_names(runs: Sequence[Run]) -> dict[tuple[str, str, str], str]:
             for i, word in enumerate(details)
             if word and any(each[i] != word for each in others)
         ]
-        names[task, details[0], details[1]] = task + (
-            f" ({', '.join(differing)})" if differing else ""
-        )
+        brackets = f" ({', '.join(differing)})" if differing else ""
+        names[task, details[0], details[1]] = f"{task}{brackets}"
     return names
 
 
@@ -342,7 +338,11 @@ def _ranked(comparison: Comparison) -> Comparison:
             ranks[model, task] = better + (equal + 1) / 2
         if len(values) == len(models):
             shared.append(task)
-    averaged = [task for task in shared if _is_share(comparison, task)]
+    averaged = [
+        task
+        for task in shared
+        if comparison.maximised(task) and comparison.metric(task) not in UNBOUNDED
+    ]
 
     def average(model: str) -> float:
         return mean(value for t in averaged if (value := scores[model, t].value) is not None)
@@ -355,10 +355,6 @@ def _ranked(comparison: Comparison) -> Comparison:
         ranks=ranks,
         mean_ranks={m: mean(ranks[m, task] for task in shared) for m in models} if shared else {},
     )
-
-
-def _is_share(comparison: Comparison, task: str) -> bool:
-    return comparison.maximised(task) and comparison.metric(task) not in UNBOUNDED
 
 
 def warn_of_gaps(comparison: Comparison) -> None:
