@@ -107,6 +107,11 @@ class Comparison:
         """Whether more is better on a task."""
         return named_metric(self.metric(task)).maximise
 
+    def scored(self, task: str) -> list[Score]:
+        """Return the defined scores on a task, in the order of the models."""
+        found = (self.scores.get((model, task)) for model in self.models)
+        return [score for score in found if score is not None and score.value is not None]
+
     def best(self, task: str) -> tuple[str, ...]:
         """Return the models of the best score on a task, several where they are equal."""
         ranked = {model: rank for (model, each), rank in self.ranks.items() if each == task}
@@ -328,9 +333,9 @@ def _ranked(comparison: Comparison) -> Comparison:
     for task in comparison.tasks:
         sign = -1.0 if comparison.maximised(task) else 1.0
         values = {
-            model: sign * value
-            for model in models
-            if (score := scores.get((model, task))) and (value := score.value) is not None
+            each.model: sign * score
+            for each in comparison.scored(task)
+            if (score := each.value) is not None
         }
         for model, value in values.items():
             better = sum(other < value for other in values.values())

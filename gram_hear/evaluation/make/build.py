@@ -263,14 +263,13 @@ def _describe_duplicates(
             f"{count(len(torn), 'sound is', 'sounds are')} in several of the splits given, so that "
             f"what is tested was trained on: {some(named, '; ', NAMED)}."
         )
+    several = ("sound is there several times", "sounds are there several times")
     if other := [same for same in duplicates if any(labels[f] != labels[same[0]] for f in same)]:
         named = [" = ".join(f"{f} {short(labels[f], 40)}" for f in files) for files in other]
-        equal = count(len(other), "sound is there several times", "sounds are there several times")
-        yield f"{equal}, labelled differently: {some(named, '; ', NAMED)}."
+        yield f"{count(len(other), *several)}, labelled differently: {some(named, '; ', NAMED)}."
     if kept := [files for files in duplicates if files not in torn]:
         named = [" = ".join(files) for files in kept]
-        equal = count(len(kept), "sound is there several times", "sounds are there several times")
-        yield f"{equal}, in one split: {some(named, '; ')}."
+        yield f"{count(len(kept), *several)}, in one split: {some(named, '; ')}."
 
 
 # --- the task's folder ----------------------------------------------------------------------
