@@ -302,26 +302,20 @@ def _score(model: str, task: str, runs: tuple[Run, ...]) -> Score:
 
 def _change(score: Score) -> Change | None:
     """Return a task's difference from its dry one; None where no run has both."""
-    both = [
-        (run.result.score, run.result.dry, run.result.difference)
-        for run in score.runs
-        if run.result.score is not None and run.result.dry is not None
-    ]
+    results = [run.result for run in score.runs]
+    both = [(r.dry, r.score) for r in results if r.dry is not None and r.score is not None]
     if not both:
         return None
-    values, dry, differences = (
-        [float(value) for value in column if value is not None]
-        for column in zip(*both, strict=True)
-    )
+    differences = [value - dry for dry, value in both]
     return Change(
         score.model,
         score.task,
-        score.runs[0].result.source or "",
-        mean(dry),
-        mean(values),
-        mean(differences),
-        stdev(differences) if len(differences) > 1 else None,
-        len(differences),
+        source=results[0].source or "",
+        dry=mean(dry for dry, _ in both),
+        value=mean(value for _, value in both),
+        difference=mean(differences),
+        deviation=stdev(differences) if len(differences) > 1 else None,
+        count=len(differences),
     )
 
 
