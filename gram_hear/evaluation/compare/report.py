@@ -12,7 +12,7 @@ from typing import Any
 from gram_hear.errors import OptionError, count, reason_of
 from gram_hear.evaluation.compare.comparison import Change, Comparison, Score
 from gram_hear.evaluation.compare.published import Published
-from gram_hear.evaluation.compare.results import markdown_row
+from gram_hear.evaluation.compare.results import markdown_table
 from gram_hear.evaluation.compare.significance import LEVEL, PairTest
 from gram_hear.jobs.writing import write_whole
 
@@ -272,18 +272,16 @@ def markdown_of(report: Report) -> str:
     for table in tables_of(report):
         lines += [f"## {table.title}", ""]
         if table.rows:
-            lines += [markdown_row(table.columns), markdown_row("---" for _ in table.columns)]
-            lines += [markdown_row(_bold(cell) for cell in row) for row in table.rows]
-            lines.append("")
+            lines += [*markdown_table(table.columns, [map(_bold, row) for row in table.rows]), ""]
         for note in table.notes:
             lines.append(f"- {note.replace(f'{BEST}: the best', 'Bold: the best')}")
         lines.append("")
-    lines += ["## What was read", "", markdown_row(("model", "task", "seed", "folder"))]
-    lines.append(markdown_row(["---"] * 4))
+    read = []
     for score in comparison.scores.values():
         for run in score.runs:
             seed = "" if run.result.seed is None else str(run.result.seed)
-            lines.append(markdown_row((score.model, score.task, seed, str(run.folder))))
+            read.append((score.model, score.task, seed, str(run.folder)))
+    lines += ["## What was read", "", *markdown_table(("model", "task", "seed", "folder"), read)]
     return "\n".join(lines) + "\n"
 
 
