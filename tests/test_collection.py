@@ -416,29 +416,21 @@ def test_a_part_that_is_only_touched_is_there(tmp_path, tree, model, disturb):
     assert errors(embed_collection([tree], tmp_path / "out", model)) == {}
 
 
-def test_a_folder_that_is_removed_while_a_long_file_is_spooled_is_made_again(
-    tmp_path, tree, model, monkeypatch
+@pytest.mark.parametrize(
+    ("owner", "name"), [(parts.PartWriter, "add"), (parts, "_write_array")], ids=["spool", "write"]
+)
+def test_a_folder_that_is_removed_while_a_part_is_made_is_made_again(
+    tmp_path, tree, model, monkeypatch, owner, name
 ):
     monkeypatch.setattr(parts, "SPOOL", 1000)
-    out, add = tmp_path / "out", parts.PartWriter.add
-    monkeypatch.setattr(
-        parts.PartWriter, "add", lambda self, block: shutil.rmtree(out) or add(self, block)
-    )
-    assert errors(embed_collection([tree / "a" / "1.wav"], out, model)) == {}
-    assert set(arrays_of(out)) == {"1.wav.npz"}
+    out, write, once = tmp_path / "out", getattr(owner, name), [True]
 
-
-def test_a_folder_that_is_removed_while_a_part_is_written_is_made_again(
-    tmp_path, tree, model, monkeypatch
-):
-    out, write_array, once = tmp_path / "out", parts._write_array, [True]
-
-    def remove_and_write(archive, name, array):
+    def remove_and_write(*arguments):
         if once and once.pop():
             shutil.rmtree(out)
-        write_array(archive, name, array)
+        write(*arguments)
 
-    monkeypatch.setattr(parts, "_write_array", remove_and_write)
+    monkeypatch.setattr(owner, name, remove_and_write)
     assert errors(embed_collection([tree / "a" / "1.wav"], out, model)) == {}
     assert set(arrays_of(out)) == {"1.wav.npz"}
 

@@ -25,7 +25,7 @@ from gram_hear.evaluation.make.build import make_task, task_names
 from gram_hear.evaluation.make.labels import LabelOptions, compile_pattern, kind_of, read_labels
 from gram_hear.evaluation.make.plan import TaskOptions, plan_task
 from gram_hear.evaluation.make.sounds import SoundOptions, digest, make_sound, read_header
-from gram_hear.evaluation.make.splits import SplitOptions, deal_groups, group_numbers, make_splits
+from gram_hear.evaluation.make.splits import SplitOptions, deal_groups, make_splits
 from gram_hear.evaluation.predict.shallow import ShallowProbe
 from gram_hear.jobs.job import Job
 from gram_hear.tasks import describe_tasks, read_task
@@ -584,11 +584,6 @@ def test_groups_are_as_even_as_those_of_scikit_learn():
     for i, (_, test) in enumerate(folds.split(np.zeros(3000), labels, groups)):
         theirs[test] = i
     assert spread(deal_groups(counts, (1.0,) * 5, 0)[groups]) < 1.2 * spread(theirs)
-
-
-def test_group_numbers_join_duplicates():
-    assert group_numbers(["a", "b", "c", "d", "a"], []).tolist() == [0, 1, 2, 3, 0]
-    assert group_numbers(["a", "b", "c", "d", "a"], [[1, 4], [2, 3]]).tolist() == [0, 0, 1, 1, 0]
 
 
 # --- sound ----------------------------------------------------------------------------------
