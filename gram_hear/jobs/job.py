@@ -186,6 +186,21 @@ class Job:
             )
         return False, ""
 
+    def is_finished(self, finished: Callable[[], Any]) -> bool:
+        """Whether another run has finished the job meanwhile; within :meth:`finishing`.
+
+        Args:
+            finished: as for :meth:`begin`.
+
+        Raises:
+            OptionError: where another run made or began something else in the output.
+        """
+        made = finished()
+        found = self.begun_of() if made is None else made
+        if found is not None and (wrong := self.difference(found)):
+            raise OptionError(f"Another run has begun {self.output} anew: it {wrong}.")
+        return made is not None
+
     def begun_of(self) -> Any:
         """Return what the job in this state folder is made of; None where none was begun."""
         return read_state(self.state / MADE_OF)
