@@ -24,6 +24,8 @@ from gram_hear.embed.files import Block, FileDone
 from gram_hear.embed.parquet import parts_folder
 from gram_hear.embed.parts import OutputError
 from gram_hear.errors import OptionError
+from gram_hear.jobs.job import Job
+from gram_hear.jobs.locks import try_lock
 from gram_hear.jobs.writing import temporary_prefix
 
 SOUNDS = Path(__file__).parent / "data" / "sounds"
@@ -884,6 +886,20 @@ def test_two_runs_of_one_collection_end_as_one(
         *("in", "log", "out", "whole-out"),
         *("out.parquet", "out.parquet.parts", "whole-out.parquet", "whole-out.parquet.parts"),
     }
+
+
+def test_a_run_ends_its_job_while_no_other_can_begin(tmp_path, tree, model, monkeypatch):
+    locked = []
+
+    def is_idle(job):
+        with try_lock(job.state / "finish.lock") as is_mine:
+            locked.append(not is_mine)
+        return True
+
+    monkeypatch.setattr(Job, "is_idle", is_idle)
+    embed_collection([tree], tmp_path / "out", model)
+    assert locked == [True]
+    assert not (tmp_path / "out" / ".job").exists()
 
 
 @pytest.mark.slow

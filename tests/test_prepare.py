@@ -380,6 +380,19 @@ def test_other_options_are_refused_while_a_run_is_at_work(tmp_path, sounds, monk
     assert len(open_clips(tmp_path / "out")) == 7  # clips of 1 s, as the first run has them
 
 
+def test_an_output_that_another_run_began_anew_meanwhile_is_left_to_it(tmp_path, sounds):
+    other = sounds / "deep"
+
+    def meanwhile(done, total):
+        if not (tmp_path / "out" / "prepared.json").exists():
+            run(other, tmp_path / "out", force=True)
+
+    with pytest.raises(OptionError, match=r"Another run has begun .* anew"):
+        run(sounds, tmp_path / "out", progress=meanwhile)
+    assert run(other, tmp_path / "out") == run(other, tmp_path / "whole")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
 def test_a_tar_that_is_removed_meanwhile_is_named_and_made_again(tmp_path, sounds):
     def remove(done, total):
         if done == total:

@@ -699,8 +699,19 @@ def test_what_0_1_0_left_unfinished_is_named(tmp_path):
         open_rirs(tmp_path / "set")
     with pytest.raises(OptionError, match=r"begun by gram-hear 0\.1\.0.*--force"):
         build(tmp_path / "set")
-    with pytest.raises(OptionError, match="other files"):
-        build(tmp_path / "set", force=True)
+    build(tmp_path / "set", force=True)  # as the message says
+    build(tmp_path / "whole")
+    assert files_of(tmp_path / "set") == files_of(tmp_path / "whole")
+
+
+def test_a_set_that_another_run_made_otherwise_meanwhile_is_no_success(tmp_path):
+    def meanwhile(done, total):
+        if not done:  # the parts of the first run are free until its processes have started
+            build(tmp_path / "set", seed=1, force=True)
+
+    with pytest.raises(OptionError, match=r"Another run has begun .* anew: .*seed 1, not 0"):
+        build(tmp_path / "set", progress=meanwhile)
+    assert open_rirs(tmp_path / "set", "binaural").read(0)
 
 
 def test_begun_set_is_not_gone_on_with_by_other_options(tmp_path):
