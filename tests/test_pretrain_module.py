@@ -16,9 +16,9 @@ from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
 from gram_hear.nn.masks import random_mask
 from gram_hear.nn.patches import patchify
+from gram_hear.plots.reconstruction import unpatchify
 from gram_hear.pretrain.datamodule import PretrainingData, accumulation
 from gram_hear.pretrain.module import Pretraining, schedule_factor
-from gram_hear.pretrain.pictures import unpatchify
 
 SMALL = {"size": "tiny", "depth": 1, "decoder_depth": 1}
 CHANNELS = {"mono": 1, "binaural": 2, "ambisonic": 4}

@@ -79,7 +79,7 @@ def locate(
         from gram_hear.audio.layouts import check_convention
         from gram_hear.config import LAYOUT_OF_AUDIO
         from gram_hear.localisation import BUNDLED, COLUMNS, check_layout, load_locator
-        from gram_hear.plots.directions import direction_figure, picture_directions
+        from gram_hear.plots.directions import direction_figure
         from gram_hear.style import save_figure
     check_bounds(start, duration)
     if convention is not None:
@@ -94,7 +94,7 @@ def locate(
     if found.silent.all():
         say(f"{audio}: all of it is silent; there is no direction.")
     if output is not None:
-        save_figure(direction_figure(picture_directions(audio, excerpt, found)), output)
+        save_figure(direction_figure(audio.name, excerpt, found), output)
         say(f"drawn: {output}")
     if as_json:
         typer.echo(json.dumps(_facts(audio, excerpt, found, locator.config.model), indent=2))

@@ -91,10 +91,11 @@ def scene(
         need("matplotlib", "plot")
     with importing():
         from gram_hear.config import require_rate
-        from gram_hear.plots.scene import plot_scene
+        from gram_hear.plots.scene import scene_figure
         from gram_hear.scenes.noises import open_noise
         from gram_hear.scenes.recipes import FORMATS
         from gram_hear.scenes.single import make_scene
+        from gram_hear.style import save_figure
     if format not in FORMATS:
         raise OptionError(f"Unknown format {format!r}; {allowed(format, FORMATS)}")
     require_rate(rate)
@@ -124,7 +125,7 @@ def scene(
     text = json.dumps(metadata, indent=2) + "\n"
     _write(made, output, description, text)
     if plot is not None:
-        plot_scene(made, plot)
+        save_figure(scene_figure(made), plot)
     typer.echo(text if as_json else output, nl=not as_json)
 
 
