@@ -131,7 +131,8 @@ def prepare(
     job = Job(output, options)
     try:
         _take_over(output)
-        job.begin(force=force, finished=_never, clear=partial(_clear, output))
+        # Never finished: there may be files to add.
+        job.begin(force=force, finished=lambda: None, clear=partial(_clear, output))
         return _make_groups(job, files, preparation, jobs, progress or silent)
     except OSError as error:
         raise OptionError(
@@ -183,10 +184,6 @@ def _find(inputs: Sequence[Path]) -> list[str]:
 
 
 # --- what is to be done ---------------------------------------------------------------------
-
-
-def _never() -> None:
-    """Say that an output is never finished: there may be files to add."""
 
 
 def _clear(output: Path) -> None:
@@ -304,11 +301,7 @@ def _summarise(job: Job, groups: list[FileGroup], preparation: Preparation) -> d
 def write_group(
     output: Path, preparation: Preparation, group: FileGroup
 ) -> tuple[Record, list[Path]]:
-    """Write the tars of a group, in whichever process.
-
-    Returns:
-        What is to be noted of the group, and its tars.
-    """
+    """Write the tars of a group, in whichever process; return what is to be noted, and the tars."""
     for old in output.glob(f"{group.name}-*.tar"):
         old.unlink()
     tars: list[dict[str, Any]] = []

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,8 +25,8 @@ from gram_hear.config import require_rate
 from gram_hear.errors import AudioError, OptionError, TaskError, allowed
 from gram_hear.jobs.workers import one_thread
 from gram_hear.scenes.heads import load_head
-from gram_hear.scenes.mixing import LARGEST_SNR, below_full_scale, fade, mix, pad_to_clips, to_level
-from gram_hear.scenes.noises import NoiseSet, open_noise
+from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, below_full_scale, mix, to_level
+from gram_hear.scenes.noises import Noise, NoiseSet, open_noise
 from gram_hear.scenes.rendering import render, tune
 from gram_hear.scenes.rirs import RirSet, open_rirs
 from gram_hear.scenes.rooms import Scene, draw_room_and_scene
@@ -159,21 +160,22 @@ def follow(recipe: ClipRecipe) -> tuple[np.ndarray, dict[str, Any]]:
     with one_thread():
         clip = _read(recipe)
         rirs, scene, rir = _room(recipe)
-        noise = _noise(recipe, len(clip)) if len(rirs) > 1 else None
+        noise, start = _noise(recipe, len(clip)) if len(rirs) > 1 else (None, 0)
         advance = _advance(rirs, scene, recipe.rate)
-        sound, noise_gain = _mix(clip, rirs, noise, recipe, advance)
+        sound, noise_gain = _mix(clip, rirs, noise, start, recipe, advance)
         sound, gain = below_full_scale(sound)
+    head = recipe.head if recipe.head and os.path.isfile(recipe.head) else None
     facts = {
         **dataclasses.asdict(recipe),
         "source_sha256": _hash_file(recipe.source),
         "rirs_sha256": recipe.rirs and _hash_array(rirs),
         "noise_sha256": recipe.noise and noise and _hash_array(noise.audio),
-        "head_sha256": _hash_file(recipe.head) if recipe.head and _is_file(recipe.head) else None,
+        "head_sha256": head and _hash_file(head),
         "convention": "ambix" if recipe.layout == "ambisonic" else None,
         "scene": scene,
         "rir": rir,
         "advance": advance,
-        "noise_drawn": noise and noise.described,
+        "noise_drawn": noise and noise.describe(start),
         "noise_gain": noise_gain,
         "gain": gain,
         "silent": not clip.any(),
@@ -233,16 +235,6 @@ def rerender(
 # --- parts ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _PlacedNoise:
-    """A noise, (samples,) float32, and where in the clip it starts."""
-
-    audio: np.ndarray
-    whole: bool
-    start: int
-    described: dict[str, Any]
-
-
 def _read(recipe: ClipRecipe) -> np.ndarray:
     """Return a clip's first channel at the recipe's rate, (samples,) float32."""
     recording = read_audio(recipe.source, recipe.rate)
@@ -271,19 +263,11 @@ def _room(recipe: ClipRecipe) -> tuple[np.ndarray, dict[str, Any], str | None]:
     return rendered.rirs, rendered.metadata, None
 
 
-def _noise(recipe: ClipRecipe, samples: int) -> _PlacedNoise:
-    """Return the noise of a clip; one that is shorter starts somewhere in it."""
+def _noise(recipe: ClipRecipe, samples: int) -> tuple[Noise, int]:
+    """Return the noise of a clip, and where it starts: somewhere in the clip, if it is shorter."""
     noise = open_noise_set(recipe.noise, recipe.rate).draw((*recipe.seed, NOISE), samples)
     generator = np.random.default_rng([*recipe.seed, START])
-    start = int(generator.integers(samples - len(noise.audio) + 1))
-    described = {
-        "name": noise.name,
-        "offset": noise.offset,
-        "whole": noise.whole,
-        "start": start,
-        "samples": len(noise.audio),
-    }
-    return _PlacedNoise(noise.audio, noise.whole, start, described)
+    return noise, int(generator.integers(samples - len(noise.audio) + 1))
 
 
 def _advance(rirs: np.ndarray, scene: dict[str, Any], rate: int) -> int:
@@ -295,7 +279,12 @@ def _advance(rirs: np.ndarray, scene: dict[str, Any], rate: int) -> int:
 
 
 def _mix(
-    clip: np.ndarray, rirs: np.ndarray, noise: _PlacedNoise | None, recipe: ClipRecipe, advance: int
+    clip: np.ndarray,
+    rirs: np.ndarray,
+    noise: Noise | None,
+    start: int,
+    recipe: ClipRecipe,
+    advance: int,
 ) -> tuple[np.ndarray, float]:
     """Return the mixture (channels, samples), advanced, and the gain that the noise got.
 
@@ -307,11 +296,9 @@ def _mix(
     clips = F.pad(to_level(torch.from_numpy(clip))[None], (0, advance))
     if noise is None:
         return mix(clips, responses).audio[0, :, advance:].contiguous().numpy(), 0.0
-    sound = to_level(torch.from_numpy(noise.audio))[None]
-    lengths, starts = [sound.shape[1]], [noise.start + advance]
-    faded = fade(sound, lengths, [noise.whole], recipe.rate)
-    padded = pad_to_clips(faded, starts, lengths, clips.shape[1])
-    mixed = mix(clips, responses, padded, starts, lengths, [recipe.snr])
+    start += advance
+    noises = noise.put(start, clips.shape[1], recipe.rate, LEVEL)
+    mixed = mix(clips, responses, noises, [start], [len(noise.audio)], [recipe.snr])
     return mixed.audio[0, :, advance:].contiguous().numpy(), float(mixed.gain[0])
 
 
@@ -322,10 +309,6 @@ def _hash_file(path: str) -> str:
 
 def _hash_array(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _is_file(head: str) -> bool:
-    return Path(head).is_file()
 
 
 # --- sets -----------------------------------------------------------------------------------

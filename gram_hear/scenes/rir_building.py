@@ -23,7 +23,7 @@ from gram_hear.errors import OptionError, SceneError, allowed, reason_of
 from gram_hear.jobs.job import Job, Record, run_parts
 from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.workers import cores
-from gram_hear.jobs.writing import write_json, write_whole
+from gram_hear.jobs.writing import write_json, write_json_lines, write_whole
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.rendering import LONGEST_RIR, SCENE_LAYOUTS, Rendered, render, tune
 from gram_hear.scenes.rirs import (
@@ -305,7 +305,8 @@ def _build(job: Job, plan: RirPlan, jobs: int, progress: Progress, simulator: Si
         if lost := job.missing(scenes):
             raise SceneError(job.loss(lost))
         for split in plan.rooms_of_splits:
-            _write_index(job, plan, split)
+            entries = (job.record(index.name) for index in plan.scenes_of(split))
+            write_json_lines(job.output / f"{split}.jsonl", entries)
         _describe(job.output, plan)
         job.close()
 
@@ -323,17 +324,6 @@ def _make(
     metadata = {each.layout: each.metadata for each in rendered}
     entry = {"name": index.name, **dataclasses.asdict(index), "files": files, "metadata": metadata}
     return entry, [output / file for file in files.values()]
-
-
-def _write_index(job: Job, plan: RirPlan, split: str) -> None:
-    """Write what is known of the scenes of a split, as JSON lines."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", encoding="utf-8") as file:
-            for index in plan.scenes_of(split):
-                file.write(json.dumps(job.record(index.name), allow_nan=False) + "\n")
-
-    write_whole(job.output / f"{split}.jsonl", write)
 
 
 def _describe(output: Path, plan: RirPlan) -> None:

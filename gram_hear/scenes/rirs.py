@@ -230,9 +230,7 @@ def read_description(path: Path) -> dict[str, Any] | None:
 
 
 def _find_container(path: Path) -> str:
-    if path.is_file():
-        return "webdataset"
-    if next(find_below(path, ".tar"), None):
+    if path.is_file() or next(find_below(path, ".tar"), None):
         return "webdataset"
     if next(find_below(path, ".json"), None):
         return "soundspaces"

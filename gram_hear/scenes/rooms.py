@@ -291,10 +291,8 @@ def draw_scene(
         room: where to place them.
         seed: numbers of 0 or more. The placement depends on them and on the other arguments alone.
         ranges: to draw from.
-        azimuth: of the source, degrees in the head's frame; None draws it.
-        elevation: of the source, degrees; None draws it.
-        distance: of the source, metres; None draws it.
-        noise_sources: how many there are; None draws the number.
+        azimuth, elevation, distance: of the source in the head's frame, degrees and metres.
+        noise_sources: how many there are. What is None is drawn.
 
     Raises:
         SceneError: where what is asked for cannot be, or was not found in this room.
@@ -305,7 +303,8 @@ def draw_scene(
     for _ in range(TRIES if reachable else 0):
         listener = _draw_position(generator, room, ranges, ranges.listener_height)
         yaw = float(generator.uniform(-180, 180))
-        drawn_azimuth, drawn_distance = generator.uniform(-180, 180), _draw(generator, ranges)
+        drawn_azimuth = generator.uniform(-180, 180)
+        drawn_distance = generator.uniform(*ranges.distance)
         drawn_height = generator.uniform(*ranges.source_height)
         far = float(drawn_distance if distance is None else distance)
         rise = (drawn_height - listener[2]) / far
@@ -372,10 +371,6 @@ def draw_room_and_scene(
             if i == ROOMS - 1:
                 raise
     raise AssertionError
-
-
-def _draw(generator: np.random.Generator, ranges: Ranges) -> float:
-    return float(generator.uniform(*ranges.distance))
 
 
 def _draw_position(
