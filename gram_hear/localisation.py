@@ -63,27 +63,16 @@ Direction = tuple[float, float, float]  # azimuth and elevation in degrees, and 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What a head belongs to, and its size.
+    """What a head belongs to, and its size."""
 
-    Attributes:
-        model: name or path that ``load_model`` takes.
-        fingerprint: of the model's encoder, see :func:`fingerprint`.
-        model_config: the encoder's configuration, as JSON.
-        strategy: ``"raw"`` or ``"mean"``.
-        layer: number of the encoder's blocks that are used; None is all.
-        size: length of a row.
-        hidden: units of the hidden layer; 0 for a linear head.
-        directions: how many on the sphere.
-    """
-
-    model: str
-    fingerprint: str
-    model_config: str
-    strategy: str
-    layer: int | None
-    size: int
-    hidden: int
-    directions: int
+    model: str  # name or path that load_model takes
+    fingerprint: str  # of the model's encoder, see fingerprint()
+    model_config: str  # the encoder's configuration, as JSON
+    strategy: str  # raw or mean
+    layer: int | None  # number of the encoder's blocks that are used; None is all
+    size: int  # length of a row
+    hidden: int  # units of the hidden layer; 0 for a linear head
+    directions: int  # how many on the sphere
 
 
 class Head(nn.Module):

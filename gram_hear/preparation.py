@@ -48,16 +48,13 @@ STEM = 60  # characters of a file's name in that of its clips
 class Preparation:
     """How clips are made.
 
-    Attributes:
-        seconds: the length that files are cut into; None keeps them whole. What remains at a
-            file's end is a clip where it lasts a second, or is all there is.
-        rate: Hz.
-        tar_size: megabytes of a tar at most; one that holds a single clip may be larger.
+    Files are cut into ``seconds``; None keeps them whole. What remains at a file's end is a clip
+    where it lasts a second, or is all there is.
     """
 
     seconds: float | None = 10.0
-    rate: int = 32000
-    tar_size: float = 500.0
+    rate: int = 32000  # Hz
+    tar_size: float = 500.0  # megabytes of a tar at most; one of a single clip may be larger
 
     def __post_init__(self) -> None:
         if self.seconds is not None and not LEAST <= self.seconds < math.inf:

@@ -205,11 +205,7 @@ def _draw_spectrograms(figure: Any, made: MadeScene) -> None:
 
 
 def spectrogram(audio: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the levels of audio in time and frequency.
-
-    Args:
-        audio: (channels, samples), any length.
-        rate: Hz.
+    """Return the levels of audio (channels, samples) in time and frequency.
 
     Returns:
         levels (channels, frequencies, frames) in dB, the frames' centres in seconds, and the

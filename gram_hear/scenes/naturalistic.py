@@ -99,8 +99,7 @@ def naturalise_task(
         output: the folder that both tasks are made in.
         settings: how.
         jobs: processes that work side by side; the clips do not depend on their number.
-        check_head: refuse a SOFA file whose ears contradict its directions, and the like, as
-            ``check`` of :func:`gram_hear.scenes.heads.load_head`.
+        check_head: as ``check`` of :func:`gram_hear.scenes.heads.load_head`.
         progress: called with the numbers of clips that are done, and of all.
 
     Raises:

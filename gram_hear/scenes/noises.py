@@ -19,19 +19,12 @@ from gram_hear.scenes.mixing import fade, pad_to_clips, to_level
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """A noise for a clip.
+    """A noise for a clip."""
 
-    Attributes:
-        audio: (m,) float32, at most as long as the clip.
-        whole: whether it is a whole sound; False is an excerpt of a longer one.
-        name: of the file, or the kind of a synthetic noise.
-        offset: the sample of the sound at which the excerpt starts, at the set's rate.
-    """
-
-    audio: np.ndarray
-    whole: bool
-    name: str
-    offset: int
+    audio: np.ndarray  # (m,) float32, at most as long as the clip
+    whole: bool  # whether it is a whole sound; False is an excerpt of a longer one
+    name: str  # of the file, or the kind of a synthetic noise
+    offset: int  # the sample of the sound at which the excerpt starts, at the set's rate
 
     def put(self, start: int, samples: int, rate: int, level: float | None = None) -> Tensor:
         """Return the noise, faded, as it sounds from ``start`` on in a clip: (1, samples).

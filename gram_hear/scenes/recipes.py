@@ -39,25 +39,15 @@ SCENE, NOISE, START, SNR, RIR = range(5)  # what draws from a clip's seed
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """What clips are put into scenes with.
+    """What clips are put into scenes with."""
 
-    Attributes:
-        format: ``"binaural"`` or ``"ambisonics"`` (AmbiX).
-        rate: Hz of what is written; None is the highest rate of the task's own audio.
-        seed: what all scenes, noises and levels are drawn from.
-        snr: dB, low and high; each clip's is drawn evenly between them.
-        rirs: a set of RIRs; None simulates a room for each clip.
-        noise: a set of noises; None makes synthetic ones.
-        head: whose ears hear: as :func:`gram_hear.scenes.heads.load_head` takes it.
-    """
-
-    format: str = "binaural"
-    rate: int | None = None
-    seed: int = 0
-    snr: tuple[float, float] = (5.0, 40.0)
-    rirs: Path | None = None
-    noise: Path | None = None
-    head: str = "kemar"
+    format: str = "binaural"  # or ambisonics (AmbiX)
+    rate: int | None = None  # Hz of what is written; None is the highest of the task's own audio
+    seed: int = 0  # what all scenes, noises and levels are drawn from
+    snr: tuple[float, float] = (5.0, 40.0)  # dB; each clip's is drawn evenly between the two
+    rirs: Path | None = None  # a set of RIRs; None simulates a room for each clip
+    noise: Path | None = None  # a set of noises; None makes synthetic ones
+    head: str = "kemar"  # whose ears hear, as load_head takes it
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -81,30 +71,19 @@ class SceneSettings:
 
 @dataclass(frozen=True)
 class ClipRecipe:
-    """What a clip in a scene is made of.
+    """What a clip in a scene is made of."""
 
-    Attributes:
-        source, source_rate: the file of its sound, and the rate in Hz that it must have.
-        rate, layout: of what is made.
-        seed: what everything is drawn from.
-        snr: dB.
-        head: whose ears hear; None for an Ambisonic clip, and with ``rirs``.
-        scene: as :meth:`Scene.to_dict` gives it; None with ``rirs``.
-        rirs, index: a set of RIRs, and the index of the clip's scene in it.
-        noise: a set of noises; None makes synthetic ones.
-    """
-
-    source: str
-    source_rate: int
-    rate: int
+    source: str  # the file of its sound
+    source_rate: int  # Hz that this must have
+    rate: int  # of what is made, as the layout
     layout: str
-    seed: tuple[int, ...]
-    snr: float
-    head: str | None
-    scene: dict[str, Any] | None
-    rirs: str | None
-    index: int | None
-    noise: str | None
+    seed: tuple[int, ...]  # what everything is drawn from
+    snr: float  # dB
+    head: str | None  # whose ears hear; None for an Ambisonic clip, and with a set of RIRs
+    scene: dict[str, Any] | None  # as Scene.to_dict gives it; None with a set of RIRs
+    rirs: str | None  # a set of RIRs
+    index: int | None  # of the clip's scene in that set
+    noise: str | None  # a set of noises; None makes synthetic ones
 
 
 def clip_seed(seed: int, task: str, split: str, file: str) -> tuple[int, ...]:
@@ -324,11 +303,8 @@ def open_noise_set(path: str | None, rate: int) -> NoiseSet:
 def open_rir_set(path: str, layout: str, rate: int) -> tuple[RirSet, list[int]]:
     """Open a set of RIRs, once; return it with the indices of the scenes that may be drawn.
 
-    They are of test rooms, or all where the set knows no splits.
-
-    Raises:
-        OptionError: for a set of another rate, or with splits but without a test split.
-        SceneError: for a set that cannot be read.
+    They are of test rooms, or all where the set knows no splits. A set with splits but without a
+    test split is an error.
     """
     rirs = open_rirs(Path(path), layout)
     if rirs.rate != rate:

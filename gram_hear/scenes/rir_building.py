@@ -60,29 +60,20 @@ class SceneIndex:
 class RirPlan:
     """What a set of RIRs is made with.
 
-    Attributes:
-        rooms: how many, over all splits.
-        scenes_per_room: placements of listener, source and noise sources in each.
-        layouts: ``"binaural"``, ``"ambisonic"``, or both of the same scenes.
-        seed: what everything is drawn from.
-        valid, test: the shares of the rooms that are kept for validation and test; where a share
-            is above 0, at least one room.
-        ranges: what rooms and placements are drawn from.
-        head: whose ears hear: as :func:`gram_hear.scenes.heads.load_head` takes it.
-        rate: Hz.
-        seconds: of each RIR; None is as long as the room rings.
+    ``valid`` and ``test`` are the shares of the rooms that are kept for validation and test; where
+    a share is above 0, at least one room.
     """
 
-    rooms: int
-    scenes_per_room: int = 100
-    layouts: tuple[str, ...] = ("binaural",)
-    seed: int = 0
+    rooms: int  # over all splits
+    scenes_per_room: int = 100  # placements of listener, source and noise sources
+    layouts: tuple[str, ...] = ("binaural",)  # or ambisonic, or both of the same scenes
+    seed: int = 0  # what everything is drawn from
     valid: float = 0.1
     test: float = 0.1
-    ranges: Ranges = field(default_factory=Ranges)
-    head: str = "kemar"
-    rate: int = 32000
-    seconds: float | None = None
+    ranges: Ranges = field(default_factory=Ranges)  # what rooms and placements are drawn from
+    head: str = "kemar"  # whose ears hear, as load_head takes it
+    rate: int = 32000  # Hz
+    seconds: float | None = None  # of each RIR; None is as long as the room rings
 
     def __post_init__(self) -> None:
         if self.rooms < 1 or self.scenes_per_room < 1 or self.seed < 0:
@@ -226,8 +217,7 @@ def build_rirs(
         plan: what the set is made with.
         jobs: processes side by side; None is one for each processor.
         force: replace a set that is there.
-        check_head: refuse a SOFA file whose ears contradict its directions, and the like, as
-            ``check`` of :func:`gram_hear.scenes.heads.load_head`.
+        check_head: as ``check`` of :func:`gram_hear.scenes.heads.load_head`.
         progress: called with the number of scenes done and that of all.
         simulator: what renders a scene; it must be importable by other processes.
 

@@ -91,18 +91,12 @@ class Ranges:
 
 @dataclass(frozen=True)
 class Room:
-    """A shoebox room.
+    """A shoebox room."""
 
-    Attributes:
-        size: metres along x, y and z.
-        absorption: the share of energy that is absorbed, for each surface (in the order of
-            :data:`SURFACES`) and octave band.
-        rt60: seconds, the reverberation time that was asked for in the octave of 1 kHz.
-    """
-
-    size: Position
+    size: Position  # metres along x, y and z
+    # The share of energy that is absorbed, for each of SURFACES and each octave band.
     absorption: tuple[tuple[float, ...], ...]
-    rt60: float
+    rt60: float  # seconds that were asked for in the octave of 1 kHz
 
     def __post_init__(self) -> None:
         if len(self.size) != 3 or not all(SIDES[0] <= side <= SIDES[1] for side in self.size):
@@ -389,19 +383,11 @@ def _inside(position: Position, room: Room, gap: float) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class ImageSources:
-    """The image sources of one source as the listener hears them, nearest first.
+    """The image sources of one source as the listener hears them, the direct sound first."""
 
-    The first one is the direct sound.
-
-    Attributes:
-        directions: (images, 3) unit vectors in the head's frame.
-        distances: (images,) metres.
-        gains: (images, bands) logarithms of amplitude, from walls, air and 1 / distance.
-    """
-
-    directions: np.ndarray
-    distances: np.ndarray
-    gains: np.ndarray
+    directions: np.ndarray  # (images, 3) unit vectors in the head's frame
+    distances: np.ndarray  # (images,) metres, in rising order
+    gains: np.ndarray  # (images, bands) logarithms of amplitude, from walls, air and 1 / distance
 
 
 def image_sources(scene: Scene, position: Position, radius: float) -> ImageSources:
@@ -435,10 +421,10 @@ def image_sources(scene: Scene, position: Position, radius: float) -> ImageSourc
 def images_of(
     scene: Scene, positions: np.ndarray, damping: np.ndarray, radius: float = math.inf
 ) -> ImageSources:
-    """Return image sources as the listener hears them.
+    """Return image sources as the scene's listener hears them.
 
     Args:
-        scene: whose listener hears.
+        scene: of the listener.
         positions: (3, images) metres in world axes.
         damping: (bands, images) amplitudes that the walls leave.
         radius: metres; images farther away are left out, except for the nearest one.

@@ -74,15 +74,13 @@ def make_scene(
         layout: ``"binaural"`` or ``"ambisonic"`` (AmbiX).
         seed: 0 or more; what everything is drawn from.
         azimuth: of the source as the listener hears it, degrees, counter-clockwise, 0 in front.
-        elevation: likewise, degrees above the horizon.
-        distance: from the head's centre, metres.
+        elevation, distance: degrees above the horizon, and metres from the head's centre.
         rt60: reverberation time in the octave of 1 kHz, seconds.
         snr: dB; None leaves the noise out. Over all channels, where noise and sound meet.
         noise: what noise is drawn from; None makes synthetic ones. Needs ``snr``.
         head: whose ears hear, as :func:`gram_hear.scenes.heads.load_head` takes it; None is the
             bundled KEMAR head. Ambisonic scenes have none.
-        check_head: refuse a SOFA file whose ears contradict its directions, and the like, as
-            ``check`` of that function.
+        check_head: as ``check`` of that function.
         tail: let the room ring on after the sound; otherwise the result is as long as the sound.
 
     Raises:

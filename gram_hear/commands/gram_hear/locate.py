@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from gram_hear.commands.gram_hear.parts import Start, check_output
-from gram_hear.console import Convention, Device, print_table, say
+from gram_hear.console import Convention, Device, Force, print_table, say
 from gram_hear.errors import OptionError
 from gram_hear.extras import need
 from gram_hear.start import importing
@@ -54,9 +54,7 @@ def locate(
         bool, typer.Option("--csv", help="Print CSV, with every row, instead of a table.")
     ] = False,
     device: Device = "auto",
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a picture that is there.")
-    ] = False,
+    force: Force = False,
 ) -> None:
     """Print the direction that the sound of a binaural or Ambisonic file comes from, over time.
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gram_hear.console import Head, Jobs, NoCheckHead, progress_bar, say
+from gram_hear.console import Force, Head, Jobs, NoCheckHead, progress_bar, say
 from gram_hear.errors import OptionError, allowed, count
 from gram_hear.start import importing
 
@@ -49,7 +49,7 @@ def rirs(
         typer.Option(help="Length of each RIR in seconds. Default: as long as the room rings."),
     ] = None,
     jobs: Jobs = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a set that is there.")] = False,
+    force: Force = False,
 ) -> None:
     """Simulate a set of room impulse responses, and print its folder.
 
