@@ -9,25 +9,17 @@ embedded; a part is counted in the thread that does it.
 """
 
 import argparse
-import contextlib
 import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 import torch
-from measure import cpu_seconds, random_model
+from measure import Stopwatch, cpu_seconds, parser_of, random_hear_model
 
-from gram_hear.checkpoints.store import CheckpointSource
-from gram_hear.config import named_config
 from gram_hear.embed import collection
 from gram_hear.embed import files as embed
 from gram_hear.frontend import FrontEnd
-from gram_hear.hear import HearModel, Options
 from gram_hear.model import GramModel
 
 RATE = 44100
@@ -44,41 +36,6 @@ PARTS = {
 }
 
 
-class Stopwatch:
-    """Adds up the CPU seconds spent in named functions while a program runs as it is."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextlib.contextmanager
-    def over(self, part: str) -> Iterator[None]:
-        start = time.thread_time()
-        try:
-            yield
-        finally:
-            self.seconds[part] += time.thread_time() - start
-
-    def wrap(self, part: str, owner: Any, name: str) -> None:
-        """Replace a function, or a method that is a generator, with one that is timed."""
-        function = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.over(part):
-                result = function(*args, **kwargs)
-            return self.steps(part, result) if isinstance(result, Iterator) else result
-
-        setattr(owner, name, timed)
-
-    def steps(self, part: str, iterator: Iterator[Any]) -> Iterator[Any]:
-        while True:
-            with self.over(part):
-                try:
-                    value = next(iterator)
-                except StopIteration:
-                    return
-            yield value
-
-
 def write_files(folder: Path, count: int) -> None:
     """Write files of one second of noise."""
     generator = np.random.default_rng(0)
@@ -88,13 +45,8 @@ def write_files(folder: Path, count: int) -> None:
         soundfile.write(path, generator.uniform(-0.3, 0.3, RATE).astype(np.float32), RATE)
 
 
-def make_model(size: str) -> HearModel:
-    gram = random_model(named_config(size, 1))
-    return HearModel(gram, Options(), CheckpointSource(f"random {size}", "seed"))
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--size", default="tiny", choices=("tiny", "small", "base"))
     parser.add_argument("--parquet", action="store_true", help="into one dataset, not .npz files")
@@ -102,17 +54,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = make_model(arguments.size)
+    model = random_hear_model(arguments.size, 1)
     suffix = ".parquet" if arguments.parquet else ""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_files(folder / "first", 64)  # what is loaded or built on first use
         collection.embed_collection([folder / "first"], folder / f"warm{suffix}", model)
         write_files(folder / "sounds", arguments.files)
-        watch = Stopwatch()
-        for part, functions in PARTS.items():
-            for owner, function in functions:
-                watch.wrap(part, owner, function)
+        watch = Stopwatch(PARTS)
+        watch.start()
 
         def run() -> None:
             outcomes = collection.embed_collection(
@@ -122,17 +72,15 @@ def main() -> None:
             assert all(outcome.error is None for outcome in outcomes)
 
         total = cpu_seconds(run)
-    report(watch.seconds, total, arguments)
+    report(watch.shares(total), total, arguments)
 
 
-def report(seconds: dict[str, float], total: float, arguments: argparse.Namespace) -> None:
+def report(parts: dict[str, float], total: float, arguments: argparse.Namespace) -> None:
     print(
         f"{arguments.files} files of 1 s, {arguments.size}, {arguments.jobs} decoding threads, "
         f"{arguments.threads} threads: {total:.1f} CPU seconds, "
         f"{1000 * total / arguments.files:.2f} ms for each file"
     )
-    parts = {part: seconds[part] for part in PARTS}
-    parts["the rest"] = total - sum(parts.values())
     for part, spent in parts.items():
         print(f"{part:<25} {spent:8.2f} s  {spent / total:6.1%}")
     outside = 1 - sum(parts[part] for part in MODEL) / total

@@ -7,14 +7,13 @@ Weights are random. On the CPU every figure is CPU time of the process (by defau
 the median of alternating runs of the model and of its peers.
 """
 
-import argparse
 import statistics
 import time
 from collections import defaultdict
 
 import torch
 import torch.nn.functional as F
-from measure import cpu_seconds, gpu_seconds, random_model
+from measure import cpu_seconds, gpu_seconds, parser_of, random_model
 from torch.overrides import TorchFunctionMode
 
 from gram_hear.config import ModelConfig, named_config
@@ -153,13 +152,12 @@ def compare_windows(config: ModelConfig) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, repeats=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", default="base", choices=("tiny", "small", "base"))
     parser.add_argument("--channels", type=int, default=2, choices=(1, 2, 7))
     parser.add_argument("--patching", default="frame", choices=("frame", "time"))
     parser.add_argument("--windows", type=int, default=8, help="windows of 2 s in a batch")
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.manual_seed(0)

@@ -8,7 +8,6 @@ events; we start from probabilities, with the target's own work done, as at ever
 first. Times are CPU time, the median of alternating runs. The scores of both are compared first.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import cpu_seconds
+from measure import cpu_seconds, parser_of
 
 from gram_hear.evaluation.predict.event_metrics import EventScorer
 from gram_hear.evaluation.predict.events import Timeline, target_events
@@ -40,9 +39,7 @@ def compare(what: str, theirs: Callable[[], object], ours: Callable[[], object],
     )
 
 
-def sed_eval_lists(
-    listed: dict[str, list[dict[str, Any]]],
-) -> dict[str, object]:
+def sed_eval_lists(listed: dict[str, list[dict[str, Any]]]) -> dict[str, object]:
     import dcase_util  # type: ignore
 
     return {
@@ -64,10 +61,7 @@ def sed_eval_lists(
 def sed_eval_scores(
     target: dict[str, object], predicted: dict[str, object], labels: list[str]
 ) -> list[float]:
-    from sed_eval.sound_event import (  # type: ignore
-        EventBasedMetrics,
-        SegmentBasedMetrics,
-    )
+    from sed_eval.sound_event import EventBasedMetrics, SegmentBasedMetrics  # type: ignore
 
     onsets = EventBasedMetrics(labels, evaluate_onset=True, evaluate_offset=False, t_collar=0.2)
     segments = SegmentBasedMetrics(labels, time_resolution=1.0)
@@ -105,18 +99,12 @@ def measure_events(run: str, runs: int) -> None:
 
 
 def measure_classes(runs: int) -> None:
-    from sklearn.metrics import (  # type: ignore
-        average_precision_score,
-        roc_auc_score,
-    )
+    from sklearn.metrics import average_precision_score, roc_auc_score  # type: ignore
 
     random = np.random.default_rng(0)
     target = random.random((5000, 200)) < 0.02
     prediction = random.random((5000, 200), dtype=np.float32)
-    for name, theirs in (
-        ("mAP", average_precision_score),
-        ("aucroc", roc_auc_score),
-    ):
+    for name, theirs in (("mAP", average_precision_score), ("aucroc", roc_auc_score)):
         curves = partial(theirs, target, prediction)
         ranks = partial(METRICS[name].compute, prediction, target)
         np.testing.assert_allclose(ranks(), curves(), rtol=1e-12)
@@ -124,9 +112,7 @@ def measure_classes(runs: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = parser_of(__doc__, repeats=5).parse_args()
     print("                                       theirs, ms    ours, ms   ratio")
     for run in ("fast-s42", "faster-s43"):
         measure_events(run, arguments.repeats)

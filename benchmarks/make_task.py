@@ -11,17 +11,16 @@ rates.
 """
 
 import argparse
-import contextlib
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
+from measure import Stopwatch, parser_of
 
 from gram_hear.evaluation.make import build, plan, sounds
 from gram_hear.evaluation.make.labels import LabelOptions
@@ -41,25 +40,6 @@ PARTS = {
 }
 
 
-class Stopwatch:
-    """Adds up the CPU seconds spent in named functions while a program runs as it is."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def wrap(self, part: str, owner: Any, name: str) -> None:
-        function = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.thread_time()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.seconds[part] += time.thread_time() - start
-
-        setattr(owner, name, timed)
-
-
 def write_files(folder: Path, count: int) -> None:
     """Write files of one second of noise: <class>/<speaker>_<number>.wav."""
     generator = np.random.default_rng(0)
@@ -71,23 +51,16 @@ def write_files(folder: Path, count: int) -> None:
 
 def bare(files: list[Path], target: Path, rates: tuple[int, ...]) -> dict[str, float]:
     """Decode, resample and write; return the CPU seconds of each."""
-    spent = {"decode": 0.0, "resample": 0.0, "write": 0.0}
-
-    @contextlib.contextmanager
-    def over(part: str) -> Iterator[None]:
-        start = time.thread_time()
-        yield
-        spent[part] += time.thread_time() - start
-
+    watch = Stopwatch({})
     for i, path in enumerate(files):
-        with over("decode"):
+        with watch.over("decode"):
             audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
         for new_rate in rates:
-            with over("resample"):
+            with watch.over("resample"):
                 made = soxr.resample(audio, rate, new_rate) if new_rate != rate else audio
-            with over("write"):
+            with watch.over("write"):
                 soundfile.write(target / f"{i}-{new_rate}.wav", made, new_rate, subtype="FLOAT")
-    return spent
+    return watch.seconds
 
 
 def clock(call: Callable[[], Any]) -> tuple[float, float]:
@@ -98,7 +71,7 @@ def clock(call: Callable[[], Any]) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--rates", type=int, nargs="+", default=[32000])
     arguments = parser.parse_args()
@@ -110,10 +83,8 @@ def main() -> None:
         files = sorted((folder / "sounds").rglob("*.wav"))
         bare(files[:64], folder / "bare", options.rates)  # what is loaded on first use
         spent = bare(files, folder / "bare", options.rates)
-        watch = Stopwatch()
-        for part, functions in PARTS.items():
-            for owner, function in functions:
-                watch.wrap(part, owner, function)
+        watch = Stopwatch(PARTS)
+        watch.start()
         labels = LabelOptions(pattern="{speaker}_{}", group_by="speaker")
 
         def run() -> None:
@@ -123,11 +94,11 @@ def main() -> None:
             assert len(list(made.folder.rglob("*.wav"))) == arguments.files * len(options.rates)
 
         total, wall = clock(run)
-    report(watch.seconds, total, wall, spent, arguments)
+    report(watch.shares(total), total, wall, spent, arguments)
 
 
 def report(
-    seconds: dict[str, float],
+    parts: dict[str, float],
     total: float,
     wall: float,
     spent: dict[str, float],
@@ -138,8 +109,6 @@ def report(
         f"{arguments.files} files of 1 s, 44100 Hz to {rates} Hz: "
         f"{total:.1f} CPU seconds ({wall:.1f} s), {1000 * total / arguments.files:.2f} ms a file"
     )
-    parts = {part: seconds[part] for part in PARTS}
-    parts["the rest"] = total - sum(parts.values())
     for part, own in parts.items():
         beside = f"   {own / spent[part]:.2f} x bare" if spent.get(part) else ""
         print(f"{part:<16} {own:8.2f} s  {own / total:6.1%}{beside}")

@@ -1,12 +1,17 @@
 """What benchmarks share: CPU seconds, alternating runs, models of random weights, options."""
 
 import argparse
+import contextlib
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from gram_hear.config import ModelConfig
+from gram_hear.checkpoints.store import CheckpointSource
+from gram_hear.config import ModelConfig, named_config
+from gram_hear.hear import HearModel, Options
 from gram_hear.model import GramModel
 from gram_hear.nn.initialise import initialise
 
@@ -55,8 +60,62 @@ def alternate(
     return times
 
 
+class Stopwatch:
+    """Adds up the CPU seconds spent in named functions while a program runs as it is.
+
+    ``parts`` are the names under which seconds are added up -> owners of functions, and their
+    names. Seconds are those of the thread that calls.
+    """
+
+    def __init__(self, parts: Mapping[str, Sequence[tuple[Any, str]]]) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.parts = parts
+
+    def start(self) -> None:
+        """Replace the functions, and methods that are generators, with ones that are timed."""
+        for part, functions in self.parts.items():
+            for owner, name in functions:
+                setattr(owner, name, self._timed(part, getattr(owner, name)))
+
+    def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.over(part):
+                result = function(*args, **kwargs)
+            return self._steps(part, result) if isinstance(result, Iterator) else result
+
+        return timed
+
+    @contextlib.contextmanager
+    def over(self, part: str) -> Iterator[None]:
+        start = time.thread_time()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.thread_time() - start
+
+    def _steps(self, part: str, iterator: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with self.over(part):
+                try:
+                    value = next(iterator)
+                except StopIteration:
+                    return
+            yield value
+
+    def shares(self, total: float) -> dict[str, float]:
+        """Return the seconds of each part, and of the rest of so many in all."""
+        found = {part: self.seconds[part] for part in self.parts}
+        return {**found, "the rest": total - sum(found.values())}
+
+
 def random_model(config: ModelConfig) -> GramModel:
     """Return a model of random weights, always the same, for inference."""
     model = GramModel(config).eval()
     initialise(model, seed=0)
     return model
+
+
+def random_hear_model(size: str, channels: int, **options: Any) -> HearModel:
+    """Return such a model of a named size, with options of load_model."""
+    gram = random_model(named_config(size, channels))
+    return HearModel(gram, Options(**options), CheckpointSource(f"random {size}", "seed"))

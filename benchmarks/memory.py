@@ -11,19 +11,16 @@ second embedded, "peak" the most that it held after that (Linux: VmRSS and VmHWM
 import argparse
 import multiprocessing
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
-from measure import random_model
+from measure import cpu_seconds, random_hear_model
 
-from gram_hear.checkpoints.store import CheckpointSource
-from gram_hear.config import named_config
 from gram_hear.embed.collection import embed_collection
-from gram_hear.hear import HearModel, Options
+from gram_hear.hear import Options
 
 RATE = 44100
 CHANNELS = 2
@@ -64,21 +61,19 @@ def forget_peak() -> None:
 def measure(folder: Path, size: str, seconds: int, suffix: str, threads: int, batch: int) -> Memory:
     """Embed one recording, in a process that has done nothing else."""
     torch.set_num_threads(threads)
-    model = HearModel(
-        random_model(named_config(size, CHANNELS)),
-        Options(window_batch=batch),
-        CheckpointSource(f"random {size}", "seed"),
-    )
+    model = random_hear_model(size, CHANNELS, window_batch=batch)
     second, recording = folder / "second.wav", folder / "recording.wav"
     write_noise(second, 1)
     embed_collection([second], folder / f"second{suffix}", model)
     write_noise(recording, seconds)
     loaded = resident("VmRSS")
     forget_peak()
-    start = time.process_time()
-    outcomes = embed_collection([recording], folder / f"recording{suffix}", model)
-    spent = time.process_time() - start
-    assert [outcome.error for outcome in outcomes] == [None], outcomes
+
+    def embed() -> None:
+        outcomes = embed_collection([recording], folder / f"recording{suffix}", model)
+        assert [outcome.error for outcome in outcomes] == [None], outcomes
+
+    spent = cpu_seconds(embed)
     return Memory(loaded, resident("VmHWM"), spent)
 
 

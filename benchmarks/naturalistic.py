@@ -8,19 +8,14 @@ clock: clips per second. Then a part of them is made by this process alone, on o
 CPU time is shared out: a part of the work is counted while it runs as it is.
 """
 
-import argparse
-import contextlib
 import json
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
-import torch
+from measure import Stopwatch, cpu_seconds, parser_of
 
 from gram_hear.jobs.workers import cores
 from gram_hear.scenes import naturalistic, recipes
@@ -36,31 +31,6 @@ PARTS = {
     "reading": [(recipes, "_read")],
     "writing": [(naturalistic, "write_wav")],
 }
-
-
-class Stopwatch:
-    """Adds up the CPU seconds spent in named functions while a program runs as it is."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def wrap(self, part: str, owner: Any, name: str) -> None:
-        """Replace a function with one that is timed."""
-        function = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.over(part):
-                return function(*args, **kwargs)
-
-        setattr(owner, name, timed)
-
-    @contextlib.contextmanager
-    def over(self, part: str) -> Iterator[None]:
-        start = time.process_time()
-        try:
-            yield
-        finally:
-            self.seconds[part] += time.process_time() - start
 
 
 def write_task(folder: Path, clips: int, rate: int, seconds: float) -> Task:
@@ -91,14 +61,8 @@ def write_task(folder: Path, clips: int, rate: int, seconds: float) -> Task:
     return read_task(folder)
 
 
-def seconds_of(clock: Callable[[], float], call: Callable[[], Any]) -> float:
-    start = clock()
-    call()
-    return clock() - start
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--clips", type=int, default=1000)
     parser.add_argument("--alone", type=int, default=100, help="clips for the shares of time")
     parser.add_argument("--seconds", type=float, default=1.0)
@@ -109,25 +73,19 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=cores())
     arguments = parser.parse_args()
     settings = SceneSettings(arguments.format, rirs=arguments.rirs, noise=arguments.noise)
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         many, few, first = (
             write_task(folder / f"task{count}", count, arguments.rate, arguments.seconds)
             for count in (arguments.clips, arguments.alone, 3)
         )
-        wall = seconds_of(
-            time.perf_counter,
-            lambda: naturalise_task(many, folder / "many", settings, jobs=arguments.jobs),
-        )
+        start = time.perf_counter()
+        naturalise_task(many, folder / "many", settings, jobs=arguments.jobs)
+        wall = time.perf_counter() - start
         naturalise_task(first, folder / "first", settings)  # what is loaded or built on first use
-        watch = Stopwatch()
-        for part, functions in PARTS.items():
-            for owner, function in functions:
-                watch.wrap(part, owner, function)
-        total = seconds_of(
-            time.process_time, lambda: naturalise_task(few, folder / "few", settings)
-        )
+        watch = Stopwatch(PARTS)
+        watch.start()
+        total = cpu_seconds(lambda: naturalise_task(few, folder / "few", settings))
     print(
         f"{arguments.clips} clips of {arguments.seconds:g} s at {arguments.rate} Hz, "
         f"{arguments.format}, {arguments.jobs} processes: {wall:.1f} s, "
@@ -137,9 +95,7 @@ def main() -> None:
         f"{arguments.alone} of them by one process: {total:.1f} CPU seconds, "
         f"{1000 * total / arguments.alone:.1f} ms for each clip"
     )
-    parts = {part: watch.seconds[part] for part in PARTS}
-    parts["the rest"] = total - sum(parts.values())
-    for part, spent in parts.items():
+    for part, spent in watch.shares(total).items():
         print(f"{part:<25} {spent:8.2f} s  {spent / total:6.1%}")
 
 

@@ -1,7 +1,7 @@
 """What goes wrong, by kind. Every message says what was given, what is allowed and what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class GramError(Exception):
@@ -55,6 +55,12 @@ def count(number: int, one: str, many: str = "") -> str:
     ``many`` is the plural, if it is not ``one`` with an s: ``count(2, "file is", "files are")``.
     """
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def some(items: Sequence[str], separator: str = ", ", shown: int = 3) -> str:
+    """Return the first few of many, and how many more there are: ``"a, b, c and 4 more"``."""
+    more = f" and {len(items) - shown:,} more" if len(items) > shown else ""
+    return separator.join(items[:shown]) + more
 
 
 def nearest(given: object, allowed: Iterable[str]) -> str:

@@ -494,6 +494,14 @@ def get_timestamp_embeddings(
     Raises:
         AudioError: for audio of another type, rank or number of channels, without samples, or
             with values that are not finite; and for embeddings that are not finite.
+
+    Example::
+
+        model = load_model("gram-tiny-untrained")
+        noise = 0.1 * torch.randn(4, 2, model.sample_rate)  # four binaural clips of 1 s
+        embeddings, timestamps = get_timestamp_embeddings(noise, model)
+        embeddings.shape  # (4, rows, model.timestamp_embedding_size)
+        timestamps[0, :3]  # the times of the first rows, in ms
     """
     clips = as_clips(audio)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import TaskError, allowed, count, nearest, reason_of, short
+from gram_hear.errors import TaskError, allowed, count, nearest, reason_of, short, some
 from gram_hear.foreign import parse_json
 
 METADATA, VOCABULARY = "task_metadata.json", "labelvocabulary.csv"
@@ -575,8 +575,7 @@ def empty_in_words(empty: Sequence[str], clips: int | None = None) -> str:
     """
     number = count(len(empty), "clip") if clips is None else f"{len(empty):,} of {clips:,} clips"
     hold = "holds" if len(empty) == 1 else "hold"
-    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-    return f"{number} {hold} no samples: {', '.join(empty[:5])}{more}."
+    return f"{number} {hold} no samples: {some(empty, shown=5)}."
 
 
 def _clip_names(paths: Iterable[Path]) -> set[tuple[str, str]]:

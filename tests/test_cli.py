@@ -17,7 +17,6 @@ import typer
 import gram_hear
 from gram_hear.checkpoints.store import load_checkpoint
 from gram_hear.commands.gram_hear import app as cli
-from gram_hear.embed import parts
 from gram_hear.nn.mamba_kernels import find_kernels
 
 SOUNDS = Path(__file__).parent / "data" / "sounds"
@@ -63,21 +62,6 @@ def test_embed_passes_its_options_on(tmp_path, published_file, command):
     assert arrays["vectors"].shape == (2, 64)
 
 
-def test_embed_takes_a_published_gram_m_checkpoint(tmp_path, published_file, command):
-    path, sound = published_file(2, "time", backbone="mamba2"), SOUNDS / "mono_impacts.ogg"
-    code, out, err = command("embed", sound, "-o", tmp_path, "--model", path, "--device", "cpu")
-    assert code == 0, err
-    assert out == f"{tmp_path / 'mono_impacts.ogg.npz'}\n"
-    audio, rate = soundfile.read(sound, dtype="float32")
-    assert rate != 32000  # resampled on the way
-    arrays = np.load(tmp_path / "mono_impacts.ogg.npz", allow_pickle=False)
-    model = gram_hear.load_model(path)
-    rows = len(model.plan(round(len(audio) * 32000 / rate)).timestamps())
-    assert arrays["vectors"].shape == (rows, 64)
-    np.testing.assert_allclose(arrays["vectors"].mean(axis=0), arrays["scene"], atol=1e-5)
-    np.testing.assert_allclose(np.diff(arrays["timestamps"]), 20, atol=1e-2)
-
-
 def test_embed_reports_failures_and_exits_with_1(tmp_path, published_file, command):
     shutil.copy(SOUNDS / "mono_impacts.ogg", tmp_path / "good.ogg")
     (tmp_path / "bad.wav").write_text("no sound")
@@ -105,17 +89,6 @@ def test_embed_of_gram_m_writes_what_python_gives(tmp_path, published_file, comm
     np.testing.assert_allclose(arrays["timestamps"], timestamps[0], atol=1e-3)
     scene = gram_hear.get_scene_embeddings(audio[None], model)[0]
     np.testing.assert_allclose(arrays["scene"], scene, atol=1e-5)
-
-
-@pytest.mark.parametrize("parity", [(), ("--parity",)])
-def test_embed_refuses_cls_of_gram_m(tmp_path, published_file, command, parity):
-    path = published_file(2, backbone="mamba2")
-    arguments = ("-o", tmp_path / "out", "-m", path, "--strategy", "cls", *parity)
-    code, out, err = command("embed", SOUNDS, *arguments)
-    assert (code, out) == (1, "")
-    assert err.startswith("error: strategy 'cls' says nothing with GRAM-M")
-    assert "causal" in err
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("suffix", ["", ".parquet"])
@@ -187,52 +160,6 @@ def test_embed_refuses_wrong_options_and_writes_nothing(
     assert err.splitlines()[-1].startswith("error: ")
     assert message in err
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("suffix", ["", ".parquet"])
-def test_embed_says_what_is_not_there_at_the_end(
-    tmp_path, published_file, command, monkeypatch, suffix
-):
-    output = tmp_path / f"out{suffix}"
-    finish, finished = parts.PartWriter.finish, []
-
-    def finish_and_remove(self, done):
-        finish(self, done)
-        finished.append(self.file.output)
-        if len(finished) == 3:
-            shutil.rmtree(self.file.output.parent)
-
-    monkeypatch.setattr(parts.PartWriter, "finish", finish_and_remove)
-    code, _, err = command("embed", SOUNDS, "-o", output, "-m", published_file(1))
-    assert code == 1
-    assert f"2 of 5 files are embedded in {output}." in err
-    assert "3 failed:\n" in err
-    for path in finished[:3]:
-        assert f"{path} was removed after it was done. Run the same command again" in err
-    monkeypatch.undo()
-    code, out, err = command("embed", SOUNDS, "-o", output, "-m", published_file(1))
-    assert (code, len(out.splitlines())) == (0, 3)
-    assert f"5 of 5 files are embedded in {output}." in err
-
-
-def test_embed_counts_what_it_leaves_out(tmp_path, published_file, command):
-    shutil.copy(SOUNDS / "mono_impacts.ogg", tmp_path / "good.OGG")
-    for name in ("a.m4a", "b.txt", "c.txt"):
-        (tmp_path / name).touch()
-    code, _, err = command("embed", tmp_path, "-o", tmp_path / "out", "-m", published_file(1))
-    assert code == 0
-    assert "1 file (.m4a 1) left out" in err
-    assert "2 files (.txt 2) left out" in err
-    assert "1 of 1 files are embedded" in err
-
-
-def test_embed_says_that_an_output_cannot_be_written(tmp_path, published_file, command):
-    (tmp_path / "taken").write_text("a file")
-    output = tmp_path / "taken" / "out"
-    code, out, err = command("embed", SOUNDS, "-o", output, "-m", published_file(1))
-    assert (code, out) == (1, "")
-    assert "could not be written" in err
-    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Sets of clips: tars, folders, synthetic sounds; excerpts, decoding, and what cannot be read."""
 
 import gzip
-import io
 import os
 import pickle
 import tarfile
@@ -12,6 +11,7 @@ import pytest
 import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packed import encoded, npy, write_tar
 
 from gram_hear.audio import archives
 from gram_hear.audio.containers import ByteView
@@ -27,27 +27,6 @@ def tone(samples, seed=0):
     return (0.2 * np.convolve(noise, np.hanning(64) / 32, "valid")).astype(np.float32)
 
 
-def encode(audio, rate=RATE, format="FLAC", **options):
-    file = io.BytesIO()
-    soundfile.write(file, audio, rate, format=format, **options)
-    return file.getvalue()
-
-
-def npy(array):
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-def write_tar(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            tar.addfile(header, io.BytesIO(data))
-    return path
-
-
 def read(clips, i=0, samples=RATE, rate=RATE, seed=0):
     return clips.read(i, samples, rate, [seed])
 
@@ -55,10 +34,10 @@ def read(clips, i=0, samples=RATE, rate=RATE, seed=0):
 @pytest.fixture
 def tar(tmp_path):
     members = {
-        "a.flac": encode(tone(8000, 1)),
-        "b.wav": encode(np.stack([tone(8000, 2), tone(8000, 3)], axis=1), format="WAV"),
-        "c.ogg": encode(tone(8000, 4), format="OGG"),
-        "d.mp3": encode(tone(8000, 5), format="MP3"),
+        "a.flac": encoded(tone(8000, 1)),
+        "b.wav": encoded(np.stack([tone(8000, 2), tone(8000, 3)], axis=1), format="WAV"),
+        "c.ogg": encoded(tone(8000, 4), format="OGG"),
+        "d.mp3": encoded(tone(8000, 5), format="MP3"),
         "e.npy": npy(np.stack([tone(8000, 6), tone(8000, 7)])),
         "f.npy": npy(tone(8000, 8)),
     }
@@ -123,7 +102,7 @@ def test_other_rates_are_resampled_and_excerpts_are_full(tmp_path):
 
 
 def test_excerpt_of_a_long_member_reads_little(tmp_path, monkeypatch):
-    long = write_tar(tmp_path / "a.tar", {"a.wav": encode(tone(2_000_000), format="WAV")})
+    long = write_tar(tmp_path / "a.tar", {"a.wav": encoded(tone(2_000_000), format="WAV")})
     count = 0
     readinto = ByteView.readinto
 
@@ -139,7 +118,7 @@ def test_excerpt_of_a_long_member_reads_little(tmp_path, monkeypatch):
 
 def test_flac_that_does_not_know_its_length(tmp_path):
     """As an encoder writes it into a pipe: from its start."""
-    data = bytearray(encode(tone(8000)))
+    data = bytearray(encoded(tone(8000)))
     data[21] &= 0xF0  # the number of samples, 36 bits
     data[22:26] = bytes(4)
     clips = open_clips(write_tar(tmp_path / "a.tar", {"a.flac": bytes(data)}))
@@ -152,7 +131,7 @@ def test_folders_tars_and_files_together_in_sorted_order(tmp_path, tar):
     for name in ("z.wav", "deep/y.flac", ".hidden.wav"):
         soundfile.write(folder / name, tone(1000), RATE)
     (folder / "notes.txt").write_text("not sound")
-    write_tar(folder / "b.tar", {"q.flac": encode(tone(500))})
+    write_tar(folder / "b.tar", {"q.flac": encoded(tone(500))})
     clips = open_clips([folder, tar])
     expected = [f"{folder}/z.wav", f"{folder}/deep/y.flac", f"{folder}/b.tar: q.flac"]
     assert [clips.name(i) for i in range(3)] == expected
@@ -165,7 +144,7 @@ def test_names_that_are_not_utf8(tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff.wav"
     try:
         with open(path, "wb") as file:
-            file.write(encode(tone(100), format="WAV"))
+            file.write(encoded(tone(100), format="WAV"))
     except OSError:
         pytest.skip("the file system takes no such name")
     assert len(read(open_clips(tmp_path))) == 100
@@ -183,7 +162,7 @@ def test_index_is_kept_and_follows_the_tar(tmp_path, tar, monkeypatch):
         again = open_clips(tmp_path)
     assert [again.name(i) for i in range(6)] == [first.name(i) for i in range(6)]
     np.testing.assert_array_equal(read(again, 5), read(first, 5))
-    write_tar(tar, {"new.flac": encode(tone(700))})
+    write_tar(tar, {"new.flac": encoded(tone(700))})
     changed = open_clips(tar)
     assert len(changed) == 1
     assert len(read(changed)) == 700
@@ -229,7 +208,7 @@ def test_sets_that_cannot_be(tmp_path, make, message):
 
 
 def test_webdataset_shards_have_labels_beside_their_clips(tmp_path, recwarn):
-    sound = encode(tone(8000, 1))
+    sound = encoded(tone(8000, 1))
     members = {
         "./a.cls": b"3",
         "./a.flac": sound,
@@ -250,7 +229,7 @@ def test_webdataset_shards_have_labels_beside_their_clips(tmp_path, recwarn):
 
 
 def test_members_that_are_left_out_without_a_clip_are_counted(tmp_path):
-    members = {"a.flac": encode(tone(8000)), "b.m4a": b"", "b.json": b"{}", "c.json": b"{}"}
+    members = {"a.flac": encoded(tone(8000)), "b.m4a": b"", "b.json": b"{}", "c.json": b"{}"}
     with pytest.warns(UserWarning, match=r"3 files left out, .* b\.m4a"):
         assert len(open_clips(write_tar(tmp_path / "000.tar", members))) == 1
 
@@ -285,9 +264,9 @@ class Bomb:
     [
         ("a.flac", b"not flac", "could not be read as sound"),
         ("a.flac", b"", "could not be read as sound"),
-        ("a.wav", encode(np.zeros(0), format="WAV"), "holds no samples"),
-        ("a.wav", encode(np.zeros(9), rate=1, format="WAV"), "states a sample rate of 1 Hz"),
-        ("a.wav", encode(np.array([0.1, np.nan]), format="WAV", subtype="FLOAT"), "holds NaN"),
+        ("a.wav", encoded(np.zeros(0), format="WAV"), "holds no samples"),
+        ("a.wav", encoded(np.zeros(9), rate=1, format="WAV"), "states a sample rate of 1 Hz"),
+        ("a.wav", encoded(np.array([0.1, np.nan]), format="WAV", subtype="FLOAT"), "holds NaN"),
         ("a.npy", npy(np.zeros((8000, 2), np.float32)), "channels must come first"),
         ("a.npy", npy(np.zeros((1, 2, 8000), np.float32)), "has the shape"),
         ("a.npy", npy(np.zeros(0, np.float32)), "has the shape"),
@@ -306,7 +285,7 @@ def test_what_cannot_be_decoded(tmp_path, monkeypatch, name, data, message):
 
 
 def test_damaged_flac_is_an_error(tmp_path):
-    data = encode(tone(200_000))
+    data = encoded(tone(200_000))
     clips = open_clips(write_tar(tmp_path / "a.tar", {"a.flac": data[: len(data) // 3]}))
     with pytest.raises(AudioError):
         read(clips, 0, 200_000)

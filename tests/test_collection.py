@@ -263,14 +263,6 @@ def test_scene_or_timestamps_can_be_left_out(tmp_path, model, kept, names):
     assert all(np.array_equal(one[name], both[name]) for name in names)
 
 
-def test_to_keep_nothing_or_to_decode_in_no_thread_is_refused(tmp_path, tree, model):
-    with pytest.raises(OptionError, match="keep at least one"):
-        embed_collection([tree], tmp_path / "out", model, scene=False, timestamps=False)
-    with pytest.raises(OptionError, match="jobs is 0"):
-        embed_collection([tree], tmp_path / "out", model, jobs=0)
-    assert not (tmp_path / "out").exists()
-
-
 def test_one_bad_file_does_not_stop_the_rest(tmp_path, model):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -599,15 +591,6 @@ def test_what_is_no_part_of_ours_is_kept_without_force(tmp_path, tree, model, ki
     assert metadata_of(part)["file"] == "a/1.wav"
 
 
-def test_an_empty_file_as_a_power_cut_leaves_it_is_made_anew(tmp_path, tree, model):
-    out = tmp_path / "out"
-    embed_collection([tree], out, model)
-    arrays = arrays_of(out)
-    (out / "a" / "1.wav.npz").write_bytes(b"")
-    assert [outcome.file.name for outcome in embed_collection([tree], out, model)] == ["a/1.wav"]
-    assert_equal(arrays_of(out), arrays)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 3, 6, 11])
 def test_an_interrupted_run_ends_with_the_same_numbers(tmp_path, tree, model, stop):
@@ -745,14 +728,6 @@ def test_a_dataset_is_assembled_again_only_where_its_parts_changed(tmp_path, tre
     write(tree / "b" / "another.wav", 1.0, seed=51)
     embed_collection([tree], output, model)
     assert names < set(parquet.read_table(output).column("file").to_pylist())
-
-
-def test_two_runs_give_equal_datasets(tmp_path, tree, model, parquet):
-    for name, jobs in (("one", 1), ("two", 4)):
-        embed_collection([tree], tmp_path / f"{name}.parquet", model, jobs=jobs)
-    one, two = (parquet.read_table(tmp_path / f"{name}.parquet") for name in ("one", "two"))
-    assert one.equals(two)
-    assert one.schema.metadata[b"gram_hear"] == two.schema.metadata[b"gram_hear"]
 
 
 def test_a_file_that_fails_is_left_out_even_where_an_old_part_of_it_is_there(

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import shutil
 import threading
 import time
 import warnings
@@ -19,7 +18,6 @@ import gram_hear.embed.files
 from gram_hear import embed_files, get_scene_embeddings, get_timestamp_embeddings
 from gram_hear.audio.files import SoundReader, read_audio
 from gram_hear.embed.files import Block, FileDone, FileFailed, group_files
-from gram_hear.errors import OptionError
 
 SOUNDS = Path(__file__).parent / "data" / "sounds"
 RATE = 32000
@@ -379,29 +377,8 @@ def test_embeddings_that_are_not_finite_are_a_failure(tmp_path, small_model):
     assert not any(isinstance(event, FileDone) for event in events)
 
 
-def test_no_files_give_no_events_and_wrong_jobs_are_refused(model):
+def test_no_files_give_no_events(model):
     assert list(embed_files([], model)) == []
-    for jobs in (0, -1):
-        with pytest.raises(OptionError, match=f"jobs is {jobs}"):
-            list(embed_files([SOUNDS / "mono_impacts.ogg"], model, jobs=jobs))
-
-
-def test_a_name_that_is_no_utf8_is_embedded(tmp_path, model):
-    plain = write(tmp_path / "plain.wav", 1.0)
-    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.wav")
-    shutil.copy(plain, name)
-    results, failed = embed([name, str(plain)], model)
-    assert failed == {}
-    assert np.allclose(results[Path(name)][0], results[plain][0], atol=1e-6)
-
-
-def test_a_clip_shorter_than_a_frame_is_embedded(tmp_path, model):
-    results, _ = embed([write(tmp_path / "click.wav", 10 / RATE)], model)
-    vectors, timestamps, end = results[tmp_path / "click.wav"]
-    assert vectors.shape == (1, model.timestamp_embedding_size)
-    assert np.isfinite(vectors).all()
-    assert timestamps == pytest.approx([10 / 64])
-    assert np.array_equal(end.scene, vectors[0])
 
 
 @pytest.mark.parametrize("parity", [False, True])
@@ -453,11 +430,3 @@ def test_four_threads_on_one_model_get_what_one_gets(small_model, noise):
         threaded = list(pool.map(get_scene_embeddings, clips, itertools.repeat(model)))
     for one, other in zip(serial, threaded, strict=True):
         assert torch.equal(one, other)
-
-
-def test_several_threads_can_embed_files_with_one_model(model, flock):
-    serial, _ = embed(flock, model)
-    with ThreadPoolExecutor(3) as pool:
-        for results, failed in pool.map(embed, [flock] * 3, [model] * 3):
-            assert failed == {}
-            assert_equal(results, serial)

@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import pickle
-import random
 import re
 import shutil
 import signal
@@ -189,14 +188,6 @@ def test_directions(make_task, tmp_path):
     assert unpickle(out / "test.target-labels.pkl") == expected
 
 
-def test_the_log_mel_module_embeds(make_task, tmp_path):
-    for kind in ("scene", "event"):
-        task = make_task([16000, 9000], kind=kind, name=kind)
-        out = embed_task(task, load_model("logmel", device="cpu"), tmp_path / "e")
-        vectors, _, _ = one_by_one(task, "train", "logmel")
-        np.testing.assert_allclose(opened(out, "train").vectors, vectors, rtol=0, atol=2e-5)
-
-
 def test_progress_is_told(make_task, tmp_path):
     told = []
     module = load_model("faulty", device="cpu")
@@ -289,23 +280,6 @@ def test_a_killed_run_goes_on_to_the_same_numbers(make_task, tmp_path, kind, sha
     # Only the batch that was under way is done twice.
     again = before + sum(shape[0] for shape in module.module.CALLS) - 42
     assert 0 < again <= 2 * len(shares)
-
-
-def test_a_kill_at_any_time_leaves_nothing_half(make_task, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_run, "BATCH_SECONDS", 1.0)
-    task = make_task([3000] * 20)
-    whole = embed_task(task, load_model("faulty", device="cpu"), tmp_path / "whole")
-    log = tmp_path / "log"
-    out = tmp_path / "killed" / task.name
-    generator = random.Random(1)
-    process = run(task, tmp_path / "killed", log, pause=0.02)
-    wait_for_text(log)
-    time.sleep(generator.uniform(0, 0.2))
-    process.kill()
-    process.wait()
-    assert not (out / DONE).exists()
-    embed_task(task, load_model("faulty", device="cpu"), tmp_path / "killed")
-    assert contents(out) == contents(whole)
 
 
 def interrupt_after(calls):
@@ -757,14 +731,6 @@ def test_b_format_is_handed_over_in_ambix(make_task, b_format, write_wavex):
         TaskAudio(task, 32000).clip_files(SPLITS[0])
 
 
-def test_a_tone_stays_a_tone():
-    time_axis = np.arange(48000) / 48000
-    tone = np.sin(2 * np.pi * 1000 * time_axis).astype(np.float32)[:, None]
-    expected = np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000)
-    middle = slice(500, -500)
-    np.testing.assert_allclose(resample(tone, 48000, 16000)[middle, 0], expected[middle], atol=1e-4)
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     samples=st.integers(1, 3000),
@@ -1180,12 +1146,6 @@ def test_errors_of_any_library_are_explained(tmp_path, monkeypatch, error):
     monkeypatch.delitem(sys.modules, "failing", raising=False)
     with pytest.raises(ModuleError, match=r"failing\.load_model\(\) failed: "):
         load_model("failing", device="cpu")
-
-
-def test_ctrl_c_ends_the_run(make_task, tmp_path):
-    module = load_model("faulty", options={"fault": "interrupt"}, device="cpu")
-    with pytest.raises(KeyboardInterrupt):
-        embed_task(make_task([800]), module, tmp_path / "e")
 
 
 @pytest.mark.parametrize(

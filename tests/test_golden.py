@@ -78,13 +78,6 @@ def test_timestamp_embeddings_of_layer_2_are_golden(
     assert_golden(embeddings, stored["encode_layer2_mean"])
 
 
-@EACH_MODEL
-def test_one_window_at_a_time_is_golden_too(load, stored, golden_audio, container, channels):
-    model = load(container, window_batch=1)
-    embeddings, _ = gram_hear.get_timestamp_embeddings(golden_audio(channels), model)
-    assert_golden(embeddings, stored["encode_raw"])
-
-
 # --- one window -----------------------------------------------------------------------------
 
 

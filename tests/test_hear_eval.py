@@ -16,10 +16,8 @@ from hear_tasks import write_task
 from typer.testing import CliRunner
 
 from gram_hear.commands.hear_eval.app import app
-from gram_hear.commands.hear_eval.parts import parse_options
-from gram_hear.errors import GramError, OptionError
+from gram_hear.errors import GramError
 from gram_hear.jobs import writing
-from gram_hear.jobs.locks import locked
 from gram_hear.tasks import RESAMPLED
 
 MODULES = Path(__file__).parent / "data" / "hear_modules"
@@ -145,25 +143,6 @@ def test_a_broken_task_does_not_stop_the_others(workdir):
     results = json.loads((workdir / "embeddings/logmel/results.json").read_text())["results"]
     assert [each["task"] for each in results] == [TASK]
     assert not (workdir / "embeddings/logmel/a-silent-v1-full/prediction-done.json").exists()
-
-
-def test_broken_embeddings_do_not_stop_the_others(workdir):
-    """The second task's embeddings hold NaN; the file is named, the first one's scores stay."""
-    write_beeps(workdir / "tasks" / "spoilt-v1-full")
-    assert evaluate("embed", "logmel")[0] == 0
-    folder = workdir / "embeddings" / "logmel"
-    path = folder / "spoilt-v1-full" / "valid.embeddings.npy"
-    rows = np.fromfile(path, np.float32)
-    rows[0] = np.nan
-    rows.tofile(path)
-    code, stdout, stderr = evaluate(
-        "predict", str(folder / "spoilt-v1-full"), str(folder / TASK), *QUICK[2:]
-    )
-    assert code == 1
-    assert TASK in stdout
-    assert "failed: spoilt-v1-full" in stderr
-    assert "NaN" in stderr
-    assert ".wav" in stderr
 
 
 def test_a_broken_score_file_does_not_hide_the_others(workdir):
@@ -383,14 +362,6 @@ def test_an_interrupted_run_says_how_to_go_on(workdir):
     assert "Aborted" not in stderr
 
 
-def test_two_runs_at_once_are_refused(workdir):
-    assert evaluate(*QUICK)[0] == 0
-    with locked(workdir / "embeddings" / "logmel" / TASK):
-        code, _, stderr = evaluate(*QUICK, "--force")
-    assert code == 1
-    assert "Another run is writing" in stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -490,9 +461,3 @@ def test_modules_are_checked(workdir):
     code, stdout, _ = evaluate("check", "faulty", "--model-options", '{"fault": "n"}')
     assert code == 1
     assert "error: " in stdout
-
-
-def test_options_are_an_object():
-    assert parse_options('{"strategy": "mean", "window": 2}') == {"strategy": "mean", "window": 2}
-    with pytest.raises(OptionError, match="not JSON"):
-        parse_options("")

@@ -463,16 +463,18 @@ def test_the_recipe_trains_a_head_that_hears_left_and_right(
 
 
 @pytest.mark.parametrize(
-    ("clips", "output", "message"),
+    ("channels", "clips", "options", "message"),
     [
-        (10, "head.pt", "must end in .safetensors"),
-        (10, "none/head.safetensors", "in a folder that is there"),
-        (3, "head.safetensors", "too few sound files: train 2, valid 1, test 0"),
-        (0, "head.safetensors", "too few sound files"),
+        (2, 10, ["head.pt"], "must end in .safetensors"),
+        (2, 10, ["none/head.safetensors"], "in a folder that is there"),
+        (2, 3, ["head.safetensors"], "too few sound files: train 2, valid 1, test 0"),
+        (2, 0, ["head.safetensors"], "too few sound files"),
+        (2, 10, ["head.safetensors", "--turns", "2"], "--turns is 2; it must be 1 with two ears"),
+        (1, 10, ["head.safetensors"], "is a mono model"),
     ],
 )
 def test_the_recipe_finds_what_is_wrong_first(
-    recipe, tmp_path, monkeypatch, capsys, clips, output, message
+    recipe, published_file, tmp_path, monkeypatch, capsys, channels, clips, options, message
 ):
     plan = RirPlan(
         rooms=4, scenes_per_room=1, layouts=("binaural",), valid=0.25, test=0.25, rate=RATE
@@ -481,35 +483,14 @@ def test_the_recipe_finds_what_is_wrong_first(
     (tmp_path / "clips").mkdir()
     for i in range(clips):
         soundfile.write(tmp_path / "clips" / f"{i}.flac", noise(0.1, 16000, i)[0], 16000)
-    paths = [tmp_path / name for name in ("clips", "rirs", output)]
-    monkeypatch.setattr(sys, "argv", [str(each) for each in (RECIPE, MODEL, *paths)])
+    model = MODEL if channels == 2 else published_file(channels)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), str(model), "clips", "rirs", *options])
     with pytest.raises(SystemExit):
         recipe.main()
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert message in said
-
-
-def test_two_ears_cannot_be_turned(recipe, tmp_path, monkeypatch, capsys):
-    plan = RirPlan(
-        rooms=4, scenes_per_room=1, layouts=("binaural",), valid=0.25, test=0.25, rate=RATE
-    )
-    build_rirs(tmp_path / "rirs", plan, jobs=1, simulator=one_sided)
-    paths = [MODEL, tmp_path, tmp_path / "rirs", tmp_path / "head.safetensors", "--turns", 2]
-    monkeypatch.setattr(sys, "argv", [str(each) for each in (RECIPE, *paths)])
-    with pytest.raises(SystemExit):
-        recipe.main()
-    assert "--turns is 2; it must be 1 with two ears" in capsys.readouterr().err
-
-
-def test_the_recipe_takes_no_model_without_directions(
-    recipe, published_file, tmp_path, monkeypatch, capsys
-):
-    paths = [published_file(1), *(tmp_path / name for name in ("clips", "rirs", "a.safetensors"))]
-    monkeypatch.setattr(sys, "argv", [str(each) for each in (RECIPE, *paths)])
-    with pytest.raises(SystemExit):
-        recipe.main()
-    assert "is a mono model" in capsys.readouterr().err
 
 
 def test_a_mirrored_scene_has_left_and_right_exchanged(recipe):

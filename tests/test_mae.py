@@ -90,15 +90,6 @@ def test_loss_is_the_mean_over_masked_patches_times_channels(
     torch.testing.assert_close(found.loss.double(), expected, rtol=1e-5, atol=0)
 
 
-def test_visible_patches_do_not_count(autoencoder, noise):
-    mask = seeded_mask()
-    found = autoencoder()(noise(3, 2, 200, 128), mask)
-    found.prediction.retain_grad()
-    found.loss.backward()
-    assert found.prediction.grad[~mask].eq(0).all()
-    assert found.prediction.grad[mask].ne(0).any(dim=1).all()
-
-
 @DECODERS
 def test_every_parameter_learns(autoencoder, noise, decoder):
     model = autoencoder(decoder=decoder)
@@ -161,16 +152,6 @@ def test_decoder_equals_the_plain_reference(autoencoder, noise, decoder):
             tokens = block(tokens)
         expected = part.prediction(part.norm(tokens))[0, -200:]
         torch.testing.assert_close(found[n], expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(("decoder", "kept"), [("plain", True), ("multi_window", False)])
-def test_only_the_plain_decoder_keeps_the_cls_token(autoencoder, noise, decoder, kept):
-    model, mask = autoencoder(decoder=decoder), seeded_mask(1, masked=196)
-    visible = (~mask[0]).nonzero()[:, 0][None]
-    encoded = noise(1, 5, 64)
-    other = torch.cat([encoded[:, :1] + 1, encoded[:, 1:]], dim=1)
-    difference = model.decoder(other, visible, mask) - model.decoder(encoded, visible, mask)
-    assert bool(difference.any()) == kept
 
 
 def test_decoder_norms_have_epsilon_1e_5_and_the_encoders_1e_6(autoencoder):

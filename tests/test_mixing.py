@@ -16,7 +16,6 @@ from gram_hear.scenes.mixing import convolve, fade, mix, pad_to_clips, smooth_le
 ATOL = 2e-6  # four times the float32 noise of a mixed scene
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 RATE = 32000
-FADE_SAMPLES = 6400
 
 
 def normal(*shape, seed=0):

@@ -157,11 +157,6 @@ def scorer_of(folder, split="valid"):
 # --- choosing -------------------------------------------------------------------------------
 
 
-def test_the_best_validation_wins(make, monkeypatch):
-    chosen = choose(make(), monkeypatch, [0.1, 0.5, 0.2, 0.9])
-    assert chosen == draw_settings("default", 4, "numbers", QUICK)[3].to_dict()
-
-
 def test_the_first_drawn_of_equals_wins(make, monkeypatch):
     """Though points of another shape, which come later, are trained before some of them."""
     points = draw_settings("default", 4, "numbers", QUICK)

@@ -108,12 +108,6 @@ def test_files_are_kept_whole(tmp_path, sounds):
     assert summary["sound_seconds"] == pytest.approx(7.25)
 
 
-def test_rest_of_a_second_is_a_clip(tmp_path):
-    soundfile.write(tmp_path / "a.wav", steps(32000 * 5), RATE)
-    run(tmp_path / "a.wav", tmp_path / "out", seconds=2.0)
-    assert [len(decode(d)[0]) for d in members(tmp_path / "out").values()] == [64000, 64000, 32000]
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.integers(1, 300), min_size=1, max_size=6), st.integers(10, 200), st.integers(1, 100)
@@ -508,24 +502,3 @@ def test_command_lists_failures_at_the_end(tmp_path, damaged):
     assert "3 files failed:" in result.stderr
     assert "cc.wav holds NaN" in last
     assert invoke(damaged, "-o", tmp_path / "out", "--whole").exit_code == 1
-
-
-def test_killed_run_goes_on(tmp_path, sounds):
-    """Processes that are ended at once leave no half tar, and nothing that is in the way."""
-    code = (
-        "import os, sys\n"
-        "from pathlib import Path\n"
-        "from gram_hear.preparation import Preparation, prepare\n"
-        "def stop(done, total):\n"
-        "    if done >= 2:\n"
-        "        os._exit(9)\n"
-        "if __name__ == '__main__':\n"
-        "    prepare([Path('sounds')], Path('out'), Preparation(1.0, tar_size=0.15), jobs=1,\n"
-        "            progress=stop)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
-    assert done.returncode == 9
-    summary = run(sounds, tmp_path / "out", tar_size=0.15)
-    assert summary["clips"] == len(members(tmp_path / "out")) == 7
-    run(sounds, tmp_path / "whole", tar_size=0.15)
-    assert digests(tmp_path / "out") == digests(tmp_path / "whole")

@@ -2,21 +2,19 @@
 
 import dataclasses
 import inspect
-import io
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 import yaml
+from packed import encoded, npy, write_tar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
@@ -58,45 +56,27 @@ NAMES = [
 TOYS = ["tiny", "tiny-mono", "tiny-ambisonic", "tiny-time", "tiny-gramm"]
 
 
-def write_tar(path, members):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-
-
-def npy(array):
-    file = io.BytesIO()
-    np.save(file, array.astype(np.float32))
-    return file.getvalue()
-
-
-def flac(audio, rate):
-    file = io.BytesIO()
-    soundfile.write(file, audio, rate, format="FLAC")
-    return file.getvalue()
-
-
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """Data in the published layouts: flac, RIRs and noise in WebDataset tars."""
     folder = tmp_path_factory.mktemp("data")
     generator = np.random.default_rng(0)
 
+    def noise(*shape):
+        return generator.standard_normal(shape, dtype=np.float32)
+
     def tones(seconds, rate):
         t = np.arange(round(seconds * rate)) / rate
         return 0.3 * np.sin(2 * np.pi * t * generator.uniform(200, 4000)) * np.exp(-3 * t)
 
-    clips = {f"{i}.flac": flac(tones(0.6 + 0.1 * i, 16000), 16000) for i in range(6)}
+    clips = {f"{i}.flac": encoded(tones(0.6 + 0.1 * i, 16000), 16000) for i in range(6)}
     write_tar(folder / "audioset" / "000.tar", clips)
-    noises = {f"{i}.npy": npy(generator.standard_normal(20000 + 20000 * i)) for i in range(3)}
+    noises = {f"{i}.npy": npy(noise(20000 + 20000 * i)) for i in range(3)}
     write_tar(folder / "wham" / "000.tar", noises)
     for layout, channels in {"binaural": 2, "ambisonic": 4}.items():
         for split in ("train", "test"):
-            shape, decay = (3, channels, 2000), np.exp(-np.arange(2000) / 300)
-            rirs = {f"{i}.npy": npy(generator.standard_normal(shape) * decay) for i in range(3)}
+            shape, decay = (3, channels, 2000), np.exp(-np.arange(2000, dtype=np.float32) / 300)
+            rirs = {f"{i}.npy": npy(noise(*shape) * decay) for i in range(3)}
             write_tar(folder / layout / split / "000.tar", rirs)
     return folder
 

@@ -9,14 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gram_hear.checkpoints.store import load_checkpoint, save_model
-from gram_hear.config import named_config
 from gram_hear.errors import CheckpointError, ConfigError, OptionError
 from gram_hear.frontend import FrontEnd
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
 from gram_hear.nn.masks import random_mask
-from gram_hear.nn.patches import patchify
-from gram_hear.plots.reconstruction import unpatchify
 from gram_hear.pretrain.datamodule import PretrainingData, accumulation
 from gram_hear.pretrain.module import Pretraining, schedule_factor
 
@@ -235,19 +232,7 @@ def test_a_batch_is_shared_out_whole(batch, devices, most):
     assert all(most is not None and share / n > most for n in fewer)
 
 
-def test_the_published_batch_on_any_number_of_devices():
-    found = {devices: accumulation(96, devices, 24) for devices in (1, 2, 4, 8, 32)}
-    assert found == {1: 4, 2: 2, 4: 1, 8: 1, 32: 1}
-
-
 @pytest.mark.parametrize("name", ["batch", "rooms", "validation_batches", "validate_every"])
 def test_options_of_the_data_are_checked(name):
     with pytest.raises(OptionError, match=f"data.{name} is 0; it must be at least 1"):
         PretrainingData(**{name: 0})
-
-
-@pytest.mark.parametrize(("channels", "patching"), [(1, "frame"), (2, "time"), (7, "frame")])
-def test_unpatchify_is_the_inverse_of_patchify(channels, patching, noise):
-    config = named_config("tiny", channels, patching)
-    windows = noise(3, channels, 200, 128)
-    assert torch.equal(unpatchify(patchify(windows, config.patch), config), windows)

@@ -110,15 +110,6 @@ def test_the_model_without_a_network_has_the_layout_where_one_is_bundled(layout,
     assert registry.offline_name(layout) == name
 
 
-def test_the_default_is_the_published_binaural_model(monkeypatch):
-    asked = []
-    monkeypatch.setattr(store, "_from_hub", lambda name, entry, *rest: asked.append((name, entry)))
-    load_checkpoint("")
-    entry = registry.find_entry("gramt-binaural")
-    assert asked == [("gramt-binaural", entry)]
-    assert registry.default_name() == "gramt-binaural"
-
-
 def test_a_registered_name_comes_before_a_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / OFFLINE).mkdir()
@@ -234,11 +225,3 @@ def test_an_offline_model_fills_with_silence(name):
 def test_an_offline_model_takes_no_options_of_files(name, option):
     with pytest.raises(OptionError, match="comes with this package"):
         gram_hear.load_model(name, **option)
-
-
-@EACH_UNTRAINED
-def test_an_offline_model_can_be_saved(name, two_tones, tmp_path):
-    model = load_offline(name)
-    saved = gram_hear.load_model(gram_hear.save_model(model, tmp_path / "tiny.safetensors"))
-    expected = gram_hear.get_scene_embeddings(two_tones, model)
-    assert torch.equal(gram_hear.get_scene_embeddings(two_tones, saved), expected)

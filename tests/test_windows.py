@@ -92,16 +92,6 @@ def test_corrected_plan_by_hand(make_config, seconds, patching, windows, rows, f
 
 
 @PATCHINGS
-@pytest.mark.parametrize("samples", [1, 100, 159])
-def test_clip_too_short_for_a_centre_keeps_one_row_at_half_its_duration(
-    make_config, patching, samples
-):
-    plan = corrected_plan(samples, make_config(2, patching))
-    np.testing.assert_allclose(plan.timestamps(), [samples / 64], rtol=1e-6)
-    assert plan.windows == 1
-
-
-@PATCHINGS
 @settings(max_examples=60, deadline=None)
 @given(samples=st.one_of(st.integers(1, 400_000), st.integers(1, TEN_MINUTES)), data=st.data())
 def test_every_row_is_kept_once_however_the_windows_come(make_config, patching, samples, data):

@@ -27,7 +27,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gram_hear.errors import GramError, OptionError, short
+from gram_hear.errors import GramError, OptionError, short, some
 from gram_hear.jobs.locks import POLL, try_lock, wait_for_lock
 from gram_hear.jobs.workers import work
 from gram_hear.jobs.writing import write_json
@@ -299,9 +299,8 @@ class Job:
 
     def loss(self, lost: Sequence[str]) -> str:
         """Return a sentence on parts that were done, and are not there at the end."""
-        more = f" and {len(lost) - 3:,} more" if len(lost) > 3 else ""
         return (
-            f"{', '.join(lost[:3])}{more} of {self.output}: files were removed or altered while "
+            f"{some(lost)} of {self.output}: files were removed or altered while "
             "this run was at work. Run again to make them anew."
         )
 
@@ -423,9 +422,7 @@ def run_parts(
 
 
 def _make_part(
-    job: Job,
-    make: Callable[[Piece], tuple[Record, Sequence[Path]]],
-    named: tuple[str, Piece],
+    job: Job, make: Callable[[Piece], tuple[Record, Sequence[Path]]], named: tuple[str, Piece]
 ) -> Outcome | str:
     """Make a part unless it is done; return its name where another run holds it."""
     part, piece = named

@@ -15,10 +15,7 @@ from gram_hear.start import importing
 
 
 def check(
-    module: Module,
-    model: Model = "",
-    model_options: ModelOptions = "{}",
-    device: Device = "cpu",
+    module: Module, model: Model = "", model_options: ModelOptions = "{}", device: Device = "cpu"
 ) -> None:
     """Check that a module offers the HEAR API, and explain what it does not.
 

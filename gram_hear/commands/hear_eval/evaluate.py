@@ -65,12 +65,7 @@ def evaluate(
     folders = find_tasks(tasks_dir, names_in(task))
     loaded = tasks_run.load_module(module, model, options, device)
     embedded, failed = tasks_run.embed_tasks(
-        folders,
-        loaded,
-        embeddings_dir,
-        force,
-        empty_clips,
-        chosen.check,
+        folders, loaded, embeddings_dir, force, empty_clips, chosen.check
     )
     failed += tasks_run.predict_tasks(embedded, chosen, force, min_steps)
     failed += tasks_run.show_results(embeddings_dir / loaded.folder_name)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.table import Table
@@ -16,6 +16,7 @@ from gram_hear.start import importing
 if TYPE_CHECKING:
     from gram_hear.evaluation.make.plan import TaskPlan
 
+Number = TypeVar("Number", int, float)
 LARGEST_TABLE = 60  # classes; of more only the counts of files are shown
 
 
@@ -117,32 +118,31 @@ def make_task(
         skip_unlisted,
         prediction_type or None,
     )
-    splits = SplitOptions(_numbers(shares) or None, folds, seed, allow_rare=allow_rare)
-    sound = SoundOptions(tuple(dict.fromkeys(_whole(rates))), duration)
+    parts = _numbers(float, "--shares", shares, "0.6,0.2,0.2")
+    splits = SplitOptions(parts or None, folds, seed, allow_rare=allow_rare)
+    whole = _numbers(int, "--rates", rates, "16000,32000, in Hz")
+    sound = SoundOptions(tuple(dict.fromkeys(whole)), duration)
     name = name or source.resolve().name
     options = TaskOptions(name, task_version, labels, splits, sound, tuple(_words(metric)))
     check_tasks_dir(source, tasks_dir)
     plan = plan_task(source, options)
     folder = tasks_dir / options.folder_name
     if dry_run:
-        _say_notes([*plan.notes, *plan.splits.notes])
+        notes = (*plan.notes, *plan.splits.notes)
         annotations = {
             split: [clip.annotation for clip in clips] for split, clips in plan.splits.clips.items()
         }
     else:
         with progress_bar(f"make {folder.name}", "files") as progress:
             made = make(plan, tasks_dir, jobs=jobs, force=force, progress=progress)
-        _say_notes(made.notes)
+        notes = made.notes
         if made.found:
             say(f"{made.found} of {len(plan.recordings.clips)} files were done by an earlier run.")
         task = read_task(folder)
         annotations = {split: list(task.annotations(split).values()) for split in task.splits}
-    _show(plan, annotations, folder, as_json)
-
-
-def _say_notes(notes: Sequence[str]) -> None:
     for note in notes:
         say(f"warning: {note}")
+    _show(plan, annotations, folder, as_json)
 
 
 def _show(
@@ -196,15 +196,8 @@ def _pairs(text: str) -> dict[str, str]:
     return {here.strip(): name.strip() for here, _, name in pairs}
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def _numbers(kind: type[Number], option: str, text: str, example: str) -> tuple[Number, ...]:
     try:
-        return tuple(float(word) for word in _words(text))
+        return tuple(kind(word) for word in _words(text))
     except ValueError:
-        raise OptionError(f"--shares is {text!r}; it must be like 0.6,0.2,0.2.") from None
-
-
-def _whole(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in _words(text))
-    except ValueError:
-        raise OptionError(f"--rates is {text!r}; it must be like 16000,32000, in Hz.") from None
+        raise OptionError(f"{option} is {text!r}; it must be like {example}.") from None

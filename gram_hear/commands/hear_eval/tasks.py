@@ -18,8 +18,7 @@ def tasks(
         Path | None, typer.Argument(metavar="[TASKS_DIR]", help="The same as --tasks-dir.")
     ] = None,
     tasks_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder that holds the task directories. Default: tasks."),
+        Path | None, typer.Option(help="Folder that holds the task directories. Default: tasks.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

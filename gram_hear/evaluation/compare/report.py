@@ -256,10 +256,7 @@ def _published_table(report: Report) -> Table:
         if any(score is not None for score in scores):
             rows.append((model.name, *("" if each is None else f"{each:.4f}" for each in scores)))
     sources = dict.fromkeys(f"Source: {each.source}, {each.url}" for each in report.published)
-    notes = [
-        "Published, not measured here; how they were measured, the source says.",
-        *sources,
-    ]
+    notes = ["Published, not measured here; how they were measured, the source says.", *sources]
     if not rows:
         notes.insert(
             0, "No score of these tasks is published: names and versions must be the same."

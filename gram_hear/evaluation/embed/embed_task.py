@@ -288,10 +288,7 @@ class _TaskRun:
         self._finish()
 
     def _without_empty(
-        self,
-        clips: dict[str, list[ClipFile]],
-        empty: Mapping[str, list[str]],
-        names: Sequence[str],
+        self, clips: dict[str, list[ClipFile]], empty: Mapping[str, list[str]], names: Sequence[str]
     ) -> dict[str, list[ClipFile]]:
         """Do with clips without samples what was asked for; return what is to be embedded."""
         said = f"{self.task.name}: {empty_in_words(names, sum(map(len, clips.values())))}"

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gram_hear.errors import TaskError, short
+from gram_hear.errors import TaskError, short, some
 from gram_hear.foreign import NotPlain, read_pickled_lists
 from gram_hear.jobs.job import Job
 from gram_hear.tasks import LONGEST_CLIP, Task, read_json
@@ -98,11 +98,9 @@ class SplitEmbeddings:
         ]
         if wrong:
             names = list(dict.fromkeys(self.files[row] for row in wrong))
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             raise TaskError(
                 f"{path} holds NaN or infinite values in {len(wrong)} of {rows} rows, of "
-                f"{', '.join(names[:5])}{more}. Look at those sounds and at the module, and embed "
-                "anew."
+                f"{some(names, shown=5)}. Look at those sounds and at the module, and embed anew."
             )
         return vectors
 

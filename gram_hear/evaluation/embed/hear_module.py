@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gram_hear.config import EMBEDDINGS, SOUND_RATES
 from gram_hear.devices import find_device
-from gram_hear.errors import GramError, ModuleError, reason_of, short
+from gram_hear.errors import GramError, ModuleError, reason_of, short, some
 
 FUNCTIONS = ("load_model", "get_scene_embeddings", "get_timestamp_embeddings")
 CHANNELS_FIRST = "channels_first"
@@ -65,8 +65,9 @@ def load_model(
         with _foreign(f"Looking for {name}.{function} failed"):
             there = callable(getattr(module, function, None))
         if not there:
+            where = getattr(module, "__file__", None) or "built in"
             raise ModuleError(
-                f"{name} ({_where(module)}) has no function {function}; a HEAR module has "
+                f"{name} ({where}) has no function {function}; a HEAR module has "
                 f"{', '.join(FUNCTIONS)}."
             )
     given = ", ".join(
@@ -129,10 +130,6 @@ def _import(name: str) -> ModuleType:
         raise ModuleError(
             f"{name} imports {error.name!r}, which is not there; install it."
         ) from error
-
-
-def _where(module: ModuleType) -> str:
-    return getattr(module, "__file__", None) or "built in"
 
 
 def _reason(error: BaseException) -> str:
@@ -423,10 +420,8 @@ def _check_finite(function: str, embeddings: np.ndarray, names: Sequence[str]) -
     wrong = ~np.isfinite(embeddings).reshape(len(embeddings), -1).all(axis=1)
     if wrong.any():
         called = [names[i] if names else f"clip {i}" for i in wrong.nonzero()[0].tolist()]
-        more = f" and {len(called) - 5} more" if len(called) > 5 else ""
-        raise ModuleError(
-            f"{function} returned NaN or infinite values for {', '.join(called[:5])}{more}."
-        )
+        found = some(called, shown=5)
+        raise ModuleError(f"{function} returned NaN or infinite values for {found}.")
 
 
 def _slug(text: str) -> str:

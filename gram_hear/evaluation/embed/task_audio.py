@@ -10,14 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gram_hear.audio.files import (
-    SoundReader,
-    file_status,
-    read_samples,
-    resample,
-    resampled_length,
-)
-from gram_hear.errors import AudioError, TaskError, reason_of
+from gram_hear.audio.files import SoundReader, file_status, read_samples, resample, resampled_length
+from gram_hear.errors import AudioError, TaskError, reason_of, some
 from gram_hear.jobs.writing import write_whole
 from gram_hear.tasks import RESAMPLED, Task, holds_no_samples, names_in
 
@@ -77,11 +71,10 @@ class TaskAudio:
             for file in files
         ]
         if missing := [file for file, rate in zip(files, rates, strict=True) if not rate]:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             folders = ", ".join(str(rate) for rate in self.task.rates()) or "none"
             raise TaskError(
                 f"{self.task.name}: {len(missing)} of {len(files)} audio files of {split} are "
-                f"missing: {', '.join(missing[:3])}{more}. They belong into "
+                f"missing: {some(missing)}. They belong into "
                 f"{self.target / split}, or that of another rate (there: {folders})."
             )
         return [

@@ -20,8 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import AudioError, OptionError, TaskError, count, reason_of, short
-from gram_hear.evaluation.make.labels import AXES, LabelledClip, some
+from gram_hear.errors import AudioError, OptionError, TaskError, count, reason_of, short, some
+from gram_hear.evaluation.make.labels import AXES, LabelledClip
 from gram_hear.evaluation.make.plan import NAMED, TaskPlan, refuse_sounds
 from gram_hear.evaluation.make.sounds import MadeSound, SoundHeader, SoundOptions, make_sound
 from gram_hear.evaluation.make.splits import Splits, make_splits

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gram_hear.audio.files import SUFFIXES, UNREADABLE, find_audio
-from gram_hear.errors import OptionError, TaskError, allowed, count, nearest, reason_of
+from gram_hear.errors import OptionError, TaskError, allowed, count, nearest, reason_of, some
 
 TIMES = ("onset", "offset")
 ANGLES = ("azimuth", "elevation")
@@ -23,7 +23,6 @@ AXES = ("x", "y", "z")
 SPLIT_COLUMNS = ("split", "fold")
 COLUMNS = ("file", "label", *SPLIT_COLUMNS, *TIMES, *ANGLES, *AXES)
 EVERY = "all"  # of --ignore-columns
-SHOWN = 3  # of what is wrong in many places
 
 Row = dict[str, str]
 
@@ -121,7 +120,12 @@ def read_labels(source: Path, options: LabelOptions) -> LabelledRecordings:
     if options.csv is not None and found:
         rows = read_table(options.csv, options)
         notes = _match_files(source, found, rows, options)
-    notes = [*_describe_unread(unread - {row["file"] for row in rows}), *notes]
+    if left_out := sorted(unread - {row["file"] for row in rows}):
+        notes.insert(
+            0,
+            f"{count(len(left_out), 'file')} left out, as sound of such a format is not read: "
+            f"{some(left_out)}. Convert them, to WAV or FLAC, if they belong to the task.",
+        )
     if not found:
         raise TaskError(" ".join([f"No sound file was found in {source}.", *notes]))
     _add_names(rows, options)
@@ -129,16 +133,6 @@ def read_labels(source: Path, options: LabelOptions) -> LabelledRecordings:
         _add_folders(source, rows, notes)
     _check_columns(rows[0], options)
     return _collect(source, rows, notes, options)
-
-
-def _describe_unread(unread: set[str]) -> list[str]:
-    """Return a note on the sound files whose format is not read, where there are any."""
-    if not unread:
-        return []
-    return [
-        f"{count(len(unread), 'file')} left out, as sound of such a format is not read: "
-        f"{some(sorted(unread))}. Convert them, to WAV or FLAC, if they belong to the task."
-    ]
 
 
 # --- tables ---------------------------------------------------------------------------------
@@ -298,11 +292,7 @@ def _add_names(rows: Sequence[Row], options: LabelOptions) -> None:
     if twice := [name for name in pattern.groupindex if name in rows[0]]:
         raise OptionError(
             f"--pattern has the field {twice[0]!r}, which the files have already"
-            + (
-                f" from {options.csv}; call it otherwise."
-                if options.csv
-                else "; call it otherwise."
-            )
+            f"{f' from {options.csv}' if options.csv else ''}; call it otherwise."
         )
     with_folders = "/" in options.pattern
     wrong = []
@@ -369,20 +359,13 @@ def kind_of(columns: Iterable[str]) -> str:
         TaskError: for columns that make none of these, or several.
     """
     there = set(columns)
-    wanted = {
-        "event": ({"label", *TIMES}, {*ANGLES, *AXES}),
-        "localisation": (set(ANGLES) if there & set(ANGLES) else set(AXES), {"label", *TIMES}),
-        "scene": ({"label"}, {*ANGLES, *AXES, *TIMES}),
-    }
-    kind = "scene"
     if there & set(TIMES):
-        kind = "event"
+        kind, needed = "event", {"label", *TIMES}
     elif there & {*ANGLES, *AXES}:
-        kind = "localisation"
-    needed, foreign = wanted[kind]
-    if kind == "localisation" and needed == set(ANGLES):
-        foreign = foreign | set(AXES)
-    missing, wrong = needed - there, foreign & there
+        kind, needed = "localisation", set(ANGLES) if there & set(ANGLES) else set(AXES)
+    else:
+        kind, needed = "scene", {"label"}
+    missing, wrong = needed - there, ({"label", *TIMES, *ANGLES, *AXES} - needed) & there
     if missing or wrong:
         raise TaskError(
             f"The columns {', '.join(sorted(there))} make no task"
@@ -419,10 +402,9 @@ def _collect(
         raise TaskError(
             f"{count(len(faults), 'file is', 'files are')} labelled wrongly: {some(faults, '; ')}."
         )
-    said = [
-        *notes,
-        *([f"{count(repeated, 'row says', 'rows say')} the same as others."] if repeated else []),
-    ]
+    said = [*notes]
+    if repeated:
+        said.append(f"{count(repeated, 'row says', 'rows say')} the same as others.")
     types = _prediction_type(kind, clips, options, said)
     vocabulary = vocabulary_of({label for clip in clips for label in clip.labels})
     if kind != "localisation":
@@ -545,9 +527,3 @@ def check_vocabulary(labels: Sequence[str], where: str = "") -> None:
             f"All labels{where} are the same ({', '.join(labels) or 'there is none'}); a task "
             "needs at least two classes."
         )
-
-
-def some(items: Sequence[str], separator: str = ", ", shown: int = SHOWN) -> str:
-    """Return the first few of many, and how many more there are."""
-    more = f" and {len(items) - shown} more" if len(items) > shown else ""
-    return separator.join(items[:shown]) + more

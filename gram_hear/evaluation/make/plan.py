@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from gram_hear.errors import AudioError, OptionError, TaskError, count
+from gram_hear.errors import AudioError, OptionError, TaskError, count, some
 from gram_hear.evaluation.make.labels import (
     LabelledRecordings,
     LabelOptions,
     check_vocabulary,
     read_labels,
-    some,
     vocabulary_of,
 )
 from gram_hear.evaluation.make.sounds import SoundHeader, SoundOptions, read_header, stamp

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,10 +107,10 @@ def make_sound(
     for rate in options.rates:
         target = folder / str(rate) / f"{stem}{suffix}"
         if kept and rate == header.rate:
-            copy(path, target)
+            write_whole(target, partial(shutil.copyfile, path))
             made = audio
         else:
-            made = fit(convert(audio, header.rate, rate), rate, options.duration)
+            made = fit(resample(audio.T, header.rate, rate).T, rate, options.duration)
             write_wav(target, made, rate)
         samples = samples or made.shape[1]
     return MadeSound(before, digest(audio, header.rate), samples, suffix)
@@ -144,19 +145,9 @@ def digest(audio: np.ndarray, rate: int) -> str:
     return found.hexdigest()
 
 
-def convert(audio: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """Resample (channels, samples)."""
-    return resample(audio.T, rate, new_rate).T
-
-
 def fit(audio: np.ndarray, rate: int, duration: float | None) -> np.ndarray:
     """Cut (channels, samples) to a duration in seconds, or pad it with zeros at the end."""
     if duration is None:
         return audio
     samples = max(1, round(duration * rate))
     return np.pad(audio[:, :samples], ((0, 0), (0, max(0, samples - audio.shape[1]))))
-
-
-def copy(path: Path, target: Path) -> None:
-    """Copy a file as it is, whole or not at all."""
-    write_whole(target, lambda temporary: shutil.copyfile(path, temporary))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gram_hear.errors import OptionError, TaskError, allowed
-from gram_hear.evaluation.make.labels import SPLIT_COLUMNS, LabelledClip, LabelledRecordings, some
+from gram_hear.errors import OptionError, TaskError, allowed, some
+from gram_hear.evaluation.make.labels import SPLIT_COLUMNS, LabelledClip, LabelledRecordings
 from gram_hear.tasks import FEWEST_FOLDS, SPLITS
 
 SHARES = (0.6, 0.2, 0.2)  # of train, valid and test, unless told
@@ -123,26 +123,21 @@ Given = tuple[tuple[str, ...], list[str], list[str]]  # names, the split of each
 
 
 def _given_folds(clips: Sequence[LabelledClip], options: SplitOptions) -> Given:
-    if options.shares or options.folds:
-        raise OptionError(
-            "Each file's fold is given; leave out --shares and --folds, or the column: "
-            "--ignore-columns fold."
-        )
+    _refuse("fold", "--shares and --folds", options.shares or options.folds)
     values = {clip.fields["fold"] for clip in clips}
+    notes = []
     if all(value.isdecimal() for value in values):
         named = {value: f"fold{int(value):02d}" for value in sorted(values, key=int)}
     else:
         named = {value: f"fold{i:02d}" for i, value in enumerate(sorted(values))}
+        renamed = ", ".join(f"{value} is {name}" for value, name in named.items())
+        notes.append(f"Folds are numbered: {renamed}.")
     names = tuple(dict.fromkeys(named.values()))
     if len(names) < FEWEST_FOLDS:
         raise TaskError(
             f"There are {len(names)} folds ({', '.join(sorted(values))}); a task needs at least "
             f"{FEWEST_FOLDS}, to test, to validate and to train."
         )
-    renamed = ", ".join(f"{value} is {name}" for value, name in named.items())
-    notes = (
-        [] if all(value.isdecimal() for value in values) else [f"Folds are numbered: {renamed}."]
-    )
     return names, [named[clip.fields["fold"]] for clip in clips], notes
 
 
@@ -150,10 +145,7 @@ def _given_splits(
     clips: Sequence[LabelledClip], options: SplitOptions, duplicates: Sequence[Sequence[str]]
 ) -> Given:
     """Return the splits given; valid is taken from train where no clip is given to it."""
-    if options.folds:
-        raise OptionError(
-            "Each file's split is given; leave out --folds, or the column: --ignore-columns split."
-        )
+    _refuse("split", "--folds", options.folds)
     splits = [_split_name(clip) for clip in clips]
     if absent := [split for split in ("train", "test") if split not in splits]:
         raise TaskError(
@@ -161,24 +153,23 @@ def _given_splits(
             "only valid is made where it is not given."
         )
     if "valid" in splits:
-        if options.shares:
-            raise OptionError(
-                "Each file's split is given; leave out --shares, or the column: --ignore-columns "
-                "split."
-            )
+        _refuse("split", "--shares", options.shares)
         return SPLITS, splits, []
     train = [clip for clip, split in zip(clips, splits, strict=True) if split == "train"]
     shares = (options.shares or SHARES)[:2]
     dealt = iter(_deal(train, SPLITS[:2], shares, options, duplicates))
     splits = [next(dealt) if split == "train" else split for split in splits]
-    return (
-        SPLITS,
-        splits,
-        [
-            f"No file is given to valid: {splits.count('valid')} of the "
-            f"{len(train)} given to train are taken."
-        ],
-    )
+    taken = f"{splits.count('valid')} of the {len(train)} given to train are taken"
+    return SPLITS, splits, [f"No file is given to valid: {taken}."]
+
+
+def _refuse(column: str, options: str, given: object) -> None:
+    """Refuse options that make splits where a column has them already."""
+    if given:
+        raise OptionError(
+            f"Each file's {column} is given; leave out {options}, or the column: "
+            f"--ignore-columns {column}."
+        )
 
 
 def _split_name(clip: LabelledClip) -> str:
@@ -270,9 +261,10 @@ def _deal(
 ) -> list[str]:
     """Return the split of each clip: groups stay together, labels are spread evenly."""
     group_by = options.group_by
+    index_of = {clip.file: i for i, clip in enumerate(clips)}
     groups = group_numbers(
         [clip.fields[group_by] if group_by else clip.file for clip in clips],
-        _same_group([clip.file for clip in clips], duplicates),
+        [[index_of[file] for file in same if file in index_of] for same in duplicates],
     )
     count = int(groups.max()) + 1
     if count < len(names):
@@ -297,12 +289,6 @@ def _strata(clip: LabelledClip) -> Sequence[str]:
         return clip.labels
     x, y, _ = clip.annotation
     return [str(round(math.atan2(y, x) / math.tau * SECTORS) % SECTORS)]
-
-
-def _same_group(files: Sequence[str], duplicates: Iterable[Sequence[str]]) -> list[list[int]]:
-    """Return the indices of duplicates among some files."""
-    index = {file: i for i, file in enumerate(files)}
-    return [[index[file] for file in same if file in index] for same in duplicates]
 
 
 def group_numbers(keys: Sequence[str], same: Iterable[Sequence[int]]) -> np.ndarray:

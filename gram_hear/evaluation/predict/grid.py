@@ -37,9 +37,7 @@ GRIDS: dict[str, dict[str, list]] = {
         "check_val_every_n_epoch": [1],
     },
 }
-TASK_GRIDS: dict[str, dict[str, list]] = {
-    "dcase2016_task2": {"check_val_every_n_epoch": [10]},
-}
+TASK_GRIDS: dict[str, dict[str, list]] = {"dcase2016_task2": {"check_val_every_n_epoch": [10]}}
 FIXED = ("embedding_norm", "hidden_norm", "norm_after_activation", "optim")  # one choice each
 LARGEST = {  # what a task may choose at most
     "batch_size": 2**16,

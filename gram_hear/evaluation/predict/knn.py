@@ -7,7 +7,7 @@ others (``do_knn=False``). A validation split is not used; in k-fold tasks all o
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,18 +66,7 @@ class NeighbourProbe:
     def score(
         self, data: TaskData, folds: Sequence[Fold], output: Path, progress: Progress
     ) -> tuple[dict[str, Any], Mapping[str, Any]]:
-        """Score every fold's test split, and write the votes to a folder.
-
-        Args:
-            data: the task's embeddings.
-            folds: of the task.
-            output: the folder.
-            progress: called when a fold is done.
-
-        Returns:
-            The results by fold, with the keys of the shallow predictor's but for loss, validation
-            score and epoch; and how votes are counted.
-        """
+        """Score every fold's test split; the results lack loss, validation score and epoch."""
         results: dict[str, Any] = {}
         for done, fold in enumerate(folds, 1):
             started = time.time()
@@ -95,18 +84,12 @@ class NeighbourProbe:
                 "postprocessing": [],
             }
             progress(done, len(folds))
-        return results, {
-            "neighbours": NEIGHBOURS,
-            "temperature": TEMPERATURE,
-            "similarity": "cosine",
-        }
+        how = {"neighbours": NEIGHBOURS, "temperature": TEMPERATURE, "similarity": "cosine"}
+        return results, how
 
 
 def neighbour_votes(
-    training: Examples,
-    test: Rows,
-    neighbours: int = NEIGHBOURS,
-    temperature: float = TEMPERATURE,
+    training: Examples, test: Rows, neighbours: int = NEIGHBOURS, temperature: float = TEMPERATURE
 ) -> Tensor:
     """Return how the nearest training rows vote on each test row, (rows, classes) float32.
 
@@ -147,19 +130,14 @@ def _nearest(training: Rows, block: Tensor, neighbours: int) -> tuple[Tensor, Te
     """Return similarities and indices of the nearest training rows, (rows, neighbours)."""
     similarity = block.new_empty(len(block), 0)
     index = torch.empty(len(block), 0, dtype=torch.long, device=block.device)
-    for first, table in _blocks(training):
+    for number, table in enumerate(training.batches(TRAINING_ROWS)):
         found = block @ _unit(table.to(block.device)).T
         here = _greatest(found, neighbours)
         similarity = torch.cat([similarity, found.gather(1, here)], dim=1)
-        index = torch.cat([index, here + first], dim=1)
+        index = torch.cat([index, here + number * TRAINING_ROWS], dim=1)
         kept = _greatest(similarity, neighbours)
         similarity, index = similarity.gather(1, kept), index.gather(1, kept)
     return similarity, index
-
-
-def _blocks(rows: Rows) -> Iterator[tuple[int, Tensor]]:
-    for number, table in enumerate(rows.batches(TRAINING_ROWS)):
-        yield number * TRAINING_ROWS, table
 
 
 def _unit(rows: Tensor) -> Tensor:

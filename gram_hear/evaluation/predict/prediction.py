@@ -10,12 +10,7 @@ from typing import Any, Protocol
 from gram_hear.errors import TaskError, reason_of, short
 from gram_hear.evaluation.predict.data import TaskData, open_task
 from gram_hear.evaluation.predict.folds import Fold, folds_of
-from gram_hear.evaluation.predict.score_files import (
-    ProbeFiles,
-    publish,
-    score_file,
-    write_scores,
-)
+from gram_hear.evaluation.predict.score_files import ProbeFiles, publish, score_file, write_scores
 from gram_hear.jobs.locks import locked
 from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.writing import remove_leftovers
@@ -48,7 +43,17 @@ class Probe(Protocol):
     def score(
         self, data: TaskData, folds: Sequence[Fold], output: Path, progress: Progress
     ) -> tuple[dict[str, Any], Mapping[str, Any]]:
-        """Write predictions to a folder; return results by fold, and the hyper-parameters."""
+        """Score every fold, and write what is predicted.
+
+        Args:
+            data: the task's embeddings.
+            folds: of the task.
+            output: a folder for predictions and events.
+            progress: called when a grid point or a fold is done.
+
+        Returns:
+            The results by fold, and the hyper-parameters.
+        """
 
     def facts(self, task: Task) -> dict[str, Any]:
         """Return what the marker of a task's scores says in addition."""

@@ -114,15 +114,6 @@ class ShallowProbe:
     ) -> tuple[dict[str, Any], Mapping[str, Any]]:
         """Search the grid on the first fold, and test its best point on every fold.
 
-        Args:
-            data: the task's embeddings.
-            folds: of the task.
-            output: a folder for predictions and events.
-            progress: called when a grid point or a fold is done.
-
-        Returns:
-            The results by fold, and the grid point.
-
         Raises:
             TaskError: where no grid point has a validation score, or predictions are not finite.
         """
