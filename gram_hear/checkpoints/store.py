@@ -28,7 +28,14 @@ from gram_hear.checkpoints.registry import (
     unknown_model,
 )
 from gram_hear.config import LARGEST_CONFIG, ModelConfig, named_config
-from gram_hear.errors import CheckpointError, ConfigError, OptionError, allowed, reason_of
+from gram_hear.errors import (
+    CheckpointError,
+    ConfigError,
+    OptionError,
+    allowed,
+    reason_of,
+    require_known,
+)
 from gram_hear.foreign import TORCH_FAULTS, parse_json
 from gram_hear.jobs.writing import write_text, write_whole
 from gram_hear.model import GramModel
@@ -578,10 +585,7 @@ def save_checkpoint(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise OptionError(f"Our checkpoints are safetensors: {path} must end in .safetensors.")
-    if dtype not in STORED:
-        raise OptionError(
-            f"Unknown dtype {dtype!r} of a stored checkpoint; {allowed(dtype, STORED)}"
-        )
+    require_known("dtype of a stored checkpoint", dtype, STORED)
     tensors = {
         name: tensor.detach().to("cpu", STORED[dtype]).contiguous()
         for name, tensor in checkpoint.tensors.items()

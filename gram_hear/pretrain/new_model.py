@@ -8,7 +8,7 @@ import torch
 
 from gram_hear.checkpoints.store import describe, load_checkpoint
 from gram_hear.config import LAYOUTS, ModelConfig, named_config
-from gram_hear.errors import CheckpointError, OptionError, allowed
+from gram_hear.errors import CheckpointError, require_known
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
 
@@ -25,8 +25,7 @@ def make_config(
 ) -> ModelConfig:
     """Return a model's configuration; the arguments are those of
     :class:`gram_hear.pretrain.module.Pretraining`."""
-    if layout not in LAYOUTS:
-        raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, LAYOUTS)}")
+    require_known("layout", layout, LAYOUTS)
     named = named_config(size, LAYOUTS[layout][1], patching, backbone)
     front_end, encoder, decoder = named.front_end, named.encoder, named.decoder
     assert decoder is not None

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gram_hear.config import AUDIO_CHANNELS, FrontEndConfig
-from gram_hear.errors import AudioError, GramError, OptionError, SceneError, allowed
+from gram_hear.errors import AudioError, GramError, OptionError, SceneError, require_known
 from gram_hear.nn.masks import random_masks
 from gram_hear.pretrain.clips import ClipSet
 from gram_hear.pretrain.pools import Rooms
@@ -148,10 +148,7 @@ class SampleSet(Dataset[Sample]):
 
     def _check(self) -> None:
         rate = self.recipe.sample_rate
-        if self.layout not in AUDIO_CHANNELS:
-            raise OptionError(
-                f"Unknown layout {self.layout!r}; {allowed(self.layout, AUDIO_CHANNELS)}"
-            )
+        require_known("layout", self.layout, AUDIO_CHANNELS)
         if not 0 <= self.seed <= LARGEST_SEED:
             raise OptionError(f"The seed is {self.seed}; it must be 0 to {LARGEST_SEED}.")
         if len(self.clips) == 0:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gram_hear.audio.wav import write_wav
-from gram_hear.errors import OptionError, TaskError, reason_of
+from gram_hear.errors import OptionError, TaskError, reason_of, some
 from gram_hear.foreign import parse_json
 from gram_hear.jobs.job import Job, Record, run_parts
 from gram_hear.jobs.progress import Progress, silent
@@ -223,10 +223,9 @@ def _list_clips(task: Task, folder: Path, settings: SceneSettings) -> list[_Task
     rates = task.source_rates()
     source_rate = settings.rate if settings.rate in rates else max(rates)
     if missing := task.missing(source_rate):
-        names = ", ".join(f"{path.parent.name}/{path.name}" for path in missing[:3])
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        names = some([f"{path.parent.name}/{path.name}" for path in missing])
         raise TaskError(
-            f"{task.name} lacks {len(missing)} audio files of {source_rate} Hz: {names}{more}. "
+            f"{task.name} lacks {len(missing)} audio files of {source_rate} Hz: {names}. "
             f"They belong into {task.folder / str(source_rate)}."
         )
     name = task.metadata.get("task_name", task.name)
@@ -326,10 +325,9 @@ def _build(
     for split in task.splits:
         (folder / str(settings.rate) / split).mkdir(parents=True, exist_ok=True)
     if failed := _make_clips(clips, job, jobs, progress):
-        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
         raise TaskError(
-            f"{len(failed)} of {len(clips)} clips of {task.name} failed: "
-            f"{'; '.join(failed[:3])}{more}. The others are kept; repair these and run again."
+            f"{len(failed)} of {len(clips)} clips of {task.name} failed: {some(failed, '; ')}. "
+            "The others are kept; repair these and run again."
         )
     with job.finishing():
         if _finished(folder) is not None:  # by another run

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from gram_hear.audio.files import read_audio
 from gram_hear.config import require_rate
-from gram_hear.errors import AudioError, OptionError, TaskError, allowed
+from gram_hear.errors import AudioError, OptionError, TaskError, require_known
 from gram_hear.jobs.workers import one_thread
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, below_full_scale, mix, to_level
@@ -50,8 +50,7 @@ class SceneSettings:
     head: str = "kemar"  # whose ears hear, as load_head takes it
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise OptionError(f"Unknown format {self.format!r}; {allowed(self.format, FORMATS)}")
+        require_known("format", self.format, FORMATS)
         if self.rate is not None:
             require_rate(self.rate)
         if self.seed < 0:

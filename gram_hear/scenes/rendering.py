@@ -17,7 +17,7 @@ import numpy as np
 
 from gram_hear.audio.layouts import CHANNEL_NAMES, encode_ambix
 from gram_hear.config import AUDIO_CHANNELS, RIR_RATES
-from gram_hear.errors import OptionError, allowed
+from gram_hear.errors import OptionError, require_known
 from gram_hear.extras import need
 from gram_hear.scenes.acoustics import (
     BANDS,
@@ -92,8 +92,7 @@ def render(
     Raises:
         OptionError: for an unknown layout, a head of another rate, or numbers out of range.
     """
-    if layout not in SCENE_LAYOUTS:
-        raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, SCENE_LAYOUTS)}")
+    require_known("layout", layout, SCENE_LAYOUTS)
     if rate < 8000 or images < 1 or (seconds is not None and not 0 < seconds < math.inf):
         raise OptionError(
             f"rate is {rate}, images {images}, seconds {seconds}; at least 8000 Hz, one image and "

@@ -19,7 +19,7 @@ from typing import Any
 
 from gram_hear.audio.archives import write_npy
 from gram_hear.config import require_rate
-from gram_hear.errors import OptionError, SceneError, allowed, reason_of
+from gram_hear.errors import OptionError, SceneError, reason_of, require_known
 from gram_hear.jobs.job import Job, Record, run_parts
 from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.workers import cores
@@ -90,8 +90,7 @@ class RirPlan:
         if self.seconds is not None and not 0.05 <= self.seconds <= LONGEST_RIR:
             raise OptionError(f"seconds is {self.seconds}; it must be 0.05 to {LONGEST_RIR:g}.")
         for layout in self.layouts:
-            if layout not in SCENE_LAYOUTS:
-                raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, SCENE_LAYOUTS)}")
+            require_known("layout", layout, SCENE_LAYOUTS)
         if not self.layouts or len(set(self.layouts)) < len(self.layouts):
             raise OptionError(f"The layouts are {self.layouts}; give at least one, each once.")
         if not (0 <= self.valid < 1 and 0 <= self.test < 1 and self.valid + self.test <= 1):

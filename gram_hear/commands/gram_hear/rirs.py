@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gram_hear.console import Force, Head, Jobs, NoCheckHead, progress_bar, say
-from gram_hear.errors import OptionError, allowed, count
+from gram_hear.errors import count, require_known
 from gram_hear.start import importing
 
 FORMATS = {
@@ -58,8 +58,7 @@ def rirs(
 
     Example: gram-hear rirs --rooms 100 -o rirs --format both
     """
-    if format not in FORMATS:
-        raise OptionError(f"Unknown format {format!r}; {allowed(format, FORMATS)}")
+    require_known("format", format, FORMATS)
     with importing():
         from gram_hear.scenes.rir_building import RirPlan, build_rirs
         from gram_hear.scenes.rooms import Ranges

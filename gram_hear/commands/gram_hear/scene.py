@@ -9,7 +9,7 @@ import typer
 
 from gram_hear.commands.gram_hear.parts import check_output
 from gram_hear.console import AsJson, Force, NoCheckHead, say
-from gram_hear.errors import OptionError, allowed, reason_of
+from gram_hear.errors import OptionError, reason_of, require_known
 from gram_hear.extras import need
 from gram_hear.jobs.writing import write_whole
 from gram_hear.start import importing
@@ -96,8 +96,7 @@ def scene(
         from gram_hear.scenes.recipes import FORMATS
         from gram_hear.scenes.single import make_scene
         from gram_hear.style import save_figure
-    if format not in FORMATS:
-        raise OptionError(f"Unknown format {format!r}; {allowed(format, FORMATS)}")
+    require_known("format", format, FORMATS)
     require_rate(rate)
     made = make_scene(
         _read_first(audio, rate),
