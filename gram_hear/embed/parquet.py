@@ -45,8 +45,7 @@ def assemble_parquet(
     at all, and left alone where it holds these parts already.
 
     Args:
-        files: whose parts are done.
-        failed: whose parts are not, whatever part of an earlier state of theirs there is.
+        files, failed: whose parts are done, and whose are not, whatever is there of these.
         output: the dataset.
         provenance: of the collection.
         lock: is held while the dataset is written.
