@@ -1,7 +1,7 @@
 """What goes wrong, by kind. Every message says what was given, what is allowed and what to do."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
 class GramError(Exception):
@@ -74,6 +74,12 @@ def allowed(given: object, names: Iterable[str]) -> str:
     """Return ``"allowed are a, b."``, and which of the names was perhaps meant."""
     names = list(names)
     return f"allowed are {', '.join(names)}.{nearest(given, names)}"
+
+
+def require_known(what: str, given: object, names: Collection[str]) -> None:
+    """Raise an OptionError where ``given``, of the kind ``what``, is none of the names."""
+    if given not in names:
+        raise OptionError(f"Unknown {what} {given!r}; {allowed(given, names)}")
 
 
 def reason_of(error: BaseException) -> str:

@@ -30,7 +30,7 @@ from gram_hear.audio.layouts import check_convention, to_layout
 from gram_hear.checkpoints.store import Checkpoint, CheckpointSource, build_encoder, load_checkpoint
 from gram_hear.config import ModelConfig
 from gram_hear.devices import find_device
-from gram_hear.errors import AudioError, OptionError, allowed, nearest
+from gram_hear.errors import AudioError, OptionError, allowed, nearest, require_known
 from gram_hear.model import GramModel
 from gram_hear.nn.encoder import Encoder
 from gram_hear.stream import WindowStream
@@ -62,10 +62,8 @@ class Options:
             raise OptionError(
                 f"Unknown strategy {self.strategy!r}; {allowed(self.strategy, strategies)}{only}"
             )
-        if self.window_fill is not None and self.window_fill not in FILLS:
-            raise OptionError(
-                f"Unknown window_fill {self.window_fill!r}; {allowed(self.window_fill, FILLS)}"
-            )
+        if self.window_fill is not None:
+            require_known("window_fill", self.window_fill, FILLS)
         if self.parity and self.window_fill not in (None, "zero"):
             raise OptionError(
                 f"parity=True fills windows as the authors do, with 'zero', and window_fill is "
@@ -73,9 +71,7 @@ class Options:
             )
         if self.window_batch < 1:
             raise OptionError(f"window_batch is {self.window_batch}; it must be at least 1.")
-        if self.dtype not in (*DTYPES, "int8"):
-            dtypes = allowed(self.dtype, (*DTYPES, "int8"))
-            raise OptionError(f"Unknown dtype {self.dtype!r}; {dtypes}")
+        require_known("dtype", self.dtype, (*DTYPES, "int8"))
         if self.convention is not None:
             check_convention(self.convention)
 

@@ -63,37 +63,23 @@ Direction = tuple[float, float, float]  # azimuth and elevation in degrees, and 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What a head belongs to, and its size.
+    """What a head belongs to, and its size."""
 
-    Attributes:
-        model: name or path that ``load_model`` takes.
-        fingerprint: of the model's encoder, see :func:`fingerprint`.
-        model_config: the encoder's configuration, as JSON.
-        strategy: ``"raw"`` or ``"mean"``.
-        layer: number of the encoder's blocks that are used; None is all.
-        size: length of a row.
-        hidden: units of the hidden layer; 0 for a linear head.
-        directions: how many on the sphere.
-    """
-
-    model: str
-    fingerprint: str
-    model_config: str
-    strategy: str
-    layer: int | None
-    size: int
-    hidden: int
-    directions: int
+    model: str  # name or path that load_model takes
+    fingerprint: str  # of the model's encoder, see fingerprint()
+    model_config: str  # the encoder's configuration, as JSON
+    strategy: str  # raw or mean
+    layer: int | None  # number of the encoder's blocks that are used; None is all
+    size: int  # length of a row
+    hidden: int  # units of the hidden layer; 0 for a linear head
+    directions: int  # how many on the sphere
 
 
 class Head(nn.Module):
     """Maps rows to directions: standardised, then linear or with one hidden layer.
 
-    Args:
-        size: length of a row.
-        hidden: units of the hidden layer; 0 for none.
-        directions: how many on the sphere.
-        dropout: probability for the inputs and the hidden layer, in training.
+    The sizes are those of :class:`HeadConfig`. ``dropout`` is the probability for the inputs and
+    the hidden layer, in training.
     """
 
     mean: Tensor
@@ -183,13 +169,9 @@ class Located:
     hop_ms: float
 
     def table(self, start: float = 0.0) -> list[dict[str, Any]]:
-        """Return every row as plain data, rounded; the keys are :data:`COLUMNS`.
+        """Return a dict of :data:`COLUMNS` for each row, rounded; what a silent row lacks is None.
 
-        Args:
-            start: seconds that are added to the rows' times.
-
-        Returns:
-            For each row a dict; what a silent row does not have is None.
+        ``start`` seconds are added to the rows' times.
         """
         times = start + self.timestamps / 1000
         columns = (times, self.azimuth, self.elevation, self.confidence, self.level)
@@ -200,14 +182,9 @@ class Located:
         return rows
 
     def steps(self, seconds: float) -> Iterator[tuple[float, Direction | None, float]]:
-        """Yield what equal steps of time hold.
+        """Yield what each step of so many seconds holds, if a row is centred in it.
 
-        Args:
-            seconds: of a step.
-
-        Yields:
-            For each step in which a row is centred: the seconds at which it begins, its direction
-            as :meth:`direction` has it, and its mean level in dBFS.
+        That is the second at which it begins, its :meth:`direction`, and its mean level in dBFS.
         """
         numbers = np.floor(self.timestamps / 1000 / seconds).astype(int)
         for number in np.unique(numbers):
@@ -221,16 +198,10 @@ class Located:
         return self.direction(np.ones(len(self.silent), dtype=bool))
 
     def direction(self, rows: np.ndarray) -> Direction | None:
-        """Return azimuth, elevation and confidence of some rows together.
+        """Return azimuth, elevation and confidence of some rows together, by :func:`pooled`.
 
-        They are those of :func:`pooled`. Of several sources they are those of one, with less
-        confidence.
-
-        Args:
-            rows: (rows,) bool; silent ones among them do not count.
-
-        Returns:
-            None where all are silent.
+        Of several sources they are those of one, with less confidence. Of ``rows``, (rows,) bool,
+        the silent ones do not count; None where all are.
         """
         heard = self.probabilities[rows & ~self.silent]
         if len(heard) == 0:
@@ -292,10 +263,7 @@ class Locator:
         probabilities, powers = (plan.keep(torch.cat(each)) for each in zip(*parts, strict=True))
         levels = row_levels(powers, 1 + clip.shape[1] // self.model.config.front_end.hop)
         return _located(
-            plan.timestamps(),
-            probabilities.cpu().numpy(),
-            levels.cpu().numpy(),
-            self.model.hop_ms,
+            plan.timestamps(), probabilities.cpu().numpy(), levels.cpu().numpy(), self.model.hop_ms
         )
 
     def _windows(self, clip: Tensor) -> Iterator[Tensor]:
@@ -310,12 +278,7 @@ class Locator:
             yield from windows.split(self.model.options.window_batch)
 
     def _locate_windows(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what each row of feature windows holds.
-
-        Returns:
-            Probabilities (windows, rows, directions), and the power of each frame (windows, rows,
-            frames of a row).
-        """
+        """Return the rows' probabilities, (windows, rows, directions), and :func:`row_powers`."""
         rows = self.model.encode(windows)
         check_finite(rows, "The audio")
         with torch.autocast(rows.device.type, enabled=False):  # as the model shields itself
@@ -323,19 +286,12 @@ class Locator:
         return probabilities, row_powers(windows, self.model.config)
 
     def save(self, path: str | PathLike) -> Path:
-        """Write the head, with what it belongs to, as safetensors, whole or not at all.
-
-        Raises:
-            OptionError: for another name than ``*.safetensors``.
-            CheckpointError: where it cannot be written.
-        """
+        """Write the head, with what it belongs to, as ``*.safetensors``, whole or not at all."""
         path = Path(path)
         if path.suffix != ".safetensors":
             raise OptionError(f"Heads are safetensors: {path} must end in .safetensors.")
-        tensors = {
-            name: tensor.detach().cpu().contiguous()
-            for name, tensor in self.head.state_dict().items()
-        }
+        state = self.head.state_dict()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         # One entry alone: safetensors writes several in an order that changes from run to run.
         write_tensors(path, tensors, {HEAD_KEY: json.dumps(asdict(self.config))})
         return path
@@ -372,8 +328,10 @@ def load_locator(
         found = gram_hear.load_locator().locate(sound.audio)
         azimuth, elevation, confidence = found.overall
     """
-    if layout:
-        _check_known(layout)
+    if layout and layout not in BUNDLED:
+        raise OptionError(
+            f"Nothing is located in the layout {layout!r}; {allowed(layout, BUNDLED)}"
+        )
     path = Path(fspath(name_or_path) or bundled_head(layout or "binaural"))
     head, config = read_head(path)
     found_device = find_device(device)
@@ -395,19 +353,8 @@ def load_locator(
     return locator
 
 
-def _check_known(layout: str) -> None:
-    if layout not in BUNDLED:
-        raise OptionError(
-            f"Nothing is located in the layout {layout!r}; {allowed(layout, BUNDLED)}"
-        )
-
-
 def bundled_head(layout: str) -> Path:
-    """Return the head that ships with the package for a layout.
-
-    Raises:
-        CheckpointError: where it is not there.
-    """
+    """Return the head that ships with the package for a layout."""
     path = Path(str(files("gram_hear.weights") / BUNDLED[layout]))
     if not path.is_file():
         raise CheckpointError(
@@ -428,9 +375,8 @@ def read_head(path: Path) -> tuple[Head, HeadConfig]:
         config = _parse(metadata.get(HEAD_KEY))
     except (CheckpointError, OSError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
-        raise CheckpointError(
-            f"{path} cannot be read as a head of localisation: {reason}"
-        ) from error
+        said = f"{path} cannot be read as a head of localisation: {reason}"
+        raise CheckpointError(said) from error
     size, hidden, directions = config.size, config.hidden, config.directions
     wanted: dict[str, tuple[int, ...]] = {
         "mean": (size,),
@@ -443,9 +389,8 @@ def read_head(path: Path) -> tuple[Head, HeadConfig]:
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != given or not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise CheckpointError(
-            f"{path}: its tensors do not fit a head of {config.size} values, {config.hidden} "
-            f"hidden units and {config.directions} directions, or are not finite. Train it anew: "
-            "weights/recipe/locator.py."
+            f"{path}: its tensors do not fit a head of {size} values, {hidden} hidden units and "
+            f"{directions} directions, or are not finite. Train it anew: weights/recipe/locator.py."
         )
     head = Head(size, hidden, directions)
     head.load_state_dict(tensors)
@@ -460,17 +405,12 @@ def _parse(text: str | None) -> HeadConfig:
         config = HeadConfig(**given)
     except TypeError as error:
         raise CheckpointError(f"its {HEAD_KEY} is not understood ({error}).") from error
-    wrong = [
-        each.name
+    fits = all(
+        isinstance(getattr(config, each.name), each.type)  # type: ignore[arg-type]
         for each in fields(config)
-        if not isinstance(getattr(config, each.name), each.type)  # type: ignore[arg-type]
-    ]
-    if (
-        wrong
-        or min(config.size, config.directions) < 1
-        or config.hidden < 0
-        or config.strategy not in STRATEGIES
-    ):
+    )
+    fits = fits and min(config.size, config.directions) >= 1 and config.hidden >= 0
+    if not fits or config.strategy not in STRATEGIES:
         raise CheckpointError(f"its {HEAD_KEY} has a value that cannot be: {given}.")
     return config
 
@@ -478,13 +418,9 @@ def _parse(text: str | None) -> HeadConfig:
 def describe_head(
     checkpoint: Checkpoint, name: str, options: Options, size: int, hidden: int, directions: int
 ) -> HeadConfig:
-    """Return the configuration of a head that is trained on a checkpoint's rows.
+    """Return the configuration of a head trained on rows that a checkpoint gives by ``options``.
 
-    Args:
-        checkpoint: of the embedding model.
-        name: by which ``load_model`` finds it.
-        options: the strategy and the layer that the rows are made with.
-        size, hidden, directions: as of :class:`Head`.
+    ``name`` is that by which ``load_model`` finds the checkpoint.
     """
     return HeadConfig(
         model=name,

@@ -48,16 +48,13 @@ STEM = 60  # characters of a file's name in that of its clips
 class Preparation:
     """How clips are made.
 
-    Attributes:
-        seconds: the length that files are cut into; None keeps them whole. What remains at a
-            file's end is a clip where it lasts a second, or is all there is.
-        rate: Hz.
-        tar_size: megabytes of a tar at most; one that holds a single clip may be larger.
+    Files are cut into ``seconds``; None keeps them whole. What remains at a file's end is a clip
+    where it lasts a second, or is all there is.
     """
 
     seconds: float | None = 10.0
-    rate: int = 32000
-    tar_size: float = 500.0
+    rate: int = 32000  # Hz
+    tar_size: float = 500.0  # megabytes of a tar at most; one of a single clip may be larger
 
     def __post_init__(self) -> None:
         if self.seconds is not None and not LEAST <= self.seconds < math.inf:
@@ -131,7 +128,8 @@ def prepare(
     job = Job(output, options)
     try:
         _take_over(output)
-        job.begin(force=force, finished=_never, clear=partial(_clear, output))
+        # Never finished: there may be files to add.
+        job.begin(force=force, finished=lambda: None, clear=partial(_clear, output))
         return _make_groups(job, files, preparation, jobs, progress or silent)
     except OSError as error:
         raise OptionError(
@@ -147,6 +145,7 @@ def _make_groups(
     known = None
     while True:
         with job.finishing():
+            job.is_finished(lambda: None)  # or begun anew by another run, of other files
             groups = _plan(job, files, preparation)
             due = {group.name: group for group in groups if _is_due(job, group)}
             total = sum(len(group.files) for group in groups)
@@ -183,10 +182,6 @@ def _find(inputs: Sequence[Path]) -> list[str]:
 
 
 # --- what is to be done ---------------------------------------------------------------------
-
-
-def _never() -> None:
-    """Say that an output is never finished: there may be files to add."""
 
 
 def _clear(output: Path) -> None:
@@ -304,11 +299,7 @@ def _summarise(job: Job, groups: list[FileGroup], preparation: Preparation) -> d
 def write_group(
     output: Path, preparation: Preparation, group: FileGroup
 ) -> tuple[Record, list[Path]]:
-    """Write the tars of a group, in whichever process.
-
-    Returns:
-        What is to be noted of the group, and its tars.
-    """
+    """Write the tars of a group, in whichever process; return what is to be noted, and the tars."""
     for old in output.glob(f"{group.name}-*.tar"):
         old.unlink()
     tars: list[dict[str, Any]] = []

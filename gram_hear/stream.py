@@ -22,9 +22,6 @@ class WindowStream:
         plan: the rule that says, for a number of samples, which windows there are.
         fill: what is asked to stand past the clip's end; see :func:`gram_hear.windows.fill_of`.
         shortest: samples below which a clip is padded with zeros to one frame.
-
-    Attributes:
-        samples: how many have arrived.
     """
 
     def __init__(
@@ -35,7 +32,7 @@ class WindowStream:
         self.fill = fill
         self.shortest = shortest
         front_end = model.config.front_end
-        self.samples = 0
+        self.samples = 0  # that have arrived
         self._emitted = 0  # windows
         self._half = front_end.n_fft // 2
         self._window = model.config.window_frames * front_end.hop  # samples from one to the next

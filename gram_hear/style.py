@@ -50,11 +50,7 @@ def drawing(width: float, height: float, title: str = "") -> Iterator[Any]:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a matplotlib figure as a PNG, whole or not at all.
-
-    Raises:
-        OptionError: where ``path`` cannot be written to.
-    """
+    """Write a matplotlib figure as a PNG, whole or not at all."""
     # Without the name of the program, a picture depends on nothing but what it shows.
     options = {"format": "png", "dpi": DPI, "metadata": {"Software": None}}
     try:

@@ -20,22 +20,14 @@ FILLS = ("repeat", "mirror", "silence", "zero")
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How one clip is windowed.
+    """How one clip is windowed."""
 
-    Attributes:
-        windows: how many are computed, of ``window_frames`` each.
-        rows: embedding rows that are kept of the whole clip.
-        start, step: milliseconds of the first row, and from one row to the next.
-        window_frames: of a window.
-        overlap: frames by which the last window is moved back, over those of the one before.
-    """
-
-    windows: int
-    rows: int
-    start: float
-    step: float
+    windows: int  # how many are computed
+    rows: int  # embedding rows that are kept of the whole clip
+    start: float  # milliseconds of the first row
+    step: float  # milliseconds from one row to the next
     window_frames: int
-    overlap: int = 0
+    overlap: int = 0  # frames by which the last window is moved back, over those before
 
     def window_starts(self, first: int = 0) -> list[int]:
         """Return the frames at which windows ``first`` and on begin."""
@@ -52,16 +44,13 @@ class WindowPlan:
         return self.start + self.step * np.arange(first, self.rows if last is None else last)
 
     def keep(self, rows: Tensor, first: int = 0) -> Tensor:
-        """Return the kept rows of some windows, one after the other.
+        """Return the kept rows (kept, ...) of some windows, one after the other.
 
         Of the last window those that the one before has already are left out.
 
         Args:
             rows: (n, rows of a window, ...) of windows ``first`` to ``first + n - 1``.
             first: number of the first of them.
-
-        Returns:
-            (kept rows, ...).
         """
         if self.overlap and len(rows) and first + len(rows) == self.windows:
             again = self.overlap * rows.shape[1] // self.window_frames

@@ -257,7 +257,9 @@ def test_ambisonic_sound_is_located_and_drawn_in_ambix(
     head = write_head(tmp_path / "head.safetensors", load_checkpoint(model), str(model))
     monkeypatch.setitem(localisation.BUNDLED, "ambisonic", str(head))
     drawn = []
-    monkeypatch.setattr(directions, "direction_figure", lambda found: drawn.append(found))
+    monkeypatch.setattr(
+        directions, "direction_figure", lambda name, sound, found: drawn.append(sound)
+    )
     monkeypatch.setattr(style, "save_figure", lambda *_: None)
     loaded = spy(monkeypatch, localisation, "load_locator")
     soundfile.write(tmp_path / "wave.wav", plane_wave(convention).T, 32000, subtype="FLOAT")
@@ -266,7 +268,7 @@ def test_ambisonic_sound_is_located_and_drawn_in_ambix(
     assert code == 0, err
     assert abs(json.loads(out)["overall"]["azimuth_deg"] - 90) < 4
     assert loaded[0].model.options.convention is None  # it is handed AmbiX
-    np.testing.assert_allclose(drawn[0].excerpt.audio, plane_wave("ambix"), atol=1e-6)
+    np.testing.assert_allclose(drawn[0].audio, plane_wave("ambix"), atol=1e-6)
 
 
 @pytest.mark.slow

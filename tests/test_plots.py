@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from gram_hear.audio.layouts import CHANNEL_NAMES
 from gram_hear.config import named_config
 from gram_hear.errors import OptionError
 from gram_hear.nn.patches import patchify
-from gram_hear.plots.directions import DirectionPicture, direction_figure
+from gram_hear.plots.directions import direction_figure
 from gram_hear.plots.reconstruction import reconstruction_figure, unpatchify
-from gram_hear.plots.scene import FRAMES, plot_scene, scene_figure, spectrogram
+from gram_hear.plots.scene import FRAMES, scene_figure, spectrogram
 from gram_hear.plots.sound import (
     SIDE,
     SoundPicture,
@@ -68,7 +69,7 @@ def axes_of(figure, title):
 def test_a_scene_becomes_a_png_that_depends_on_nothing_else(tmp_path, layout):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path in paths:
-        plot_scene(made_scene(layout), path)
+        save_figure(scene_figure(made_scene(layout)), path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     pixels = imread(paths[0])
     assert pixels.shape[:2] == (1080, 1320)
@@ -145,8 +146,9 @@ def test_a_decay_without_rt60_is_drawn_without_slope():
 @pytest.mark.parametrize("seconds", [0.0, 0.01])
 def test_the_shortest_sounds_and_silence_are_drawn(tmp_path, seconds):
     made = made_scene(seconds=seconds)
-    plot_scene(made, tmp_path / "short.png")
-    plot_scene(dataclasses.replace(made, audio=0 * made.audio), tmp_path / "silent.png")
+    save_figure(scene_figure(made), tmp_path / "short.png")
+    silent = dataclasses.replace(made, audio=0 * made.audio)
+    save_figure(scene_figure(silent), tmp_path / "silent.png")
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -186,7 +188,7 @@ def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(OptionError, match=r"gram-hear\[plot\]"):
-        plot_scene(made_scene(), tmp_path / "a.png")
+        save_figure(scene_figure(made_scene()), tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -346,26 +348,23 @@ def test_a_window_is_drawn_heard_hidden_and_reconstructed(channels):
 # --- directions -----------------------------------------------------------------------------
 
 
-def direction_picture(**changes):
+def draw_directions(**changes):
     azimuth = np.array([90.0, 80, np.nan, np.nan, -170, 100])
-    return DirectionPicture(
-        **{
-            "title": "a sound",
-            "excerpt": excerpt(np.random.default_rng(0).uniform(-0.5, 0.5, (2, RATE // 2)), 2.0),
-            "times": 2.035 + 0.08 * np.arange(6),
-            "row": 0.08,
-            "azimuth": azimuth,
-            "elevation": azimuth / 10,
-            "confidence": np.where(np.isnan(azimuth), 0, 0.5),
-            "overall": (90.0, 5.0, 0.4),
-        }
-        | changes
+    found = SimpleNamespace(
+        timestamps=35 + 80 * np.arange(6),
+        hop_ms=80,
+        azimuth=azimuth,
+        elevation=azimuth / 10,
+        confidence=np.where(np.isnan(azimuth), 0, 0.5),
+        overall=(90.0, 5.0, 0.4),
     )
+    vars(found).update(changes)
+    sound = excerpt(np.random.default_rng(0).uniform(-0.5, 0.5, (2, RATE // 2)), 2.0)
+    return direction_figure("a sound", sound, found)
 
 
 def test_directions_are_drawn_over_time_with_silence_marked():
-    found = direction_picture()
-    figure = direction_figure(found)
+    figure = draw_directions()
     azimuth, elevation = axes_of(figure, "Azimuth"), axes_of(figure, "Elevation")
     assert azimuth.get_xlim() == elevation.get_xlim() == (2.0, 2.5)
     points = azimuth.collections[0].get_offsets()
@@ -377,7 +376,7 @@ def test_directions_are_drawn_over_time_with_silence_marked():
 
 
 def test_on_the_circle_the_front_is_above_and_left_is_left():
-    [axes] = [each for each in direction_figure(direction_picture()).axes if each.name == "polar"]
+    [axes] = [each for each in draw_directions().axes if each.name == "polar"]
     axes.figure.figure.draw_without_rendering()
     centre, front, left = (
         axes.transData.transform((angle, radius))
@@ -392,9 +391,8 @@ def test_on_the_circle_the_front_is_above_and_left_is_left():
 
 def test_silence_alone_is_drawn(tmp_path):
     nothing = np.full(6, np.nan)
-    found = direction_picture(
+    figure = draw_directions(
         azimuth=nothing, elevation=nothing, confidence=np.zeros(6), overall=None
     )
-    figure = direction_figure(found)
     save_figure(figure, tmp_path / "a.png")
     assert axes_of(figure, "All rows are silent").name == "polar"

@@ -26,7 +26,6 @@ from gram_hear.pretrain import callbacks, cli, datamodule, trust
 from gram_hear.pretrain.__main__ import main
 from gram_hear.pretrain.callbacks import Curves, Pictures
 from gram_hear.pretrain.module import Pretraining
-from gram_hear.pretrain.pictures import Picture
 from gram_hear.pretrain.samples import SampleSet
 
 RATE = 32000
@@ -103,8 +102,9 @@ def fit(tmp_path, monkeypatch, data):
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SLURM_JOB_NAME", raising=False)
-    empty = Picture(b"", np.zeros((1, 1, 3), dtype=np.uint8))
-    monkeypatch.setattr(callbacks, "draw_reconstruction", lambda *arguments: empty)
+    empty = (b"", np.zeros((1, 1, 3), dtype=np.uint8))
+    monkeypatch.setattr(callbacks, "reconstruction_figure", lambda *arguments: None)
+    monkeypatch.setattr(callbacks, "rasterise", lambda figure: empty)
 
     def run(*more, config="tiny", base=None, **options):
         base = TINY | published(data) if base is None else base

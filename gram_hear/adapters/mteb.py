@@ -90,11 +90,8 @@ class GramEncoder:
             inputs: batches; ``batch["audio"]`` is a list of clips of any length and rate: decoders
                 of ``datasets``, all of whose channels are taken, or ``{"array": ...,
                 "sampling_rate": Hz}``, the array (samples,) or (channels, samples).
-            task_metadata: of the task; this and all that follows changes nothing for audio.
-            hf_split: the task's split.
-            hf_subset: the task's subset.
-            prompt_type: query or document.
-            **kwargs: batch size, progress bar and what else MTEB hands to every model.
+            task_metadata, hf_split, hf_subset, prompt_type, **kwargs: what MTEB hands to every
+                model; it changes nothing for audio.
 
         Returns:
             (clips, d) float32, in the loader's order.

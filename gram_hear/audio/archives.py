@@ -252,10 +252,6 @@ def read_whole(path: Path, largest: int) -> bytes:
 def parse_npy(data: bytes, name: str) -> np.ndarray:
     """Return the array of a ``.npy`` file's bytes, float32 and checked.
 
-    Args:
-        data: the whole file.
-        name: what messages call it.
-
     Raises:
         SceneError: for what is no ``.npy`` file of float16, float32 or float64, is cut short, or
             holds NaN or infinite values.
@@ -268,11 +264,7 @@ def parse_npy(data: bytes, name: str) -> np.ndarray:
 
 
 def first_channel(member: Member) -> np.ndarray:
-    """Return the first channel (samples,) of a ``.npy`` member: (samples,) or (channels, samples).
-
-    Raises:
-        SceneError: for a member that cannot be read, or an array of another shape.
-    """
+    """Return the first channel of a ``.npy`` member that is (samples,) or (channels, samples)."""
     audio = parse_npy(member.read(), str(member))
     if audio.ndim not in (1, 2) or 0 in audio.shape:
         raise SceneError(

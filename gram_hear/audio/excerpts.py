@@ -11,21 +11,13 @@ from gram_hear.errors import AudioError, OptionError
 
 @dataclass(frozen=True, eq=False)
 class Excerpt:
-    """A part of a sound file, resampled.
+    """A part of a sound file, resampled."""
 
-    Attributes:
-        audio: (channels, samples) float32; four channels are in AmbiX.
-        rate: Hz of ``audio``.
-        start: seconds of the file at which it begins.
-        file_rate: Hz of the file.
-        goes_on: whether the file holds more sound after it.
-    """
-
-    audio: np.ndarray
-    rate: int
-    start: float
-    file_rate: int
-    goes_on: bool
+    audio: np.ndarray  # (channels, samples) float32; four channels are in AmbiX
+    rate: int  # Hz of the audio
+    start: float  # seconds of the file at which it begins
+    file_rate: int  # Hz
+    goes_on: bool  # whether the file holds more sound after it
 
     @property
     def end(self) -> float:
@@ -78,11 +70,7 @@ def read_excerpt(
 
 
 def check_bounds(start: float, duration: float | None) -> None:
-    """Check the bounds of an excerpt before any work is done.
-
-    Raises:
-        OptionError: for a start below 0, or a duration that is not above 0.
-    """
+    """Check the bounds of an excerpt before any work is done."""
     if not 0 <= start < float("inf"):
         raise OptionError(f"start is {start:g} s; it must be 0 or more.")
     if duration is not None and not 0 < duration < float("inf"):

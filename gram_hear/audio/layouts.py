@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gram_hear.config import LAYOUT_OF_AUDIO
-from gram_hear.errors import AudioError, OptionError, allowed
+from gram_hear.errors import AudioError, require_known
 
 CONVENTIONS = ("ambix", "fuma", "soundspaces")
 CHANNEL_NAMES = {"binaural": ("left", "right"), "ambisonic": ("W", "Y", "Z", "X")}  # AmbiX
@@ -31,10 +31,7 @@ Signal = TypeVar("Signal", Tensor, np.ndarray)
 
 def check_convention(convention: str) -> str:
     """Return ``convention`` where it is one of :data:`CONVENTIONS`, else raise an OptionError."""
-    if convention not in CONVENTIONS:
-        raise OptionError(
-            f"Unknown Ambisonic convention {convention!r}; {allowed(convention, CONVENTIONS)}"
-        )
+    require_known("Ambisonic convention", convention, CONVENTIONS)
     return convention
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from gram_hear.errors import OptionError, allowed
+from gram_hear.errors import OptionError, require_known
 
 LEVEL = 0.1  # RMS
 LOWEST = 20.0  # Hz, below which noises have little energy
@@ -95,8 +95,7 @@ def _synthesise(
     generator = np.random.default_rng(seed)
     drawn = list(makers)[int(generator.integers(len(makers)))]
     kind = drawn if kind is None else kind
-    if kind not in makers:
-        raise OptionError(f"Unknown {what} {kind!r}; {allowed(kind, makers)}")
+    require_known(what, kind, makers)
     return Synthetic(kind, _to_level(makers[kind](generator, samples, rate)))
 
 

@@ -13,12 +13,7 @@ LARGEST = 2**32 - 64  # bytes of samples in a WAV file
 
 
 def write_wav(path: Path, audio: np.ndarray, rate: int) -> None:
-    """Write a WAV file of 32-bit floats, whole or not at all.
-
-    Args:
-        path: the file; its folder must be there.
-        audio: (channels, samples).
-        rate: Hz.
+    """Write audio (channels, samples) at ``rate`` Hz as 32-bit floats, whole or not at all.
 
     Raises:
         AudioError: for audio of more than 4 GiB, which the format cannot hold.

@@ -76,11 +76,7 @@ def cached_hash(path: Path) -> dict[str, str]:
 
 
 def require_inside(path: Path, cache: Path) -> None:
-    """Refuse a path whose links lead out of the cache.
-
-    Raises:
-        CheckpointError: naming where it leads.
-    """
+    """Raise a CheckpointError for a path whose links lead out of the cache."""
     if not path.resolve().is_relative_to(cache):
         raise CheckpointError(
             f"{path} leads to {path.resolve()}, which is not in the cache {cache}. If that is "
@@ -89,11 +85,7 @@ def require_inside(path: Path, cache: Path) -> None:
 
 
 def make_folder_inside(folder: Path, cache: Path) -> None:
-    """Make a folder of the cache, and refuse one whose links lead out of it.
-
-    Raises:
-        CheckpointError: as :func:`require_inside`.
-    """
+    """Make a folder of the cache, and refuse one whose links lead out of it."""
     folder.mkdir(parents=True, exist_ok=True)
     require_inside(folder, cache)
 
@@ -102,9 +94,6 @@ def show_file(blob: Path, folder: Path, file: str, commit: str, revision: str, c
     """Give a blob its path in the snapshot of a commit, which a revision is from here on.
 
     The path is a link, or where there are none (Windows) the file itself.
-
-    Raises:
-        CheckpointError: as :func:`require_inside`.
     """
     from huggingface_hub.file_download import are_symlinks_supported
 

@@ -11,6 +11,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,13 +143,7 @@ def _fetch(
 
     Without network, the only cached file with one of ``suffixes`` does too.
     """
-    from huggingface_hub import hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HTTPError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors, hf_hub_url, try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, file, cache, revision)
     cached = Path(found) if isinstance(found, str) else None
@@ -157,11 +152,11 @@ def _fetch(
     url = hf_hub_url(repository, file, revision=revision)
     try:
         answer = _ask(url, token, patient=cached is None)
-    except (EntryNotFoundError, RevisionNotFoundError):
+    except (errors.EntryNotFoundError, errors.RevisionNotFoundError):
         raise
-    except (HTTPError, OSError, ValueError, RecursionError) as error:
+    except (errors.HTTPError, OSError, ValueError, RecursionError) as error:
         cached = cached or find_suffix(repository, suffixes, revision, cache)
-        if cached is None and isinstance(error, (HfHubHTTPError, CheckpointError)):
+        if cached is None and isinstance(error, (errors.HfHubHTTPError, CheckpointError)):
             raise
         if cached is None:
             broken = describe_broken_link(cache, repository)
@@ -261,11 +256,7 @@ class _Bounded:
 
 
 def _get(url: str, file: BinaryIO, size: int, token: str | bool | None, name: str) -> None:
-    """Fetch ``size`` bytes at most into a file, after those that it has, under a progress bar.
-
-    Raises:
-        CheckpointError: where more come.
-    """
+    """Fetch ``size`` bytes at most into a file, after those that it has; more are an error."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
@@ -316,10 +307,7 @@ def _list_files(repository: str, revision: str | None, token: str | None) -> dic
 
 
 def _listed_hash(repository: str, file: str, commit: str, token: str | None) -> dict[str, str]:
-    """Return the SHA-256 that the Hub lists for a file, where it can be asked and has one.
-
-    It is asked where the server's ETag is no hash.
-    """
+    """Return the SHA-256 that the Hub lists for a file, where it can be asked and has one."""
     from huggingface_hub.errors import HTTPError
 
     try:
@@ -367,23 +355,18 @@ def _within(seconds: float, ask: Callable[[], _Answer]) -> _Answer:
     The client's own timeout is for each attempt to connect to each address, and not for looking up
     the name. This limit holds for all of it: a thread asks, and ends by itself after the limit.
     """
-    answers: list[_Answer] = []
-    failures: list[BaseException] = []
+    answer: Future[_Answer] = Future()
 
     def work() -> None:
         try:
-            answers.append(ask())
+            answer.set_result(ask())
         except BaseException as error:  # raised again by who waits
-            failures.append(error)
+            answer.set_exception(error)
 
-    thread = Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
+    Thread(target=work, daemon=True).start()
+    if not wait([answer], seconds).done:
         raise TimeoutError(f"no answer within {seconds:g} s")
-    if failures:
-        raise failures[0]
-    return answers[0]
+    return answer.result()
 
 
 def _warn_of_copy(what: str, error: Exception) -> None:
@@ -400,37 +383,30 @@ def _warn_of_copy(what: str, error: Exception) -> None:
 @contextmanager
 def _download_errors(repository: str, file: str, revision: str | None) -> Iterator[None]:
     """Turn the client's errors into ours."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        HTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors
 
     where = f"{repository} on the Hugging Face Hub"
     try:
         yield
     except GramError:
         raise
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{where} is open only to those who were granted access: ask for it on the "
             "repository's page, and log in with 'hf auth login' or give token=."
         ) from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"There is no revision {revision!r} of {where}.") from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
             f"There is no {where}, or it is private: check the name, and where access is needed "
             "log in with 'hf auth login', or give token=."
         ) from error
-    except EntryNotFoundError as error:
+    except errors.EntryNotFoundError as error:
         raise CheckpointError(f"There is no {file} in {where}.") from error
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise CheckpointError(f"{repository!r} is no name of a repository: {error}") from error
-    except (HTTPError, OSError, ValueError) as error:
+    except (errors.HTTPError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{file} of {where} could not be fetched ({_reason(error)}). Try again. "
             f"{_offline_models()}"
@@ -522,24 +498,19 @@ def upload(
 @contextmanager
 def _upload_errors(repository: str, revision: str | None) -> Iterator[None]:
     """Turn the client's errors into ours."""
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        HTTPError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors
 
     try:
         yield
     except CheckpointError:  # a ValueError, as are some of the client's
         raise
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise CheckpointError(f"{repository!r} is no name of a repository: {error}") from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise CheckpointError(
             f"There is no branch {revision!r} of {repository}; make it on the Hub first."
         ) from error
-    except HfHubHTTPError as error:
+    except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         refused = (
             " The token is wrong, or may not write there: make one with write access in the "
@@ -550,7 +521,7 @@ def _upload_errors(repository: str, revision: str | None) -> Iterator[None]:
         raise CheckpointError(
             f"The Hub refused the upload to {repository} ({_reason(error)}).{refused}"
         ) from error
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"The upload to {repository} failed ({_reason(error.__cause__ or error)}). Nothing "
             "was changed there unless the Hub shows a new commit; try again."

@@ -85,11 +85,9 @@ DECODER_REMAINS = {"mask_token", "spec_pred.0.weight", "spec_pred.0.bias"}
 
 
 def published_name(name: str, config: ModelConfig) -> str:
-    """Return the authors' name of one of our tensors.
+    """Return the authors' name of a tensor of a GramModel or MaskedAutoencoder of this config.
 
-    Args:
-        name: a name in the state dict of a GramModel or MaskedAutoencoder.
-        config: of that model: GRAM-T, GRAM-M and the two kinds of decoder differ in names.
+    GRAM-T, GRAM-M and the two kinds of decoder differ in names.
     """
     mamba = config.family == "GRAM-M"
     attention = "wmha" if config.decoder is not None and config.decoder.windows else "attn"

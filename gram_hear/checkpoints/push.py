@@ -139,14 +139,7 @@ def push_to_hub(
 def model_card(
     checkpoint: Checkpoint, repository: str, source: CheckpointSource | None, licence: str = "other"
 ) -> str:
-    """Return the text of a model card.
-
-    Args:
-        checkpoint: what is uploaded.
-        repository: owner/name.
-        source: where the model was loaded from; None where that is not known.
-        licence: the Hub's identifier of the licence.
-    """
+    """Return the text of a model card; ``source`` is None where that is not known."""
     facts = describe_checkpoint(checkpoint)
     tags = ["gram", "audio", "audio-embeddings", facts["audio_layout"]]
     return CARD.format(

@@ -28,7 +28,14 @@ from gram_hear.checkpoints.registry import (
     unknown_model,
 )
 from gram_hear.config import LARGEST_CONFIG, ModelConfig, named_config
-from gram_hear.errors import CheckpointError, ConfigError, OptionError, allowed, reason_of
+from gram_hear.errors import (
+    CheckpointError,
+    ConfigError,
+    OptionError,
+    allowed,
+    reason_of,
+    require_known,
+)
 from gram_hear.foreign import TORCH_FAULTS, parse_json
 from gram_hear.jobs.writing import write_text, write_whole
 from gram_hear.model import GramModel
@@ -169,18 +176,8 @@ def _from_hub(
         token=token,
         sha256=entry.sha256 if entry and revision == registered else None,
     )
-    checkpoint = _read(
-        CheckpointSource(
-            name,
-            "published",
-            fetched.path,
-            repository,
-            revision,
-            commit=fetched.commit,
-            checked=fetched.sha256,
-        ),
-        heads,
-    )
+    where = (fetched.path, repository, revision, fetched.commit, fetched.sha256)
+    checkpoint = _read(CheckpointSource(name, "published", *where), heads)
     if entry is not None:
         config = checkpoint.config
         found = (config.encoder.backbone, config.front_end.feature_channels, config.patching)
@@ -378,14 +375,14 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "under 'state_dict'."
         )
     others = [
-        str(name)
+        str(name)[:50]
         for name, value in content.items()
         if not (isinstance(value, Tensor) and isinstance(name, str))
     ]
     if others:
         raise CheckpointError(
             "Among the tensors stand entries that are no named tensors: "
-            f"{', '.join(name[:50] for name in others[:10])}. Save the state dict alone."
+            f"{', '.join(others[:10])}. Save the state dict alone."
         )
     _check_stored(content, path.stat().st_size)
     if not isinstance(config, str):
@@ -455,12 +452,8 @@ def _check(
 ) -> dict[str, Tensor]:
     """Return the tensors under our names, in float32, or raise one error that lists all faults.
 
-    Args:
-        tensors: what the file holds.
-        names: our name -> the file's name, for every tensor that must be there.
-        shapes: our name -> its shape in our models.
-        config: the model's configuration.
-        faults: what is known to be wrong already.
+    ``names`` maps our name of every tensor that must be there to the file's, ``shapes`` to its
+    shape in our models. ``faults`` is what is known to be wrong already.
     """
     if len(shapes) > 2 * len(tensors):
         raise CheckpointError(
@@ -520,11 +513,7 @@ def build_encoder(checkpoint: Checkpoint) -> GramModel:
 
 
 def build_autoencoder(checkpoint: Checkpoint) -> MaskedAutoencoder:
-    """Return the whole masked autoencoder of a checkpoint, on the CPU in float32, in eval mode.
-
-    Raises:
-        ConfigError: for a checkpoint that holds the encoder alone.
-    """
+    """Return the masked autoencoder of a checkpoint with its decoder; as :func:`build_encoder`."""
     return _build(MaskedAutoencoder, checkpoint.config, checkpoint.tensors)
 
 
@@ -596,10 +585,7 @@ def save_checkpoint(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise OptionError(f"Our checkpoints are safetensors: {path} must end in .safetensors.")
-    if dtype not in STORED:
-        raise OptionError(
-            f"Unknown dtype {dtype!r} of a stored checkpoint; {allowed(dtype, STORED)}"
-        )
+    require_known("dtype of a stored checkpoint", dtype, STORED)
     tensors = {
         name: tensor.detach().to("cpu", STORED[dtype]).contiguous()
         for name, tensor in checkpoint.tensors.items()

@@ -99,10 +99,9 @@ def stamp_of(path: Path) -> Stamp:
 def find_done(
     files: Sequence[CollectionFile], provenance: dict[str, Any], force: bool = False
 ) -> dict[CollectionFile, Stamp]:
-    """Return the files whose part is there, of the same model and options and unchanged source.
+    """Return the files whose part is there, each with the part's :func:`stamp_of`.
 
-    Returns:
-        These files, each with its part's :func:`stamp_of`.
+    It is of the same model and options, and of the source as it is.
 
     Raises:
         OptionError: where parts of another model or other options, or files that are no parts, are
@@ -146,10 +145,7 @@ def is_done(file: CollectionFile, provenance: dict[str, Any]) -> bool:
 def why_lost(file: CollectionFile, stamp: Stamp, provenance: dict[str, Any]) -> str | None:
     """Return why a part that was done is not there any more, or None where it is.
 
-    Args:
-        file: whose part it is.
-        stamp: what :func:`stamp_of` said when it was done.
-        provenance: of the collection.
+    ``stamp`` is what :func:`stamp_of` said when it was done.
     """
     now = stamp_of(file.output)
     if now is None or now[0] == 0:

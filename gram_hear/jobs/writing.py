@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from gram_hear.errors import OptionError
@@ -57,6 +57,17 @@ def write_json(path: Path, content: object, indent: int | None = 1) -> None:
     # File names may hold what is no Unicode (lone surrogates): JSON has escapes for them.
     data = f"{text}\n".encode(errors="backslashreplace")
     write_whole(path, lambda temporary: temporary.write_bytes(data))
+
+
+def write_json_lines(path: Path, entries: Iterable[object]) -> None:
+    """Write strict JSON, an entry on each line, whole or not at all; see :func:`write_whole`."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", encoding="utf-8") as file:
+            for entry in entries:
+                file.write(json.dumps(entry, allow_nan=False) + "\n")
+
+    write_whole(path, write)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

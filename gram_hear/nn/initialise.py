@@ -16,10 +16,6 @@ def initialise(model: nn.Module, seed: int) -> None:
     Every linear layer, and the patch embedding, is Xavier-uniform with zero bias. Norms are at
     identity. The steps, decays and convolutions of a Mamba mixer are drawn as in mamba-ssm. All
     other tensors are normal, with the standard deviations above.
-
-    Args:
-        model: a new model; its weights are set.
-        seed: of the weights.
     """
     generator = torch.Generator().manual_seed(seed)
     causal = any(isinstance(module, MambaEncoder) for module in model.modules())

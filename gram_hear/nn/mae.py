@@ -23,17 +23,11 @@ from gram_hear.nn.windowed_attention import WindowedAttention
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """The reconstruction of a batch of windows.
+    """The reconstruction of a batch of windows."""
 
-    Attributes:
-        loss: scalar.
-        prediction: (windows, tokens, patch values).
-        target: the same shape: the patches of the normalised windows.
-    """
-
-    loss: Tensor
-    prediction: Tensor
-    target: Tensor
+    loss: Tensor  # scalar
+    prediction: Tensor  # (windows, tokens, patch values)
+    target: Tensor  # the same shape: the patches of the normalised windows
 
 
 class Decoder(nn.Module):

@@ -6,16 +6,9 @@ from torch import Tensor
 
 
 def random_masks(windows: int, tokens: int, masked: int, generator: np.random.Generator) -> Tensor:
-    """Draw the masks of a training sample.
+    """Draw masks (windows, tokens) bool on the CPU, True where a token is hidden.
 
-    Args:
-        windows: how many masks to draw, each for itself.
-        tokens: of each window.
-        masked: how many tokens of each window are hidden.
-        generator: what draws.
-
-    Returns:
-        (windows, tokens) bool on the CPU, True where a token is hidden.
+    In each window ``masked`` tokens are, whatever the other windows hide.
     """
     order = generator.random((windows, tokens)).argsort(axis=1, kind="stable")
     return torch.from_numpy(order < masked)

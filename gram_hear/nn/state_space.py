@@ -26,8 +26,7 @@ def ssd_sequential(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Te
         x: (batch, tokens, heads, head width).
         dt: (batch, tokens, heads), positive.
         a: (heads,), negative.
-        b: (batch, tokens, state).
-        c: (batch, tokens, state).
+        b, c: (batch, tokens, state).
         d: (heads,).
 
     Returns:

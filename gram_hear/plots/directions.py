@@ -1,8 +1,6 @@
 """Where a sound comes from, over time and on a circle."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,69 +13,31 @@ from gram_hear.style import GRID, LIGHT_GREY, VERMILION, drawing
 AZIMUTHS = {180: "180 behind", 90: "90 left", 0: "0 front", -90: "-90 right", -180: "-180 behind"}
 
 
-@dataclass(frozen=True, eq=False)
-class DirectionPicture:
-    """What the picture of where a sound comes from shows.
-
-    Attributes:
-        title: above all.
-        excerpt: the sound.
-        times: (rows,) seconds of the file, the rows' centres.
-        row: seconds that a row stands for.
-        azimuth, elevation: (rows,) degrees; NaN where a row is silent.
-        confidence: (rows,) 0 to 1.
-        overall: azimuth, elevation and confidence of all rows together; None where all are silent.
-    """
-
-    title: str
-    excerpt: Excerpt
-    times: np.ndarray
-    row: float
-    azimuth: np.ndarray
-    elevation: np.ndarray
-    confidence: np.ndarray
-    overall: tuple[float, float, float] | None
-
-
-def picture_directions(path: Path, excerpt: Excerpt, found: Located) -> DirectionPicture:
-    """Return what the picture of an excerpt shows, of what a locator found in it.
-
-    Args:
-        path: of the sound file, for the title.
-        excerpt: at the locator's rate.
-        found: what :meth:`gram_hear.localisation.Locator.locate` gave.
-    """
-    return DirectionPicture(
-        title=f"{path.name}: where the sound comes from",
-        excerpt=excerpt,
-        times=excerpt.start + found.timestamps / 1000,
-        row=found.hop_ms / 1000,
-        azimuth=found.azimuth,
-        elevation=found.elevation,
-        confidence=found.confidence,
-        overall=found.overall,
-    )
-
-
-def direction_figure(found: DirectionPicture) -> Any:
+def direction_figure(name: str, excerpt: Excerpt, found: Located) -> Any:
     """Return a figure: waveform, azimuth and elevation over time, and azimuths on a circle.
 
     On the circle the front is above and the left on the left, as from above the listener; a point's
     distance from the centre is its confidence.
 
+    Args:
+        name: of the sound file, for the title.
+        excerpt: of it, at the locator's rate.
+        found: what :meth:`gram_hear.localisation.Locator.locate` found in the excerpt.
+
     Raises:
         OptionError: where matplotlib is not installed.
     """
-    with drawing(13, 7, found.title) as figure:
+    times = excerpt.start + found.timestamps / 1000
+    with drawing(13, 7, f"{name}: where the sound comes from") as figure:
         left, right = figure.subfigures(1, 2, width_ratios=(1.45, 1))
         waveform, azimuth, elevation = left.subplots(3, 1, sharex=True, height_ratios=(0.7, 1.6, 1))
-        draw_waveform(waveform, found.excerpt)
-        points = _draw_angle(azimuth, found, found.azimuth, (-185, 185), "Azimuth")
+        draw_waveform(waveform, excerpt)
+        points = _draw_angle(azimuth, times, found, found.azimuth, (-185, 185), "Azimuth")
         azimuth.set_yticks(list(AZIMUTHS), list(AZIMUTHS.values()))
-        _draw_angle(elevation, found, found.elevation, (-95, 95), "Elevation")
+        _draw_angle(elevation, times, found, found.elevation, (-95, 95), "Elevation")
         elevation.set_yticks([-90, -45, 0, 45, 90], ["-90 down", "-45", "0 level", "45", "90 up"])
         elevation.set_xlabel("time (s)")
-        elevation.set_xlim(found.excerpt.start, found.excerpt.end)
+        elevation.set_xlim(excerpt.start, excerpt.end)
         polar = right.add_subplot(projection="polar")
         _draw_circle(polar, found)
         right.colorbar(
@@ -87,16 +47,22 @@ def direction_figure(found: DirectionPicture) -> Any:
 
 
 def _draw_angle(
-    axes: Any, found: DirectionPicture, angle: np.ndarray, limits: tuple[float, float], name: str
+    axes: Any,
+    times: np.ndarray,
+    found: Located,
+    angle: np.ndarray,
+    limits: tuple[float, float],
+    name: str,
 ) -> Any:
     """Draw an angle over time, and grey where there is silence."""
+    half_a_row = found.hop_ms / 2000  # seconds
     for first, last in _stretches(np.isnan(angle)):
         axes.axvspan(
-            found.times[first] - found.row / 2, found.times[last] + found.row / 2,
+            times[first] - half_a_row, times[last] + half_a_row,
             color=LIGHT_GREY, lw=0, label="silence",
         )  # fmt: skip
     points = axes.scatter(
-        found.times, angle, c=found.confidence, s=14, vmin=0, vmax=1, cmap="viridis_r", zorder=3
+        times, angle, c=found.confidence, s=14, vmin=0, vmax=1, cmap="viridis_r", zorder=3
     )
     axes.set(ylim=limits, title=f"{name} (degrees)")
     axes.grid(axis="y", **GRID)
@@ -114,7 +80,7 @@ def _stretches(flags: Sequence[bool] | np.ndarray) -> list[tuple[int, int]]:
     return [(int(first), int(last) - 1) for first, last in edges.reshape(-1, 2)]
 
 
-def _draw_circle(axes: Any, found: DirectionPicture) -> None:
+def _draw_circle(axes: Any, found: Located) -> None:
     """Draw azimuths on a circle, as seen from above, and the overall direction."""
     axes.set_theta_zero_location("N")
     axes.scatter(

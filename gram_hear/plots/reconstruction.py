@@ -123,12 +123,7 @@ def window_titles(config: ModelConfig) -> list[str]:
 def unpatchify(patches: Any, config: ModelConfig) -> Any:
     """Put windows together again: the inverse of :func:`gram_hear.nn.patches.patchify`.
 
-    Args:
-        patches: (windows, tokens, values), a torch tensor.
-        config: of the model.
-
-    Returns:
-        (windows, feature channels, window frames, mels).
+    (windows, tokens, values) -> (windows, feature channels, window frames, mels).
     """
     patch, channels = config.patch, config.front_end.feature_channels
     grid = patches.unflatten(2, (channels, patch.mels, patch.frames))

@@ -1,7 +1,6 @@
 """A simulated scene: the room from above, the source's impulse response, what is heard."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from gram_hear.scenes.acoustics import BANDS, SPEECH_BAND, energy_decay, octave
 from gram_hear.scenes.geometry import turn
 from gram_hear.scenes.rooms import Scene
 from gram_hear.scenes.single import MadeScene
-from gram_hear.style import BLUE, GREEN, GRID, VERMILION, drawing, save_figure
+from gram_hear.style import BLUE, GREEN, GRID, VERMILION, drawing
 
 FIRST = 0.1  # seconds of an impulse response that are drawn: direct sound and early reflections
 LOWEST = -70.0  # dB that a decay is drawn down to
@@ -21,15 +20,6 @@ HEAD = 0.15  # radius in which a head is drawn, metres; a true one would be a do
 WINDOW = 2048  # samples of a spectrogram's frame
 FRAMES = 1500  # of a spectrogram, at most: there are not more pixels
 LOWEST_FREQUENCY = 60.0  # Hz that a spectrogram shows
-
-
-def plot_scene(made: MadeScene, path: Path) -> None:
-    """Draw a scene into a PNG, written whole or not at all: see :func:`scene_figure`.
-
-    Raises:
-        OptionError: where matplotlib is not installed, or ``path`` cannot be written to.
-    """
-    save_figure(scene_figure(made), path)
 
 
 def scene_figure(made: MadeScene) -> Any:
@@ -215,11 +205,7 @@ def _draw_spectrograms(figure: Any, made: MadeScene) -> None:
 
 
 def spectrogram(audio: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the levels of audio in time and frequency.
-
-    Args:
-        audio: (channels, samples), any length.
-        rate: Hz.
+    """Return the levels of audio (channels, samples) in time and frequency.
 
     Returns:
         levels (channels, frequencies, frames) in dB, the frames' centres in seconds, and the

@@ -27,37 +27,24 @@ MIDDLES = (250, 1000, 4000)  # Hz at which a log-mel has ticks
 
 @dataclass(frozen=True, eq=False)
 class SoundPicture:
-    """What the picture of a sound shows.
-
-    Attributes:
-        title: above all.
-        excerpt: the sound.
-        times: (rows,) seconds of the file, the centres of the embedding's rows.
-        row: seconds that a row stands for.
-        features: (feature channels, frames, mels): log-mels in natural logarithms, then, of
-            Ambisonic audio, intensities.
-        hop: seconds from one frame to the next; frame k is centred at ``excerpt.start + k * hop``.
-        mel_frequencies: (mels,) Hz, the centres of the bands.
-        rows: (rows, d), the embedding over time, less that of silence.
-    """
+    """What the picture of a sound shows."""
 
     title: str
     excerpt: Excerpt
-    times: np.ndarray
-    row: float
+    times: np.ndarray  # (rows,) seconds of the file, the centres of the embedding's rows
+    row: float  # seconds that a row stands for
+    # (feature channels, frames, mels): log-mels in natural logarithms, then, of Ambisonic audio,
+    # intensities.
     features: np.ndarray
-    hop: float
-    mel_frequencies: np.ndarray
-    rows: np.ndarray
+    hop: float  # seconds from one frame to the next; frame k is centred at excerpt.start + k * hop
+    mel_frequencies: np.ndarray  # (mels,) Hz, the centres of the bands
+    rows: np.ndarray  # (rows, d), the embedding over time, less that of silence
 
 
 def picture_sound(path: Path, excerpt: Excerpt, model: HearModel) -> SoundPicture:
     """Return what the picture of an excerpt shows, embedded as if it were the whole file.
 
-    Args:
-        path: of the sound file, for the title.
-        excerpt: at the model's rate.
-        model: one that takes AmbiX, with the strategy raw or mean.
+    The excerpt is at the model's rate; the model takes AmbiX, with the strategy raw or mean.
     """
     rows, timestamps = get_timestamp_embeddings([excerpt.audio], model)
     source = Path(model.source.name or "model").name
@@ -204,12 +191,7 @@ def _draw_similarity(figure: Any, axes: Any, bar: Any, sound: SoundPicture) -> N
 
 
 def average(values: np.ndarray, most: int) -> np.ndarray:
-    """Return the means of equal parts of the first axis; the values where there are few.
-
-    Args:
-        values: (n, ...).
-        most: parts, at most.
-    """
+    """Return values (n, ...) averaged over parts of the first axis, if n is above ``most``."""
     if len(values) <= most:
         return values
     edges = np.linspace(0, len(values), most + 1).astype(int)

@@ -41,8 +41,7 @@ class EpochSampler(Sampler[int]):
         Args:
             batches: global batches of an epoch of training, which need not be an epoch of clips.
             batch: samples of a global batch, over all ranks and accumulated batches.
-            rank: the number of this process.
-            ranks: the number of processes.
+            rank, ranks: the number of this process, and of all.
             position: samples of the stream to skip; a multiple of ``batch``.
 
         Raises:

@@ -1,10 +1,12 @@
 """What a run shows: curves, speed, and pictures of reconstructions."""
 
+import io
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -13,12 +15,14 @@ from torch import Tensor
 
 from gram_hear.console import say
 from gram_hear.errors import OptionError
+from gram_hear.extras import need
 from gram_hear.jobs.writing import write_whole
+from gram_hear.plots.reconstruction import reconstruction_figure, unpatchify
 from gram_hear.pretrain.datamodule import PretrainingData, TimedLoader
 from gram_hear.pretrain.module import Pretraining
-from gram_hear.pretrain.pictures import draw_reconstruction, unpatchify
 
 PICTURES = "pictures"  # in the folder of the run
+DPI = 100
 
 
 class StepCounter(Callback):
@@ -154,27 +158,37 @@ class Pictures(Callback):
         assert isinstance(outputs, dict)
         assert isinstance(pl_module, Pretraining)
         step, target = trainer.global_step, outputs["target"]
-        picture = draw_reconstruction(
+        figure = reconstruction_figure(
             _window(pl_module, target),
             _window(pl_module, outputs["prediction"]),
             _window(pl_module, batch["masks"][0, :1, :, None].expand_as(target[:1])) > 0,
             pl_module.config,
             f"Step {step}: a window of a held-out room",
         )
+        png, pixels = rasterise(figure)
         path = Path(trainer.default_root_dir) / PICTURES / f"step-{step:09d}.png"
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, lambda temporary: temporary.write_bytes(picture.png))
+            write_whole(path, lambda temporary: temporary.write_bytes(png))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(
-                    "validation/reconstruction", picture.pixels, step, dataformats="HWC"
+                    "validation/reconstruction", pixels, step, dataformats="HWC"
                 )
 
 
-def _window(module: Pretraining, patches: Tensor) -> Tensor:
-    """Return the first window of patches, (channels, frames, mels) on the CPU."""
-    return unpatchify(patches[:1].float(), module.config)[0].detach().to("cpu")
+def _window(module: Pretraining, patches: Tensor) -> np.ndarray:
+    """Return the first window of patches, (channels, frames, mels)."""
+    return unpatchify(patches[:1].float(), module.config)[0].detach().cpu().numpy()
+
+
+def rasterise(figure: Any) -> tuple[bytes, np.ndarray]:
+    """Return a matplotlib figure as a PNG file's bytes, and as pixels (height, width, 3) uint8."""
+    figure.set_dpi(DPI)
+    canvas = need("matplotlib.backends.backend_agg", "pretrain").FigureCanvasAgg(figure)
+    png = io.BytesIO()
+    canvas.print_png(png, metadata={"Software": None})
+    return png.getvalue(), np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 class ProgressBar(RichProgressBar):

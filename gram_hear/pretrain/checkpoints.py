@@ -26,18 +26,14 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 class Stopped(GramError):
-    """Training was asked to stop, and has saved its state.
-
-    Attributes:
-        code: the exit code of the process: 128 plus the number of the signal.
-    """
+    """Training was asked to stop, and has saved its state."""
 
     def __init__(self, path: Path, step: int, code: int) -> None:
         super().__init__(
             f"Stopped after step {step}; {path} is saved. The same command with "
             "--ckpt_path last goes on from there."
         )
-        self.code = code
+        self.code = code  # of the process: 128 plus the number of the signal
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -46,11 +42,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint; where that fails, the one before is kept.
-
-        Raises:
-            CheckpointError: where it cannot be written, as on a full disk.
-        """
+        """Write a checkpoint; where that fails, as on a full disk, the one before is kept."""
 
         def write(temporary: Path) -> None:
             with open(temporary, "wb") as file:
@@ -72,11 +64,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a checkpoint into main memory.
-
-        Raises:
-            CheckpointError: where it is missing, damaged, or holds more than plain values.
-        """
+        """Read a checkpoint into main memory; see :func:`read_checkpoint`."""
         return read_checkpoint(Path(path))
 
 
@@ -89,7 +77,11 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of a run; see :meth:`WholeCheckpointIO.load_checkpoint`."""
+    """Read a checkpoint of a run.
+
+    Raises:
+        CheckpointError: where it is missing, damaged, or holds more than plain values.
+    """
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint {path}.")
     try:
@@ -223,10 +215,9 @@ def _is_trial(trainer: Trainer) -> bool:
 
 def read_best(folder: Path) -> float | None:
     """Return the validation loss of best.ckpt; None where there is none."""
+    path = (folder / BEST).with_suffix(".json")
     try:
-        return float(
-            json.loads((folder / BEST).with_suffix(".json").read_text("utf-8"))["validation/loss"]
-        )
+        return float(json.loads(path.read_text("utf-8"))["validation/loss"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -55,11 +55,7 @@ class PretrainingCLI(LightningCLI):
     datamodule: PretrainingData
 
     def __init__(self, held: ExitStack) -> None:
-        """Run the command line of this process.
-
-        Args:
-            held: given the lock of the run's folder; whoever closes it lets go of the folder.
-        """
+        """Run the command line; whoever closes ``held`` lets go of the lock of the run's folder."""
         self.held = held
         super().__init__(
             Pretraining,
@@ -131,7 +127,9 @@ class PretrainingCLI(LightningCLI):
         if given.logger is None:
             kwargs["logger"] = TensorBoardLogger(root, name=None, version=BOARD)
         try:
-            plugins = [*_as_list(given.plugins), *_cluster(), WholeCheckpointIO()]
+            asked = given.plugins or []
+            asked = asked if isinstance(asked, list) else [asked]
+            plugins = [*asked, *_cluster(), WholeCheckpointIO()]
             trainer = super().instantiate_trainer(**kwargs, plugins=plugins)
         except (MisconfigurationException, ValueError, RuntimeError) as error:
             raise OptionError(f"The trainer cannot be made so: {error}") from error
@@ -212,11 +210,7 @@ class PretrainingCLI(LightningCLI):
 
 
 def _check_share(given: Any) -> None:
-    """Refuse options of Lightning that cut an epoch short, since samples would then repeat.
-
-    Raises:
-        OptionError: for such an option.
-    """
+    """Refuse options of Lightning that cut an epoch short, since samples would then repeat."""
     whole = {"limit_train_batches": (None, 1.0), "overfit_batches": (None, 0.0)}
     for name, allowed in whole.items():
         if given.get(name) not in allowed and not given.fast_dev_run:
@@ -225,12 +219,6 @@ def _check_share(given: Any) -> None:
                 "after so many. Train on fewer clips with data.clips, for fewer steps with "
                 "trainer.max_steps, or try a step with trainer.fast_dev_run."
             )
-
-
-def _as_list(plugins: Any) -> list[Any]:
-    if plugins is None:
-        return []
-    return plugins if isinstance(plugins, list) else [plugins]
 
 
 def _uses_srun() -> bool:
@@ -246,8 +234,7 @@ def _cluster() -> list[SLURMEnvironment]:
 def _check_processes(trainer: Trainer) -> None:
     """Refuse processes of srun or torchrun that are not one for each device.
 
-    Raises:
-        OptionError: where they would train the same model side by side, or wait for others.
+    They would train the same model side by side, or wait for others.
     """
     if TorchElasticEnvironment.detect():
         count, options = "WORLD_SIZE", "--nproc_per_node as trainer.devices, --nnodes"
@@ -270,11 +257,7 @@ def best_precision(accelerator: Any) -> str:
 
 
 def find_config(name: str) -> str:
-    """Return the path of a config: a file, or a bare name here or among the shipped ones.
-
-    Raises:
-        OptionError: where there is none; it names the shipped ones.
-    """
+    """Return the path of a config: a file, or a bare name here or among the shipped ones."""
     here = [Path(name), *(Path(name + suffix) for suffix in SUFFIXES)]
     shipped = [CONFIGS / f"{name}.yaml"] if Path(name).name == name else []
     for path in [*here, *shipped]:
@@ -331,10 +314,9 @@ def run() -> int:
             PretrainingCLI(held)
     except Stopped as stopped:
         return _leave(str(stopped), stopped.code)
-    except KeyboardInterrupt:
-        return _leave("Interrupted before there was anything to save.", INTERRUPTED)
-    except SystemExit as leaving:  # Lightning's, on Ctrl-C before there was a step
-        if not isinstance(leaving.__context__, KeyboardInterrupt):
+    except (KeyboardInterrupt, SystemExit) as leaving:  # the latter is Lightning's, on Ctrl-C too
+        cause = leaving.__context__ if isinstance(leaving, SystemExit) else leaving
+        if not isinstance(cause, KeyboardInterrupt):
             raise
         return _leave("Interrupted before there was anything to save.", INTERRUPTED)
     except (GramError, MisconfigurationException) as error:

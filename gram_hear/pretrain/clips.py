@@ -44,8 +44,7 @@ class ClipSet(ABC):
 
         Args:
             i: the number of the clip.
-            samples: its length, at most.
-            rate: Hz; the clip is resampled to it.
+            samples, rate: its length, at most, and the Hz that it is resampled to.
             seed: numbers of 0 or more, from which the start of an excerpt is drawn.
 
         Returns:
@@ -119,10 +118,12 @@ class RecordedClips(ClipSet):
             if isinstance(sound, Path):
                 audio = _decode(ByteView(sound), str(sound), samples, rate, generator)
             elif sound.name.lower().endswith(NPY):
-                audio = _excerpt(_first(sound), samples, rate, generator)
+                audio = _excerpt(first_channel(sound), samples, rate, generator)
             else:
                 view = ByteView(sound.path, sound.offset, sound.size)
                 audio = _decode(view, str(sound), samples, rate, generator)
+        except SceneError as error:
+            raise AudioError(str(error)) from error
         except OSError as error:
             raise AudioError(f"{sound} cannot be read: {reason_of(error)}.") from error
         if len(audio) == 0:
@@ -137,11 +138,9 @@ def open_clips(paths: Paths | None, seed: int = 0, count: int = SYNTHETIC_CLIPS)
 
     Args:
         paths: a folder, searched for sound files and tars, a tar, a sound file, or several of
-            these; None makes synthetic sounds. ``.npy`` arrays in tars are (samples,) or (channels,
-            samples) of floats at 32 kHz. Other files in tars, such as WebDataset's labels, are
-            ignored.
-        seed: of synthetic sounds.
-        count: number of synthetic sounds.
+            these; None makes ``count`` synthetic sounds of a seed. ``.npy`` arrays in tars are
+            (samples,) or (channels, samples) of floats at 32 kHz. Other files in tars, such as
+            WebDataset's labels, are ignored.
 
     Raises:
         SceneError: where nothing is there, for tars that cannot be read or hold other files alone.
@@ -160,14 +159,6 @@ def open_clips(paths: Paths | None, seed: int = 0, count: int = SYNTHETIC_CLIPS)
 
 
 # --- decoding -------------------------------------------------------------------------------
-
-
-def _first(member: Member) -> np.ndarray:
-    """Return the first channel of an array, (samples,) float32."""
-    try:
-        return first_channel(member)
-    except SceneError as error:
-        raise AudioError(str(error)) from error
 
 
 def _excerpt(

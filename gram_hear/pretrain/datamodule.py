@@ -19,16 +19,14 @@ from gram_hear.pretrain.samples import Sample, SampleRecipe, SampleSet
 # The signals that ask training to stop; clusters announce the end of a job with the latter two.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
 HELD_OUT = 2**31  # added to the seed for validation, which so has other draws and other sounds
+# Beside the sizes of the sets: the options on which the samples depend.
+SAME = ("seconds", "level", "clean_fraction", "windows", "clip_frames", "masked")
 
 
 class TimedLoader(DataLoader[Sample]):
-    """A DataLoader that measures how long training waited for it.
+    """A DataLoader that measures how long training waited for it."""
 
-    Attributes:
-        waited: seconds in all.
-    """
-
-    waited = 0.0
+    waited = 0.0  # seconds in all
 
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
         samples = super().__iter__()
@@ -125,15 +123,8 @@ class PretrainingData(LightningDataModule):
         self._check()
 
     def _check(self) -> None:
-        least = {
-            "batch": 1,
-            "workers": 0,
-            "seed": 0,
-            "rooms": 1,
-            "validation_batches": 1,
-            "validate_every": 1,
-        }
-        for name, value in least.items():
+        least = dict.fromkeys(("batch", "rooms", "validation_batches", "validate_every"), 1)
+        for name, value in (least | {"workers": 0, "seed": 0}).items():
             if getattr(self, name) < value:
                 raise OptionError(
                     f"data.{name} is {getattr(self, name)}; it must be at least {value}."
@@ -273,13 +264,8 @@ class PretrainingData(LightningDataModule):
             "seed": self.seed,
             "clips": len(self.training),
             "rooms": 0 if self.training.rooms is None else len(self.training.rooms),
-            "seconds": self.seconds,
-            "level": self.level,
             "snr": list(self.snr),
-            "clean_fraction": self.clean_fraction,
-            "windows": self.windows,
-            "clip_frames": self.clip_frames,
-            "masked": self.masked,
+            **{name: getattr(self, name) for name in SAME},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -313,12 +299,9 @@ def _leave_signals(worker: int) -> None:
 
 
 def accumulation(batch: int, devices: int, most: int | None) -> int:
-    """Return in how many parts each device takes its share of a global batch.
+    """Return in how many parts each device takes its share of a global batch of clips.
 
-    Args:
-        batch: number of clips of a global batch.
-        devices: number of devices.
-        most: largest number of clips that a device takes at once; None for all.
+    ``most`` is the largest number of clips that a device takes at once; None for all.
 
     Raises:
         OptionError: where the batch does not divide evenly.

@@ -218,11 +218,7 @@ class Pretraining(LightningModule):
         checkpoint[CONFIG_KEY] = self.config.to_json()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model.
-
-        Raises:
-            CheckpointError: where the model differs; the message says how.
-        """
+        """Refuse a checkpoint of another model; the message says how it differs."""
         if CONFIG_KEY not in checkpoint:
             raise CheckpointError(
                 "The checkpoint to resume from is not one of gram_hear.pretrain. To start from "

@@ -1,6 +1,6 @@
 """The model that a run begins with: its configuration and its first weights."""
 
-import dataclasses
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 
 from gram_hear.checkpoints.store import describe, load_checkpoint
 from gram_hear.config import LAYOUTS, ModelConfig, named_config
-from gram_hear.errors import CheckpointError, OptionError, allowed
+from gram_hear.errors import CheckpointError, require_known
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
 
@@ -25,22 +25,17 @@ def make_config(
 ) -> ModelConfig:
     """Return a model's configuration; the arguments are those of
     :class:`gram_hear.pretrain.module.Pretraining`."""
-    if layout not in LAYOUTS:
-        raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, LAYOUTS)}")
+    require_known("layout", layout, LAYOUTS)
     named = named_config(size, LAYOUTS[layout][1], patching, backbone)
-    assert named.decoder is not None
-    return dataclasses.replace(
-        named,
-        front_end=dataclasses.replace(
-            named.front_end,
-            log_floor=named.front_end.log_floor if log_floor is None else log_floor,
-        ),
-        encoder=named.encoder if depth is None else dataclasses.replace(named.encoder, depth=depth),
-        decoder=named.decoder
-        if decoder_depth is None
-        else dataclasses.replace(named.decoder, depth=decoder_depth),
-        window_fill=window_fill,
-    )
+    front_end, encoder, decoder = named.front_end, named.encoder, named.decoder
+    assert decoder is not None
+    if log_floor is not None:
+        front_end = replace(front_end, log_floor=log_floor)
+    if depth is not None:
+        encoder = replace(encoder, depth=depth)
+    if decoder_depth is not None:
+        decoder = replace(decoder, depth=decoder_depth)
+    return ModelConfig(front_end, named.patch, encoder, decoder, named.window_frames, window_fill)
 
 
 def first_weights(config: ModelConfig, seed: int, init: str | Path | None) -> MaskedAutoencoder:
@@ -61,13 +56,8 @@ def first_weights(config: ModelConfig, seed: int, init: str | Path | None) -> Ma
         initialise(model, seed)
         return model
     checkpoint = load_checkpoint(init)
-    alike = dataclasses.replace(
-        checkpoint.config,
-        front_end=dataclasses.replace(
-            checkpoint.config.front_end, log_floor=config.front_end.log_floor
-        ),
-        window_fill=config.window_fill,
-    )
+    front_end = replace(checkpoint.config.front_end, log_floor=config.front_end.log_floor)
+    alike = replace(checkpoint.config, front_end=front_end, window_fill=config.window_fill)
     require_same(alike, config, f"The checkpoint {init}")
     model.load_state_dict(checkpoint.tensors)
     return model
@@ -75,7 +65,7 @@ def first_weights(config: ModelConfig, seed: int, init: str | Path | None) -> Ma
 
 def require_same(found: ModelConfig, wanted: ModelConfig, name: str) -> None:
     """Raise a CheckpointError that names what differs, unless nothing does."""
-    here, there = flatten(dataclasses.asdict(wanted)), flatten(dataclasses.asdict(found))
+    here, there = flatten(asdict(wanted)), flatten(asdict(found))
     different = [
         f"{key}: {there.get(key)} there, {here.get(key)} here"
         for key in sorted(here.keys() | there.keys())

@@ -42,15 +42,7 @@ class Rooms(Protocol):
 
 
 class SimulatedRooms:
-    """A pool of rooms drawn from a seed, one for each scene.
-
-    Attributes:
-        layout: ``"binaural"`` or ``"ambisonic"``.
-        rate: Hz.
-        seed: of all rooms.
-        split: ``"train"``, ``"valid"`` or ``"test"``; the splits of a seed share no room.
-        count: number of rooms.
-    """
+    """A pool of rooms drawn from a seed, one for each scene; the splits of a seed share no room."""
 
     def __init__(
         self, layout: str, rate: int, seed: int = 0, split: str = "train", count: int = ROOMS
@@ -109,11 +101,9 @@ def open_rooms(
     Args:
         path: a set of RIRs, as :func:`gram_hear.scenes.rirs.open_rirs` takes it; None simulates
             rooms.
-        layout: of the model.
-        rate: Hz.
+        layout, rate: of the model; Hz.
         split: whose rooms are opened. A set without splits is all for training.
-        seed: of simulated rooms.
-        count: number of simulated rooms.
+        seed, count: of simulated rooms.
 
     Raises:
         SceneError: for a set that cannot be read, or has another rate.
@@ -154,9 +144,5 @@ class SyntheticNoises(NoiseSet):
 
 
 def open_noises(path: str | Path | None, rate: int, *, seed: int = 0) -> NoiseSet:
-    """Open a set of noises as :func:`gram_hear.scenes.noises.open_noise`; None is a synthetic pool.
-
-    Raises:
-        SceneError: for a set that cannot be read.
-    """
+    """Open noises as :func:`gram_hear.scenes.noises.open_noise`; None is a synthetic pool."""
     return SyntheticNoises(rate, seed) if path is None else open_noise(Path(path), rate)

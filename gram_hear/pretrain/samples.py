@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gram_hear.config import AUDIO_CHANNELS, FrontEndConfig
-from gram_hear.errors import AudioError, GramError, OptionError, SceneError, allowed
+from gram_hear.errors import AudioError, GramError, OptionError, SceneError, require_known
 from gram_hear.nn.masks import random_masks
 from gram_hear.pretrain.clips import ClipSet
 from gram_hear.pretrain.pools import Rooms
-from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, fade, pad_to_clips, to_level
+from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, to_level
 from gram_hear.scenes.noises import Noise, NoiseSet
 
 SHORTEST = 0.1  # seconds of a clip: more than one frame of any front-end
@@ -40,18 +40,9 @@ Read = TypeVar("Read")
 class SampleRecipe:
     """The options of samples; the defaults are the published recipe for 16 x 8 patches.
 
-    Attributes:
-        seconds: length of a clip.
-        sample_rate: Hz.
-        level: RMS in dBFS of a clip, or of the excerpt of a longer sound, before zero-padding.
-        snr: dB, low and high; that of a clip is drawn uniformly between them.
-        clean_fraction: probability that a clip stays dry, without room and noise; 1 for mono
-            models.
-        windows: number of windows cut from each clip.
-        window_frames: frames of a window.
-        clip_frames: a clip is padded to so many frames, so that windows reach beyond its end.
-        masked: number of tokens that are hidden in each window.
-        tokens: number of tokens of a window.
+    They are those of :class:`gram_hear.pretrain.datamodule.PretrainingData`, and of the model
+    ``sample_rate`` in Hz, the frames of a window, and its number of tokens. ``level`` is the RMS
+    of a clip, or of the excerpt of a longer sound, before zero-padding.
     """
 
     seconds: float = 10.0
@@ -119,9 +110,6 @@ class SampleSet(Dataset[Sample]):
         samples = SampleSet(open_clips("clips"), open_rooms(None, "binaural", 32000),
                             open_noises(None, 32000), SampleRecipe(), "binaural", seed=0)
         samples[0]["clip"].shape, samples[0]["masks"].shape  # (320000,), (16, 200)
-
-    Attributes:
-        clips, rooms, noises, recipe, layout, seed: as they were given.
     """
 
     def __init__(
@@ -160,10 +148,7 @@ class SampleSet(Dataset[Sample]):
 
     def _check(self) -> None:
         rate = self.recipe.sample_rate
-        if self.layout not in AUDIO_CHANNELS:
-            raise OptionError(
-                f"Unknown layout {self.layout!r}; {allowed(self.layout, AUDIO_CHANNELS)}"
-            )
+        require_known("layout", self.layout, AUDIO_CHANNELS)
         if not 0 <= self.seed <= LARGEST_SEED:
             raise OptionError(f"The seed is {self.seed}; it must be 0 to {LARGEST_SEED}.")
         if len(self.clips) == 0:
@@ -268,7 +253,8 @@ class SampleSet(Dataset[Sample]):
         """Return the noise, its start and length, and how many could not be read."""
         samples = self.recipe.samples
         if dry or self.noises is None:
-            return _noise_values(torch.zeros(1, samples), 0, 0), 0
+            silence = {"noise": torch.zeros(samples), "start": torch.tensor(0)}
+            return silence | {"length": torch.tensor(0)}, 0
         noises = self.noises
 
         def draw(attempt: int) -> Noise:
@@ -277,11 +263,9 @@ class SampleSet(Dataset[Sample]):
         drawn, skipped = _first_readable("noises", TRIES, draw)
         length = len(drawn.audio)
         start = int(generator.integers(samples - length + 1))
-        level = to_level(torch.from_numpy(drawn.audio), self.recipe.level)[None]
-        faded = fade(level, [length], [drawn.whole], self.recipe.sample_rate)
-        return _noise_values(
-            pad_to_clips(faded, [start], [length], samples), start, length
-        ), skipped
+        noise = drawn.put(start, samples, self.recipe.sample_rate, self.recipe.level)[0]
+        values = {"noise": noise, "start": torch.tensor(start), "length": torch.tensor(length)}
+        return values, skipped
 
     def _draw_windows(self, i: int) -> tuple[Tensor, Tensor]:
         """Return the first frames (windows,), and masks (windows, tokens)."""
@@ -291,10 +275,6 @@ class SampleSet(Dataset[Sample]):
         )
         masks = random_masks(recipe.windows, recipe.tokens, recipe.masked, generator)
         return torch.from_numpy(starts), masks
-
-
-def _noise_values(noise: Tensor, start: int, length: int) -> dict[str, Tensor]:
-    return {"noise": noise[0], "start": torch.tensor(start), "length": torch.tensor(length)}
 
 
 def _first_readable(what: str, there: int, read: Callable[[int], Read]) -> tuple[Read, int]:

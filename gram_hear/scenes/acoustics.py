@@ -20,10 +20,7 @@ BANDS = (125.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)  # centres of octa
 AIR = (0.0001, 0.0003, 0.0006, 0.0010, 0.0017, 0.0041, 0.0135)  # energy per metre, ISO 9613-1
 LARGEST_ABSORPTION = 0.99  # of a surface
 STEPS = 10  # of Newton's method to a reverberation time
-TRIALS, CLOSE = (
-    60,
-    1e-6,
-)  # steps to an absorption, and the relative error of the time that is enough
+TRIALS, CLOSE = 60, 1e-6  # steps to an absorption; the time's relative error that is enough
 DIRECTIONS = 200  # over which decays are averaged
 SPEECH_BAND = BANDS.index(1000.0)  # the octave in which an RT60 is asked for and measured
 
@@ -118,13 +115,9 @@ def absorption_for(
 
 
 def energy_decay(energy: np.ndarray) -> np.ndarray:
-    """Return the energy decay curve in dB (Schroeder 1965).
+    """Return the energy decay curve in dB (Schroeder 1965) of an RIR's energy, both (samples,).
 
-    Args:
-        energy: (samples,) of an RIR.
-
-    Returns:
-        (samples,), 0 at the start; -inf where nothing follows.
+    It is 0 at the start, and -inf where nothing follows.
     """
     remaining = np.cumsum(energy[::-1])[::-1]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -144,8 +137,7 @@ def measured_rt60(rir: np.ndarray, rate: int, centre: float = BANDS[SPEECH_BAND]
 
     Args:
         rir: (channels, samples); of Ambisonic RIRs, W alone.
-        rate: Hz.
-        centre: of the octave, Hz.
+        rate, centre: of the RIR, and of the octave, Hz.
 
     Returns:
         Seconds; NaN for an RIR that does not decay by 25 dB.

@@ -184,7 +184,7 @@ def load_head(head: str | Path = KEMAR, rate: int = 32000, *, check: bool = True
         rate: Hz, to which its responses are resampled.
         check: refuse a SOFA file whose ears contradict its directions (the nearer ear is the
             quieter or the later one), that was measured in a room, or whose directions lie in one
-            plane. False takes it as it is.
+            plane.
 
     Raises:
         SceneError: for a file that is missing, or is no SOFA file of head-related responses.

@@ -13,10 +13,9 @@ task show the same scenes.
 import contextlib
 import dataclasses
 import hashlib
-import json
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -24,11 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from gram_hear.audio.wav import write_wav
-from gram_hear.errors import OptionError, TaskError, reason_of
+from gram_hear.errors import OptionError, TaskError, reason_of, some
 from gram_hear.foreign import parse_json
 from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.job import Job, Record, run_parts
-from gram_hear.jobs.writing import link_or_copy, write_json, write_text, write_whole
+from gram_hear.jobs.writing import (
+    link_or_copy,
+    write_json,
+    write_json_lines,
+    write_text,
+    write_whole,
+)
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.recipes import (
     SceneSettings,
@@ -52,19 +57,12 @@ DEFAULT = SceneSettings()
 
 @dataclass(frozen=True)
 class Naturalised:
-    """What came of a task.
+    """What came of a task."""
 
-    Attributes:
-        folder: the task in scenes.
-        localisation: the localisation task; None where nothing says where the sources are.
-        clips: their number.
-        silent: how many of them are silent; they get no noise.
-    """
-
-    folder: Path
-    localisation: Path | None
+    folder: Path  # the task in scenes
+    localisation: Path | None  # None where nothing says where the sources are
     clips: int
-    silent: int
+    silent: int  # clips, which get no noise
 
 
 def obstacle(task: Task) -> str | None:
@@ -101,8 +99,7 @@ def naturalise_task(
         output: the folder that both tasks are made in.
         settings: format, rate, rooms and noise.
         jobs: processes that work side by side; the clips do not depend on their number.
-        check_head: refuse a SOFA file whose ears contradict its directions, and the like, as
-            ``check`` of :func:`gram_hear.scenes.heads.load_head`.
+        check_head: as ``check`` of :func:`gram_hear.scenes.heads.load_head`.
         progress: called with the numbers of clips that are done, and of all.
 
     Raises:
@@ -182,23 +179,15 @@ def _writing(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _TaskClip:
-    """A clip of a task that is to be put into a scene.
-
-    Attributes:
-        settings: format, rate, rooms and noise.
-        split, file: its split, and what the task calls it there.
-        source, source_rate: the file of its sound, and the rate in Hz that it must have.
-        target: the file that it goes to.
-        seed: what everything of it is drawn from.
-    """
+    """A clip of a task that is to be put into a scene."""
 
     settings: SceneSettings
     split: str
-    file: str
+    file: str  # what the task calls it there
     source: Path
-    source_rate: int
+    source_rate: int  # Hz that the source must have
     target: Path
-    seed: tuple[int, ...]
+    seed: tuple[int, ...]  # what everything of it is drawn from
 
     @property
     def name(self) -> str:
@@ -234,10 +223,9 @@ def _list_clips(task: Task, folder: Path, settings: SceneSettings) -> list[_Task
     rates = task.source_rates()
     source_rate = settings.rate if settings.rate in rates else max(rates)
     if missing := task.missing(source_rate):
-        names = ", ".join(f"{path.parent.name}/{path.name}" for path in missing[:3])
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        names = some([f"{path.parent.name}/{path.name}" for path in missing])
         raise TaskError(
-            f"{task.name} lacks {len(missing)} audio files of {source_rate} Hz: {names}{more}. "
+            f"{task.name} lacks {len(missing)} audio files of {source_rate} Hz: {names}. "
             f"They belong into {task.folder / str(source_rate)}."
         )
     name = task.metadata.get("task_name", task.name)
@@ -257,11 +245,7 @@ def _list_clips(task: Task, folder: Path, settings: SceneSettings) -> list[_Task
 
 
 def _wav_names(task: Task, split: str) -> dict[str, str]:
-    """Return what the files of a split are called where they are WAV: ``a.flac.wav`` for others.
-
-    Raises:
-        TaskError: where two files would have one name.
-    """
+    """Return what the files of a split are called where they are WAV: ``a.flac.wav`` for others."""
     files = task.raw_annotations(split)
     names = {file: file if file.lower().endswith(".wav") else f"{file}.wav" for file in files}
     if twice := [file for file, name in names.items() if name != file and name in files]:
@@ -341,17 +325,16 @@ def _build(
     for split in task.splits:
         (folder / str(settings.rate) / split).mkdir(parents=True, exist_ok=True)
     if failed := _make_clips(clips, job, jobs, progress):
-        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
         raise TaskError(
-            f"{len(failed)} of {len(clips)} clips of {task.name} failed: "
-            f"{'; '.join(failed[:3])}{more}. The others are kept; repair these and run again."
+            f"{len(failed)} of {len(clips)} clips of {task.name} failed: {some(failed, '; ')}. "
+            "The others are kept; repair these and run again."
         )
     with job.finishing():
-        if _finished(folder) is not None:  # by another run
+        if job.is_finished(partial(_finished, folder)):  # by another run
             return
         if lost := job.missing(clip.name for clip in clips):
             raise TaskError(job.describe_lost(lost))
-        _write_manifest(folder, (job.record(clip.name) for clip in clips))
+        write_json_lines(folder / MANIFEST, (job.record(clip.name) for clip in clips))
         _copy_splits(task, folder)
         write_whole(folder / VOCABULARY, partial(shutil.copyfile, task.folder / VOCABULARY))
         _finish(job, task.metadata)
@@ -377,12 +360,7 @@ def _make_clips(clips: Sequence[_TaskClip], job: Job, jobs: int, progress: Progr
 
 
 def _make(clip: _TaskClip) -> tuple[Record, list[Path]]:
-    """Make a clip and write it; return its entry of the manifest.
-
-    Raises:
-        AudioError, SceneError: where its sound, an RIR or a noise cannot be read.
-        OSError: where it cannot be written.
-    """
+    """Make a clip and write it; return its entry of the manifest, and its file."""
     assert clip.settings.rate is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what there is to say of the sets was said before
@@ -393,15 +371,6 @@ def _make(clip: _TaskClip) -> tuple[Record, list[Path]]:
     sound, facts = follow(recipe)
     write_wav(clip.target, sound, clip.settings.rate)
     return {"split": clip.split, "file": clip.target.name, **facts}, [clip.target]
-
-
-def _write_manifest(folder: Path, entries: Iterable[Record | None]) -> None:
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", encoding="utf-8") as file:
-            for entry in entries:
-                file.write(json.dumps(entry, allow_nan=False) + "\n")
-
-    write_whole(folder / MANIFEST, write)
 
 
 def _finish(job: Job, metadata: Mapping[str, Any]) -> None:
@@ -466,7 +435,7 @@ def _localise(
     if not job.begin(force=None, finished=finished):
         return
     with job.finishing():
-        if finished() is not None:  # by another run
+        if job.is_finished(finished):  # by another run
             return
         for split, files in directions.items():
             audio = Path(str(job.made_of["rate"]), split)

@@ -7,28 +7,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from gram_hear.audio.archives import NPY, NPY_RATE, Member, find_sounds, first_channel
 from gram_hear.audio.files import SoundReader, resample
 from gram_hear.audio.synthesis import synthesise_noise
 from gram_hear.errors import AudioError, OptionError, SceneError
+from gram_hear.scenes.mixing import fade, pad_to_clips, to_level
 
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """A noise for a clip.
+    """A noise for a clip."""
 
-    Attributes:
-        audio: (m,) float32, at most as long as the clip.
-        whole: whether it is a whole sound; False is an excerpt of a longer one.
-        name: of the file, or the kind of a synthetic noise.
-        offset: the sample of the sound at which the excerpt starts, at the set's rate.
-    """
+    audio: np.ndarray  # (m,) float32, at most as long as the clip
+    whole: bool  # whether it is a whole sound; False is an excerpt of a longer one
+    name: str  # of the file, or the kind of a synthetic noise
+    offset: int  # the sample of the sound at which the excerpt starts, at the set's rate
 
-    audio: np.ndarray
-    whole: bool
-    name: str
-    offset: int
+    def put(self, start: int, samples: int, rate: int, level: float | None = None) -> Tensor:
+        """Return the noise, faded, as it sounds from ``start`` on in a clip: (1, samples).
+
+        Before, it is brought to ``level``, in dBFS; None leaves it as it is.
+        """
+        sound = torch.from_numpy(self.audio)[None]
+        if level is not None:
+            sound = to_level(sound, level)
+        faded = fade(sound, [sound.shape[1]], [self.whole], rate)
+        return pad_to_clips(faded, [start], [sound.shape[1]], samples)
+
+    def describe(self, start: int) -> dict[str, Any]:
+        """Return what there is to say of the noise, as plain data."""
+        facts = {"name": self.name, "offset": self.offset, "whole": self.whole}
+        return {**facts, "start": start, "samples": len(self.audio)}
 
 
 class NoiseSet:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,11 +22,11 @@ import torch.nn.functional as F
 
 from gram_hear.audio.files import read_audio
 from gram_hear.config import require_rate
-from gram_hear.errors import AudioError, OptionError, TaskError, allowed
+from gram_hear.errors import AudioError, OptionError, TaskError, require_known
 from gram_hear.jobs.workers import one_thread
 from gram_hear.scenes.heads import load_head
-from gram_hear.scenes.mixing import LARGEST_SNR, below_full_scale, fade, mix, pad_to_clips, to_level
-from gram_hear.scenes.noises import NoiseSet, open_noise
+from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, below_full_scale, mix, to_level
+from gram_hear.scenes.noises import Noise, NoiseSet, open_noise
 from gram_hear.scenes.rendering import render, tune
 from gram_hear.scenes.rirs import RirSet, open_rirs
 from gram_hear.scenes.rooms import Scene, draw_room_and_scene
@@ -38,29 +39,18 @@ SCENE, NOISE, START, SNR, RIR = range(5)  # streams of a clip's seed; see gram_h
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """What clips are put into scenes with.
+    """What clips are put into scenes with."""
 
-    Attributes:
-        format: ``"binaural"`` or ``"ambisonics"`` (AmbiX).
-        rate: Hz of what is written; None is the highest rate of the task's own audio.
-        seed: what all scenes, noises and levels are drawn from.
-        snr: dB, low and high; each clip's is drawn evenly between them.
-        rirs: a set of RIRs; None simulates a room for each clip.
-        noise: a set of noises; None makes synthetic ones.
-        head: whose ears hear: as :func:`gram_hear.scenes.heads.load_head` takes it.
-    """
-
-    format: str = "binaural"
-    rate: int | None = None
-    seed: int = 0
-    snr: tuple[float, float] = (5.0, 40.0)
-    rirs: Path | None = None
-    noise: Path | None = None
-    head: str = "kemar"
+    format: str = "binaural"  # or ambisonics (AmbiX)
+    rate: int | None = None  # Hz of what is written; None is the highest of the task's own audio
+    seed: int = 0  # what all scenes, noises and levels are drawn from
+    snr: tuple[float, float] = (5.0, 40.0)  # dB; each clip's is drawn evenly between the two
+    rirs: Path | None = None  # a set of RIRs; None simulates a room for each clip
+    noise: Path | None = None  # a set of noises; None makes synthetic ones
+    head: str = "kemar"  # whose ears hear, as load_head takes it
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise OptionError(f"Unknown format {self.format!r}; {allowed(self.format, FORMATS)}")
+        require_known("format", self.format, FORMATS)
         if self.rate is not None:
             require_rate(self.rate)
         if self.seed < 0:
@@ -80,30 +70,19 @@ class SceneSettings:
 
 @dataclass(frozen=True)
 class ClipRecipe:
-    """What a clip in a scene is made of.
+    """What a clip in a scene is made of."""
 
-    Attributes:
-        source, source_rate: the file of its sound, and the rate in Hz that it must have.
-        rate, layout: of what is made.
-        seed: what everything is drawn from.
-        snr: dB.
-        head: whose ears hear; None for an Ambisonic clip, and with ``rirs``.
-        scene: as :meth:`Scene.to_dict` gives it; None with ``rirs``.
-        rirs, index: a set of RIRs, and the index of the clip's scene in it.
-        noise: a set of noises; None makes synthetic ones.
-    """
-
-    source: str
-    source_rate: int
-    rate: int
+    source: str  # the file of its sound
+    source_rate: int  # Hz that this must have
+    rate: int  # of what is made, as the layout
     layout: str
-    seed: tuple[int, ...]
-    snr: float
-    head: str | None
-    scene: dict[str, Any] | None
-    rirs: str | None
-    index: int | None
-    noise: str | None
+    seed: tuple[int, ...]  # what everything is drawn from
+    snr: float  # dB
+    head: str | None  # whose ears hear; None for an Ambisonic clip, and with a set of RIRs
+    scene: dict[str, Any] | None  # as Scene.to_dict gives it; None with a set of RIRs
+    rirs: str | None  # a set of RIRs
+    index: int | None  # of the clip's scene in that set
+    noise: str | None  # a set of noises; None makes synthetic ones
 
 
 def clip_seed(seed: int, task: str, split: str, file: str) -> tuple[int, ...]:
@@ -159,21 +138,22 @@ def follow(recipe: ClipRecipe) -> tuple[np.ndarray, dict[str, Any]]:
     with one_thread():
         clip = _read(recipe)
         rirs, scene, rir = _room(recipe)
-        noise = _noise(recipe, len(clip)) if len(rirs) > 1 else None
+        noise, start = _noise(recipe, len(clip)) if len(rirs) > 1 else (None, 0)
         advance = _advance(rirs, scene, recipe.rate)
-        sound, noise_gain = _mix(clip, rirs, noise, recipe, advance)
+        sound, noise_gain = _mix(clip, rirs, noise, start, recipe, advance)
         sound, gain = below_full_scale(sound)
+    head = recipe.head if recipe.head and os.path.isfile(recipe.head) else None
     facts = {
         **dataclasses.asdict(recipe),
         "source_sha256": _hash_file(recipe.source),
         "rirs_sha256": recipe.rirs and _hash_array(rirs),
         "noise_sha256": recipe.noise and noise and _hash_array(noise.audio),
-        "head_sha256": _hash_file(recipe.head) if recipe.head and _is_file(recipe.head) else None,
+        "head_sha256": head and _hash_file(head),
         "convention": "ambix" if recipe.layout == "ambisonic" else None,
         "scene": scene,
         "rir": rir,
         "advance": advance,
-        "noise_drawn": noise and noise.described,
+        "noise_drawn": noise and noise.describe(start),
         "noise_gain": noise_gain,
         "gain": gain,
         "silent": not clip.any(),
@@ -233,16 +213,6 @@ def rerender(
 # --- parts ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _PlacedNoise:
-    """A noise, (samples,) float32, and where in the clip it starts."""
-
-    audio: np.ndarray
-    whole: bool
-    start: int
-    described: dict[str, Any]
-
-
 def _read(recipe: ClipRecipe) -> np.ndarray:
     """Return a clip's first channel at the recipe's rate, (samples,) float32."""
     recording = read_audio(recipe.source, recipe.rate)
@@ -271,19 +241,11 @@ def _room(recipe: ClipRecipe) -> tuple[np.ndarray, dict[str, Any], str | None]:
     return rendered.rirs, rendered.metadata, None
 
 
-def _noise(recipe: ClipRecipe, samples: int) -> _PlacedNoise:
-    """Return the noise of a clip; one that is shorter starts somewhere in it."""
+def _noise(recipe: ClipRecipe, samples: int) -> tuple[Noise, int]:
+    """Return the noise of a clip, and where it starts: somewhere in the clip, if it is shorter."""
     noise = open_noise_set(recipe.noise, recipe.rate).draw((*recipe.seed, NOISE), samples)
     generator = np.random.default_rng([*recipe.seed, START])
-    start = int(generator.integers(samples - len(noise.audio) + 1))
-    described = {
-        "name": noise.name,
-        "offset": noise.offset,
-        "whole": noise.whole,
-        "start": start,
-        "samples": len(noise.audio),
-    }
-    return _PlacedNoise(noise.audio, noise.whole, start, described)
+    return noise, int(generator.integers(samples - len(noise.audio) + 1))
 
 
 def _advance(rirs: np.ndarray, scene: dict[str, Any], rate: int) -> int:
@@ -295,7 +257,12 @@ def _advance(rirs: np.ndarray, scene: dict[str, Any], rate: int) -> int:
 
 
 def _mix(
-    clip: np.ndarray, rirs: np.ndarray, noise: _PlacedNoise | None, recipe: ClipRecipe, advance: int
+    clip: np.ndarray,
+    rirs: np.ndarray,
+    noise: Noise | None,
+    start: int,
+    recipe: ClipRecipe,
+    advance: int,
 ) -> tuple[np.ndarray, float]:
     """Return the mixture (channels, samples), advanced, and the gain that the noise got.
 
@@ -307,11 +274,9 @@ def _mix(
     clips = F.pad(to_level(torch.from_numpy(clip))[None], (0, advance))
     if noise is None:
         return mix(clips, responses).audio[0, :, advance:].contiguous().numpy(), 0.0
-    sound = to_level(torch.from_numpy(noise.audio))[None]
-    lengths, starts = [sound.shape[1]], [noise.start + advance]
-    faded = fade(sound, lengths, [noise.whole], recipe.rate)
-    padded = pad_to_clips(faded, starts, lengths, clips.shape[1])
-    mixed = mix(clips, responses, padded, starts, lengths, [recipe.snr])
+    start += advance
+    noises = noise.put(start, clips.shape[1], recipe.rate, LEVEL)
+    mixed = mix(clips, responses, noises, [start], [len(noise.audio)], [recipe.snr])
     return mixed.audio[0, :, advance:].contiguous().numpy(), float(mixed.gain[0])
 
 
@@ -322,10 +287,6 @@ def _hash_file(path: str) -> str:
 
 def _hash_array(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _is_file(head: str) -> bool:
-    return Path(head).is_file()
 
 
 # --- sets -----------------------------------------------------------------------------------
@@ -341,11 +302,8 @@ def open_noise_set(path: str | None, rate: int) -> NoiseSet:
 def open_rir_set(path: str, layout: str, rate: int) -> tuple[RirSet, list[int]]:
     """Open a set of RIRs, once; return it with the indices of the scenes that may be drawn.
 
-    They are of test rooms, or all where the set knows no splits.
-
-    Raises:
-        OptionError: for a set of another rate, or with splits but without a test split.
-        SceneError: for a set that cannot be read.
+    They are of test rooms, or all where the set knows no splits. A set with splits but without a
+    test split is an error.
     """
     rirs = open_rirs(Path(path), layout)
     if rirs.rate != rate:

@@ -17,7 +17,7 @@ import numpy as np
 
 from gram_hear.audio.layouts import CHANNEL_NAMES, encode_ambix
 from gram_hear.config import AUDIO_CHANNELS, RIR_RATES
-from gram_hear.errors import OptionError, allowed
+from gram_hear.errors import OptionError, require_known
 from gram_hear.extras import need
 from gram_hear.scenes.acoustics import (
     BANDS,
@@ -37,9 +37,8 @@ IMAGES = 5000  # about how many images of a source are rendered before the diffu
 HOP = 128  # samples from one frame to the next
 LEAD = 40  # samples kept free before an image, for the ringing of its fractional delay
 FILTER_SECONDS = 1 / 64  # after so long an octave-band filter has died away
-TOP = (
-    0.95  # share of the Nyquist frequency above which images fade out, so that delays ring briefly
-)
+# Share of the Nyquist frequency above which images fade out, so that delays ring briefly.
+TOP = 0.95
 TOGETHER = 128  # images that are filtered at once: as many as fit a core's cache
 MORE = 3  # in rooms that ring briefly, up to so many times as many images are rendered
 TAIL_FADE = 0.25  # share of the images' time over which the tail takes over
@@ -93,8 +92,7 @@ def render(
     Raises:
         OptionError: for an unknown layout, a head of another rate, or numbers out of range.
     """
-    if layout not in SCENE_LAYOUTS:
-        raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, SCENE_LAYOUTS)}")
+    require_known("layout", layout, SCENE_LAYOUTS)
     if rate < 8000 or images < 1 or (seconds is not None and not 0 < seconds < math.inf):
         raise OptionError(
             f"rate is {rate}, images {images}, seconds {seconds}; at least 8000 Hz, one image and "
@@ -155,11 +153,7 @@ def tune(scene: Scene, rate: int = 8000) -> Scene:
     A room's reverberation time is a mean over positions. At one position a few strong early
     reflections move it, the more the shorter it is. So the exponents of all surfaces are scaled
     alike until the RIR from the source to an omnidirectional microphone has the room's ``rt60`` in
-    the octave of 1 kHz, or comes as close as it can.
-
-    Args:
-        scene: the scene to tune.
-        rate: Hz, at which its RT60 is measured.
+    the octave of 1 kHz, or comes as close as it can. It is measured at ``rate`` Hz.
     """
     exponents = scene.room.exponents
     most = -math.log(1 - LARGEST_ABSORPTION)
@@ -275,18 +269,11 @@ def render_images(
     shape: tuple[int, int],
     exact: bool = False,
 ) -> np.ndarray:
-    """Render image sources into an RIR.
+    """Render image sources into an RIR of a shape (channels, samples), float32.
 
-    Args:
-        sources: the images.
-        head: whose ears hear, at ``rate``; None encodes into AmbiX.
-        rate: Hz.
-        shape: (channels, samples); of AmbiX the first channels may be rendered alone.
-        exact: interpolate the head's response for each image; otherwise each takes that of the
-            nearest direction.
-
-    Returns:
-        (channels, samples) float32.
+    The head's ears hear, at ``rate`` Hz; without a head it is AmbiX, whose first channels may be
+    rendered alone. Where it is to be exact, the head's response is interpolated for each image;
+    otherwise each takes that of the nearest direction.
     """
     rir = np.zeros(shape, dtype=np.float32)
     taps = head.responses.shape[2] if head else 1
@@ -295,11 +282,8 @@ def render_images(
     arrivals = (sources.distances / SPEED - ahead) * rate
     frames = np.floor(arrivals / HOP).astype(np.int64)
     if head is None:
-        groups, weights = (
-            np.zeros(len(frames), dtype=np.int64),
-            encode_ambix(sources.directions)[:, : len(rir)],
-        )
-        table = None
+        groups, table = np.zeros(len(frames), dtype=np.int64), None
+        weights = encode_ambix(sources.directions)[:, : len(rir)]
     elif exact:
         groups = np.arange(len(frames))
         responses = np.stack([head.response(each) for each in sources.directions])
@@ -435,17 +419,11 @@ def diffuse_tail(
     At time t, 4 pi c^3 t^2 / volume images arrive a second, each with the energy 1 / (c t)^2, less
     what surfaces and air absorbed. Together that is 4 pi c / volume times the mean decay.
 
-    Args:
-        room: the noise decays as this room does, in each octave band.
-        begin: seconds; from here on the noise has its full level. It fades in before.
-        head: whose ears hear, with the covariance of its diffuse field; None is an Ambisonic
-            microphone.
-        rate: Hz.
-        shape: (channels, samples).
-        generator: what draws the noise.
+    The noise fades in until ``begin``, in seconds, and decays as the room does in each octave band.
+    It has the covariance of the head's diffuse field; None is an Ambisonic microphone.
 
     Returns:
-        (channels, samples) float32.
+        (channels, samples) float32, at ``rate`` Hz.
     """
     channels, samples = shape
     n_fft = need("scipy.fft", "scenes").next_fast_len(samples + 2 * HOP, real=True)

@@ -19,11 +19,11 @@ from typing import Any
 
 from gram_hear.audio.archives import write_npy
 from gram_hear.config import require_rate
-from gram_hear.errors import OptionError, SceneError, allowed, reason_of
+from gram_hear.errors import OptionError, SceneError, reason_of, require_known
 from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.job import Job, Record, run_parts
 from gram_hear.jobs.workers import cores
-from gram_hear.jobs.writing import write_json, write_whole
+from gram_hear.jobs.writing import write_json, write_json_lines, write_whole
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.rendering import LONGEST_RIR, SCENE_LAYOUTS, Rendered, render, tune
 from gram_hear.scenes.rirs import (
@@ -60,29 +60,20 @@ class SceneIndex:
 class RirPlan:
     """What a set of RIRs is made with.
 
-    Attributes:
-        rooms: how many, over all splits.
-        scenes_per_room: placements of listener, source and noise sources in each.
-        layouts: ``"binaural"``, ``"ambisonic"``, or both of the same scenes.
-        seed: what everything is drawn from.
-        valid, test: the shares of the rooms that are kept for validation and test; where a share
-            is above 0, at least one room.
-        ranges: what rooms and placements are drawn from.
-        head: whose ears hear: as :func:`gram_hear.scenes.heads.load_head` takes it.
-        rate: Hz.
-        seconds: of each RIR; None is as long as the room rings.
+    ``valid`` and ``test`` are the shares of the rooms that are kept for validation and test; where
+    a share is above 0, at least one room.
     """
 
-    rooms: int
-    scenes_per_room: int = 100
-    layouts: tuple[str, ...] = ("binaural",)
-    seed: int = 0
+    rooms: int  # over all splits
+    scenes_per_room: int = 100  # placements of listener, source and noise sources
+    layouts: tuple[str, ...] = ("binaural",)  # or ambisonic, or both of the same scenes
+    seed: int = 0  # what everything is drawn from
     valid: float = 0.1
     test: float = 0.1
-    ranges: Ranges = field(default_factory=Ranges)
-    head: str = "kemar"
-    rate: int = 32000
-    seconds: float | None = None
+    ranges: Ranges = field(default_factory=Ranges)  # what rooms and placements are drawn from
+    head: str = "kemar"  # whose ears hear, as load_head takes it
+    rate: int = 32000  # Hz
+    seconds: float | None = None  # of each RIR; None is as long as the room rings
 
     def __post_init__(self) -> None:
         if self.rooms < 1 or self.scenes_per_room < 1 or self.seed < 0:
@@ -99,8 +90,7 @@ class RirPlan:
         if self.seconds is not None and not 0.05 <= self.seconds <= LONGEST_RIR:
             raise OptionError(f"seconds is {self.seconds}; it must be 0.05 to {LONGEST_RIR:g}.")
         for layout in self.layouts:
-            if layout not in SCENE_LAYOUTS:
-                raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, SCENE_LAYOUTS)}")
+            require_known("layout", layout, SCENE_LAYOUTS)
         if not self.layouts or len(set(self.layouts)) < len(self.layouts):
             raise OptionError(f"The layouts are {self.layouts}; give at least one, each once.")
         if not (0 <= self.valid < 1 and 0 <= self.test < 1 and self.valid + self.test <= 1):
@@ -226,8 +216,7 @@ def build_rirs(
         plan: what the set is made with.
         jobs: processes side by side; None is one for each processor.
         force: replace a set that is there.
-        check_head: refuse a SOFA file whose ears contradict its directions, and the like, as
-            ``check`` of :func:`gram_hear.scenes.heads.load_head`.
+        check_head: as ``check`` of :func:`gram_hear.scenes.heads.load_head`.
         progress: called with the number of scenes done and that of all.
         simulator: what renders a scene; it must be importable by other processes.
 
@@ -264,7 +253,7 @@ def build_rirs(
 def _finished(output: Path) -> Any:
     """Return what a finished set says that it was made with; None where it is not finished."""
     if not (output / DESCRIPTION).is_file():
-        return None
+        return {} if (output / BUILDING).is_dir() else None  # begun by gram-hear 0.1.0
     return (read_description(output) or {}).get("options", {})
 
 
@@ -300,12 +289,13 @@ def _build(job: Job, plan: RirPlan, jobs: int, progress: Progress, simulator: Si
             done += 1
             progress(done, len(scenes))
     with job.finishing():
-        if _finished(job.output) is not None:  # by another run
+        if job.is_finished(partial(_finished, job.output)):  # by another run
             return
         if lost := job.missing(scenes):
             raise SceneError(job.describe_lost(lost))
         for split in plan.rooms_of_splits:
-            _write_index(job, plan, split)
+            entries = (job.record(index.name) for index in plan.scenes_of(split))
+            write_json_lines(job.output / f"{split}.jsonl", entries)
         _describe(job.output, plan)
         job.close()
 
@@ -323,17 +313,6 @@ def _make(
     metadata = {each.layout: each.metadata for each in rendered}
     entry = {"name": index.name, **dataclasses.asdict(index), "files": files, "metadata": metadata}
     return entry, [output / file for file in files.values()]
-
-
-def _write_index(job: Job, plan: RirPlan, split: str) -> None:
-    """Write what is known of the scenes of a split, as JSON lines."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", encoding="utf-8") as file:
-            for index in plan.scenes_of(split):
-                file.write(json.dumps(job.record(index.name), allow_nan=False) + "\n")
-
-    write_whole(job.output / f"{split}.jsonl", write)
 
 
 def _describe(output: Path, plan: RirPlan) -> None:

@@ -35,7 +35,7 @@ from gram_hear.audio.archives import (
 )
 from gram_hear.audio.layouts import from_soundspaces
 from gram_hear.config import AUDIO_CHANNELS, LAYOUT_OF_AUDIO, RIR_RATES
-from gram_hear.errors import OptionError, SceneError, allowed, reason_of
+from gram_hear.errors import OptionError, SceneError, reason_of, require_known
 from gram_hear.foreign import LARGEST, parse_json
 from gram_hear.jobs.job import STATE
 from gram_hear.scenes.geometry import unit_vector
@@ -169,8 +169,8 @@ def open_rirs(path: str | Path, layout: str | None = None, rate: int | None = No
     path = Path(path)
     if not path.exists():
         raise SceneError(f"There is no folder or file {path} of RIRs.")
-    if layout is not None and layout not in AUDIO_CHANNELS:
-        raise OptionError(f"Unknown layout {layout!r}; {allowed(layout, AUDIO_CHANNELS)}")
+    if layout is not None:
+        require_known("layout", layout, AUDIO_CHANNELS)
     description = read_description(path)
     container = description["container"] if description else _find_container(path)
     own_rate = _find_rate(path) if description is None else description["rate"]
@@ -230,9 +230,7 @@ def read_description(path: Path) -> dict[str, Any] | None:
 
 
 def _find_container(path: Path) -> str:
-    if path.is_file():
-        return "webdataset"
-    if next(find_below(path, ".tar"), None):
+    if path.is_file() or next(find_below(path, ".tar"), None):
         return "webdataset"
     if next(find_below(path, ".json"), None):
         return "soundspaces"

@@ -91,18 +91,12 @@ class Ranges:
 
 @dataclass(frozen=True)
 class Room:
-    """A shoebox room.
+    """A shoebox room."""
 
-    Attributes:
-        size: metres along x, y and z.
-        absorption: the share of energy that is absorbed, for each surface (in the order of
-            :data:`SURFACES`) and octave band.
-        rt60: seconds, the reverberation time that was asked for in the octave of 1 kHz.
-    """
-
-    size: Position
+    size: Position  # metres along x, y and z
+    # The share of energy that is absorbed, for each of SURFACES and each octave band.
     absorption: tuple[tuple[float, ...], ...]
-    rt60: float
+    rt60: float  # seconds that were asked for in the octave of 1 kHz
 
     def __post_init__(self) -> None:
         if len(self.size) != 3 or not all(SIDES[0] <= side <= SIDES[1] for side in self.size):
@@ -291,10 +285,8 @@ def draw_scene(
         room: where to place them.
         seed: numbers of 0 or more. The placement depends on them and on the other arguments alone.
         ranges: to draw from.
-        azimuth: of the source, degrees in the head's frame; None draws it.
-        elevation: of the source, degrees; None draws it.
-        distance: of the source, metres; None draws it.
-        noise_sources: how many there are; None draws the number.
+        azimuth, elevation, distance: of the source in the head's frame, degrees and metres.
+        noise_sources: how many there are. What is None is drawn.
 
     Raises:
         SceneError: where what is asked for cannot be, or was not found in this room.
@@ -305,7 +297,8 @@ def draw_scene(
     for _ in range(TRIES if reachable else 0):
         listener = _draw_position(generator, room, ranges, ranges.listener_height)
         yaw = float(generator.uniform(-180, 180))
-        drawn_azimuth, drawn_distance = generator.uniform(-180, 180), _draw(generator, ranges)
+        drawn_azimuth = generator.uniform(-180, 180)
+        drawn_distance = generator.uniform(*ranges.distance)
         drawn_height = generator.uniform(*ranges.source_height)
         far = float(drawn_distance if distance is None else distance)
         rise = (drawn_height - listener[2]) / far
@@ -374,10 +367,6 @@ def draw_room_and_scene(
     raise AssertionError
 
 
-def _draw(generator: np.random.Generator, ranges: Ranges) -> float:
-    return float(generator.uniform(*ranges.distance))
-
-
 def _draw_position(
     generator: np.random.Generator, room: Room, ranges: Ranges, heights: tuple[float, float]
 ) -> np.ndarray:
@@ -394,19 +383,11 @@ def _inside(position: Position, room: Room, gap: float) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class ImageSources:
-    """The image sources of one source as the listener hears them, nearest first.
+    """The image sources of one source as the listener hears them, the direct sound first."""
 
-    The first one is the direct sound.
-
-    Attributes:
-        directions: (images, 3) unit vectors in the head's frame.
-        distances: (images,) metres.
-        gains: (images, bands) logarithms of amplitude, from walls, air and 1 / distance.
-    """
-
-    directions: np.ndarray
-    distances: np.ndarray
-    gains: np.ndarray
+    directions: np.ndarray  # (images, 3) unit vectors in the head's frame
+    distances: np.ndarray  # (images,) metres, in rising order
+    gains: np.ndarray  # (images, bands) logarithms of amplitude, from walls, air and 1 / distance
 
 
 def image_sources(scene: Scene, position: Position, radius: float) -> ImageSources:
@@ -440,10 +421,10 @@ def image_sources(scene: Scene, position: Position, radius: float) -> ImageSourc
 def images_of(
     scene: Scene, positions: np.ndarray, damping: np.ndarray, radius: float = math.inf
 ) -> ImageSources:
-    """Return image sources as the listener hears them.
+    """Return image sources as the scene's listener hears them.
 
     Args:
-        scene: whose listener hears.
+        scene: of the listener.
         positions: (3, images) metres in world axes.
         damping: (bands, images) amplitudes that the walls leave.
         radius: metres; images farther away are left out, except for the nearest one.

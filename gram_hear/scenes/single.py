@@ -15,7 +15,7 @@ from gram_hear.audio.layouts import CHANNEL_NAMES
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.jobs.workers import one_thread
 from gram_hear.scenes.heads import load_head
-from gram_hear.scenes.mixing import Mixed, below_full_scale, fade, mix, pad_to_clips
+from gram_hear.scenes.mixing import Mixed, below_full_scale, mix
 from gram_hear.scenes.noises import NoiseSet, open_noise
 from gram_hear.scenes.rendering import Rendered, render, tune
 from gram_hear.scenes.rooms import Scene, draw_room_and_scene
@@ -74,15 +74,13 @@ def make_scene(
         layout: ``"binaural"`` or ``"ambisonic"`` (AmbiX).
         seed: 0 or more; what everything is drawn from.
         azimuth: of the source as the listener hears it, degrees, counter-clockwise, 0 in front.
-        elevation: likewise, degrees above the horizon.
-        distance: from the head's centre, metres.
+        elevation, distance: degrees above the horizon, and metres from the head's centre.
         rt60: reverberation time in the octave of 1 kHz, seconds.
         snr: dB; None leaves the noise out. Over all channels, where noise and sound meet.
         noise: what noise is drawn from; None makes synthetic ones. Needs ``snr``.
         head: whose ears hear, as :func:`gram_hear.scenes.heads.load_head` takes it; None is the
             bundled KEMAR head. Ambisonic scenes have none.
-        check_head: refuse a SOFA file whose ears contradict its directions, and the like, as
-            ``check`` of that function.
+        check_head: as ``check`` of that function.
         tail: let the room ring on after the sound; otherwise the result is as long as the sound.
 
     Raises:
@@ -165,19 +163,10 @@ def _with_noise(
     drawn = noise.draw([seed, NOISE], samples)
     length = len(drawn.audio)
     start = int(np.random.default_rng([seed, START]).integers(samples - length + 1))
-    faded = fade(torch.from_numpy(drawn.audio)[None], [length], [drawn.whole], noise.rate)
-    noises = pad_to_clips(faded, [start], [length], samples)
+    noises = drawn.put(start, samples, noise.rate)
     mixed = mix(dry, rirs, noises, [start], [length], [snr])
-    facts = {
-        "set": noise.name,
-        "identity": noise.identity,
-        "name": drawn.name,
-        "offset": drawn.offset,
-        "whole": drawn.whole,
-        "start": start,
-        "samples": length,
-        "gain": float(mixed.gain[0]),
-    }
-    if facts["gain"] == 0 and bool(dry.any()):
+    gain = float(mixed.gain[0])
+    facts = {"set": noise.name, "identity": noise.identity, **drawn.describe(start), "gain": gain}
+    if gain == 0 and bool(dry.any()):
         warnings.warn(f"The noise {drawn.name} is silent: nothing was added.", stacklevel=3)
     return mixed, facts

@@ -50,34 +50,21 @@ CHUNK = 256  # responses that are worked on at once
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The responses of a head as they were measured.
+    """The responses of a head as they were measured."""
 
-    Attributes:
-        rate: Hz.
-        directions: (M, 3) float64 unit vectors in the head's frame: x front, y left, z up.
-        responses: (M, 2, taps) float64, of the left and the right ear.
-        delays: (M, 2) samples by which the responses are still to be delayed; the least is 0.
-    """
-
-    rate: float
-    directions: np.ndarray
-    responses: np.ndarray
-    delays: np.ndarray
+    rate: float  # Hz
+    directions: np.ndarray  # (M, 3) float64 unit vectors in the head's frame: x front, y left, z up
+    responses: np.ndarray  # (M, 2, taps) float64, of the left and the right ear
+    delays: np.ndarray  # (M, 2) samples by which they are still to be delayed; the least is 0
 
 
 @dataclass(frozen=True, eq=False)
 class _Sofa:
-    """The fields of a file, as float64, and its attributes.
-
-    Attributes:
-        path: of the file, for messages.
-        fields: by name.
-        attributes: by the field's name, "" for those of the file; empty where there is none.
-    """
+    """The fields of a file, as float64, and its attributes."""
 
     path: Path
     fields: dict[str, np.ndarray]
-    attributes: dict[str, dict[str, str]]
+    attributes: dict[str, dict[str, str]]  # by the field's name; "" for those of the file
 
     def field(self, name: str) -> np.ndarray:
         """Return a field's numbers, all finite."""
@@ -96,16 +83,13 @@ class _Sofa:
 def read_sofa(path: Path, check: bool = True) -> Measured:
     """Return the responses of a SOFA file, in the axes, units and order of ears of this package.
 
-    Where a direction was measured at several distances, the farthest is taken.
-
-    Args:
-        path: of the file.
-        check: refuse what is probably no head: responses of a room, directions in one plane, and
-            ears that contradict the directions.
+    Where a direction was measured at several distances, the farthest is taken. ``check`` refuses
+    what is probably no head: responses of a room, directions in one plane, and ears that contradict
+    the directions.
 
     Raises:
-        SceneError: for a file that is no HDF5 file or has another convention, for a field that is
-            missing or wrong, and for what ``check`` refuses.
+        SceneError: for a file that is no HDF5 file or has another convention, and for a field that
+            is missing or wrong.
     """
     need("h5py", "scenes")
     sofa = _read_fields(path)
@@ -193,11 +177,7 @@ def _rate(sofa: _Sofa) -> float:
 def _cartesian(sofa: _Sofa, name: str, values: np.ndarray, like: str | None = None) -> np.ndarray:
     """Return positions (..., 3) in metres along x, y and z.
 
-    Args:
-        sofa: the file.
-        name: of the field.
-        values: of the field.
-        like: the field whose type and units count where this one does not state its own.
+    Where the field does not state its own type and units, those of the field ``like`` count.
     """
     owner = like if like and not sofa.attribute(name, "Type", "") else name
     kind = sofa.attribute(owner, "Type", "cartesian")

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from gram_hear.commands.gram_hear.options import Start, check_output
-from gram_hear.console import Convention, Device, print_table, say
+from gram_hear.console import Convention, Device, Force, print_table, say
 from gram_hear.errors import OptionError
 from gram_hear.extras import need
 from gram_hear.start import importing
@@ -56,9 +56,7 @@ def locate(
         bool, typer.Option("--csv", help="Print CSV, with every row, instead of a table.")
     ] = False,
     device: Device = "auto",
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a picture that is there.")
-    ] = False,
+    force: Force = False,
 ) -> None:
     """Print the direction that the sound of a binaural or Ambisonic file comes from, over time.
 
@@ -81,7 +79,7 @@ def locate(
         from gram_hear.audio.layouts import check_convention
         from gram_hear.config import LAYOUT_OF_AUDIO
         from gram_hear.localisation import BUNDLED, COLUMNS, check_layout, load_locator
-        from gram_hear.plots.directions import direction_figure, picture_directions
+        from gram_hear.plots.directions import direction_figure
         from gram_hear.style import save_figure
     check_bounds(start, duration)
     if convention is not None:
@@ -96,7 +94,7 @@ def locate(
     if found.silent.all():
         say(f"{audio}: all of it is silent; there is no direction.")
     if output is not None:
-        save_figure(direction_figure(picture_directions(audio, excerpt, found)), output)
+        save_figure(direction_figure(audio.name, excerpt, found), output)
         say(f"drawn: {output}")
     if as_json:
         typer.echo(json.dumps(_facts(audio, excerpt, found, loaded.config.model), indent=2))

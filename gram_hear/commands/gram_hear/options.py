@@ -32,14 +32,7 @@ Start = Annotated[float, typer.Option(help="Second of the file at which to begin
 def check_output(output: Path, suffix: str, sound: Path, force: bool) -> None:
     """Find what stands in the way of an output before any work is done.
 
-    Args:
-        output: the file to be written.
-        suffix: that its name must have.
-        sound: the input, which is never replaced.
-        force: whether another file may be replaced.
-
-    Raises:
-        OptionError: where the output cannot, or must not, be written.
+    Its name must end so. The sound, which is the input, is never replaced, another file by force.
     """
     if output.suffix.lower() != suffix:
         raise OptionError(f"{output} must end in {suffix}.")

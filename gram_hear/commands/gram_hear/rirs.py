@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from gram_hear.console import Head, Jobs, NoCheckHead, progress_bar, say
-from gram_hear.errors import OptionError, allowed, count
+from gram_hear.console import Force, Head, Jobs, NoCheckHead, progress_bar, say
+from gram_hear.errors import count, require_known
 from gram_hear.start import importing
 
 FORMATS = {
@@ -49,7 +49,7 @@ def rirs(
         typer.Option(help="Length of each RIR in seconds. Default: as long as the room rings."),
     ] = None,
     jobs: Jobs = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a set that is there.")] = False,
+    force: Force = False,
 ) -> None:
     """Simulate a set of room impulse responses, and print its folder.
 
@@ -58,8 +58,7 @@ def rirs(
 
     Example: gram-hear rirs --rooms 100 -o rirs --format both
     """
-    if format not in FORMATS:
-        raise OptionError(f"Unknown format {format!r}; {allowed(format, FORMATS)}")
+    require_known("format", format, FORMATS)
     with importing():
         from gram_hear.scenes.rir_building import RirPlan, build_rirs
         from gram_hear.scenes.rooms import Ranges

@@ -9,7 +9,7 @@ import typer
 
 from gram_hear.commands.gram_hear.options import check_output
 from gram_hear.console import AsJson, Force, NoCheckHead, say
-from gram_hear.errors import OptionError, allowed, reason_of
+from gram_hear.errors import OptionError, reason_of, require_known
 from gram_hear.extras import need
 from gram_hear.jobs.writing import write_whole
 from gram_hear.start import importing
@@ -91,12 +91,12 @@ def scene(
         need("matplotlib", "plot")
     with importing():
         from gram_hear.config import require_rate
-        from gram_hear.plots.scene import plot_scene
+        from gram_hear.plots.scene import scene_figure
         from gram_hear.scenes.noises import open_noise
         from gram_hear.scenes.recipes import FORMATS
         from gram_hear.scenes.single import make_scene
-    if format not in FORMATS:
-        raise OptionError(f"Unknown format {format!r}; {allowed(format, FORMATS)}")
+        from gram_hear.style import save_figure
+    require_known("format", format, FORMATS)
     require_rate(rate)
     made = make_scene(
         _read_first(audio, rate),
@@ -124,7 +124,7 @@ def scene(
     text = json.dumps(metadata, indent=2) + "\n"
     _write(made, output, description, text)
     if plot is not None:
-        plot_scene(made, plot)
+        save_figure(scene_figure(made), plot)
     typer.echo(text if as_json else output, nl=not as_json)
 
 
