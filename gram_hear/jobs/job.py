@@ -265,7 +265,12 @@ class Job:
             part: its name.
             record: what is to be known of it, as plain data for JSON.
             files: of the output; the part counts as done while all are there, of this size.
+
+        Raises:
+            JobGone: where the job's state was removed.
         """
+        self._require_state()
+        (self.state / DONE).mkdir(exist_ok=True)  # anew where somebody removed it
         sizes = {path.relative_to(self.output).as_posix(): path.stat().st_size for path in files}
         content = {"job": self._digest, "part": part, "files": sizes, "record": record}
         write_json(self._note(part), content, indent=None)
