@@ -17,11 +17,10 @@ from gram_hear.evaluation.compare.results import read_results
 from gram_hear.evaluation.embed.embed_task import embed_task
 from gram_hear.evaluation.embed.embeddings import DONE
 from gram_hear.evaluation.embed.hear_module import load_model
-from gram_hear.evaluation.predict.data import open_task
+from gram_hear.evaluation.predict.data import Examples, open_task
 from gram_hear.evaluation.predict.folds import folds_of
 from gram_hear.evaluation.predict.metrics import angular_errors
 from gram_hear.evaluation.predict.prediction import is_predicted, predict_task
-from gram_hear.evaluation.predict.predictors import Examples
 from gram_hear.evaluation.predict.score_files import FILES
 from gram_hear.evaluation.predict.shallow import ShallowProbe
 from gram_hear.scenes.geometry import angles

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import torch
 
-from gram_hear.evaluation.predict.data import TaskData, open_task
+from gram_hear.evaluation.predict.data import Examples, Rows, TaskData, open_task
 from gram_hear.evaluation.predict.grid import GRIDS, Setting, draw_settings, most_steps
-from gram_hear.evaluation.predict.predictors import Examples, Rows
 from gram_hear.evaluation.predict.scoring import SplitScorer
 from gram_hear.evaluation.predict.shallow import point_seed
 from gram_hear.evaluation.predict.training import side_by_side, train

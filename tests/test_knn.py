@@ -23,6 +23,7 @@ from gram_hear.evaluation.compare.results import (
 )
 from gram_hear.evaluation.embed.embed_task import _discard
 from gram_hear.evaluation.predict import knn
+from gram_hear.evaluation.predict.data import Examples, Rows
 from gram_hear.evaluation.predict.knn import (
     NEIGHBOURS,
     TEMPERATURE,
@@ -30,7 +31,6 @@ from gram_hear.evaluation.predict.knn import (
     neighbour_votes,
 )
 from gram_hear.evaluation.predict.prediction import is_predicted, predict_task
-from gram_hear.evaluation.predict.predictors import Examples, Rows
 from gram_hear.evaluation.predict.score_files import FILES
 from gram_hear.jobs.locks import locked
 from gram_hear.tasks import read_task

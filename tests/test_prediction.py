@@ -12,15 +12,14 @@ from hear_tasks import FOLDS, LABELS, QUICK, write_embeddings
 
 from gram_hear.errors import OptionError, TaskError
 from gram_hear.evaluation.predict import data, shallow
-from gram_hear.evaluation.predict.data import open_task
+from gram_hear.evaluation.predict.data import SplitData, TaskData, open_task
 from gram_hear.evaluation.predict.folds import Fold, folds_of
 from gram_hear.evaluation.predict.grid import draw_settings
 from gram_hear.evaluation.predict.metrics import scene_scores
 from gram_hear.evaluation.predict.prediction import UNFINISHED, is_predicted, predict_task
 from gram_hear.evaluation.predict.score_files import FILES
-from gram_hear.evaluation.predict.scoring import SplitScorer
+from gram_hear.evaluation.predict.scoring import SplitScorer, ValidationScore
 from gram_hear.evaluation.predict.shallow import ShallowProbe, point_seed
-from gram_hear.evaluation.predict.training import ValidationScore
 from gram_hear.jobs import writing
 from gram_hear.jobs.locks import locked
 from gram_hear.tasks import read_task
@@ -704,7 +703,11 @@ def test_directions_that_do_not_fit_the_rows_are_refused(make):
 
 def test_the_steps_are_those_of_the_smallest_fold(make):
     own = {"task_specific_param_grid": {"batch_size": [10]}}
-    folder = make(splits=("fold0", "fold1", "fold2", "fold3"), evaluation_params=own)
-    for split, rows in (("fold0", 10), ("fold1", 20), ("fold2", 100), ("fold3", 1000)):
-        (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([rows, 6]))
-    assert ShallowProbe("faster").optimizer_steps(read_task(folder)) == 30  # 2 and 3 are held out
+    rows = {"fold0": 10, "fold1": 20, "fold2": 100, "fold3": 1000}
+    task = read_task(make(splits=tuple(rows), evaluation_params=own))
+    splits = {
+        name: SplitData(name, torch.zeros(count, 6), torch.zeros(count, 3))
+        for name, count in rows.items()
+    }
+    data = TaskData(task, splits)
+    assert ShallowProbe("faster").optimizer_steps(data) == 30  # 2 and 3 are held out

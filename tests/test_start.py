@@ -14,7 +14,6 @@ from gram_hear.errors import OptionError
 from gram_hear.evaluation.compare import significance
 from gram_hear.evaluation.embed.embed_task import EmptyClips
 from gram_hear.evaluation.fetch import record
-from gram_hear.evaluation.predict import shallow
 from gram_hear.scenes.rooms import Ranges
 from gram_hear.start import start
 
@@ -138,7 +137,6 @@ def test_defaults_of_options_are_those_of_the_libraries():
         (gram_hear, "rirs", "noise_sources"): ranges.noise_sources,
         (hear_eval, "fetch", "rate"): record.RATE,
         (hear_eval, "fetch", "record"): record.RECORD,
-        (hear_eval, "predict", "min_steps"): shallow.FEWEST_STEPS,
         (hear_eval, "report", "resamples"): significance.RESAMPLES,
     }.items():
         parameters = typer.main.get_command(program).commands[command].params

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gram_hear.errors import TaskError
+from gram_hear.evaluation.predict.data import Examples, Rows
 from gram_hear.evaluation.predict.grid import Setting
-from gram_hear.evaluation.predict.predictors import Examples, Objective, Predictors, Rows
+from gram_hear.evaluation.predict.predictors import Objective, Predictors
+from gram_hear.evaluation.predict.scoring import ValidationScore
 from gram_hear.evaluation.predict.training import (
     Trainer,
-    ValidationScore,
     bit_source,
     side_by_side,
     train,

@@ -11,7 +11,7 @@ from gram_hear.errors import GramError, OptionError
 from gram_hear.jobs.writing import write_whole
 
 if TYPE_CHECKING:
-    from gram_hear.evaluation.predict.prediction import Probe as TaskProbe
+    from gram_hear.evaluation.predict.prediction import Probe
 
 SEVERAL_TASKS = "several tasks are given as --task a,b or --task a --task b"
 TRACEBACK_LOG = "traceback.log"  # how the name of a file ends that holds other people's tracebacks
@@ -25,7 +25,7 @@ ModelOptions = Annotated[
     str, typer.Option(help='Keywords of load_model as JSON, such as \'{"strategy": "mean"}\'.')
 ]
 EmbeddingsDir = Annotated[Path, typer.Option(help="Folder of embeddings and scores.")]
-Probe = Annotated[
+ProbeName = Annotated[
     Literal["shallow", "knn"],
     typer.Option(
         help="What predicts: shallow (the protocol's predictors), or knn (the 10 nearest "
@@ -44,7 +44,7 @@ MinSteps = Annotated[
         min=0, help="Warn where predictors take fewer optimizer steps; 0 switches that off."
     ),
 ]
-FEWEST_STEPS = 100  # the default of --min-steps
+FEWEST_STEPS = 100  # with fewer, scores say little (docs/decisions.md)
 EmptyClips = Annotated[
     Literal["error", "skip", "zero"],
     typer.Option(
@@ -88,7 +88,7 @@ def choose_probe(
     seed: int,
     shuffle: bool,
     device: str,
-) -> "TaskProbe":
+) -> "Probe":
     """Return a probe; options that it has no use for must not be given.
 
     Raises:

@@ -1,6 +1,7 @@
 """Tasks embedded and predicted one after the other; one that fails does not stop the others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,21 +109,20 @@ def predict_tasks(folders: Sequence[Path], probe: Probe, force: bool, min_steps:
             if is_predicted(folder, probe, force):
                 say(f"{folder.name} is predicted already.")
                 continue
-            if isinstance(probe, ShallowProbe):
-                _tell_steps(folder, probe, min_steps)
+            tell = partial(_tell_steps, folder.name, min_steps)
             with progress_bar(f"predict {folder.name}", "grid points and folds") as progress:
-                predict_task(folder, probe, progress)
+                predict_task(folder, probe, progress, tell)
         except GramError as error:
             say(f"failed: {folder.name}: {error}")
             failed.append(folder.name)
     return failed
 
 
-def _tell_steps(folder: Path, probe: ShallowProbe, min_steps: int) -> None:
-    """Say how many optimizer steps a predictor takes, and warn where they are few."""
-    task = read_task(folder)
-    steps = probe.optimizer_steps(task)
-    said = f"{task.name}: a predictor takes at most {steps} optimizer steps"
+def _tell_steps(name: str, min_steps: int, facts: Mapping[str, Any]) -> None:
+    """Say how many optimizer steps a predictor takes, where it is trained; warn of few."""
+    if (steps := facts.get("optimizer_steps")) is None:
+        return
+    said = f"{name}: a predictor takes at most {steps} optimizer steps"
     if steps >= min_steps:
         say(f"{said}.")
     else:

@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gram_hear.errors import OptionError, TaskError
-from gram_hear.evaluation.predict.data import TaskData
+from gram_hear.evaluation.predict.data import Examples, Rows, TaskData
 from gram_hear.evaluation.predict.folds import Fold
-from gram_hear.evaluation.predict.predictors import Examples, Rows
 from gram_hear.evaluation.predict.score_files import FILES, as_test_scores
 from gram_hear.evaluation.predict.scoring import SplitScorer, metrics_of
 from gram_hear.jobs.callback import Progress
@@ -45,7 +44,7 @@ class NeighbourProbe:
         """Return what changes the scores."""
         return {"probe": "knn", "neighbours": NEIGHBOURS, "temperature": TEMPERATURE}
 
-    def facts(self, task: Task) -> dict[str, Any]:
+    def facts(self, data: TaskData) -> dict[str, Any]:
         """Return what the marker of the scores says in addition: nothing."""
         return {}
 

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +10,12 @@ from typing import Any, Protocol
 from gram_hear.errors import TaskError, reason_of, short
 from gram_hear.evaluation.predict.data import TaskData, open_task
 from gram_hear.evaluation.predict.folds import Fold, folds_of
-from gram_hear.evaluation.predict.score_files import ProbeFiles, publish, score_file, write_scores
+from gram_hear.evaluation.predict.score_files import (
+    ProbeFiles,
+    publish,
+    score_content,
+    write_kit_json,
+)
 from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.locks import locked
 from gram_hear.jobs.writing import remove_leftovers
@@ -55,7 +60,7 @@ class Probe(Protocol):
             The results by fold, and the hyper-parameters.
         """
 
-    def facts(self, task: Task) -> dict[str, Any]:
+    def facts(self, data: TaskData) -> dict[str, Any]:
         """Return what the marker of a task's scores says in addition."""
 
 
@@ -84,7 +89,12 @@ def _listed(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={str(value)[:80]}" for name, value in options.items())
 
 
-def predict_task(folder: Path, probe: Probe, progress: Progress = silent) -> dict[str, Any]:
+def predict_task(
+    folder: Path,
+    probe: Probe,
+    progress: Progress = silent,
+    tell: Callable[[Mapping[str, Any]], object] = lambda facts: None,
+) -> dict[str, Any]:
     """Score the embeddings of a task, and write the files of scores that the kit writes.
 
     Args:
@@ -92,6 +102,7 @@ def predict_task(folder: Path, probe: Probe, progress: Progress = silent) -> dic
         probe: a :class:`~gram_hear.evaluation.predict.shallow.ShallowProbe`, or a
             :class:`~gram_hear.evaluation.predict.knn.NeighbourProbe`.
         progress: called when a grid point or a fold is done.
+        tell: called with :meth:`Probe.facts` before the first fold.
 
     Returns:
         What the score file holds.
@@ -106,7 +117,7 @@ def predict_task(folder: Path, probe: Probe, progress: Progress = silent) -> dic
     try:
         with locked(folder, TaskError), _unfinished(folder) as unfinished:
             remove_leftovers(folder / probe.files.marker)
-            return _predict(task, probe, unfinished, progress)
+            return _predict(task, probe, unfinished, progress, tell)
     except OSError as error:
         raise TaskError(
             f"{folder} cannot be read or written: {reason_of(error)}. Scores that were "
@@ -126,16 +137,24 @@ def _unfinished(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _predict(task: Task, probe: Probe, unfinished: Path, progress: Progress) -> dict[str, Any]:
+def _predict(
+    task: Task,
+    probe: Probe,
+    unfinished: Path,
+    progress: Progress,
+    tell: Callable[[Mapping[str, Any]], object],
+) -> dict[str, Any]:
     """Predict a task; the caller holds the lock of its folder."""
     started, cpu_started = time.time(), time.process_time()
     folds = folds_of(task, probe.validates)
     data = open_task(task, set().union(*(fold.splits for fold in folds)))
+    facts = probe.facts(data)
+    tell(facts)
     results, hparams = probe.score(data, folds, unfinished, progress)
-    scores = score_file(task, results, hparams)
+    scores = score_content(task, results, hparams)
     directions = task.kind == "localisation"
     name = probe.files.directions if directions else probe.files.scores
-    write_scores(unfinished / name, scores)
+    write_kit_json(unfinished / name, scores)
     marker = {
         **probe.to_dict(),
         "time": time.time() - started,
@@ -143,7 +162,7 @@ def _predict(task: Task, probe: Probe, unfinished: Path, progress: Progress) -> 
         "embedding_path": task.name,
         "embedding_size": data.width,
         "device": probe.device,
-        **probe.facts(task),
+        **facts,
     }
     publish(unfinished, task.folder / probe.files.marker, marker)
     return scores

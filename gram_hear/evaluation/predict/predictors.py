@@ -1,82 +1,22 @@
-"""The shallow predictor of the HEAR protocol, and the rows that it learns from.
+"""The shallow predictor of the HEAR protocol, and what it learns.
 
 [Linear -> BatchNorm -> Dropout -> ReLU] x hidden_layers -> Linear. Predictors of one shape can
 stand side by side as one batched model, in the first dimension of every tensor.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gram_hear.evaluation.predict.data import Rows
 from gram_hear.evaluation.predict.grid import Setting
 
 NORM_EPSILON = 1e-5  # of BatchNorm1d
-RESIDENT_BYTES = 4 * 2**30  # of features that are moved to a GPU once
-
-
-class Rows:
-    """Embedding vectors in float32, one table after another; the tables may lie in files."""
-
-    def __init__(self, tables: Sequence[Tensor]) -> None:
-        self.tables = list(tables)
-        self.bounds = [0, *accumulate(len(table) for table in tables)]
-
-    def __len__(self) -> int:
-        return self.bounds[-1]
-
-    @property
-    def width(self) -> int:
-        """How many numbers a row has."""
-        return self.tables[0].shape[1]
-
-    def batch(self, start: int, stop: int) -> Tensor:
-        """Return the rows from ``start`` to before ``stop``."""
-        parts = [
-            table[max(start - first, 0) : stop - first]
-            for table, (first, last) in zip(self.tables, pairwise(self.bounds), strict=True)
-            if start < last and stop > first
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """Yield all rows in order, ``size`` at a time, the last time fewer."""
-        for start in range(0, len(self), size):
-            yield self.batch(start, start + size)
-
-    def take(self, index: Tensor) -> Tensor:
-        """Return rows by their index, a tensor on the CPU, in its order."""
-        taken = torch.empty(len(index), self.width, device=self.tables[0].device)
-        for table, first in zip(self.tables, self.bounds[:-1], strict=True):
-            found = ((index >= first) & (index < first + len(table))).nonzero()[:, 0]
-            rows = table[(index[found] - first).to(table.device)]
-            taken[found.to(table.device)] = rows
-        return taken
-
-    def to(self, device: torch.device) -> "Rows":
-        """Return the rows on a device; what is too large for it is moved batch by batch later."""
-        if device.type == "cpu" or sum(table.nbytes for table in self.tables) > RESIDENT_BYTES:
-            return self
-        return Rows([table.to(device) for table in self.tables])
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Rows to learn from or to score: features (rows, inputs), targets (rows, outputs) float32.
-
-    Targets are 0 and 1, or the three coordinates of a direction.
-    """
-
-    features: Rows
-    targets: Tensor
-
-    def to(self, device: torch.device) -> "Examples":
-        """Return the examples on a device."""
-        return Examples(self.features.to(device), self.targets.to(device))
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ FILES = {  # by the names that options and tables have for the probes
 }
 
 
-def write_scores(path: Path, content: object) -> None:
+def write_kit_json(path: Path, content: object) -> None:
     """Write JSON as the kit does, but strict, and whole or not at all."""
     write_json(path, content, INDENT)
 
@@ -62,7 +62,7 @@ def publish(finished: Path, marker: Path, content: object) -> None:
     marker.unlink(missing_ok=True)
     for path in list(finished.iterdir()):
         os.replace(path, marker.parent / path.name)
-    write_scores(marker, content)
+    write_kit_json(marker, content)
 
 
 def as_test_scores(scores: Mapping[str, float]) -> dict[str, float]:
@@ -71,7 +71,7 @@ def as_test_scores(scores: Mapping[str, float]) -> dict[str, float]:
     return {"test_score": first, **{f"test_{name}": value for name, value in scores.items()}}
 
 
-def score_file(
+def score_content(
     task: Task, results: Mapping[str, dict], hparams: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the content of the score file: by fold, over the folds, and how it was made."""

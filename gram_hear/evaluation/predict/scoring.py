@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,22 @@ from gram_hear.evaluation.predict.event_metrics import EventScorer
 from gram_hear.evaluation.predict.metrics import Metric, named_metric, scene_scores
 from gram_hear.evaluation.predict.postprocessing import postprocessing_choices
 from gram_hear.evaluation.predict.predictors import Objective
-from gram_hear.evaluation.predict.training import ValidationScore
 from gram_hear.tasks import Task
 
 Choice = tuple[float, float]  # median_filter_ms and min_duration
+
+
+@dataclass(frozen=True)
+class ValidationScore:
+    """The result of a validation.
+
+    Attributes:
+        value: greater is better; NaN where the predictor has diverged or the metric is undefined.
+        choice: the post-processing that gave it; None where there is none.
+    """
+
+    value: float
+    choice: Choice | None = None
 
 
 class SplitScorer:

@@ -10,13 +10,11 @@ import numpy as np
 import torch
 
 from gram_hear.errors import OptionError, TaskError, short
-from gram_hear.evaluation.embed.embeddings import SplitEmbeddings
-from gram_hear.evaluation.predict.data import TaskData
+from gram_hear.evaluation.predict.data import Examples, TaskData
 from gram_hear.evaluation.predict.folds import Fold, folds_of
 from gram_hear.evaluation.predict.grid import Setting, draw_settings, most_steps
 from gram_hear.evaluation.predict.postprocessing import EVENT_POSTPROCESSING
-from gram_hear.evaluation.predict.predictors import Examples
-from gram_hear.evaluation.predict.score_files import FILES, as_test_scores, write_scores
+from gram_hear.evaluation.predict.score_files import FILES, as_test_scores, write_kit_json
 from gram_hear.evaluation.predict.scoring import (
     Choice,
     SplitScorer,
@@ -27,8 +25,6 @@ from gram_hear.evaluation.predict.scoring import (
 from gram_hear.evaluation.predict.training import Trained, side_by_side, train
 from gram_hear.jobs.callback import Progress
 from gram_hear.tasks import Task
-
-FEWEST_STEPS = 100  # of an optimizer, below which scores say little (docs/decisions.md)
 
 
 @dataclass(frozen=True)
@@ -84,24 +80,16 @@ class ShallowProbe:
         own = parameters_of(task, "task_specific_param_grid")
         return draw_settings(self.grid, self.grid_points, name, own)
 
-    def facts(self, task: Task) -> dict[str, Any]:
+    def facts(self, data: TaskData) -> dict[str, Any]:
         """Return what the marker of the scores says in addition."""
-        return {"optimizer_steps": self.optimizer_steps(task)}
+        return {"optimizer_steps": self.optimizer_steps(data)}
 
-    def optimizer_steps(self, task: Task) -> int:
-        """Return how many optimizer steps a predictor takes at most, in the fold with the fewest.
-
-        Args:
-            task: embeddings.
-
-        Raises:
-            TaskError: where the number of rows is not known, and as :meth:`settings`.
-        """
-        settings = self.settings(task)
-        rows = {split: SplitEmbeddings(task, split).shape[0] for split in task.splits}
+    def optimizer_steps(self, data: TaskData) -> int:
+        """Return the most optimizer steps that a predictor takes, in the fold with the fewest."""
+        settings = self.settings(data.task)
         return min(
-            most_steps(settings, sum(rows[split] for split in fold.training))
-            for fold in folds_of(task)
+            most_steps(settings, sum(len(data[split].targets) for split in fold.training))
+            for fold in folds_of(data.task)
         )
 
     def score(
@@ -197,12 +185,12 @@ def _test(
         prediction=prediction.numpy(),
         prediction_logit=logits.numpy(),
     )
-    if scorer.events is not None:
-        events = scorer.listed_events(prediction, best.validation.choice)
-        write_scores(output / f"{fold.name}.events.json", events)
+    if (choice := best.validation.choice) is not None:  # of events
+        events = scorer.listed_events(prediction, choice)
+        write_kit_json(output / f"{fold.name}.events.json", events)
     return {
         "test_loss": float(loss[0]),
-        **as_test_scores(scorer.test(prediction, best.validation.choice)),
+        **as_test_scores(scorer.test(prediction, choice)),
         "validation_score": validated,
         "epoch": best.epoch,
     }

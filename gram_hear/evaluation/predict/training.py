@@ -6,39 +6,20 @@ Predictors of one shape can be trained side by side, each as if alone.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gram_hear.errors import TaskError
+from gram_hear.evaluation.predict.data import Examples, Rows
 from gram_hear.evaluation.predict.grid import Setting
-from gram_hear.evaluation.predict.predictors import (
-    NORM_EPSILON,
-    Examples,
-    Objective,
-    Predictors,
-    Rows,
-    views,
-)
+from gram_hear.evaluation.predict.predictors import NORM_EPSILON, Objective, Predictors, views
+from gram_hear.evaluation.predict.scoring import ValidationScore
 
 NORM_MOMENTUM = 0.1  # of BatchNorm1d
 LEVELS = 2**16  # in how many steps dropout's probability is cut
 SIDE_BY_SIDE_WIDTH = 128  # up to which a CPU gains by training predictors side by side
-
-
-@dataclass(frozen=True)
-class ValidationScore:
-    """The result of a validation.
-
-    Attributes:
-        value: greater is better; NaN where the predictor has diverged or the metric is undefined.
-        choice: the post-processing that gave it; None where there is none.
-    """
-
-    value: float
-    choice: Any = None
 
 
 # Given activated outputs (rows, outputs) and their loss.
