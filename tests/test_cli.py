@@ -15,6 +15,7 @@ import typer
 
 import gram_hear
 from gram_hear.commands.gram_hear import app as cli
+from gram_hear.embed import npz
 from gram_hear.nn.mamba_kernels import find_kernels
 
 SOUNDS = Path(__file__).parent / "data" / "sounds"
@@ -284,3 +285,49 @@ def test_help_has_an_example_for_every_command_and_the_version_is_printed(comman
         code, out, _ = command(name, "--help")
         assert code == 0
         assert f"Example: gram-hear {name}" in out
+
+
+@pytest.mark.parametrize("suffix", ["", ".parquet"])
+def test_embed_says_what_is_not_there_at_the_end(
+    tmp_path, published_file, command, monkeypatch, suffix
+):
+    output = tmp_path / f"out{suffix}"
+    finish, finished = npz.PartWriter.finish, []
+
+    def finish_and_remove(self, done):
+        finish(self, done)
+        finished.append(self.file.output)
+        if len(finished) == 3:
+            shutil.rmtree(self.file.output.parent)
+
+    monkeypatch.setattr(npz.PartWriter, "finish", finish_and_remove)
+    code, _, err = command("embed", SOUNDS, "-o", output, "-m", published_file(1))
+    assert code == 1
+    assert f"2 of 5 files are embedded in {output}." in err
+    assert "3 failed:\n" in err
+    for path in finished[:3]:
+        assert f"{path} was removed after it was done. Run the same command again" in err
+    monkeypatch.undo()
+    code, out, err = command("embed", SOUNDS, "-o", output, "-m", published_file(1))
+    assert (code, len(out.splitlines())) == (0, 3)
+    assert f"5 of 5 files are embedded in {output}." in err
+
+
+def test_embed_counts_what_it_leaves_out(tmp_path, published_file, command):
+    shutil.copy(SOUNDS / "mono_impacts.ogg", tmp_path / "good.OGG")
+    for name in ("a.m4a", "b.txt", "c.txt"):
+        (tmp_path / name).touch()
+    code, _, err = command("embed", tmp_path, "-o", tmp_path / "out", "-m", published_file(1))
+    assert code == 0
+    assert "1 file (.m4a 1) left out" in err
+    assert "2 files (.txt 2) left out" in err
+    assert "1 of 1 files are embedded" in err
+
+
+def test_embed_says_that_an_output_cannot_be_written(tmp_path, published_file, command):
+    (tmp_path / "taken").write_text("a file")
+    output = tmp_path / "taken" / "out"
+    code, out, err = command("embed", SOUNDS, "-o", output, "-m", published_file(1))
+    assert (code, out) == (1, "")
+    assert "could not be written" in err
+    assert "Traceback" not in err

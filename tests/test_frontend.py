@@ -197,3 +197,11 @@ def test_gradients_of_silence_are_finite(channels):
     audio = torch.zeros(1, front.config.audio_channels, 3200, requires_grad=True)
     front(audio).sum().backward()
     assert audio.grad.isfinite().all()
+
+
+def test_opposite_direction_negates_the_intensity_alone(noise):
+    audio = noise(1, 4, 6400)
+    opposite = audio * torch.tensor([1.0, -1, -1, -1])[:, None]
+    features, turned = front_end(7)(audio), front_end(7)(opposite)
+    assert torch.equal(features[:, :4], turned[:, :4])
+    assert torch.equal(features[:, 4:], -turned[:, 4:])

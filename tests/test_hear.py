@@ -17,7 +17,7 @@ import gram_hear
 from gram_hear import get_scene_embeddings, get_timestamp_embeddings
 from gram_hear.checkpoints.store import load_checkpoint, save_checkpoint
 from gram_hear.config import named_config
-from gram_hear.errors import AudioError, OptionError
+from gram_hear.errors import AudioError, CheckpointError, OptionError
 from gram_hear.model import GramModel
 from gram_hear.nn.initialise import initialise
 from gram_hear.windows import FILLS
@@ -892,3 +892,62 @@ def test_loud_audio_warns_once_for_a_call(small_model):
     with pytest.warns(UserWarning, match="Clip 4 has samples up to 5") as caught:
         get_scene_embeddings(audio, small_model(1))
     assert len(caught) == 1
+
+
+@pytest.mark.parametrize("patching", ["frame", "time"])
+def test_cls_rows_carry_the_cls_token_of_their_window(patching, model_of, noise):
+    rows, _ = get_timestamp_embeddings(noise(1, 3 * RATE), model_of(2, patching, strategy="cls"))
+    per_window = {"frame": 25, "time": 100}[patching]
+    first, second = rows[0, :per_window], rows[0, per_window:]
+    assert torch.equal(first, first[:1].expand_as(first))
+    assert torch.equal(second, second[:1].expand_as(second))
+    assert not torch.equal(first[0], second[0])
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_mean_rows_are_the_mean_of_raw_rows(backbone, model_of, noise):
+    audio = noise(2, 50000)
+    raw, times = get_timestamp_embeddings(audio, model_of(2, backbone=backbone))
+    mean, mean_times = get_timestamp_embeddings(
+        audio, model_of(2, backbone=backbone, strategy="mean")
+    )
+    assert torch.equal(times, mean_times)
+    assert_close(raw.unflatten(-1, (8, 64)).mean(dim=2), mean)
+
+
+@pytest.mark.parametrize("backbone", MAMBAS)
+def test_time_runs_one_way_in_gram_m_and_the_cls_token_hears_nothing(backbone, model_of, noise):
+    """Time patches of a window stand in their order: a change at the end leaves the start."""
+    gram = model_of(2, "time", backbone=backbone).gram
+    windows = noise(2, 2, 200, 128)
+    tokens = gram(windows)
+    assert torch.equal(tokens[0, 0], tokens[1, 0])  # CLS
+    assert not torch.allclose(tokens[0, 1:], tokens[1, 1:], atol=1e-3)
+    patches = gram.patches(torch.stack([noise(100, 512), noise(100, 512)]))
+    patches[1, 61:] += 1
+    tokens = gram.encoder(patches)
+    assert_close(tokens[1, :61], tokens[0, :61])
+    assert (tokens[1, 61:] - tokens[0, 61:]).abs().amax(dim=-1).min() > 1e-3
+
+
+def test_parity_fills_with_the_value_zero(model_of, noise):
+    audio = noise(1, 30000)
+    default, zero = (
+        get_scene_embeddings(audio, model_of(2, parity=True, **options))
+        for options in ({}, {"window_fill": "zero"})
+    )
+    assert torch.equal(default, zero)
+    assert model_of(2, parity=True).window_fill == "zero"
+
+
+def test_a_batch_of_equal_clips_has_equal_rows(model_of, noise):
+    rows, _ = get_timestamp_embeddings(noise(1, 2, 50000).expand(5, -1, -1), model_of(2))
+    for row in rows[1:]:
+        assert_close(row, rows[0])
+
+
+def test_heads_come_as_a_string(golden_path):
+    model = gram_hear.load_model(golden_path("gramt_frame_2ch.safetensors"), heads="4")
+    assert model.config.encoder.heads == 4
+    with pytest.raises(CheckpointError, match="heads="):
+        gram_hear.load_model(golden_path("gramt_frame_2ch.safetensors"))

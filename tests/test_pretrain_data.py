@@ -613,3 +613,24 @@ def test_samplers_that_cannot_be(arguments, message):
 def test_stream_begins_at_0():
     with pytest.raises(IndexError, match="Sample -1"):
         make()[-1]
+
+
+def test_batch_mixes_as_the_recipe_says():
+    samples = make(noises=Noises(9000))
+    batch = collate([samples[i] for i in range(6)])
+    window = (batch["noise"], batch["start"], batch["length"], batch["snr"])
+    mixed = mix(batch["clip"], batch["rirs"], *window)
+    for i in range(6):
+        inside = slice(int(batch["start"][i]), int(batch["start"][i] + batch["length"][i]))
+        heard, noise = (
+            np.stack([np.convolve(sound, rir)[:16000] for rir in rirs.double().numpy()])
+            for sound, rirs in zip(
+                (batch["clip"][i].double().numpy(), batch["noise"][i].double().numpy()),
+                batch["rirs"][i],
+                strict=True,
+            )
+        )
+        gain = float(mixed.gain[i])
+        ratio = (heard[:, inside] ** 2).sum() / (gain**2 * (noise[:, inside] ** 2).sum())
+        assert 10 * math.log10(ratio) == pytest.approx(float(batch["snr"][i]), abs=1e-3)
+        np.testing.assert_allclose(mixed.audio[i], heard + gain * noise, atol=2e-3)
