@@ -196,6 +196,14 @@ def _write_task(
             {clip.name: clip.label for clip in clips if clip.split == split},
         )
     labels = sorted({clip.label[0] for clip in clips})
+    kind = {"prediction_type": "multiclass", "evaluation": ["top1_acc"]}
+    _describe(folder, labels, splits, {**kind, **metadata, MADE_OF: dict(made_of)})
+
+
+def _describe(
+    folder: Path, labels: Sequence[str], splits: Sequence[str], metadata: Mapping[str, Any]
+) -> None:
+    """Write the vocabulary and, last, the metadata."""
     rows = "".join(f"{i},{label}\n" for i, label in enumerate(labels))
     write_text(folder / VOCABULARY, f"idx,label\n{rows}")
     common = {
@@ -203,13 +211,11 @@ def _write_task(
         "version": "v1",
         "mode": "full",
         "embedding_type": "scene",
-        "prediction_type": "multiclass",
         "sample_duration": None,
-        "evaluation": ["top1_acc"],
         "evaluation_params": PREDICTORS,
         "splits": list(splits),
     }
-    write_json(folder / METADATA, {**common, **metadata, MADE_OF: dict(made_of)})
+    write_json(folder / METADATA, {**common, **metadata})
 
 
 def _is_made(folder: Path, made_of: Mapping[str, Any]) -> bool:
@@ -274,21 +280,13 @@ def make_directions(folder: Path, recordings: Path, rirs: Path, sizes: Sizes, jo
         directions[path.parent.name][path.name] = direction
     for split, found in directions.items():
         write_json(folder / f"{split}.json", dict(sorted(found.items())))
-    write_text(folder / VOCABULARY, "idx,label\n0,x\n1,y\n2,z\n")
     metadata = {
-        "task_name": "directions",
-        "version": "v1",
-        "mode": "full",
-        "embedding_type": "scene",
         "prediction_type": "multilabel",
-        "sample_duration": None,
         "split_mode": "trainvaltest",
         "evaluation": list(DIRECTION_METRICS),
-        "evaluation_params": PREDICTORS,
-        "splits": list(SPLITS),
         MADE_OF: made_of,
     }
-    write_json(folder / METADATA, metadata)
+    _describe(folder, "xyz", SPLITS, metadata)
 
 
 def describe_rirs(rirs: Path) -> list[str]:

@@ -1,12 +1,16 @@
-"""What benchmarks share: CPU seconds, alternating runs, models of random weights, options."""
+"""What benchmarks share: CPU seconds, alternating runs, random models, tasks, options."""
 
 import argparse
 import contextlib
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
 import torch
 
 from gram_hear.checkpoints.store import CheckpointSource
@@ -119,3 +123,36 @@ def random_hear_model(size: str, channels: int, **options: Any) -> HearModel:
     """Return such a model of a named size, with options of load_model."""
     gram = random_model(named_config(size, channels))
     return HearModel(gram, Options(**options), CheckpointSource(f"random {size}", "seed"))
+
+
+def write_task(
+    folder: Path,
+    annotations: Mapping[str, Mapping[str, Any]],
+    labels: Sequence[str],
+    sound: Callable[[], np.ndarray] | None = None,
+    rate: int = 16000,
+    **metadata: Any,
+) -> None:
+    """Write a HEAR task: split -> file -> what is annotated; with audio where ``sound`` makes it.
+
+    It is one of scenes of one class each, unless the metadata say otherwise.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, files in annotations.items():
+        (folder / f"{split}.json").write_text(json.dumps(files))
+        if sound is not None:
+            (folder / str(rate) / split).mkdir(parents=True)
+            for file in files:
+                soundfile.write(folder / str(rate) / split / file, sound(), rate)
+    rows = "".join(f"{i},{label}\n" for i, label in enumerate(labels))
+    (folder / "labelvocabulary.csv").write_text(f"idx,label\n{rows}")
+    common = {
+        "task_name": folder.name.partition("-")[0],
+        "embedding_type": "scene",
+        "prediction_type": "multiclass",
+        "sample_duration": 1.0,
+        "split_mode": "trainvaltest",
+        "evaluation": ["top1_acc"],
+        "splits": list(annotations),
+    }
+    (folder / "task_metadata.json").write_text(json.dumps(common | metadata))

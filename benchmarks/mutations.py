@@ -36,6 +36,7 @@ import h5py
 import numpy as np
 import soundfile
 import torch
+from measure import write_task
 from safetensors.torch import save_file
 
 import gram_hear
@@ -125,32 +126,21 @@ def make_checkpoints(folder: Path) -> None:
 
 def make_tasks(folder: Path) -> None:
     """A task of scenes and one of events, with audio; and embeddings of the first."""
+    beep = [{"label": "low", "start": 100.0, "end": 300.0}]
     for kind in ("scene", "event"):
-        task = folder / kind / f"{kind}-v1-full"
-        task.mkdir(parents=True)
-        metadata = {
-            "task_name": kind,
-            "version": "v1",
-            "embedding_type": "event" if kind == "event" else "scene",
-            "prediction_type": "multilabel" if kind == "event" else "multiclass",
-            "split_mode": "trainvaltest",
-            "sample_duration": 1.0,
-            "evaluation": ["event_onset_200ms_fms" if kind == "event" else "top1_acc"],
-            "splits": ["train", "valid", "test"],
-        }
-        (task / "task_metadata.json").write_text(json.dumps(metadata))
-        (task / "labelvocabulary.csv").write_text("idx,label\n0,low\n1,high\n")
-        for split in metadata["splits"]:
-            labels = {
-                f"{split}{i}.wav": [{"label": "low", "start": 100.0, "end": 300.0}]
-                if kind == "event"
-                else ["high" if i % 2 else "low"]
+        splits = {
+            split: {
+                f"{split}{i}.wav": beep if kind == "event" else ["high" if i % 2 else "low"]
                 for i in range(4)
             }
-            (task / f"{split}.json").write_text(json.dumps(labels))
-            (task / str(RATE) / split).mkdir(parents=True)
-            for file in labels:
-                soundfile.write(task / str(RATE) / split / file, noise(0.1), RATE)
+            for split in ("train", "valid", "test")
+        }
+        metadata: dict[str, Any] = {"version": "v1"}
+        if kind == "event":
+            metadata |= {"embedding_type": "event", "prediction_type": "multilabel"}
+            metadata |= {"evaluation": ["event_onset_200ms_fms"]}
+        task = folder / kind / f"{kind}-v1-full"
+        write_task(task, splits, ["low", "high"], lambda: noise(0.1), RATE, **metadata)
     made = folder / "embedded"
     embed_task(read_task(folder / "scene" / "scene-v1-full"), MODULE[0], made)
 

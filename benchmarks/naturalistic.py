@@ -8,14 +8,12 @@ clock: clips per second. Then a part of them is made by this process alone, on o
 CPU time is shared out: a part of the work is counted while it runs as it is.
 """
 
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import soundfile
-from measure import Stopwatch, cpu_seconds, parser_of
+from measure import Stopwatch, cpu_seconds, parser_of, write_task
 
 from gram_hear.jobs.workers import cores
 from gram_hear.scenes import naturalistic, recipes
@@ -33,31 +31,20 @@ PARTS = {
 }
 
 
-def write_task(folder: Path, clips: int, rate: int, seconds: float) -> Task:
+def write_bursts(folder: Path, clips: int, rate: int, seconds: float) -> Task:
     """Write a task of noise bursts, a tenth of them to validate and a tenth to test."""
     generator = np.random.default_rng(0)
     counts = {"valid": max(1, clips // 10), "test": max(1, clips // 10)}
     counts = {"train": max(1, clips - sum(counts.values())), **counts}
-    metadata = {
-        "task_name": "bursts",
-        "embedding_type": "scene",
-        "prediction_type": "multiclass",
-        "sample_duration": seconds,
-        "split_mode": "trainvaltest",
-        "evaluation": ["top1_acc"],
-        "splits": list(counts),
+
+    def burst() -> np.ndarray:
+        samples = round(seconds * rate)
+        return generator.uniform(-0.3, 0.3, samples) * np.linspace(1, 0, samples)
+
+    splits = {
+        split: {f"{i:05d}.wav": ["burst"] for i in range(count)} for split, count in counts.items()
     }
-    for split, count in counts.items():
-        audio = folder / str(rate) / split
-        audio.mkdir(parents=True)
-        for i in range(count):
-            samples = round(seconds * rate)
-            sound = generator.uniform(-0.3, 0.3, samples) * np.linspace(1, 0, samples)
-            soundfile.write(audio / f"{i:05d}.wav", sound, rate)
-        labels = {f"{i:05d}.wav": ["burst"] for i in range(count)}
-        (folder / f"{split}.json").write_text(json.dumps(labels))
-    (folder / "labelvocabulary.csv").write_text("idx,label\n0,burst\n")
-    (folder / "task_metadata.json").write_text(json.dumps(metadata))
+    write_task(folder, splits, ["burst"], burst, rate, sample_duration=seconds)
     return read_task(folder)
 
 
@@ -76,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         many, few, first = (
-            write_task(folder / f"task{count}", count, arguments.rate, arguments.seconds)
+            write_bursts(folder / f"task{count}", count, arguments.rate, arguments.seconds)
             for count in (arguments.clips, arguments.alone, 3)
         )
         start = time.perf_counter()

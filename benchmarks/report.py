@@ -7,7 +7,6 @@ Results are made in a temporary folder: score files as hear-eval predict writes 
 predictions of every test clip. Wall-clock times, the best of several runs, files in the cache.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import parser_of, write_task
 
 from gram_hear.evaluation.compare.comparison import compare, read_runs
 from gram_hear.evaluation.compare.report import Report, write_report
@@ -45,22 +45,12 @@ def write_result(folder: Path, seed: int, clips: int, classes: int, skill: float
         "validation_score": score,
     }
     done = {"time": 60.0, "grid": "default", "grid_points": 8, "seed": seed, "shuffle": False}
-    metadata = {
-        "task_name": folder.name,
-        "embedding_type": "scene",
-        "prediction_type": "multiclass",
-        "sample_duration": 1.0,
-        "split_mode": "trainvaltest",
-        "evaluation": ["top1_acc"],
-        "splits": ["train", "valid", "test"],
+    splits = {
+        split: {f"{split}{i}.wav": [str(label)] for i, label in enumerate(truth)}
+        for split in ("train", "valid", "test")
     }
-    labels = "".join(f"{i},{i}\n" for i in range(classes))
-    (folder / "labelvocabulary.csv").write_text("idx,label\n" + labels)
-    for split in ("train", "valid", "test"):
-        files = {f"{split}{i}.wav": [str(label)] for i, label in enumerate(truth)}
-        (folder / f"{split}.json").write_text(json.dumps(files))
+    write_task(folder, splits, [str(i) for i in range(classes)])
     for name, content in {
-        "task_metadata.json": metadata,
         "test.predicted-scores.json": {"test": test},
         "prediction-done.json": done,
     }.items():
@@ -78,7 +68,7 @@ def timed(call: Callable[[], Any], runs: int) -> tuple[float, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     for name, default in (("models", 5), ("tasks", 10), ("seeds", 2), ("clips", 1000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--classes", type=int, default=20)

@@ -140,6 +140,7 @@ def _make_groups(
     known = None
     while True:
         with job.finishing():
+            job.is_finished(lambda: None)  # or begun anew by another run, of other files
             groups = _plan(job, files, preparation)
             due = {group.name: group for group in groups if _is_due(job, group)}
             total = sum(len(group.files) for group in groups)

@@ -12,7 +12,7 @@ import math
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -107,17 +107,14 @@ class Task:
                 starts, a direction that is not finite or has no length.
         """
         if split not in self._checked:
-            check = self._checks[self.kind]
+            checks: dict[str, Callable[[str, Any], list]]
+            checks = {"scene": self._scene, "event": self._events, "localisation": self._direction}
             path = self.folder / f"{split}.json"
             self._checked[split] = {
-                file: check(f"{path}: {file}", value)
+                file: checks[self.kind](f"{path}: {file}", value)
                 for file, value in self.raw_annotations(split).items()
             }
         return self._checked[split]
-
-    @property
-    def _checks(self) -> dict[str, Callable[[str, Any], list]]:
-        return {"scene": self._scene, "event": self._events, "localisation": self._direction}
 
     def _scene(self, entry: str, value: Any) -> list[str]:
         if not isinstance(value, list):
@@ -492,14 +489,9 @@ def _full_name(name: str, found: Mapping[str, Path]) -> str:
     if not longer:
         raise TaskError(
             f"There is no task {name!r}; there are {', '.join(found)}."
-            + nearest(name, [*found, *(_short_name(each) for each in found)])
+            + nearest(name, [*found, *(each.rsplit("-", 2)[0] for each in found)])
         )
     return shortest
-
-
-def _short_name(name: str) -> str:
-    """Return a folder's name without its version and mode."""
-    return name.rsplit("-", 2)[0]
 
 
 def describe_tasks(tasks_dir: Path) -> list[dict[str, Any]]:
@@ -528,7 +520,12 @@ def _describe(folder: Path) -> dict[str, Any]:
     counts = dict(_counts(task, faults))
     rates = task.rates()
     readable = len(counts) == len(task.splits)
-    missing = {rate: _clip_names(task.missing(rate)) for rate in rates if readable}
+    # Split and name of the files, which are those of every rate.
+    missing = {
+        rate: {(path.parent.name, path.name) for path in task.missing(rate)}
+        for rate in rates
+        if readable
+    }
     if not rates:
         faults.append(f"{folder} has no audio: no folder is named by a sample rate, as 48000.")
     elif nowhere := set.intersection(*missing.values()) if missing else set():
@@ -576,11 +573,6 @@ def empty_in_words(empty: Sequence[str], clips: int | None = None) -> str:
     number = count(len(empty), "clip") if clips is None else f"{len(empty):,} of {clips:,} clips"
     hold = "holds" if len(empty) == 1 else "hold"
     return f"{number} {hold} no samples: {some(empty, shown=5)}."
-
-
-def _clip_names(paths: Iterable[Path]) -> set[tuple[str, str]]:
-    """Return the split and the name of audio files, which are those of every sample rate."""
-    return {(path.parent.name, path.name) for path in paths}
 
 
 def _counts(task: Task, faults: list[str]) -> Iterator[tuple[str, int]]:

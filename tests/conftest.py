@@ -8,6 +8,7 @@ import os
 import signal
 import struct
 import sys
+import tarfile
 import warnings
 from pathlib import Path
 
@@ -64,6 +65,16 @@ def golden_audio(golden):
     """Return a function: (3, channels, 134400) float32 for 2 (binaural) or 7 (Ambisonic)."""
     audio = torch.from_numpy(golden("gramt_audio.npz")["foa_int16"]).float() / 32768
     return lambda channels: audio[:, 1:3] if channels == 2 else audio
+
+
+@pytest.fixture(scope="session")
+def kit(golden_path, tmp_path_factory):
+    """A folder with the embeddings that the original kit wrote."""
+    folder = tmp_path_factory.mktemp("kit")
+    for archive in sorted(golden_path("hear-eval/embeddings").glob("*.tar.xz")):
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    return folder
 
 
 @pytest.fixture

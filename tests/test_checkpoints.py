@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pickle
 import resource
 import sys
 import time
@@ -490,34 +489,9 @@ def test_a_tensor_of_the_other_family_is_named(backbone, stray, published_tensor
 
 
 @pytest.mark.parametrize("backbone", MAMBAS)
-@pytest.mark.parametrize("name", ["A_log", "D", "conv1d.bias"])
-def test_a_mixer_that_is_not_finite_is_refused(backbone, name, published_tensors, file):
-    tensors = published_tensors(2, backbone=backbone)
-    tensors[MIXER.format(1) + name].view(-1)[-1] = float("nan")
-    assert f"not finite: {MIXER.format(1)}{name}" in refusal(tensors, file)
-
-
-@pytest.mark.parametrize("backbone", MAMBAS)
 def test_heads_are_refused_with_gram_m(backbone, published_file):
     with pytest.raises(CheckpointError, match=r"heads=4.*GRAM-M.*Leave it out"):
         load_checkpoint(published_file(1, backbone=backbone), heads=4)
-
-
-@pytest.mark.parametrize(("backbone", "other"), [("mamba2", "mamba1"), ("transformer", "mamba2")])
-def test_a_file_of_ours_with_the_tensors_of_another_backbone_is_refused(
-    backbone, other, published_file, file
-):
-    config = load_checkpoint(published_file(2, decoder=None, backbone=backbone)).config
-    tensors = load_checkpoint(published_file(2, decoder=None, backbone=other)).tensors
-    save_file(tensors, file, {store.CONFIG_KEY: config.to_json()})
-    with pytest.raises(CheckpointError) as error:
-        load_checkpoint(file)
-    given = {name for name in tensors if name not in store.expected_shapes(config)}
-    wanted = {name for name in store.expected_shapes(config) if name not in tensors}
-    assert given
-    assert wanted
-    assert all(f"unexpected: {name}" in str(error.value) for name in given)
-    assert all(f"missing: {name}" in str(error.value) for name in wanted)
 
 
 def test_two_models_in_one_file_are_refused(published_tensors, file):
@@ -559,14 +533,6 @@ def test_a_file_that_would_run_code_is_refused(legacy, published_tensors, tmp_pa
     content = {"state_dict": published_tensors(2), "callback": RunsCode(made)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError, match=r"system.*could run code"):
-        load_checkpoint(path)
-    assert not made.exists()
-
-
-def test_a_bare_pickle_that_would_run_code_is_refused(tmp_path):
-    made, path = tmp_path / "made", tmp_path / "evil.bin"
-    path.write_bytes(pickle.dumps(RunsCode(made), protocol=2))
-    with pytest.raises(CheckpointError):
         load_checkpoint(path)
     assert not made.exists()
 

@@ -1,6 +1,5 @@
 """The gram-hear command, run as a person runs it."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -15,7 +14,6 @@ import soundfile
 import typer
 
 import gram_hear
-from gram_hear.checkpoints.store import load_checkpoint
 from gram_hear.commands.gram_hear import app as cli
 from gram_hear.nn.mamba_kernels import find_kernels
 
@@ -248,32 +246,6 @@ def test_info_shows_what_gram_m_is_made_of(command):
     for name, value in (expected | {"scan": facts["scan"].split()[0]}).items():
         shown = [*name.split("_"), str(value)]
         assert any(line[: len(shown)] == shown for line in lines), name
-
-
-def test_info_reads_the_sizes_of_mamba_1_from_a_published_file(command, published_file):
-    path = published_file(7, "time", backbone="mamba1")
-    facts = json.loads(command("info", path, "--json")[1])
-    expected = {"family": "GRAM-M", "backbone": "mamba1", "state": 4, "expansion": 3}
-    expected |= {"convolution": 4, "step_rank": 4, "inner_width": 192, "feature_channels": 7}
-    assert {name: facts[name] for name in expected} == expected
-    assert facts["scan"] == find_kernels().description
-    code, out, err = command("info", path, "--heads", 4)
-    assert (code, out) == (1, "")
-    assert "heads=4 was given, but this is a GRAM-M checkpoint" in err
-
-
-@pytest.mark.parametrize("backbone", ["mamba2", "mamba1"])
-def test_convert_leaves_out_the_decoder_of_gram_m(tmp_path, published_file, command, backbone):
-    source, output = published_file(2, backbone=backbone), tmp_path / "model.safetensors"
-    assert command("convert", source, output, "--encoder-only")[0] == 0
-    before, after = load_checkpoint(source), load_checkpoint(output)
-    assert after.source.layout == "gram-hear"
-    assert after.config == dataclasses.replace(before.config, decoder=None)
-    for name, tensor in before.tensors.items():
-        if name.startswith("decoder."):
-            assert name not in after.tensors
-        else:
-            assert after.tensors[name].equal(tensor), name
 
 
 def test_convert_keeps_the_numbers_and_the_decoder(tmp_path, golden_path, golden_audio, command):

@@ -24,6 +24,8 @@ from gram_hear.embed.files import Block, FileDone
 from gram_hear.embed.parquet import parts_folder
 from gram_hear.embed.parts import OutputError
 from gram_hear.errors import OptionError
+from gram_hear.jobs.job import Job
+from gram_hear.jobs.locks import try_lock
 from gram_hear.jobs.writing import temporary_prefix
 
 SOUNDS = Path(__file__).parent / "data" / "sounds"
@@ -416,29 +418,21 @@ def test_a_part_that_is_only_touched_is_there(tmp_path, tree, model, disturb):
     assert errors(embed_collection([tree], tmp_path / "out", model)) == {}
 
 
-def test_a_folder_that_is_removed_while_a_long_file_is_spooled_is_made_again(
-    tmp_path, tree, model, monkeypatch
+@pytest.mark.parametrize(
+    ("owner", "name"), [(parts.PartWriter, "add"), (parts, "_write_array")], ids=["spool", "write"]
+)
+def test_a_folder_that_is_removed_while_a_part_is_made_is_made_again(
+    tmp_path, tree, model, monkeypatch, owner, name
 ):
     monkeypatch.setattr(parts, "SPOOL", 1000)
-    out, add = tmp_path / "out", parts.PartWriter.add
-    monkeypatch.setattr(
-        parts.PartWriter, "add", lambda self, block: shutil.rmtree(out) or add(self, block)
-    )
-    assert errors(embed_collection([tree / "a" / "1.wav"], out, model)) == {}
-    assert set(arrays_of(out)) == {"1.wav.npz"}
+    out, write, once = tmp_path / "out", getattr(owner, name), [True]
 
-
-def test_a_folder_that_is_removed_while_a_part_is_written_is_made_again(
-    tmp_path, tree, model, monkeypatch
-):
-    out, write_array, once = tmp_path / "out", parts._write_array, [True]
-
-    def remove_and_write(archive, name, array):
+    def remove_and_write(*arguments):
         if once and once.pop():
             shutil.rmtree(out)
-        write_array(archive, name, array)
+        write(*arguments)
 
-    monkeypatch.setattr(parts, "_write_array", remove_and_write)
+    monkeypatch.setattr(owner, name, remove_and_write)
     assert errors(embed_collection([tree / "a" / "1.wav"], out, model)) == {}
     assert set(arrays_of(out)) == {"1.wav.npz"}
 
@@ -892,6 +886,20 @@ def test_two_runs_of_one_collection_end_as_one(
         *("in", "log", "out", "whole-out"),
         *("out.parquet", "out.parquet.parts", "whole-out.parquet", "whole-out.parquet.parts"),
     }
+
+
+def test_a_run_ends_its_job_while_no_other_can_begin(tmp_path, tree, model, monkeypatch):
+    locked = []
+
+    def is_idle(job):
+        with try_lock(job.state / "finish.lock") as is_mine:
+            locked.append(not is_mine)
+        return True
+
+    monkeypatch.setattr(Job, "is_idle", is_idle)
+    embed_collection([tree], tmp_path / "out", model)
+    assert locked == [True]
+    assert not (tmp_path / "out" / ".job").exists()
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import warnings
@@ -84,16 +83,6 @@ def make_task(tmp_path):
     return lambda lengths, name="noise-v1-full", **options: write_noise(
         tmp_path / "tasks" / name, lengths, **options
     )
-
-
-@pytest.fixture(scope="session")
-def kit(golden_path, tmp_path_factory):
-    """A folder with the embeddings that the original kit wrote."""
-    folder = tmp_path_factory.mktemp("kit")
-    for archive in sorted(golden_path("hear-eval/embeddings").glob("*.tar.xz")):
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-    return folder
 
 
 def opened(folder, split):

@@ -17,6 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import hear_tasks
 import numpy as np
 import pytest
 from hypothesis import given
@@ -32,16 +33,7 @@ from gram_hear.jobs.locks import LOCK, try_lock
 from gram_hear.tasks import find_tasks, read_task
 
 ESC, PITCH = "esc50-v2.0.0-full", "nsynth_pitch-v2.2.3-5h"
-METADATA = {
-    "task_name": "esc50",
-    "version": "v2.0.0",
-    "embedding_type": "scene",
-    "prediction_type": "multiclass",
-    "sample_duration": 0.1,
-    "split_mode": "trainvaltest",
-    "evaluation": ["top1_acc"],
-    "splits": ["train", "valid", "test"],
-}
+METADATA = hear_tasks.METADATA | {"splits": ["train", "valid", "test"]}
 
 
 def task_files(seed=0):

@@ -142,13 +142,6 @@ def test_casting_the_model_leaves_the_front_end_alone(noise, channels, cast):
     assert torch.equal(found, expected)
 
 
-def test_autocast_does_not_round(noise):
-    audio = noise(1, 4, 6400)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = front_end(7)(audio)
-    assert torch.equal(found, front_end(7)(audio))
-
-
 def test_front_end_made_without_storage_is_right_once_it_has_some(noise):
     with torch.device("meta"):
         front = front_end(2)

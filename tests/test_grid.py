@@ -47,18 +47,6 @@ def test_the_metadata_overrules_what_is_known_of_a_task():
     assert periods == {7}
 
 
-def test_another_number_of_choices_changes_the_draw():
-    """Fewer combinations are shuffled otherwise: not the same points without the replaced key."""
-    plain, own = (
-        [
-            {key: value for key, value in point.items() if key != "check_val_every_n_epoch"}
-            for point in dictionaries(draw_settings("fast", 8, "fsdd", task_grid))
-        ]
-        for task_grid in (None, CHECK_10)
-    )
-    assert plain != own
-
-
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_combination_is_there_once(grid):
     points = draw_settings(grid, MANY, "fsdd")

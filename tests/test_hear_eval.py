@@ -145,18 +145,6 @@ def test_a_broken_task_does_not_stop_the_others(workdir):
     assert not (workdir / "embeddings/logmel/a-silent-v1-full/prediction-done.json").exists()
 
 
-def test_a_broken_score_file_does_not_hide_the_others(workdir):
-    assert evaluate(*QUICK)[0] == 0
-    folder = workdir / "embeddings" / "logmel"
-    other = folder / "a-broken-v1-full"
-    other.mkdir()
-    (other / "prediction-done.json").write_text("{")
-    with pytest.warns(UserWarning, match=r"a-broken-v1-full.*is no JSON.*left out"):
-        code, stdout, _ = evaluate(*QUICK)
-    assert code == 0
-    assert TASK in stdout
-
-
 def test_a_failing_disk_does_not_stop_the_others(workdir, monkeypatch):
     """Neither the other tasks nor the table."""
     write_beeps(workdir / "tasks" / "full-v1-full")

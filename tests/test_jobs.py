@@ -316,6 +316,14 @@ def test_going_on_with_the_same_job_keeps_what_is_noted(job):
     assert job.is_done("a")
 
 
+def test_the_end_of_a_job_stays_locked_when_it_is_closed(job):
+    with job.finishing():
+        job.close()
+        with try_lock(job.state / "finish.lock") as is_mine:
+            assert not is_mine
+    assert not job.state.exists()
+
+
 def test_a_closed_job_leaves_the_result_alone(job):
     outcomes(job, ["a"])
     (job.output / LEFTOVER).write_text("of a run that was killed")

@@ -98,14 +98,6 @@ def test_of_equals_the_first_vote():
     torch.testing.assert_close(two, torch.tensor([[1.0, 0.0]]))
 
 
-def test_length_does_not_count_and_nearness_does():
-    training = np.array([[10.0, 0.0], [0.0, 0.1], [0.0, 0.2]])
-    votes = neighbour_votes(examples(training, [0, 1, 1], 2), Rows([torch.tensor([[3.0, 1.0]])]))
-    cosine = np.array([3.0, 1.0, 1.0]) / np.sqrt(10)
-    weights = np.exp(cosine / TEMPERATURE) / np.exp(cosine / TEMPERATURE).sum()
-    np.testing.assert_allclose(votes[0], [weights[0], weights[1:].sum()], rtol=1e-5)
-
-
 def test_rows_that_cannot_be_compared_are_refused():
     found = examples(np.ones((2, 3)), [0, 1], 2)
     with pytest.raises(OptionError, match="have 3 numbers, the test rows 4"):

@@ -25,9 +25,9 @@ from gram_hear.evaluation.make.build import make_task, task_names
 from gram_hear.evaluation.make.labels import LabelOptions, compile_pattern, kind_of, read_labels
 from gram_hear.evaluation.make.plan import TaskOptions, plan_task
 from gram_hear.evaluation.make.sounds import SoundOptions, digest, make_sound, read_header
-from gram_hear.evaluation.make.splits import SplitOptions, deal_groups, group_numbers, make_splits
+from gram_hear.evaluation.make.splits import SplitOptions, deal_groups, make_splits
 from gram_hear.evaluation.predict.shallow import ShallowProbe
-from gram_hear.jobs.job import Job
+from gram_hear.jobs.job import Job, read_state
 from gram_hear.tasks import describe_tasks, read_task
 
 pytestmark = pytest.mark.slow
@@ -586,11 +586,6 @@ def test_groups_are_as_even_as_those_of_scikit_learn():
     assert spread(deal_groups(counts, (1.0,) * 5, 0)[groups]) < 1.2 * spread(theirs)
 
 
-def test_group_numbers_join_duplicates():
-    assert group_numbers(["a", "b", "c", "d", "a"], []).tolist() == [0, 1, 2, 3, 0]
-    assert group_numbers(["a", "b", "c", "d", "a"], [[1, 4], [2, 3]]).tolist() == [0, 0, 1, 1, 0]
-
-
 # --- sound ----------------------------------------------------------------------------------
 
 
@@ -771,6 +766,20 @@ def test_files_that_changed_are_made_anew(classes, tmp_path, interrupted):
     assert made.found == 19
     path = next(made.folder.glob(f"{RATE}/*/cat0.wav"))
     assert path.read_bytes() == (classes / "cat" / "cat0.wav").read_bytes()
+
+
+def test_what_a_run_left_that_was_killed_when_the_task_was_made_is_removed(
+    classes, tmp_path, interrupted
+):
+    make(classes, tmp_path / "whole")
+    interrupted(classes, tmp_path / "tasks")
+    (tmp_path / "whole" / "mine-v1-full").rename(tmp_path / "tasks" / "mine-v1-full")
+    work = tmp_path / "tasks" / ".mine-v1-full.making"
+    with Job(work, read_state(work / ".job" / "made_of.json")).claim("part"):
+        make(classes, tmp_path / "tasks")
+    assert (work / "sounds").is_dir()  # of a run that is at work
+    make(classes, tmp_path / "tasks")
+    assert os.listdir(tmp_path / "tasks") == ["mine-v1-full"]
 
 
 def test_another_task_is_replaced_only_by_force(classes, tmp_path):

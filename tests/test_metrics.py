@@ -157,15 +157,6 @@ def test_directions_against_plain_formulas():
     )
 
 
-def test_directions_by_hand():
-    target = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]])
-    prediction = np.array([[0.5, 0, 0], [1, 0, 0], [0, 0, -1.5]])
-    np.testing.assert_allclose(angular_errors(prediction, target), [0, 90, 180])
-    scores = scene_scores(["DOA", "DOE", "MAE"], prediction, target)
-    assert scores["DOA"] == pytest.approx((2 * math.degrees(math.asin(0.25)) + 90 + 180) / 3)
-    assert (scores["DOE"], scores["MAE"]) == (pytest.approx(90), pytest.approx(90))
-
-
 def test_a_prediction_without_direction_counts_as_a_guess():
     target = np.array([[0, 0, 1.0]])
     assert scene_scores(["MAE"], np.zeros((1, 3)), target) == {"MAE": 90}

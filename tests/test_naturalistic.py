@@ -6,8 +6,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -15,13 +13,11 @@ import hear_tasks
 import numpy as np
 import pytest
 import soundfile
-import typer
 from typer.testing import CliRunner
 
 from gram_hear.audio.wav import write_wav
-from gram_hear.commands.gram_hear.naturalistic import naturalistic
 from gram_hear.commands.hear_eval.app import app as hear_eval
-from gram_hear.errors import GramError, OptionError, TaskError
+from gram_hear.errors import OptionError, TaskError
 from gram_hear.scenes import naturalistic as tasks_module
 from gram_hear.scenes import recipes
 from gram_hear.scenes.naturalistic import JOURNAL, naturalise_task, read_manifest
@@ -447,26 +443,6 @@ def test_other_options_in_the_same_folder_are_refused(
     assert files_of(tmp_path / "out") == before
 
 
-RUN = """
-import sys
-from pathlib import Path
-from gram_hear.scenes.naturalistic import naturalise_task
-from gram_hear.tasks import read_task
-naturalise_task(read_task(Path(sys.argv[1])), Path(sys.argv[2]))
-"""
-
-
-def test_two_runs_make_one_task(tmp_path):
-    """Both begin at once, in processes of their own."""
-    task = write_task(tmp_path, files=1, rate=8000)
-    command = [sys.executable, "-c", RUN, task.folder]
-    runs = [subprocess.Popen([*command, tmp_path / "out"]) for _ in range(2)]
-    whole = naturalise_task(task, tmp_path / "whole")
-    assert [run.wait(60) for run in runs] == [0, 0]
-    assert files_of(tmp_path / "out") == files_of(whole.folder.parent)
-    assert not list(tmp_path.rglob(".job"))
-
-
 def test_a_run_that_begins_while_another_works_shares_the_task(tmp_path, plain_rooms, count_clips):
     task = write_task(tmp_path, files=1)
     found = []
@@ -770,30 +746,14 @@ def test_sets_that_do_not_fit_are_refused(tmp_path, write_rirs):
 # --- the command, and what comes after it ---------------------------------------------------
 
 
-@pytest.fixture
-def command():
-    """Run the command in this process; return the exit code, stdout and stderr."""
-    app = typer.Typer()
-    app.command()(naturalistic)
-
-    def run(*arguments):
-        result = CliRunner().invoke(app, [str(each) for each in arguments])
-        if result.exception and not isinstance(result.exception, (GramError, SystemExit)):
-            raise result.exception
-        error = result.exception if isinstance(result.exception, GramError) else ""
-        return (1 if error else result.exit_code), result.stdout, f"{result.stderr}{error}"
-
-    return run
-
-
 def test_the_command_makes_all_tasks_and_says_where(tmp_path, plain_rooms, command):
     task = write_task(tmp_path / "tasks")
     soundfile.write(task.audio("train", "train1.wav", RATE), np.zeros(3000), RATE)
     write_task(tmp_path / "tasks", "broken-v1-full").audio("train", "train0.wav", RATE).unlink()
     write_task(tmp_path / "tasks", "other-v1-full", files=1)
-    arguments = ("--tasks-dir", tmp_path / "tasks", "-o", tmp_path / "tasks", "--jobs", 1)
+    arguments = ("naturalistic", "--tasks-dir", "tasks", "-o", "tasks", "--jobs", 1)
     code, stdout, stderr = command(*arguments, "--snr", 0, 10, "--seed", 3)
-    made = [tmp_path / "tasks" / f"{name}-v1-full-binaural" for name in ("beeps", "other")]
+    made = [Path("tasks", f"{name}-v1-full-binaural") for name in ("beeps", "other")]
     assert stdout.split() == [str(p) for m in made for p in (m, f"{m}-localization")]
     assert code == 1
     assert "failed: broken-v1-full" in stderr
@@ -823,9 +783,7 @@ def test_wrong_options_are_explained_before_any_work(
     tmp_path, plain_rooms, command, arguments, message
 ):
     write_task(tmp_path / "tasks", files=1)
-    code, stdout, stderr = command(
-        "--tasks-dir", tmp_path / "tasks", "-o", tmp_path / "out", *arguments
-    )
+    code, stdout, stderr = command("naturalistic", "--tasks-dir", "tasks", "-o", "out", *arguments)
     assert (code, stdout) == (1, "")
     assert message in stderr
     assert not (tmp_path / "out").exists()

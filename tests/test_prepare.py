@@ -5,20 +5,15 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 
 import numpy as np
 import pytest
 import soundfile
-import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from gram_hear import preparation as module
-from gram_hear.commands.gram_hear.prepare import prepare as command
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.preparation import Preparation, prepare
 from gram_hear.pretrain.clips import open_clips
@@ -372,21 +367,6 @@ def test_files_that_another_run_adds_meanwhile_are_in_the_summary(tmp_path, soun
     assert json.loads((tmp_path / "out" / "prepared.json").read_text()) == summary
 
 
-def test_two_runs_prepare_one_folder(tmp_path, sounds):
-    """Both begin at once, in processes of their own."""
-    code = (
-        "from pathlib import Path\n"
-        "from gram_hear.preparation import Preparation, prepare\n"
-        "prepare([Path('sounds')], Path('out'), Preparation(1.0, tar_size=0.15), jobs=1)\n"
-    )
-    runs = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(2)]
-    assert [each.wait(60) for each in runs] == [0, 0]
-    summary = run(sounds, tmp_path / "whole", tar_size=0.15)
-    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
-    assert json.loads((tmp_path / "out" / "prepared.json").read_text()) == summary
-    assert not list((tmp_path / "out" / ".job" / "locks").iterdir())
-
-
 def test_other_options_are_refused_while_a_run_is_at_work(tmp_path, sounds, monkeypatch):
     write = module.write_group
 
@@ -398,6 +378,19 @@ def test_other_options_are_refused_while_a_run_is_at_work(tmp_path, sounds, monk
     monkeypatch.setattr(module, "write_group", meanwhile)
     run(sounds, tmp_path / "out")
     assert len(open_clips(tmp_path / "out")) == 7  # clips of 1 s, as the first run has them
+
+
+def test_an_output_that_another_run_began_anew_meanwhile_is_left_to_it(tmp_path, sounds):
+    other = sounds / "deep"
+
+    def meanwhile(done, total):
+        if not (tmp_path / "out" / "prepared.json").exists():
+            run(other, tmp_path / "out", force=True)
+
+    with pytest.raises(OptionError, match=r"Another run has begun .* anew"):
+        run(sounds, tmp_path / "out", progress=meanwhile)
+    assert run(other, tmp_path / "out") == run(other, tmp_path / "whole")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
 def test_a_tar_that_is_removed_meanwhile_is_named_and_made_again(tmp_path, sounds):
@@ -470,17 +463,10 @@ def test_what_0_1_0_only_just_began_is_gone_on_with(tmp_path, sounds):
 # --- the command ----------------------------------------------------------------------------
 
 
-def invoke(*arguments):
-    app = typer.Typer()
-    app.command()(command)
-    return CliRunner().invoke(app, [*map(str, arguments), "--jobs", "1"])
-
-
-def test_command_prints_the_folder(tmp_path, sounds):
-    result = invoke(sounds, "-o", tmp_path / "out", "--seconds", 1)
-    assert result.exit_code == 0
-    assert result.stdout == f"{tmp_path / 'out'}\n"
-    assert "7 clips, 0.00 hours of sound, of 4 files in 1 tar." in result.stderr
+def test_command_prints_the_folder(sounds, command):
+    code, out, err = command("prepare", sounds, "-o", "out", "--seconds", 1, "--jobs", 1)
+    assert (code, out) == (0, "out\n")
+    assert "7 clips, 0.00 hours of sound, of 4 files in 1 tar." in err
 
 
 def test_what_is_left_out_of_a_folder_is_counted(tmp_path, sounds):
@@ -493,12 +479,12 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path, sounds):
     assert "2 files (.txt 2) left out" in others
 
 
-def test_command_lists_failures_at_the_end(tmp_path, damaged):
-    result = invoke(damaged, "-o", tmp_path / "out", "--whole", "--json")
-    assert result.exit_code == 1
-    summary = json.loads(result.stdout)
+def test_command_lists_failures_at_the_end(damaged, command):
+    arguments = ("prepare", damaged, "-o", "out", "--whole", "--jobs", 1)
+    code, out, err = command(*arguments, "--json")
+    assert code == 1
+    summary = json.loads(out)
     assert (summary["clips"], summary["seconds"]) == (4, None)
-    *_, last = result.stderr.strip().splitlines()
-    assert "3 files failed:" in result.stderr
-    assert "cc.wav holds NaN" in last
-    assert invoke(damaged, "-o", tmp_path / "out", "--whole").exit_code == 1
+    assert "3 files failed:" in err
+    assert "cc.wav holds NaN" in err.strip().splitlines()[-1]
+    assert command(*arguments)[0] == 1

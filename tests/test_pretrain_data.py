@@ -476,11 +476,6 @@ def test_published_layout_in_workers(published):
     ).gain.all()
 
 
-def test_published_rirs_of_another_layout(published):
-    with pytest.raises(OptionError, match="has binaural RIRs; ambisonic was asked for"):
-        open_published(published, "ambisonic")
-
-
 # --- rooms and noises -----------------------------------------------------------------------
 
 

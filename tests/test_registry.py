@@ -10,7 +10,6 @@ import torch
 import gram_hear
 from gram_hear.checkpoints import registry, store
 from gram_hear.checkpoints.store import load_checkpoint
-from gram_hear.config import named_config
 from gram_hear.errors import CheckpointError, OptionError
 
 PUBLISHED = {
@@ -210,14 +209,6 @@ def test_an_offline_model_keeps_its_numbers(name, strategy, size, first, last, n
     torch.testing.assert_close(embedding[:4], torch.tensor(first), atol=1e-4, rtol=0)
     assert float(embedding[-1]) == pytest.approx(last, abs=1e-4)
     assert float(embedding.norm()) == pytest.approx(norm, abs=1e-3)
-
-
-@EACH_UNTRAINED
-def test_an_offline_model_fills_with_silence(name):
-    config = load_checkpoint(name).config
-    assert config.window_fill == "silence"
-    assert (config.front_end.layout, config.patching) == ("binaural", "frame")
-    assert config == named_config("tiny", 2, "frame", UNTRAINED[name])
 
 
 @EACH_UNTRAINED

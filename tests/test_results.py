@@ -87,16 +87,6 @@ def test_what_is_not_predicted_has_no_result(module_folder):
     ]
 
 
-def test_rows_are_for_people(module_folder):
-    assert rows_of(read_results(module_folder)) == [
-        ("beeps", "top1_acc", "0.7500", "", "1.5"),
-        ("esc50", "top1_acc", "0.7000", "0.0125", "1.5"),
-        ("tags", "d_prime", "undefined", "", "1.5"),
-        ("where", "MAE", "12.5000", "", "1.5"),
-    ]
-    assert all(len(row) == len(COLUMNS) for row in rows_of(read_results(module_folder)))
-
-
 def test_results_are_written_for_programs_and_for_people(module_folder):
     write_table(module_folder)
     written = json.loads((module_folder / RESULTS_FILE).read_text())

@@ -15,15 +15,12 @@ from math import cos, radians, sin, sqrt
 
 import numpy as np
 import pytest
-import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed import npy, write_tar
-from typer.testing import CliRunner
 
 from gram_hear.audio.archives import find_members, parse_npy
 from gram_hear.audio.layouts import from_soundspaces, to_soundspaces
-from gram_hear.commands.gram_hear.rirs import rirs as rirs_command
 from gram_hear.errors import AudioError, OptionError, SceneError
 from gram_hear.jobs.workers import one_thread
 from gram_hear.scenes import rir_building
@@ -702,8 +699,19 @@ def test_what_0_1_0_left_unfinished_is_named(tmp_path):
         open_rirs(tmp_path / "set")
     with pytest.raises(OptionError, match=r"begun by gram-hear 0\.1\.0.*--force"):
         build(tmp_path / "set")
-    with pytest.raises(OptionError, match="other files"):
-        build(tmp_path / "set", force=True)
+    build(tmp_path / "set", force=True)  # as the message says
+    build(tmp_path / "whole")
+    assert files_of(tmp_path / "set") == files_of(tmp_path / "whole")
+
+
+def test_a_set_that_another_run_made_otherwise_meanwhile_is_no_success(tmp_path):
+    def meanwhile(done, total):
+        if not done:  # the parts of the first run are free until its processes have started
+            build(tmp_path / "set", seed=1, force=True)
+
+    with pytest.raises(OptionError, match=r"Another run has begun .* anew: .*seed 1, not 0"):
+        build(tmp_path / "set", progress=meanwhile)
+    assert open_rirs(tmp_path / "set", "binaural").read(0)
 
 
 def test_begun_set_is_not_gone_on_with_by_other_options(tmp_path):
@@ -844,20 +852,6 @@ def test_ctrl_c_loses_nothing_and_jobs_change_nothing(tmp_path):
     assert files_of(tmp_path / "set") == files_of(tmp_path / "whole")
 
 
-def test_two_runs_build_one_set(tmp_path):
-    """Both begin at once, in processes of their own; each makes some of the scenes."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "script.py"]
-    runs = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) for _ in range(2)]
-    for run in runs:
-        *_, last = run.communicate(timeout=60)[0].split()
-        assert (run.returncode, last) == (0, b"24")
-    script = runpy.run_path(str(tmp_path / "script.py"))
-    build_rirs(tmp_path / "whole", script["PLAN"], jobs=1, simulator=script["simulate"])
-    assert files_of(tmp_path / "set") == files_of(tmp_path / "whole")
-    assert not (tmp_path / "set" / ".job").exists()
-
-
 def test_a_run_makes_what_another_has_not_begun_and_both_end_alike(tmp_path):
     made = []
 
@@ -938,19 +932,11 @@ def test_direct_sound_in_published_axes_comes_from_the_source(tmp_path):
 # --- command --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def command():
-    app = typer.Typer()
-    app.command()(rirs_command)
-    return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
-
-
 def test_command_builds_a_set_and_prints_its_folder(tmp_path, command):
     small = ["--rt60", 0.2, 0.25, "--distance", 0.5, 1.5, "--noise-sources", 1, 1]
     small += ["--seconds", 0.1, "--scenes-per-room", 1, "--valid", 0, "--test", 0, "--jobs", 1]
-    done = command("--rooms", 1, "-o", tmp_path / "set", "--format", "ambisonics", *small)
-    assert done.exit_code == 0, done.output
-    assert done.stdout.strip() == str(tmp_path / "set")
-    assert "1 scene for train" in done.stderr
+    code, out, err = command("rirs", "--rooms", 1, "-o", "set", "--format", "ambisonics", *small)
+    assert (code, out) == (0, "set\n"), err
+    assert "1 scene for train" in err
     found = open_rirs(tmp_path / "set")
     assert (found.layout, len(found), found.rate) == ("ambisonic", 1, RATE)

@@ -2,27 +2,18 @@
 
 import json
 import random
-import tarfile
 
+import hear_tasks
 import numpy as np
 import pytest
 import soundfile
-from hear_tasks import write_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gram_hear.errors import TaskError
 from gram_hear.tasks import RESAMPLED, Task, describe_tasks, find_tasks, read_task
 
-METADATA = {
-    "task_name": "beeps",
-    "embedding_type": "scene",
-    "prediction_type": "multiclass",
-    "sample_duration": 1.0,
-    "split_mode": "trainvaltest",
-    "evaluation": ["top1_acc"],
-    "splits": ["train", "valid", "test"],
-}
+METADATA = hear_tasks.METADATA | {"sample_duration": 1.0, "splits": ["train", "valid", "test"]}
 EVENT = {"label": "low", "start": 10, "end": 20.5}
 
 
@@ -35,7 +26,9 @@ def write_changed(folder, metadata=(), splits=(), vocabulary="idx,label\n0,low\n
     The metadata's "absent" takes a key away.
     """
     names = METADATA["splits"]
-    write_task(folder, {s: {f"{s}_0.wav": ["low"], f"{s}_1.wav": ["high"]} for s in names})
+    hear_tasks.write_task(
+        folder, {s: {f"{s}_0.wav": ["low"], f"{s}_1.wav": ["high"]} for s in names}
+    )
     kept = {k: v for k, v in (METADATA | dict(metadata)).items() if v != "absent"}
     changes = {f"{split}.json": content for split, content in dict(splits).items()}
     changes |= {"task_metadata.json": kept, "labelvocabulary.csv": vocabulary}
@@ -56,16 +49,6 @@ def make_task(tmp_path):
         return write_changed(tmp_path / "tasks" / name, **changes)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def kit(golden_path, tmp_path_factory):
-    """A folder with the embeddings that the original kit wrote."""
-    folder = tmp_path_factory.mktemp("kit")
-    for archive in sorted(golden_path("hear-eval/embeddings").glob("*.tar.xz")):
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-    return folder
 
 
 # --- what is read ---------------------------------------------------------------------------

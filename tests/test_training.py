@@ -177,17 +177,6 @@ def test_the_gradient_is_that_of_autograd(kind, layers, dropout):
     torch.testing.assert_close(trainer.gradient[0].double(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_running_statistics_are_those_of_batchnorm():
-    trainer = make_trainer([SETTING])
-    model = plain_model(trainer.predictors)
-    examples = make_examples(12)
-    trainer.step(examples.features.batch(0, 12), examples.targets)
-    model.train()(examples.features.batch(0, 12).double())
-    mean, variance = trainer.predictors.means[0], trainer.predictors.variances[0]
-    torch.testing.assert_close(mean[0, 0], model[1].running_mean.float(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(variance[0, 0], model[1].running_var.float(), rtol=1e-5, atol=1e-6)
-
-
 def test_a_batch_of_one_row_teaches_what_lies_above_the_norm():
     """Where PyTorch refuses: the norm lets nothing of a single row through, but its shift."""
     trainer = make_trainer([SETTING])
@@ -377,16 +366,6 @@ def test_no_rows_are_an_error(rows, validated):
         run([SETTING], training=make_examples(rows), validation=make_examples(validated))
 
 
-def test_predictors_learn():
-    """From noise to what linear regression finds too."""
-    setting = replace(SETTING, max_epochs=30)
-    (trained,) = run([setting], make_examples(400), make_examples(200, seed=1))
-    test = make_examples(200, seed=2)
-    prediction, _ = trained.predict(test.features)
-    right = (prediction.argmax(1) == test.targets.argmax(1)).float().mean()
-    assert right > 0.65
-
-
 # --- dropout and seeds ----------------------------------------------------------------------
 
 
@@ -425,12 +404,6 @@ def test_masks_are_independent_of_each_other():
     correlation = torch.corrcoef(torch.cat([masks, later])) - torch.eye(4)
     assert correlation.abs().max() < 5 / math.sqrt(masks.shape[1])
     assert torch.equal(masks[1], dropped_by(0.5, [2])[0].flatten().float())
-
-
-def test_no_dropout_drops_nothing():
-    dropped, values = dropped_by(0.0, [1])
-    assert not dropped.any()
-    assert (values == 1).all()
 
 
 def test_predicting_drops_nothing():
@@ -472,16 +445,6 @@ def test_several_tables_are_as_one(lengths, size):
     assert all(len(part) == size for part in parts[:-1])
     order = torch.randperm(len(rows))
     assert torch.equal(rows.take(order), whole[order])
-
-
-def test_training_on_several_tables_is_that_on_one():
-    examples = make_examples(40)
-    tables = examples.features.tables[0].split([5, 20, 1, 14])
-    (one,), (several,) = (
-        run([SETTING], training=Examples(rows, examples.targets))
-        for rows in (examples.features, Rows(tables))
-    )
-    assert torch.equal(one.predictor.flat, several.predictor.flat)
 
 
 def used_rows(monkeypatch, seeds=(3,), **options):

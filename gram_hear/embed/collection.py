@@ -252,9 +252,10 @@ class CollectionRun:
                 part.close()
             for claim in self._claims.values():
                 claim.lock.close()
-            with suppress(OSError):
-                if self.job.is_idle():
-                    self.job.close()
+            if self.job.state.is_dir():  # unless another run, or somebody, has removed it
+                with suppress(OSError), self.job.finishing():
+                    if self.job.is_idle():
+                        self.job.close()
 
     def _begin(self) -> None:
         try:

@@ -7,7 +7,7 @@ clips, batches, repetition, several channels.
 
 import inspect
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -103,6 +103,13 @@ def _noise(module: HearModule, clips: int, seconds: float, channels: int = 0) ->
     shape = (clips, channels, round(seconds * module.sample_rate))
     audio = np.random.default_rng(0).uniform(-1, 1, shape if channels else (shape[0], shape[2]))
     return audio.astype(np.float32)
+
+
+def _both(
+    module: HearModule, audio: np.ndarray, names: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the embeddings of clips, and those over time."""
+    return module.scenes(audio, names), module.timestamps(audio, names)[0]
 
 
 def _distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -284,10 +291,8 @@ def _check_scenes(module: HearModule) -> Iterator[Finding]:
 
 def _check_repetition(module: HearModule) -> Iterator[Finding]:
     audio = _noise(module, 2, 1.0)
-    distance = max(
-        _distance(module.scenes(audio), module.scenes(audio)),
-        _distance(module.timestamps(audio)[0], module.timestamps(audio)[0]),
-    )
+    first, second = (_both(module, audio) for _ in range(2))
+    distance = max(map(_distance, first, second))
     if distance > SAME:
         yield Finding(
             "error",
@@ -300,8 +305,7 @@ def _check_repetition(module: HearModule) -> Iterator[Finding]:
 
 def _check_batches(module: HearModule) -> Iterator[Finding]:
     audio = _noise(module, 16, 1.0)
-    together = module.scenes(audio), module.timestamps(audio)[0]
-    alone = module.scenes(audio[-1:]), module.timestamps(audio[-1:])[0]
+    together, alone = _both(module, audio), _both(module, audio[-1:])
     distance = max(_distance(a[-1:], b) for a, b in zip(together, alone, strict=True))
     if distance > SAME:
         yield Finding(
@@ -315,20 +319,15 @@ def _check_batches(module: HearModule) -> Iterator[Finding]:
 
 
 def _check_silence(module: HearModule) -> Iterator[Finding]:
-    silence = np.zeros_like(_noise(module, 1, 1.0))
-    module.scenes(silence, ["silence"])
-    module.timestamps(silence, ["silence"])
-    loudest = np.sign(_noise(module, 1, 1.0))
-    module.scenes(loudest, ["full-scale noise"])
-    module.timestamps(loudest, ["full-scale noise"])
+    noise = _noise(module, 1, 1.0)
+    _both(module, np.zeros_like(noise), ["silence"])
+    _both(module, np.sign(noise), ["full-scale noise"])
     yield Finding("ok", "Silence and the loudest noise give finite embeddings.")
 
 
 def _check_short(module: HearModule) -> Iterator[Finding]:
-    audio = _noise(module, 1, SHORT)
     try:
-        module.scenes(audio, [f"a clip of {SHORT:g} s"])
-        module.timestamps(audio, [f"a clip of {SHORT:g} s"])
+        _both(module, _noise(module, 1, SHORT), [f"a clip of {SHORT:g} s"])
     except ModuleError as error:
         yield Finding(
             "warning",
@@ -356,8 +355,7 @@ def _check_channels(module: HearModule) -> Iterator[Finding]:
     refused: list[ModuleError] = []
     for channels in (2, 4):
         try:
-            module.scenes(_noise(module, 2, 1.0, channels))
-            module.timestamps(_noise(module, 2, 1.0, channels))
+            _both(module, _noise(module, 2, 1.0, channels))
             taken.append(str(channels))
         except ModuleError as error:
             refused.append(error)

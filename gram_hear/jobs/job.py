@@ -21,7 +21,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -186,6 +186,21 @@ class Job:
             )
         return False, ""
 
+    def is_finished(self, finished: Callable[[], Any]) -> bool:
+        """Whether another run has finished the job meanwhile; within :meth:`finishing`.
+
+        Args:
+            finished: as for :meth:`begin`.
+
+        Raises:
+            OptionError: where another run made or began something else in the output.
+        """
+        made = finished()
+        found = self.begun_of() if made is None else made
+        if found is not None and (wrong := self.difference(found)):
+            raise OptionError(f"Another run has begun {self.output} anew: it {wrong}.")
+        return made is not None
+
     def begun_of(self) -> Any:
         """Return what the job in this state folder is made of; None where none was begun."""
         return read_state(self.state / MADE_OF)
@@ -214,11 +229,7 @@ class Job:
         if not self.is_idle():
             raise OptionError(f"Another run is at work in {self.output}; wait for it.")
         (self.state / MADE_OF).unlink(missing_ok=True)
-        for path in self.state.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != FINISH:
-                path.unlink()
+        self._clear_state()
 
     @cached_property
     def _plain(self) -> Any:
@@ -275,10 +286,9 @@ class Job:
 
     def _check_note(self, note: Any, part: Any) -> Record | None:
         """Return what a note of this job records of a part whose files are there, else None."""
-        if not isinstance(note, dict) or (note.get("job"), note.get("part")) != (
-            self._digest,
-            part,
-        ):
+        if not isinstance(note, dict) or note.get("job") != self._digest:
+            return None
+        if note.get("part") != part:
             return None
         there = all(_size(self.output / file) == size for file, size in note["files"].items())
         return note["record"] if there else None
@@ -312,18 +322,11 @@ class Job:
 
     def is_free(self, part: str) -> bool:
         """Whether no run holds a part just now."""
-        if not self._lock(part).exists():
-            return True
-        with try_lock(self._lock(part)) as is_mine:
-            return is_mine
+        return not self._lock(part).exists() or _is_free(self._lock(part))
 
     def is_idle(self) -> bool:
         """Whether no run holds any part just now."""
-        for path in (self.state / LOCKS).glob("*.lock"):
-            with try_lock(path) as is_free:
-                if not is_free:
-                    return False
-        return True
+        return all(map(_is_free, (self.state / LOCKS).glob("*.lock")))
 
     # --- its end ---
 
@@ -335,13 +338,25 @@ class Job:
         """
         with wait_for_lock(self.state / FINISH):
             yield
-            if self.begun_of() is None:  # finished by this run or another, or never begun
-                shutil.rmtree(self.state, ignore_errors=True)
+            if is_over := self.begun_of() is None:  # by this run or another, or never begun
+                self._clear_state()
+        if is_over:
+            with suppress(OSError):  # where another run has taken the lock
+                self.state.rmdir()
+
+    def _clear_state(self) -> None:
+        """Remove the state but for the lock of the job's end, which goes when it is let go of."""
+        with suppress(OSError):
+            for path in self.state.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.name != FINISH:
+                    path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Remove the state of a job whose result says itself what it is; within finishing."""
         (self.state / MADE_OF).unlink(missing_ok=True)  # first: what is left is no job
-        shutil.rmtree(self.state, ignore_errors=True)
+        self._clear_state()
         for leftover in _half_written(self.output):
             leftover.unlink(missing_ok=True)
 
@@ -445,6 +460,11 @@ def _make_part(
         return Outcome(part, {})
     texts = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
     return Outcome(part, record, error, tuple(texts))
+
+
+def _is_free(lock: Path) -> bool:
+    with try_lock(lock) as is_mine:
+        return is_mine
 
 
 def _half_written(folder: Path) -> list[Path]:

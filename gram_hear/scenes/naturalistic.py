@@ -319,7 +319,7 @@ def _build(
             "The others are kept; repair these and run again."
         )
     with job.finishing():
-        if _finished(folder) is not None:  # by another run
+        if job.is_finished(partial(_finished, folder)):  # by another run
             return
         if lost := job.missing(clip.name for clip in clips):
             raise TaskError(job.loss(lost))
@@ -424,7 +424,7 @@ def _localise(
     if not job.begin(force=None, finished=finished):
         return
     with job.finishing():
-        if finished() is not None:  # by another run
+        if job.is_finished(finished):  # by another run
             return
         for split, files in directions.items():
             audio = Path(str(job.made_of["rate"]), split)

@@ -248,7 +248,7 @@ def build_rirs(
 def _finished(output: Path) -> Any:
     """Return what a finished set says that it was made with; None where it is not finished."""
     if not (output / DESCRIPTION).is_file():
-        return None
+        return {} if (output / BUILDING).is_dir() else None  # begun by gram-hear 0.1.0
     return (read_description(output) or {}).get("options", {})
 
 
@@ -284,7 +284,7 @@ def _build(job: Job, plan: RirPlan, jobs: int, progress: Progress, simulator: Si
             done += 1
             progress(done, len(scenes))
     with job.finishing():
-        if _finished(job.output) is not None:  # by another run
+        if job.is_finished(partial(_finished, job.output)):  # by another run
             return
         if lost := job.missing(scenes):
             raise SceneError(job.loss(lost))

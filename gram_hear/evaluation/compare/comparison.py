@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -107,6 +107,11 @@ class Comparison:
         """Whether more is better on a task."""
         return named_metric(self.metric(task)).maximise
 
+    def scored(self, task: str) -> list[Score]:
+        """Return the defined scores on a task, in the order of the models."""
+        found = (self.scores.get((model, task)) for model in self.models)
+        return [score for score in found if score is not None and score.value is not None]
+
     def best(self, task: str) -> tuple[str, ...]:
         """Return the models of the best score on a task, several where they are equal."""
         ranked = {model: rank for (model, each), rank in self.ranks.items() if each == task}
@@ -166,7 +171,8 @@ def read_runs(folders: Sequence[Path], tasks: Sequence[str] | None = None) -> li
     names = {run.result.task for run in runs}
     for task in tasks or ():
         if not any(_is_named(name, task) for name in names):
-            raise OptionError(f"No model has results of {task!r}; there are {_listed(names)}.")
+            there = ", ".join(sorted(names))
+            raise OptionError(f"No model has results of {task!r}; there are {there}.")
     if tasks:
         runs = [run for run in runs if any(_is_named(run.result.task, task) for task in tasks)]
     if not runs:
@@ -176,10 +182,6 @@ def read_runs(folders: Sequence[Path], tasks: Sequence[str] | None = None) -> li
 
 def _is_named(name: str, given: str) -> bool:
     return given in (name, name.split("-")[0])
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
 
 
 # --- comparing ------------------------------------------------------------------------------
@@ -256,9 +258,8 @@ def _task_names(runs: Sequence[Run]) -> dict[tuple[str, str, str], str]:
             for i, word in enumerate(details)
             if word and any(each[i] != word for each in others)
         ]
-        names[task, details[0], details[1]] = task + (
-            f" ({', '.join(differing)})" if differing else ""
-        )
+        brackets = f" ({', '.join(differing)})" if differing else ""
+        names[task, details[0], details[1]] = f"{task}{brackets}"
     return names
 
 
@@ -301,26 +302,20 @@ def _score(model: str, task: str, runs: tuple[Run, ...]) -> Score:
 
 def _change(score: Score) -> Change | None:
     """Return a task's difference from its dry one; None where no run has both."""
-    both = [
-        (run.result.score, run.result.dry, run.result.difference)
-        for run in score.runs
-        if run.result.score is not None and run.result.dry is not None
-    ]
+    results = [run.result for run in score.runs]
+    both = [(r.dry, r.score) for r in results if r.dry is not None and r.score is not None]
     if not both:
         return None
-    values, dry, differences = (
-        [float(value) for value in column if value is not None]
-        for column in zip(*both, strict=True)
-    )
+    differences = [value - dry for dry, value in both]
     return Change(
         score.model,
         score.task,
-        score.runs[0].result.source or "",
-        mean(dry),
-        mean(values),
-        mean(differences),
-        stdev(differences) if len(differences) > 1 else None,
-        len(differences),
+        source=results[0].source or "",
+        dry=mean(dry for dry, _ in both),
+        value=mean(value for _, value in both),
+        difference=mean(differences),
+        deviation=stdev(differences) if len(differences) > 1 else None,
+        count=len(differences),
     )
 
 
@@ -332,9 +327,9 @@ def _ranked(comparison: Comparison) -> Comparison:
     for task in comparison.tasks:
         sign = -1.0 if comparison.maximised(task) else 1.0
         values = {
-            model: sign * value
-            for model in models
-            if (score := scores.get((model, task))) and (value := score.value) is not None
+            each.model: sign * score
+            for each in comparison.scored(task)
+            if (score := each.value) is not None
         }
         for model, value in values.items():
             better = sum(other < value for other in values.values())
@@ -342,7 +337,11 @@ def _ranked(comparison: Comparison) -> Comparison:
             ranks[model, task] = better + (equal + 1) / 2
         if len(values) == len(models):
             shared.append(task)
-    averaged = [task for task in shared if _is_share(comparison, task)]
+    averaged = [
+        task
+        for task in shared
+        if comparison.maximised(task) and comparison.metric(task) not in UNBOUNDED
+    ]
 
     def average(model: str) -> float:
         return mean(value for t in averaged if (value := scores[model, t].value) is not None)
@@ -355,10 +354,6 @@ def _ranked(comparison: Comparison) -> Comparison:
         ranks=ranks,
         mean_ranks={m: mean(ranks[m, task] for task in shared) for m in models} if shared else {},
     )
-
-
-def _is_share(comparison: Comparison, task: str) -> bool:
-    return comparison.maximised(task) and comparison.metric(task) not in UNBOUNDED
 
 
 def warn_of_gaps(comparison: Comparison) -> None:

@@ -46,11 +46,7 @@ def report_figure(report: Report) -> Any:
 
 def _published_names(report: Report) -> list[str]:
     """Return the published models that have a score of one of the tasks."""
-    return [
-        model.name
-        for model in report.published
-        if any(report.published_score(model, task) is not None for task in report.comparison.tasks)
-    ]
+    return [model.name for model in report.published if report.published_scores(model)]
 
 
 def _draw_task(axes: Any, report: Report, task: str, names: list[str]) -> None:
@@ -70,8 +66,7 @@ def _draw_task(axes: Any, report: Report, task: str, names: list[str]) -> None:
             score.value, row, xerr=score.deviation, fmt="o", color=colour, ms=5, capsize=3, lw=1.4
         )
     for other in report.published:
-        value = report.published_score(other, task)
-        if value is not None:
+        if (value := report.published_scores(other).get(task)) is not None:
             axes.plot(value, names.index(other.name), "x", color=DARK_GREY, ms=5)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)

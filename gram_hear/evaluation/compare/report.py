@@ -12,35 +12,13 @@ from typing import Any
 from gram_hear.errors import OptionError, count, reason_of
 from gram_hear.evaluation.compare.comparison import Change, Comparison, Score
 from gram_hear.evaluation.compare.published import Published
-from gram_hear.evaluation.compare.results import markdown_row
+from gram_hear.evaluation.compare.results import markdown_table
 from gram_hear.evaluation.compare.significance import LEVEL, PairTest
 from gram_hear.jobs.writing import write_whole
 
 ENDINGS = (".md", ".csv", ".json")
 BEST, NOT_SIGNIFICANT, UNTESTED = "*", "~", "?"
 RUN_KEYS = ("seed", "probe", "grid", "grid_points", "shuffle", "score")  # in the JSON
-CSV_COLUMNS = (
-    "model",
-    "task",
-    "metric",
-    "better",
-    "score",
-    "deviation",
-    "deviation_over",
-    "count",
-    "seeds",
-    "rank",
-    "best",
-    "difference_from_best",
-    "p",
-    "p_adjusted",
-    "clips",
-    "dry_task",
-    "dry",
-    "difference_from_dry",
-    "deviation_of_difference",
-    "source",
-)
 
 
 @dataclass(frozen=True)
@@ -61,9 +39,12 @@ class Report:
     tests: Sequence[PairTest] = ()
     published: Sequence[Published] = ()
 
-    def published_score(self, model: Published, task: str) -> float | None:
-        """Return what was published of a task by its metric; None where nothing was."""
-        return model.score(task, self.comparison.metric(task))
+    def published_scores(self, model: Published) -> dict[str, float]:
+        """Return what was published of the tasks that are compared, by the same metric."""
+        found = {
+            task: model.score(task, self.comparison.metric(task)) for task in self.comparison.tasks
+        }
+        return {task: score for task, score in found.items() if score is not None}
 
     def against_best(self, model: str, task: str) -> PairTest | None:
         """Return the test of a model against the best of a task; None for the best itself."""
@@ -244,17 +225,15 @@ def _tests_table(report: Report) -> Table:
 
 def _published_table(report: Report) -> Table:
     """Return published scores of the tasks that are compared."""
-    comparison = report.comparison
+    known = {model.name: report.published_scores(model) for model in report.published}
     tasks = [
-        task
-        for task in comparison.tasks
-        if any(report.published_score(each, task) is not None for each in report.published)
+        task for task in report.comparison.tasks if any(task in each for each in known.values())
     ]
     rows = []
-    for model in report.published:
-        scores = [report.published_score(model, task) for task in tasks]
-        if any(score is not None for score in scores):
-            rows.append((model.name, *("" if each is None else f"{each:.4f}" for each in scores)))
+    for name, scores in known.items():
+        if scores:
+            cells = (f"{scores[task]:.4f}" if task in scores else "" for task in tasks)
+            rows.append((name, *cells))
     sources = dict.fromkeys(f"Source: {each.source}, {each.url}" for each in report.published)
     notes = ["Published, not measured here; how they were measured, the source says.", *sources]
     if not rows:
@@ -293,16 +272,16 @@ def markdown_of(report: Report) -> str:
     for table in tables_of(report):
         lines += [f"## {table.title}", ""]
         if table.rows:
-            lines += [markdown_row(table.columns), markdown_row("---" for _ in table.columns)]
-            lines += [markdown_row(_bold(cell) for cell in row) for row in table.rows]
-            lines.append("")
-        lines += [f"- {_escape(note)}" for note in table.notes] + [""]
-    lines += ["## What was read", "", markdown_row(("model", "task", "seed", "folder"))]
-    lines.append(markdown_row(["---"] * 4))
+            lines += [*markdown_table(table.columns, [map(_bold, row) for row in table.rows]), ""]
+        for note in table.notes:
+            lines.append(f"- {note.replace(f'{BEST}: the best', 'Bold: the best')}")
+        lines.append("")
+    read = []
     for score in comparison.scores.values():
         for run in score.runs:
             seed = "" if run.result.seed is None else str(run.result.seed)
-            lines.append(markdown_row((score.model, score.task, seed, str(run.folder))))
+            read.append((score.model, score.task, seed, str(run.folder)))
+    lines += ["## What was read", "", *markdown_table(("model", "task", "seed", "folder"), read)]
     return "\n".join(lines) + "\n"
 
 
@@ -310,30 +289,26 @@ def _bold(cell: str) -> str:
     return f"**{cell.removesuffix(BEST).rstrip()}**" if cell.endswith(f" {BEST}") else cell
 
 
-def _escape(note: str) -> str:
-    return note.replace(f"{BEST}: the best", "Bold: the best")
-
-
 def csv_of(report: Report) -> str:
     """Return one row for each model and task, then those that were published."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    records = _records(report)
+    writer = csv.DictWriter(text, records[0], lineterminator="\n")
     writer.writeheader()
-    for record in _records(report):
-        seeds = " ".join(str(seed) for seed in record.pop("seeds") if seed is not None)
-        writer.writerow({"seeds": seeds, **record})
+    for record in records:
+        seeds = " ".join(str(seed) for seed in record["seeds"] if seed is not None)
+        writer.writerow({**record, "seeds": seeds})
     for model in report.published:
-        for task in report.comparison.tasks:
-            if (score := report.published_score(model, task)) is not None:
-                metric = report.comparison.metric(task)
-                row = {"model": model.name, "task": task, "metric": metric, "score": score}
-                better = "more" if report.comparison.maximised(task) else "less"
-                writer.writerow({**row, "better": better, "source": model.url})
+        for task, score in report.published_scores(model).items():
+            metric = report.comparison.metric(task)
+            row = {"model": model.name, "task": task, "metric": metric, "score": score}
+            better = "more" if report.comparison.maximised(task) else "less"
+            writer.writerow({**row, "better": better, "source": model.url})
     return text.getvalue()
 
 
 def _records(report: Report) -> list[dict[str, Any]]:
-    """Return a dictionary for each model and task, with the keys of :data:`CSV_COLUMNS`."""
+    """Return a dictionary for each model and task; its keys are the columns of the CSV."""
     changes = {(each.model, each.task): each for each in report.comparison.changes}
     return [
         _record(report, score, changes.get(key)) for key, score in report.comparison.scores.items()
@@ -400,7 +375,7 @@ def json_of(report: Report) -> str:
         "published": [
             {"model": each.name, "source": each.source, "url": each.url, "scores": found}
             for each in report.published
-            if (found := _published_scores(report, each))
+            if (found := report.published_scores(each))
         ],
     }
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -418,8 +393,3 @@ def _test_record(test: PairTest) -> dict[str, Any]:
         "significant": test.significant,
         "why_not": test.why or None,
     }
-
-
-def _published_scores(report: Report, model: Published) -> dict[str, float]:
-    found = ((task, report.published_score(model, task)) for task in report.comparison.tasks)
-    return {task: score for task, score in found if score is not None}

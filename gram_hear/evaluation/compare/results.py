@@ -255,13 +255,11 @@ def write_results(folder: Path, module: str, results: Sequence[Result]) -> None:
     if not results:
         return
     content = {"module": module, "results": [asdict(result) for result in results]}
-    columns = columns_of(results)
-    table = [f"# {module}", "", heading_of(results), ""]
-    table += [markdown_row(columns), markdown_row("---" for _ in columns)]
-    table += [markdown_row(row) for row in rows_of(results)]
+    lines = [f"# {module}", "", heading_of(results), ""]
+    lines += markdown_table(columns_of(results), rows_of(results))
     for note in notes_of(results):
-        table += ["", note]
-    markdown = "\n".join(table) + "\n"
+        lines += ["", note]
+    markdown = "\n".join(lines) + "\n"
     try:
         with wait_for_lock(folder / LOCK):  # another run may have predicted the same
             for name in (RESULTS_FILE, RESULTS_TABLE):  # of runs that were killed
@@ -275,6 +273,7 @@ def write_results(folder: Path, module: str, results: Sequence[Result]) -> None:
         ) from error
 
 
-def markdown_row(cells: Iterable[str]) -> str:
-    """Return a row of a table in Markdown."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def markdown_table(columns: Sequence[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    every = (columns, ["---"] * len(columns), *rows)
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in every]

@@ -103,14 +103,7 @@ def compare_models(
     Returns:
         One for each pair, by task, in the order of the models.
     """
-    of_task = [
-        [
-            score
-            for model in comparison.models
-            if (score := comparison.scores.get((model, task))) and score.value is not None
-        ]
-        for task in comparison.tasks
-    ]
+    of_task = [comparison.scored(task) for task in comparison.tasks]
     total = sum(math.comb(len(scores), 2) for scores in of_task)
     progress(0, total)
     tests: list[PairTest] = []

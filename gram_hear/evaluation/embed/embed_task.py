@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -228,6 +229,7 @@ def _read_bytes(path: Path) -> bytes:
 # --- a run ----------------------------------------------------------------------------------
 
 
+@dataclass
 class _TaskRun:
     """One run over a task.
 
@@ -236,25 +238,18 @@ class _TaskRun:
         budget: how many samples a batch may hold, all channels counted.
     """
 
-    job: Job
+    task: Task
+    module: HearModule
+    out: Path
+    identity: dict[str, Any]
+    progress: Progress
+    job: Job = field(init=False)
 
-    def __init__(
-        self,
-        task: Task,
-        module: HearModule,
-        out: Path,
-        identity: dict[str, Any],
-        progress: Progress,
-    ) -> None:
-        self.task = task
-        self.module = module
-        self.out = out
-        self.identity = identity
-        self.progress = progress
-        self.has_events = task.embedding_type == "event"
-        self.size: int = identity["embedding_size"]
-        self.audio = TaskAudio(task, module.sample_rate)
-        self.budget = round(BATCH_SECONDS * module.sample_rate)
+    def __post_init__(self) -> None:
+        self.has_events = self.task.embedding_type == "event"
+        self.size: int = self.identity["embedding_size"]
+        self.audio = TaskAudio(self.task, self.module.sample_rate)
+        self.budget = round(BATCH_SECONDS * self.module.sample_rate)
         self.files_done = 0
 
     def run(self) -> None:

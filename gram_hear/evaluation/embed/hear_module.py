@@ -13,6 +13,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -151,6 +152,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "out of memory" in message or "can't allocate memory" in message
 
 
+@dataclass(eq=False, repr=False)
 class HearModule:
     """A HEAR module with its model: numpy in, numpy out, every result checked.
 
@@ -167,19 +169,15 @@ class HearModule:
         device: where the audio is made.
     """
 
-    def __init__(
-        self,
-        name: str,
-        model_path: str,
-        options: dict[str, Any],
-        module: ModuleType,
-        model: Any,
-        device: torch.device,
-    ) -> None:
-        self.name = name
-        self.model_path = model_path
-        self.options = options
-        self.module = module
+    name: str
+    model_path: str
+    options: dict[str, Any]
+    module: ModuleType
+    model: Any
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        name, model = self.name, self.model
         self.code = _code_of(name)  # now: later the file may be another than what was imported
         _refuse_tensorflow(f"{name}.load_model returned", model)
         self.sample_rate = _size(name, model, "sample_rate")
@@ -187,11 +185,9 @@ class HearModule:
         self.timestamp_embedding_size = _size(name, model, "timestamp_embedding_size")
         with _foreign(f"The model of {name} has no readable multichannel"):
             self.multichannel = bool(getattr(model, "multichannel", None) == CHANNELS_FIRST)
-        self.model = model
-        self.device = device
         if isinstance(model, torch.nn.Module):
-            with _foreign(f"The model of {name} cannot be moved to {device}"):
-                model.to(device)
+            with _foreign(f"The model of {name} cannot be moved to {self.device}"):
+                model.to(self.device)
         self._warned: set[str] = set()
 
     # --- who it is ---

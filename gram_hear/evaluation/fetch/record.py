@@ -57,13 +57,11 @@ class Archive:
 
     def part(self, tasks_dir: Path) -> Path:
         """Return where the archive grows."""
-        stored = self.stored(tasks_dir)
-        return stored.with_name(f"{stored.name}.part")
+        return Path(f"{self.stored(tasks_dir)}.part")
 
     def lock(self, tasks_dir: Path) -> Path:
         """Return the lock that is held by the run that fetches the archive."""
-        stored = self.stored(tasks_dir)
-        return stored.with_name(f"{stored.name}.lock")
+        return Path(f"{self.stored(tasks_dir)}.lock")
 
     def fetched(self, tasks_dir: Path) -> int:
         """Return how many bytes of the archive are there."""

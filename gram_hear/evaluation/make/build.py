@@ -81,10 +81,11 @@ def make_task(
         raise OptionError(f"jobs is {jobs}; it must be at least 1.")
     folder = tasks_dir / plan.options.folder_name
     total = len(plan.recordings.clips)
+    job = Job(tasks_dir / f".{folder.name}.making", _made_of(plan))
     if (notes := _find_made(folder, plan, force)) is not None:
+        _remove_rest(job)
         progress(total, total)
         return MadeTask(folder, (*plan.notes, *notes), total)
-    job = Job(tasks_dir / f".{folder.name}.making", _made_of(plan))
     try:
         # Sounds of other recordings or rates are of no use.
         job.begin(force=True, clear=lambda: shutil.rmtree(job.output / SOUNDS, ignore_errors=True))
@@ -93,9 +94,7 @@ def make_task(
         with job.finishing():
             if (notes := _find_made(folder, plan, force)) is None:
                 notes = _finish(job, plan, sounds, folder)
-            for name in (SOUNDS, TASK, REPLACED):
-                shutil.rmtree(job.output / name, ignore_errors=True)
-            job.close()
+            _close(job)
         with suppress(OSError):  # where another run has begun there
             job.output.rmdir()
     except OSError as error:
@@ -104,6 +103,25 @@ def make_task(
             "finished is kept; run again to go on."
         ) from error
     return MadeTask(folder, (*plan.notes, *notes), found)
+
+
+def _close(job: Job) -> None:
+    """Remove the folder of a task that is made but for the lock; within ``job.finishing``."""
+    for name in (SOUNDS, TASK, REPLACED):
+        shutil.rmtree(job.output / name, ignore_errors=True)
+    job.close()
+
+
+def _remove_rest(job: Job) -> None:
+    """Remove what a run left that was killed when the task was made, unless others are at work."""
+    if not job.output.is_dir():
+        return
+    with suppress(OSError):  # the task is there, whatever may be done beside it
+        with job.finishing():
+            begun = job.begun_of()
+            if begun is None or (not job.difference(begun) and job.is_idle()):
+                _close(job)
+        job.output.rmdir()
 
 
 def _find_made(folder: Path, plan: TaskPlan, force: bool) -> Sequence[str] | None:
@@ -263,14 +281,13 @@ def _describe_duplicates(
             f"{count(len(torn), 'sound is', 'sounds are')} in several of the splits given, so that "
             f"what is tested was trained on: {some(named, '; ', NAMED)}."
         )
+    several = ("sound is there several times", "sounds are there several times")
     if other := [same for same in duplicates if any(labels[f] != labels[same[0]] for f in same)]:
         named = [" = ".join(f"{f} {short(labels[f], 40)}" for f in files) for files in other]
-        equal = count(len(other), "sound is there several times", "sounds are there several times")
-        yield f"{equal}, labelled differently: {some(named, '; ', NAMED)}."
+        yield f"{count(len(other), *several)}, labelled differently: {some(named, '; ', NAMED)}."
     if kept := [files for files in duplicates if files not in torn]:
         named = [" = ".join(files) for files in kept]
-        equal = count(len(kept), "sound is there several times", "sounds are there several times")
-        yield f"{equal}, in one split: {some(named, '; ')}."
+        yield f"{count(len(kept), *several)}, in one split: {some(named, '; ')}."
 
 
 # --- the task's folder ----------------------------------------------------------------------

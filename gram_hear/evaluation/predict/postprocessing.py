@@ -190,12 +190,12 @@ class Postprocessing:
         above = _checked(probabilities, self._timeline) > THRESHOLD
         runs: dict[float, EventTable] = {}
         found = []
-        for median_filter_ms, min_duration in choices:
-            if median_filter_ms not in self._filters:
-                filters = _median_filters(self._timeline, median_filter_ms)
-                self._filters[median_filter_ms] = filters
-            if median_filter_ms not in runs:
-                filters = self._filters[median_filter_ms]
-                runs[median_filter_ms] = _active_runs(above, self._timeline, filters)
-            found.append(runs[median_filter_ms].lasting(min_duration))
+        for milliseconds, min_duration in choices:
+            if milliseconds not in self._filters:
+                self._filters[milliseconds] = _median_filters(self._timeline, milliseconds)
+            if milliseconds not in runs:
+                runs[milliseconds] = _active_runs(
+                    above, self._timeline, self._filters[milliseconds]
+                )
+            found.append(runs[milliseconds].lasting(min_duration))
         return found

@@ -61,12 +61,7 @@ class ShallowProbe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what changes the scores."""
-        return {
-            "grid": self.grid,
-            "grid_points": self.grid_points,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-        }
+        return {key: getattr(self, key) for key in ("grid", "grid_points", "seed", "shuffle")}
 
     def check(self, task: Task) -> None:
         """Check, before anything is embedded, that a task can be predicted: :meth:`settings`."""
