@@ -380,8 +380,8 @@ class HearModel(nn.Module):
     def hash_weights(self) -> str:
         """Return the SHA-256 of the configuration and of all tensors as they are now.
 
-        A model that was trained since it was loaded is another one than its file's. One in int8,
-        whose weights are packed and cannot be trained, is told by its file.
+        A model that was trained since it was loaded has another hash than its file. One in int8,
+        whose weights are packed and cannot be trained, is identified by its file's hash.
         """
         digest = hashlib.sha256(self.config.to_json().encode())
         if self.options.dtype == "int8":
@@ -417,7 +417,7 @@ def quantise(encoder: Encoder) -> Encoder:
 
 
 def check_finite(rows: Tensor, name: str) -> None:
-    """Raise an AudioError where embeddings, of what ``name`` says, are not finite."""
+    """Raise an AudioError, whose message begins with ``name``, if embeddings are not finite."""
     if not torch.isfinite(rows).all():
         raise AudioError(
             f"{name}: its embeddings hold NaN or infinite values. Either its samples are far "

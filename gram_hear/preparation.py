@@ -28,9 +28,9 @@ from gram_hear.audio.archives import SUMMARY, index_tar
 from gram_hear.audio.files import SoundReader, find_audio, warn_of_left_out
 from gram_hear.config import require_rate
 from gram_hear.errors import AudioError, OptionError
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.job import Job, Record, read_state, run_parts
 from gram_hear.jobs.locks import wait_for_lock
-from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.workers import cores
 from gram_hear.jobs.writing import write_json, write_whole, writing
 
@@ -149,7 +149,7 @@ def _make_groups(
                 progress(done, total)
                 return _summarise(job, groups, preparation)
             if groups == known:
-                raise OptionError(job.loss(list(due)))
+                raise OptionError(job.describe_lost(list(due)))
             (job.output / SUMMARY).unlink(missing_ok=True)
         known = groups
         progress(done, total)

@@ -17,12 +17,12 @@ import soundfile
 import torch
 
 from gram_hear import embed_collection, embed_files
+from gram_hear.embed import npz
 from gram_hear.embed import parquet as parquet_module
-from gram_hear.embed import parts
 from gram_hear.embed.collection import CollectionRun, FileOutcome, plan_files
 from gram_hear.embed.files import Block, FileDone
+from gram_hear.embed.npz import OutputError
 from gram_hear.embed.parquet import parts_folder
-from gram_hear.embed.parts import OutputError
 from gram_hear.errors import OptionError
 from gram_hear.jobs.job import Job
 from gram_hear.jobs.locks import try_lock
@@ -206,7 +206,7 @@ def test_folders_that_cannot_be_listed_are_reported_and_the_rest_done(
 
 @pytest.mark.parametrize("spool", [2**24, 1000])
 def test_a_part_holds_what_embed_files_yields(tmp_path, tree, model, monkeypatch, spool):
-    monkeypatch.setattr(parts, "SPOOL", spool)
+    monkeypatch.setattr(npz, "SPOOL", spool)
     embed_collection([tree], tmp_path / "out", model)
     found = arrays_of(tmp_path / "out")
     vectors, stamps, scenes = {}, {}, {}
@@ -293,14 +293,14 @@ def test_an_output_that_cannot_be_written_stops_and_keeps_what_is_done(
     out = tmp_path / "out"
     last = sorted(tree.rglob("*.wav"), key=lambda path: path.stat().st_size)[-1]
     if place == "write":
-        write_array = parts._write_array
+        write_array = npz._write_array
 
         def fail(archive, name, array):
             write_array(archive, name, array)
             if name == "metadata" and last.name in str(array):
                 raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(parts, "_write_array", fail)
+        monkeypatch.setattr(npz, "_write_array", fail)
     elif place == "spool":
 
         def fail_to_add(self, block):
@@ -308,8 +308,8 @@ def test_an_output_that_cannot_be_written_stops_and_keeps_what_is_done(
                 raise OSError(28, "No space left on device")
             add(self, block)
 
-        add = parts.PartWriter.add
-        monkeypatch.setattr(parts.PartWriter, "add", fail_to_add)
+        add = npz.PartWriter.add
+        monkeypatch.setattr(npz.PartWriter, "add", fail_to_add)
     else:
         (tree / "d").mkdir()
         last = last.rename(tree / "d" / last.name)
@@ -334,7 +334,7 @@ def disturb(monkeypatch):
     """Return a function: do something once, after so many parts are finished."""
 
     def after(count, action):
-        finish, finished = parts.PartWriter.finish, []
+        finish, finished = npz.PartWriter.finish, []
 
         def finish_and_act(self, done):
             finish(self, done)
@@ -342,7 +342,7 @@ def disturb(monkeypatch):
             if len(finished) == count:
                 action(finished)
 
-        monkeypatch.setattr(parts.PartWriter, "finish", finish_and_act)
+        monkeypatch.setattr(npz.PartWriter, "finish", finish_and_act)
 
     return after
 
@@ -419,12 +419,12 @@ def test_a_part_that_is_only_touched_is_there(tmp_path, tree, model, disturb):
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(parts.PartWriter, "add"), (parts, "_write_array")], ids=["spool", "write"]
+    ("owner", "name"), [(npz.PartWriter, "add"), (npz, "_write_array")], ids=["spool", "write"]
 )
 def test_a_folder_that_is_removed_while_a_part_is_made_is_made_again(
     tmp_path, tree, model, monkeypatch, owner, name
 ):
-    monkeypatch.setattr(parts, "SPOOL", 1000)
+    monkeypatch.setattr(npz, "SPOOL", 1000)
     out, write, once = tmp_path / "out", getattr(owner, name), [True]
 
     def remove_and_write(*arguments):
@@ -660,7 +660,7 @@ def rows_of(folder):
 def test_a_dataset_holds_the_rows_of_its_parts_by_name(
     tmp_path, tree, model, parquet, monkeypatch, kept, rows
 ):
-    monkeypatch.setattr(parts, "GROUP", rows * 4 * model.timestamp_embedding_size)
+    monkeypatch.setattr(npz, "GROUP", rows * 4 * model.timestamp_embedding_size)
     output = tmp_path / "out.parquet"
     embed_collection([tree], output, model, **kept)
     table = parquet.read_table(output)
@@ -830,7 +830,7 @@ import sys, time
 from pathlib import Path
 import torch
 from gram_hear import embed_collection, load_model
-from gram_hear.embed.parts import PartWriter
+from gram_hear.embed.npz import PartWriter
 
 torch.set_num_threads(1)
 model, sounds, output, log, pause = sys.argv[1:]
@@ -975,7 +975,7 @@ def test_embeddings_of_before_they_changed_are_another_collection(
     tmp_path, tree, model, monkeypatch
 ):
     """A folder would hold both side by side, and nobody could tell."""
-    monkeypatch.setattr(parts, "EMBEDDINGS", 1)
+    monkeypatch.setattr(npz, "EMBEDDINGS", 1)
     embed_collection([tree], tmp_path / "out", model)
     monkeypatch.undo()
     with pytest.raises(OptionError, match=r"another program made.*Use --force"):

@@ -573,7 +573,7 @@ def test_what_another_module_left_unfinished_in_version_0_1_0_is_named(make_task
     with pytest.raises(TaskError, match="other embeddings: module is 'logmel'"):
         embed_task(task, load_model("faulty", device="cpu"), tmp_path / "e")
     (out / PROGRESS).write_text("[]")
-    with pytest.raises(TaskError, match=r"other embeddings: it says \[\]"):
+    with pytest.raises(TaskError, match=r"other embeddings: .* given as \[\]"):
         embed_task(task, load_model("faulty", device="cpu"), tmp_path / "e")
 
 

@@ -431,7 +431,7 @@ def test_tasks_show_which_audio_was_made_and_what_is_missing(workdir):
     code, stdout, _ = evaluate("tasks", "tasks")
     assert code == 0  # all files are there at one rate or another
     text = " ".join(stdout.replace("│", " ").split())
-    assert "16000, 48000 (made)" in text
+    assert "16000, 48000 (resampled)" in text
     assert "16000: 11 files missing" in text
     assert "48000: 12" not in text  # what is not made yet is made when it is needed
     shutil.rmtree(folder / "48000")

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -314,6 +315,18 @@ def test_going_on_with_the_same_job_keeps_what_is_noted(job):
     outcomes(job, ["a"])
     Job(job.output, {"rooms": [2, 3], "seed": 1}).begin()
     assert job.is_done("a")
+
+
+@pytest.mark.parametrize("removed", ["done", "made_of.json"])
+def test_state_that_is_removed_while_parts_are_made_is_a_loss_and_no_error(job, removed):
+    def remove_and_make(part):
+        path = job.state / removed
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+        return make(job, part)
+
+    outcomes(job, ["a"])
+    assert list(run_parts(job, {"b": "b"}, remove_and_make, 1))
+    assert job.missing(["a", "b"]) == ["a" if removed == "done" else "b"]
 
 
 def test_the_end_of_a_job_stays_locked_when_it_is_closed(job):

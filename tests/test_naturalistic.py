@@ -762,7 +762,7 @@ def test_the_command_makes_all_tasks_and_says_where(tmp_path, plain_rooms, comma
     assert (described["snr"], described["seed"]) == ([0.0, 10.0], 3)
     again = command(*arguments, "--snr", 0, 10, "--seed", 3)  # what is made there is left alone
     assert again[:2] == (code, stdout)
-    assert "beeps-v1-full-binaural is left out" in again[2]
+    assert "beeps-v1-full-binaural is skipped" in again[2]
     code, _, stderr = command(*arguments, "--task", "beeps", "--seed", 4)  # the dry one
     assert code == 1
     assert "other options (seed 3, not 4;" in stderr

@@ -1,4 +1,4 @@
-"""The house: where the package is, what it imports, and which way its imports point."""
+"""The architecture: where the package is, what it imports, and which way its imports point."""
 
 import ast
 import configparser
@@ -33,7 +33,7 @@ def block(title):
 def tree():
     """The modules that the picture names, as paths in the package."""
     folders = []
-    for line in block("Rooms"):
+    for line in block("Packages"):
         if name := re.match(r"( *)(\w+(?:/|\.py))(?: |$)", line):
             depth = len(name[1]) // 2
             folders[depth:] = [name[2].rstrip("/")]
@@ -41,15 +41,15 @@ def tree():
                 yield "/".join(folders)
 
 
-def room_of(module):
-    """The room of a module: rooms of evaluation and commands count for themselves."""
+def package_of(module):
+    """The package of a module; those in evaluation and commands count for themselves."""
     parts = module.split(".")[1:]
     size = 2 if parts and parts[0] in ("evaluation", "commands") else 1
     return ".".join(parts[:size]) or "__init__"
 
 
-def imported_rooms(path, module):
-    """The rooms that a file imports from, without its own."""
+def imported_packages(path, module):
+    """The packages that a file imports from, without its own."""
     imported = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -58,7 +58,7 @@ def imported_rooms(path, module):
             assert node.level == 0, f"{path}: relative import"
             imported.update(f"{node.module}.{alias.name}" for alias in node.names)
     ours = (each for each in imported if each.split(".")[0] == "gram_hear")
-    return {room_of(each) for each in ours} - {room_of(module)}
+    return {package_of(each) for each in ours} - {package_of(module)}
 
 
 def module_of(path):
@@ -68,17 +68,17 @@ def module_of(path):
 
 def test_imports_are_those_of_the_page_and_point_down():
     arrows = {}
-    for line in block("Arrows"):
-        room, _, imported = line.partition("<-")
-        arrows[room.strip()] = imported.split()
+    for line in block("Imports"):
+        package, _, imported = line.partition("<-")
+        arrows[package.strip()] = imported.split()
         above = set(imported.split()) - set(list(arrows)[:-1])
-        assert not above, f"{room.strip()} imports {above}, which stand below it on the page"
+        assert not above, f"{package.strip()} imports {above}, which stand below it on the page"
     found = {}
     for path in PACKAGE.rglob("*.py"):
         module = module_of(path)
-        found.setdefault(room_of(module), set()).update(imported_rooms(path, module))
-    assert {room: set(names) for room, names in arrows.items()} == {
-        room: names for room, names in found.items() if names or room in arrows
+        found.setdefault(package_of(module), set()).update(imported_packages(path, module))
+    assert {package: set(names) for package, names in arrows.items()} == {
+        package: names for package, names in found.items() if names or package in arrows
     }
 
 

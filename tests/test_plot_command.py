@@ -155,7 +155,7 @@ def test_names_are_not_read_as_formulas(command, tmp_path, head, name):
     except OSError:
         pytest.skip("the file system takes no such name")
     assert command("plot", name, "--layer", 1, "-o", "a.png")[0] == 0
-    assert command("locate", name, "--head", head, "-o", "b.png")[0] == 0
+    assert command("locate", name, "--locator", head, "-o", "b.png")[0] == 0
 
 
 def test_files_that_are_no_sound_are_errors(command, tmp_path):
@@ -191,7 +191,7 @@ def test_an_encoder_alone_does_not_reconstruct(command, tmp_path, binaural):
 
 
 def test_locate_prints_directions_and_draws_them(command, tmp_path, binaural, head):
-    code, out, err = command("locate", binaural, "--head", head, "-o", "a.png", "--step", 1)
+    code, out, err = command("locate", binaural, "--locator", head, "-o", "a.png", "--step", 1)
     assert code == 0, err
     lines = [line.split("│") for line in out.splitlines() if "│" in line]
     cells = [[cell.strip() for cell in line[1:-1]] for line in lines]
@@ -207,7 +207,7 @@ def test_locate_prints_directions_and_draws_them(command, tmp_path, binaural, he
 
 
 def test_locate_prints_every_row_as_json_and_csv(command, binaural, head):
-    code, out, _ = command("locate", binaural, "--head", head, "--json", "--start", 0.5)
+    code, out, _ = command("locate", binaural, "--locator", head, "--json", "--start", 0.5)
     assert code == 0
     found = json.loads(out)
     assert abs(found["overall"]["azimuth_deg"] - 90) < 4
@@ -230,7 +230,7 @@ def test_locate_prints_every_row_as_json_and_csv(command, binaural, head):
 
 def test_silence_has_no_direction(command, tmp_path, head):
     soundfile.write(tmp_path / "silence.wav", np.zeros((8000, 2)), 16000)
-    code, out, err = command("locate", "silence.wav", "--head", head, "--json")
+    code, out, err = command("locate", "silence.wav", "--locator", head, "--json")
     assert code == 0
     assert json.loads(out)["overall"] is None
     assert "all of it is silent" in err
@@ -280,7 +280,7 @@ def test_b_format_is_drawn_and_located_as_its_ambix_copy(
     pictures = spy(monkeypatch, sound, "picture_sound")
     answers = []
     for path in b_format:
-        code, out, err = command("locate", path, "--head", head, "--model", model, "--csv")
+        code, out, err = command("locate", path, "--locator", head, "--model", model, "--csv")
         assert code == 0, err
         answers.append(out)
         assert command("plot", path, "--model", model, "-o", f"{path.stem}.png")[0] == 0
@@ -288,7 +288,7 @@ def test_b_format_is_drawn_and_located_as_its_ambix_copy(
     assert np.array_equal(pictures[0].excerpt.audio, pictures[1].excerpt.audio)
     for name in ("features", "rows"):
         assert np.array_equal(getattr(pictures[0], name), getattr(pictures[1], name))
-    for verb, more in (("locate", ("--head", head)), ("plot", ("-o", "new.png"))):
+    for verb, more in (("locate", ("--locator", head)), ("plot", ("-o", "new.png"))):
         code, out, err = command(
             verb, b_format[0], "--model", model, "--convention", "ambix", *more
         )
@@ -310,7 +310,7 @@ def test_a_binaural_head_takes_two_ears_alone(command, head):
         "mono_impacts.ogg": "is mono",
         "ambix_circling.wav": "Ambisonic",
     }.items():
-        code, out, err = command("locate", SOUNDS / name, "--head", head)
+        code, out, err = command("locate", SOUNDS / name, "--locator", head)
         assert (code, out) == (1, "")
         assert message in err
         assert "Give a binaural sound" in err
@@ -324,12 +324,12 @@ def test_a_binaural_head_takes_two_ears_alone(command, head):
         (("--step", "inf"), "--step is inf s"),
         (("--convention", "fumma"), "Did you mean 'fuma'"),
         (("--duration", -1), "duration is -1 s"),
-        (("--head", "none.safetensors"), "no such file"),
+        (("--locator", "none.safetensors"), "no such file"),
         (("--model", "gramm-tiny-untrained"), "another model"),
         (("-o", "sound.wav"), "must end in .png"),
     ],
 )
 def test_what_cannot_be_located_is_an_error(command, binaural, head, options, message):
-    code, out, err = command("locate", binaural, "--head", head, *options)
+    code, out, err = command("locate", binaural, "--locator", head, *options)
     assert (code, out) == (1, "")
     assert message in err

@@ -112,7 +112,7 @@ def test_sample_has_the_promised_shapes_and_types():
         "start": ((), torch.int64),
         "length": ((), torch.int64),
         "snr": ((), torch.float32),
-        "windows": ((3,), torch.int64),
+        "window_starts": ((3,), torch.int64),
         "masks": ((3, 10), torch.bool),
         "skipped": ((), torch.int64),
     }
@@ -218,7 +218,7 @@ def test_golden_draws():
     samples = make(noises=Noises(4000))
     assert [samples.clip_of(i) for i in range(11)] == GOLDEN["order"]
     sample = samples[1]
-    assert sample["windows"].tolist() == GOLDEN["windows"]
+    assert sample["window_starts"].tolist() == GOLDEN["window_starts"]
     assert (~sample["masks"]).nonzero()[:, 1].tolist() == GOLDEN["visible"]
     assert (int(sample["start"]), float(sample["snr"])) == (
         GOLDEN["start"],
@@ -228,7 +228,7 @@ def test_golden_draws():
 
 GOLDEN = {
     "order": [4, 6, 7, 2, 0, 3, 5, 10, 9, 8, 1],
-    "windows": [16, 24, 12],
+    "window_starts": [16, 24, 12],
     "visible": [2, 5, 0, 4, 1, 8],
     "start": 10066,
     "snr": 34.116981506347656,
@@ -282,8 +282,8 @@ def test_windows_lie_in_the_clip_and_masks_hide_exactly_so_many(windows, frames,
     masked = data.draw(st.integers(1, tokens - 1))
     sizes = {"windows": windows, "window_frames": frames, "masked": masked, "tokens": tokens}
     sample = make(**sizes)[data.draw(st.integers(0, 10**6))]
-    assert sample["windows"].shape == (windows,)
-    assert ((sample["windows"] >= 0) & (sample["windows"] <= 64 - frames)).all()
+    assert sample["window_starts"].shape == (windows,)
+    assert ((sample["window_starts"] >= 0) & (sample["window_starts"] <= 64 - frames)).all()
     assert sample["masks"].shape == (windows, tokens)
     assert (sample["masks"].sum(dim=1) == masked).all()
 
@@ -291,7 +291,7 @@ def test_windows_lie_in_the_clip_and_masks_hide_exactly_so_many(windows, frames,
 def test_windows_and_masks_are_drawn_evenly():
     samples = make()
     drawn = [samples[i] for i in range(300)]
-    windows = torch.cat([sample["windows"] for sample in drawn])
+    windows = torch.cat([sample["window_starts"] for sample in drawn])
     assert sorted(set(windows.tolist())) == list(range(25))
     share = torch.cat([sample["masks"] for sample in drawn]).float().mean(dim=0)
     assert ((share - 0.8).abs() < 0.06).all()  # 4.5 deviations of 900 draws

@@ -46,7 +46,7 @@ def drawn(layout, dry=(False, True, False), seed=0):
         "start": torch.from_numpy(start),
         "length": torch.from_numpy(length),
         "snr": torch.tensor([5.0, 20.0, 40.0][:batch]),
-        "windows": torch.tensor([[0, 60], [3, 11], [30, 55]])[:batch],
+        "window_starts": torch.tensor([[0, 60], [3, 11], [30, 55]])[:batch],
         "masks": random_mask(2 * batch, 200, 160, torch.Generator().manual_seed(seed)).view(
             batch, 2, 200
         ),
@@ -77,7 +77,8 @@ def plain_windows(batch, config):
         end = torch.zeros(len(features), 300, 128)
         end[: CHANNELS[layout]] = floor
         padded = torch.cat([features, end], dim=1)
-        windows += [padded[:, s : s + config.window_frames] for s in batch["windows"][i].tolist()]
+        starts = batch["window_starts"][i].tolist()
+        windows += [padded[:, s : s + config.window_frames] for s in starts]
     return torch.stack(windows)
 
 
@@ -85,7 +86,7 @@ def plain_windows(batch, config):
 @pytest.mark.parametrize("layout", ["binaural", "ambisonic"])
 def test_scenes_are_mixed_and_cropped_by_the_recipe(layout, fill):
     module, batch = Pretraining(layout, window_fill=fill, **SMALL), drawn(layout)
-    found, expected = module.windows(batch), plain_windows(batch, module.config)
+    found, expected = module.log_mel_windows(batch), plain_windows(batch, module.config)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3)  # logarithms of small powers
     assert (found - expected).abs().mean() < 1e-5
@@ -115,7 +116,7 @@ def test_loss_and_gradients_are_those_of_float64(layout):
             return self
 
     with torch.no_grad():
-        windows = module.windows(batch).double()
+        windows = module.log_mel_windows(batch).double()
     expected = reference(windows.as_subclass(Doubles), batch["masks"].flatten(0, 1))
     assert expected.prediction.dtype == expected.target.dtype == torch.float64
     error = (expected.prediction - expected.target).square().mean(dim=-1)

@@ -54,7 +54,7 @@ def script(text):
 @pytest.mark.parametrize(
     ("document", "commands", "result"),
     [
-        ("README.md", 8, "natural/beeps-v1-full-binaural-localization/task_metadata.json"),
+        ("README.md", 10, "natural/beeps-v1-full-binaural-localization/task_metadata.json"),
         ("docs/embedding.md", 1, "embeddings.parquet"),
         ("docs/gramm.md", 2, "embeddings/street.flac.npz"),
     ],

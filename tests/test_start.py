@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from gram_hear.commands.gram_hear.app import app as gram_hear
-from gram_hear.commands.hear_eval import parts
+from gram_hear.commands.hear_eval import options
 from gram_hear.commands.hear_eval.app import app as hear_eval
 from gram_hear.errors import OptionError
 from gram_hear.evaluation.compare import significance
@@ -143,4 +143,4 @@ def test_defaults_of_options_are_those_of_the_libraries():
     }.items():
         parameters = typer.main.get_command(program).commands[command].params
         assert {each.name: each.default for each in parameters}[option] == value
-    assert get_args(parts.EmptyClips)[0] == EmptyClips
+    assert get_args(options.EmptyClips)[0] == EmptyClips

@@ -1,1 +1,1 @@
-"""The subcommands of ``gram-hear`` that have a file of their own."""
+"""The programs: one package of commands for each."""

@@ -1,6 +1,6 @@
 """A collection of sound files on disk: planned, embedded, resumed, and shared by several runs.
 
-Every file becomes one part, an ``.npz`` (:mod:`gram_hear.embed.parts`). A part that is there and is
+Every file becomes one part, an ``.npz`` (:mod:`gram_hear.embed.npz`). A part that is there and is
 of the same model, options and source is not made again. A Parquet dataset is assembled from the
 parts (:mod:`gram_hear.embed.parquet`).
 """
@@ -25,13 +25,7 @@ from gram_hear.embed.files import (
     embed_groups,
     group_files,
 )
-from gram_hear.embed.parquet import (
-    assemble_parquet,
-    check_dataset,
-    import_pyarrow,
-    parts_folder,
-)
-from gram_hear.embed.parts import (
+from gram_hear.embed.npz import (
     CollectionFile,
     OutputError,
     PartWriter,
@@ -41,6 +35,12 @@ from gram_hear.embed.parts import (
     is_done,
     stamp_of,
     why_lost,
+)
+from gram_hear.embed.parquet import (
+    assemble_parquet,
+    check_dataset,
+    import_pyarrow,
+    parts_folder,
 )
 from gram_hear.errors import OptionError, reason_of
 from gram_hear.hear import HearModel
@@ -356,8 +356,8 @@ class CollectionRun:
     def finish(self) -> list[FileOutcome]:
         """See that what was done is there, and bring the dataset, if the output is one, up to date.
 
-        Files that are due still, as those that failed, are left out of the dataset, whatever part
-        of an earlier state of theirs there is.
+        Files that are due still, as those that failed, are left out of the dataset, even if an
+        outdated part of theirs is there.
 
         Returns:
             An error for each part that was removed or replaced; their files are due again.

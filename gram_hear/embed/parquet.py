@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from gram_hear.embed.parts import (
+from gram_hear.embed.npz import (
     CollectionFile,
     OutputError,
     identity,
@@ -45,7 +45,8 @@ def assemble_parquet(
     at all, and left alone where it holds these parts already.
 
     Args:
-        files, failed: whose parts are done, and whose are not, whatever is there of these.
+        files: those whose parts are done.
+        failed: those whose parts are not; left out, even if an outdated part is there.
         output: the dataset.
         provenance: of the collection.
         lock: is held while the dataset is written.

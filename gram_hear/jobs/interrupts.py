@@ -50,7 +50,7 @@ def wait_for(futures: Collection[Future[Any]]) -> None:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is left, where this is the main thread: others get none.
+    """Hold Ctrl-C back until the block ends; off the main thread, which alone gets it, do nothing.
 
     Processes that start in the block never see one, where the system can block signals.
     """

@@ -55,8 +55,8 @@ class Outcome:
 
     Attributes:
         part: its name.
-        record: what is noted of it; None where it failed.
-        error: why it failed; None where it is done.
+        record: what is noted of it; None where it failed, or another run finished the whole job.
+        error: why it failed; None otherwise.
         warnings: those that came while it was made here.
     """
 
@@ -107,8 +107,8 @@ class Job:
         """Begin the job, or go on with what was begun of the same.
 
         Args:
-            force: begin anew where the output is finished, or was begun of something else. None
-                is False where users have no such option.
+            force: begin anew where the output is finished, or was begun of something else. Use
+                None for commands without --force: the error message then does not offer it.
             finished: returns what the finished output says that it is made of; None where it is
                 not finished. Where it is given, an output with files of something else is refused.
             clear: removes what was made before, when the job is begun anew.
@@ -203,10 +203,10 @@ class Job:
 
     def begun_of(self) -> Any:
         """Return what the job in this state folder is made of; None where none was begun."""
-        return read_state(self.state / MADE_OF)
+        return begun_of(self.output)
 
     def difference(self, found: Any) -> str:
-        """Return in words how ``found`` differs from what this job is made of; "" where nowhere."""
+        """Describe how ``found`` differs from what this job is made of; "" if it does not."""
         if found == self._plain:
             return ""
         if not isinstance(found, dict) or not found:
@@ -215,7 +215,7 @@ class Job:
         differences = "; ".join(
             f"{key} {short(found.get(key))}, not {short(self._plain[key])}" for key in keys
         )
-        return differences and f"was begun with other options ({differences})"
+        return differences and f"was made with other options ({differences})"
 
     def _holds_files(self) -> bool:
         return self.output.is_dir() and any(path.name != STATE for path in self.output.iterdir())
@@ -265,7 +265,12 @@ class Job:
             part: its name.
             record: what is to be known of it, as plain data for JSON.
             files: of the output; the part counts as done while all are there, of this size.
+
+        Raises:
+            JobGone: where the job's state was removed.
         """
+        self._require_state()
+        (self.state / DONE).mkdir(exist_ok=True)  # anew where somebody removed it
         sizes = {path.relative_to(self.output).as_posix(): path.stat().st_size for path in files}
         content = {"job": self._digest, "part": part, "files": sizes, "record": record}
         write_json(self._note(part), content, indent=None)
@@ -307,8 +312,8 @@ class Job:
         """Return the parts that are not done."""
         return [part for part in parts if not self.is_done(part)]
 
-    def loss(self, lost: Sequence[str]) -> str:
-        """Return a sentence on parts that were done, and are not there at the end."""
+    def describe_lost(self, lost: Sequence[str]) -> str:
+        """Return the error message for parts whose files vanished while the run was at work."""
         return (
             f"{some(lost)} of {self.output}: files were removed or altered while "
             "this run was at work. Run again to make them anew."
@@ -396,7 +401,7 @@ def run_parts(
     job: Job,
     due: Mapping[str, Piece],
     make: Callable[[Piece], tuple[Record, Sequence[Path]]],
-    jobs: int,
+    processes: int,
 ) -> Generator[Outcome, None, None]:
     """Make parts of a job, in processes side by side.
 
@@ -409,7 +414,7 @@ def run_parts(
         make: makes a part, in whichever process; it returns what is to be noted, and the files.
             A :class:`~gram_hear.errors.GramError` of it fails the part alone, any other error ends
             the run.
-        jobs: processes side by side.
+        processes: how many work side by side.
 
     Yields:
         An :class:`Outcome` for each part, in the order in which they are done.
@@ -423,7 +428,7 @@ def run_parts(
     while pieces or held:
         if pieces:
             making = partial(_make_part, job, make)
-            with closing(work(making, pieces.items(), min(jobs, len(pieces)))) as outcomes:
+            with closing(work(making, pieces.items(), min(processes, len(pieces)))) as outcomes:
                 for outcome in outcomes:
                     if isinstance(outcome, Outcome):
                         yield outcome
@@ -456,8 +461,9 @@ def _make_part(
                     record, error = None, str(failure)
             if record is not None:
                 job.note(part, record, files)
-    except JobGone:  # finished by another run, this part too; or begun anew, as the end will show
-        return Outcome(part, {})
+    except JobGone:
+        # Another run finished the job, and so this part, or began it anew: the end tells which.
+        return Outcome(part, None)
     texts = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
     return Outcome(part, record, error, tuple(texts))
 
@@ -480,6 +486,11 @@ def _file_name(part: str) -> str:
     """Return what the files of a part are called: its name as far as it can be, and its hash."""
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", part)[:READABLE]
     return f"{readable}-{hashlib.sha256(part.encode(errors='surrogateescape')).hexdigest()[:16]}"
+
+
+def begun_of(output: Path) -> Any:
+    """Return what the job of this output is made of; None where none was begun."""
+    return read_state(output / STATE / MADE_OF)
 
 
 def read_state(path: Path) -> Any:

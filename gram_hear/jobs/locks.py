@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from gram_hear.errors import GramError, OptionError
 
-LOCK = ".lock"  # in the folder that is locked, while it is
+LOCK = ".lock"  # name of the lock file in a locked folder
 ATTEMPTS = 100  # at a lock whose folder other runs remove and make
 OLD_LOCK = "hear-eval.lock"  # of version 0.1.0, which leaves it behind when it is killed
 POLL = 0.2  # seconds between attempts at a lock that is waited for
@@ -67,7 +67,7 @@ def _acquire(lock: FileLock) -> None:
 
 
 def _release(lock: FileLock) -> None:
-    """Remove a lock's file and let go of it: who waits for the file that is gone tries again."""
+    """Delete and release a lock; a run that waits for the deleted file tries a new one."""
     with suppress(OSError):  # Windows removes no open file; filelock does so afterwards
         Path(lock.lock_file).unlink()
     lock.release()

@@ -38,11 +38,11 @@ def cores() -> int:
 
 
 def work(
-    function: Callable[[Piece], Result], pieces: Iterable[Piece], jobs: int
+    function: Callable[[Piece], Result], pieces: Iterable[Piece], processes: int
 ) -> Generator[Result, None, None]:
     """Yield what a function returns for each piece of work, in the order in which they are done.
 
-    With one job the work is done here, one piece at a time; with more in new processes, which
+    With one process the work is done here, one piece at a time; with more in new ones, which
     import the function: scripts that are run need ``if __name__ == "__main__":`` around this call.
     When the generator is closed, or Ctrl-C comes, what was begun is finished and the rest is not;
     a caller that may stop in between closes it (``contextlib.closing``).
@@ -50,13 +50,13 @@ def work(
     Raises:
         WorkerError: where a process is killed, as for want of memory.
     """
-    if jobs == 1:
+    if processes == 1:
         for piece in pieces:
             with one_thread():
                 result = function(piece)
             yield result
     else:
-        yield from _work_in_processes(function, iter(pieces), jobs)
+        yield from _work_in_processes(function, iter(pieces), processes)
 
 
 @contextmanager
@@ -72,21 +72,22 @@ def one_thread() -> Iterator[None]:
 
 
 def _work_in_processes(
-    function: Callable[[Piece], Result], pieces: Iterator[Piece], jobs: int
+    function: Callable[[Piece], Result], pieces: Iterator[Piece], processes: int
 ) -> Generator[Result, None, None]:
     under_way: set[Future[Result]] = set()
     finished: SimpleQueue[Future[Result]] = SimpleQueue()
     with _threads_of_children():
-        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start)
+        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start)
         try:
             while True:
-                for piece in islice(pieces, jobs * AHEAD - len(under_way)):
+                for piece in islice(pieces, processes * AHEAD - len(under_way)):
                     with interrupts_held():
                         under_way.add(future := pool.submit(function, piece))
                         future.add_done_callback(finished.put)
                 if not under_way:
                     return
-                future = finished.get()  # Ctrl-C may come when it is taken out and not yet here
+                # Ctrl-C may strike between get() and the assignment: it stays in under_way.
+                future = finished.get()
                 under_way.remove(future)
                 yield future.result()
         except BrokenProcessPool as error:
@@ -95,7 +96,7 @@ def _work_in_processes(
                 "ran out; use fewer --jobs. What is finished is kept; run again to go on."
             ) from error
         finally:
-            # Not by leaving a "with": its wait takes the cancelling back.
+            # Not by leaving a "with" block: its shutdown(wait=True) would undo cancel_futures.
             with interrupts_held():
                 pool.shutdown(wait=False, cancel_futures=True)
             wait_for(under_way)
@@ -117,7 +118,7 @@ def _threads_of_children() -> Iterator[None]:
 
 
 def _start() -> None:
-    """Prepare a new process: Ctrl-C is the parent's affair, and its end is the end."""
+    """Prepare a new process: ignore Ctrl-C, which the parent handles, and exit when it exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems that could not block it
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -79,7 +79,7 @@ def writing(output: Path, error: type[GramError]) -> Iterator[None]:
     except OSError as failure:
         raise error(
             f"{output} cannot be written: {reason_of(failure)}. What is finished is kept; run the "
-            "same again to go on."
+            "same command again to go on."
         ) from failure
 
 

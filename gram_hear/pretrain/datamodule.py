@@ -212,7 +212,7 @@ class PretrainingData(LightningDataModule):
                 return self._rooms(front_end, split, self.validation_rirs)
             except OptionError as error:
                 missing = error
-        if self.validation_rirs is not None:  # a set that knows no splits is all held out
+        if self.validation_rirs is not None:  # without splits, all of it validates
             return self._rooms(front_end, "train", self.validation_rirs)
         raise OptionError(
             f"{missing} Validation needs rooms that are not trained in: give a set of them as "

@@ -98,14 +98,14 @@ class Pretraining(LightningModule):
 
     # --- the step ---------------------------------------------------------------------------
 
-    def windows(self, batch: Sample) -> Tensor:
+    def log_mel_windows(self, batch: Sample) -> Tensor:
         """Mix a batch's scenes and cut their windows, in the order of the batch.
 
         Returns:
             (clips * windows, feature channels, window frames, mels) float32, not normalised.
         """
         features = self.front_end(self._mixtures(batch))
-        return cut_windows(features, batch["windows"], self.config, self.config.window_fill)
+        return cut_windows(features, batch["window_starts"], self.config, self.config.window_fill)
 
     def _mixtures(self, batch: Sample) -> Tensor:
         """Return the mixtures, (clips, channels, samples); Ambisonic ones in the model's axes."""
@@ -126,7 +126,7 @@ class Pretraining(LightningModule):
     def forward(self, batch: Sample) -> Reconstruction:
         """Reconstruct a batch's windows."""
         reconstruction: Reconstruction = self.autoencoder(
-            self.windows(batch), batch["masks"].flatten(0, 1)
+            self.log_mel_windows(batch), batch["masks"].flatten(0, 1)
         )
         return reconstruction
 

@@ -29,7 +29,7 @@ from gram_hear.scenes.noises import Noise, NoiseSet
 
 SHORTEST = 0.1  # seconds of a clip: more than one frame of any front-end
 TRIES = 100  # after so many unreadable sounds in a row the set is given up
-LARGEST_SEED = 2**32 - 1  # one word: a longer seed would run into the numbers beside it
+LARGEST_SEED = 2**32 - 1  # NumPy splits longer seeds into words, which would collide with streams
 ORDER, CLIP, SCENE, NOISE, WINDOWS = range(5)  # the streams of random numbers of a seed
 
 Sample = dict[str, Tensor]
@@ -115,7 +115,7 @@ class SampleSet(Dataset[Sample]):
     def __init__(
         self,
         clips: ClipSet,
-        rirs: Rooms | None,
+        rooms: Rooms | None,
         noises: NoiseSet | None,
         recipe: SampleRecipe,
         layout: str,
@@ -125,7 +125,7 @@ class SampleSet(Dataset[Sample]):
 
         Args:
             clips: the sounds to learn from.
-            rirs: the rooms, of this layout and the recipe's rate; None where all clips stay dry.
+            rooms: of this layout and the recipe's rate; None where all clips stay dry.
             noises: noises at the recipe's rate; None for scenes without noise.
             recipe: the options of samples.
             layout: ``"mono"``, ``"binaural"`` or ``"ambisonic"``.
@@ -137,7 +137,7 @@ class SampleSet(Dataset[Sample]):
             AudioError: where no clip can be read.
         """
         self.clips = clips
-        self.rooms = rirs
+        self.rooms = rooms
         self.noises = noises
         self.recipe = recipe
         self.layout = layout
@@ -186,7 +186,7 @@ class SampleSet(Dataset[Sample]):
             noise: (samples,) float32, faded, silent before and after it; zeros where dry.
             start, length: () int64, the samples in which the noise sounds; length 0 for none.
             snr: () float32, dB.
-            windows: (windows,) int64, the first frame of each.
+            window_starts: (windows,) int64, the first frame of each window.
             masks: (windows, tokens) bool, True where a token is hidden.
             skipped: () int64, how many sounds and rooms could not be read, so that others were
                 drawn instead.
@@ -208,9 +208,9 @@ class SampleSet(Dataset[Sample]):
         }
         sample["rirs"], unread = self._draw_room(generator, dry)
         noise, unheard = self._draw_noise(generator, i, dry)
-        windows, masks = self._draw_windows(i)
+        starts, masks = self._draw_windows(i)
         skips = torch.tensor(skipped + unread + unheard)
-        return sample | noise | {"windows": windows, "masks": masks, "skipped": skips}
+        return sample | noise | {"window_starts": starts, "masks": masks, "skipped": skips}
 
     def clip_of(self, i: int, later: int = 0) -> int:
         """Return the number of sample ``i``'s clip, or of one ``later`` in the epoch's order."""

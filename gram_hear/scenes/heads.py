@@ -39,8 +39,9 @@ MARGIN = 24  # samples kept before the first and after the last, for fractional 
 GAP = 20.0  # degrees: a pole that is farther from every measurement gets a response of its own
 RING = 5.0  # degrees of elevation of the ring that a pole's response is computed from
 ONSET = 0.1  # share of the peak at which a response sets in
-SMOOTHING = 8000.0  # Hz at which a response is damped by 3 dB before its onset is looked for,
-SMOOTHING_OF_RATE = 0.2  # or this share of its rate, if that is lower
+# The frequency at which a response is damped by 3 dB before its onset is looked for:
+SMOOTHING = 8000.0  # Hz,
+SMOOTHING_OF_RATE = 0.2  # or this share of the sample rate, if that is lower
 UPSAMPLING = 8  # times the rate, for the search of an onset
 CHUNK = 64  # responses that are worked on at once
 

@@ -25,8 +25,8 @@ from typing import Any
 from gram_hear.audio.wav import write_wav
 from gram_hear.errors import OptionError, TaskError, some
 from gram_hear.foreign import parse_json
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.job import Job, Record, run_parts
-from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.writing import (
     link_or_copy,
     write_json,
@@ -63,7 +63,7 @@ class Naturalised:
     folder: Path  # the task in scenes
     localisation: Path | None  # None where nothing says where the sources are
     clips: int
-    silent: int  # clips, which stay so
+    silent: int  # clips, which get no noise
 
 
 def obstacle(task: Task) -> str | None:
@@ -89,7 +89,7 @@ def naturalise_task(
     A clip's first channel is brought to -14 dBFS, convolved and mixed with noise as in the
     published training (:func:`gram_hear.scenes.mixing.mix`). The sound is advanced by the whole
     samples that it takes from the source to the listener, so that the times of events stay true.
-    Where its peak exceeds 1, one gain over all channels brings it below. A silent clip stays so.
+    Where its peak exceeds 1, one gain over all channels brings it below. Silent clips get no noise.
 
     What is done is not done again: a finished task is left as it is, a run that was broken off goes
     on, and several runs may make one task together. The metadata is written last: before, the
@@ -98,7 +98,7 @@ def naturalise_task(
     Args:
         task: a HEAR task, of scenes or events, with audio.
         output: the folder that both tasks are made in.
-        settings: how.
+        settings: format, rate, rooms and noise.
         jobs: processes that work side by side; the clips do not depend on their number.
         check_head: as ``check`` of :func:`gram_hear.scenes.heads.load_head`.
         progress: called with the numbers of clips that are done, and of all.
@@ -152,7 +152,7 @@ def read_manifest(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _entry(line: bytes, path: Path) -> dict[str, Any]:
-    """Return what a line says of a clip, as far as it is used here checked."""
+    """Parse a line of a manifest, and check the keys that are used here."""
     entry = parse_json(line, str(path), TaskError)
     kinds = {"split": str, "file": str, "channels": int, "samples": int, "silent": bool}
     kinds["scene"] = dict
@@ -322,7 +322,7 @@ def _build(
         if job.is_finished(partial(_finished, folder)):  # by another run
             return
         if lost := job.missing(clip.name for clip in clips):
-            raise TaskError(job.loss(lost))
+            raise TaskError(job.describe_lost(lost))
         write_json_lines(folder / MANIFEST, (job.record(clip.name) for clip in clips))
         _copy_splits(task, folder)
         write_whole(folder / VOCABULARY, partial(shutil.copyfile, task.folder / VOCABULARY))

@@ -33,8 +33,8 @@ from gram_hear.scenes.rooms import Scene, draw_room_and_scene
 
 FORMATS = {"binaural": "binaural", "ambisonics": "ambisonic"}  # in names of folders -> layouts
 ONSET = 0.1  # of an RIR's peak: where the direct sound of one that does not say so begins
-ORIGINS = ("source_sha256", "rirs_sha256", "noise_sha256", "head_sha256")  # of what was read
-SCENE, NOISE, START, SNR, RIR = range(5)  # what draws from a clip's seed
+ORIGINS = ("source_sha256", "rirs_sha256", "noise_sha256", "head_sha256")  # keys of input hashes
+SCENE, NOISE, START, SNR, RIR = range(5)  # streams of a clip's seed; see gram_hear.scenes
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def draw_recipe(
     if settings.rirs is None:
         scene = tune(draw_room_and_scene((*seed, SCENE))).to_dict()
     else:
-        held_out = open_rir_set(str(settings.rirs), settings.layout, rate)[1]
-        index = held_out[int(np.random.default_rng([*seed, RIR]).integers(len(held_out)))]
+        candidates = open_rir_set(str(settings.rirs), settings.layout, rate)[1]
+        index = candidates[int(np.random.default_rng([*seed, RIR]).integers(len(candidates)))]
     simulated_ears = settings.rirs is None and settings.layout == "binaural"
     return ClipRecipe(
         source=str(source),

@@ -42,7 +42,7 @@ TOP = 0.95
 TOGETHER = 128  # images that are filtered at once: as many as fit a core's cache
 MORE = 3  # in rooms that ring briefly, up to so many times as many images are rendered
 TAIL_FADE = 0.25  # share of the images' time over which the tail takes over
-STREAM = {"binaural": 3, "ambisonic": 4}  # the stream of the scene's seed that draws the tail
+STREAM = {"binaural": 3, "ambisonic": 4}  # of the scene's seed, for the tail; see gram_hear.scenes
 LONGEST_RIR = 60.0  # seconds
 TUNINGS, TUNED = 12, 0.02  # how often surfaces are tuned at most; the deviation that is enough
 

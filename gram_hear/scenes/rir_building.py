@@ -20,8 +20,8 @@ from typing import Any
 from gram_hear.audio.archives import write_npy
 from gram_hear.config import require_rate
 from gram_hear.errors import OptionError, SceneError, require_known
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.job import Job, Record, run_parts
-from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.workers import cores
 from gram_hear.jobs.writing import write_json, write_json_lines, write_whole, writing
 from gram_hear.scenes.heads import load_head
@@ -38,8 +38,8 @@ from gram_hear.scenes.rirs import (
 from gram_hear.scenes.rooms import Ranges, Room, Scene, draw_room, draw_scene
 
 MOST_SCENES = 1_000_000
-ROOMS = 50  # drawn until one can have its reverberation time, and a placement
-PLACEMENTS = 20  # drawn in such a room, until one fits
+ROOMS = 50  # attempts to draw a room that can have its reverberation time, and a placement
+PLACEMENTS = 20  # attempts to draw a placement in such a room
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def draw_room_of(ranges: Ranges, seed: int, split: int, number: int) -> Room:
 
 
 def _draw_placement(room: Room, seed: tuple[int, ...], ranges: Ranges) -> Scene:
-    """Draw a placement in a room that has room for one, however rare those are."""
+    """Draw a placement in a room that is known to allow one, however rarely."""
     for attempt in range(PLACEMENTS):
         try:
             return draw_scene(room, (*seed, attempt), ranges)
@@ -287,7 +287,7 @@ def _build(job: Job, plan: RirPlan, jobs: int, progress: Progress, simulator: Si
         if job.is_finished(partial(_finished, job.output)):  # by another run
             return
         if lost := job.missing(scenes):
-            raise SceneError(job.loss(lost))
+            raise SceneError(job.describe_lost(lost))
         for split in plan.rooms_of_splits:
             entries = (job.record(index.name) for index in plan.scenes_of(split))
             write_json_lines(job.output / f"{split}.jsonl", entries)

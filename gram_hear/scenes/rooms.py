@@ -238,7 +238,7 @@ def draw_room(seed: Sequence[int], ranges: Ranges = Ranges(), *, rt60: float | N
     Raises:
         SceneError: for an RT60 that the room cannot have.
     """
-    generator = np.random.default_rng([*seed, 1])
+    generator = np.random.default_rng([*seed, 1])  # stream 1 of the seed
     low, high = ranges.rt60 if rt60 is None else (rt60, rt60)
     _check_rt60(high)
     for _ in range(SIZES):
@@ -286,7 +286,7 @@ def draw_scene(
         SceneError: where what is asked for cannot be, or was not found in this room.
     """
     _check_asked(azimuth, elevation, distance, noise_sources)
-    generator = np.random.default_rng([*seed, 2])
+    generator = np.random.default_rng([*seed, 2])  # stream 2 of the seed
     reachable = distance is None or distance < math.hypot(*room.size)
     for _ in range(TRIES if reachable else 0):
         listener = _draw_position(generator, room, ranges, ranges.listener_height)

@@ -20,7 +20,7 @@ from gram_hear.scenes.noises import NoiseSet, open_noise
 from gram_hear.scenes.rendering import Rendered, render, tune
 from gram_hear.scenes.rooms import Scene, draw_room_and_scene
 
-NOISE, START = 5, 6  # of the seed's randomness
+NOISE, START = 5, 6  # streams of the seed; see gram_hear.scenes
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,9 +23,9 @@ SILENT = 1e-6  # share of the largest peak, at or below which a response is sile
 FARTHEST = 1e6  # metres
 MEASURED_RATES = (8000, 384_000)  # Hz, the lowest and the highest
 LONGEST_DELAY = 0.02  # seconds by which Data.Delay may differ between responses
-CPU_SECONDS = 3  # of processor time in which a file is read, and 1 s more
-MEGABYTE = 1e6  # for so many bytes of it
-PATIENCE = 20  # times as long by the clock, since the machine may be busy
+CPU_SECONDS = 3  # limit of the CPU time to read a file; 1 s more for each MEGABYTE of it
+MEGABYTE = 1e6  # bytes
+PATIENCE = 20  # limit of the wall-clock time, in CPU limits: the machine may be busy
 
 ANGLES = {"degree": np.pi / 180, "deg": np.pi / 180, "\u00b0": np.pi / 180, "radian": 1, "rad": 1}
 METRES = {

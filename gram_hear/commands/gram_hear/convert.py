@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gram_hear.commands.gram_hear.parts import CacheDir, Heads, ModelArgument, Revision
+from gram_hear.commands.gram_hear.options import CacheDir, Heads, ModelArgument, Revision
 from gram_hear.console import Force
 from gram_hear.errors import OptionError
 from gram_hear.start import importing

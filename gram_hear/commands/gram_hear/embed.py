@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gram_hear.commands.gram_hear.parts import CacheDir, Heads, Layer, Model, Revision
+from gram_hear.commands.gram_hear.options import CacheDir, Heads, Layer, Model, Revision
 from gram_hear.console import Convention, Device, Sounds, messages, progress_bar, results, say
 from gram_hear.start import importing
 

@@ -5,7 +5,7 @@ import json
 import typer
 from rich.table import Table
 
-from gram_hear.commands.gram_hear.parts import CacheDir, Heads, ModelArgument, Revision
+from gram_hear.commands.gram_hear.options import CacheDir, Heads, ModelArgument, Revision
 from gram_hear.console import AsJson, print_table
 from gram_hear.start import importing
 

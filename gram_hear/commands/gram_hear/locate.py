@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from gram_hear.commands.gram_hear.parts import Start, check_output
+from gram_hear.commands.gram_hear.options import Start, check_output
 from gram_hear.console import Convention, Device, Force, print_table, say
 from gram_hear.errors import OptionError
 from gram_hear.extras import need
@@ -29,16 +29,18 @@ def locate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Draw what is found into this PNG.")
     ] = None,
-    head: Annotated[
+    locator: Annotated[
         str,
         typer.Option(
-            help="File of a head. Default: the one that comes with gram-hear for 2 channels, or 4."
+            help="Trained localisation head (.safetensors). Default: the bundled one for the "
+            "file's channels."
         ),
     ] = "",
+    head: Annotated[str, typer.Option(hidden=True, help="Former name of --locator.")] = "",
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help="Name or path of a model. Default: the one that the head names."
+            "--model", "-m", help="Name or path of a model. Default: that of the localisation head."
         ),
     ] = "",
     start: Start = 0.0,
@@ -84,18 +86,18 @@ def locate(
         check_convention(convention)
     channels = channels_of(audio)
     check_layout(str(audio), channels, BUNDLED)
-    layout = "" if head else LAYOUT_OF_AUDIO[channels]
-    locator = load_locator(head, layout=layout, model=model, device=device)
-    check_layout(str(audio), channels, [locator.layout])
-    excerpt = read_excerpt(audio, locator.sample_rate, start, duration, convention)
-    found = locator.locate(excerpt.audio)
+    layout = "" if locator or head else LAYOUT_OF_AUDIO[channels]
+    loaded = load_locator(locator or head, layout=layout, model=model, device=device)
+    check_layout(str(audio), channels, [loaded.layout])
+    excerpt = read_excerpt(audio, loaded.sample_rate, start, duration, convention)
+    found = loaded.locate(excerpt.audio)
     if found.silent.all():
         say(f"{audio}: all of it is silent; there is no direction.")
     if output is not None:
         save_figure(direction_figure(audio.name, excerpt, found), output)
         say(f"drawn: {output}")
     if as_json:
-        typer.echo(json.dumps(_facts(audio, excerpt, found, locator.config.model), indent=2))
+        typer.echo(json.dumps(_facts(audio, excerpt, found, loaded.config.model), indent=2))
     elif as_csv:
         writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
         writer.writeheader()

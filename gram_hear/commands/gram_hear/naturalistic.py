@@ -70,7 +70,9 @@ def naturalistic(
         try:
             found = read_task(folder)
             if wants_all and obstacle(found) is not None:
-                say(f"{folder.name} is left out: it stands in scenes, or is one of localisation.")
+                say(
+                    f"{folder.name} is skipped: it is a natural-scene or localisation task already."
+                )
                 continue
             with progress_bar(folder.name, "clips") as progress:
                 made = naturalise_task(
@@ -86,7 +88,8 @@ def naturalistic(
             failed.append(folder.name)
             continue
         if made.silent:
-            say(f"{made.silent} of {made.clips} clips of {folder.name} are silent, and stay so.")
+            counts = f"{made.silent} of {made.clips} clips of {folder.name}"
+            say(f"{counts} are silent; no noise was added.")
         typer.echo(made.folder)
         if made.localisation is not None:
             typer.echo(made.localisation)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gram_hear.commands.gram_hear.parts import WHICH_MODEL, Layer, Start, check_output
+from gram_hear.commands.gram_hear.options import WHICH_MODEL, Layer, Start, check_output
 from gram_hear.console import Convention, Device, Force, say
 from gram_hear.errors import OptionError
 from gram_hear.extras import need

@@ -21,7 +21,7 @@ def prepare(
     ] = False,
     rate: Annotated[int, typer.Option(help="Sample rate of the clips, Hz.")] = 32000,
     tar_size: Annotated[
-        float, typer.Option(help="Megabytes of a tar, at most; each is one process's work.")
+        float, typer.Option(help="Largest size of a tar, MB. Each tar is written by one process.")
     ] = 500.0,
     jobs: Jobs = None,
     force: Annotated[

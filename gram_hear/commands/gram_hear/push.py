@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from gram_hear.commands.gram_hear.parts import ModelArgument
+from gram_hear.commands.gram_hear.options import ModelArgument
 from gram_hear.start import importing
 
 

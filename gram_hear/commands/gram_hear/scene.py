@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gram_hear.commands.gram_hear.parts import check_output
+from gram_hear.commands.gram_hear.options import check_output
 from gram_hear.console import AsJson, Force, NoCheckHead, say
 from gram_hear.errors import OptionError, reason_of, require_known
 from gram_hear.extras import need

@@ -13,7 +13,7 @@ from gram_hear.commands.hear_eval.embed import embed
 from gram_hear.commands.hear_eval.evaluate import evaluate
 from gram_hear.commands.hear_eval.fetch import fetch
 from gram_hear.commands.hear_eval.make_task import make_task
-from gram_hear.commands.hear_eval.parts import SEVERAL_TASKS
+from gram_hear.commands.hear_eval.options import SEVERAL_TASKS
 from gram_hear.commands.hear_eval.predict import predict
 from gram_hear.commands.hear_eval.report import report
 from gram_hear.commands.hear_eval.tasks import tasks
@@ -21,10 +21,10 @@ from gram_hear.console import run
 
 
 class _Commands(TyperGroup):
-    """The commands; a word that is none of them may have been meant for ``--task``."""
+    """The commands. A word that is none of them may have been meant for ``--task``."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command; a usage error where tasks were given before what is none."""
+        """Return a command; a usage error where ``--task`` was given before a word that is none."""
         command = super().get_command(ctx, cmd_name)
         if command is None and ctx.params.get("task"):
             raise typer.BadParameter(f"there is no command {cmd_name!r}; {SEVERAL_TASKS}.")
@@ -40,7 +40,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.callback(invoke_without_command=True)(evaluate)
-app.command(context_settings={"allow_extra_args": True})(embed)  # to say what one too many means
+# Surplus words are let through so that embed can say what was wrong with them.
+app.command(context_settings={"allow_extra_args": True})(embed)
 for command in (predict, check, tasks, fetch, make_task, report):
     app.command()(command)
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from gram_hear.commands.hear_eval.parts import (
+from gram_hear.commands.hear_eval.options import (
     LOG,
     Model,
     ModelOptions,

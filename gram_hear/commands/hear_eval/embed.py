@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from gram_hear.commands.hear_eval.parts import (
+from gram_hear.commands.hear_eval.options import (
     SEVERAL_TASKS,
     EmbeddingsDir,
     EmptyClips,

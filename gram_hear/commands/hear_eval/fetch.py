@@ -10,7 +10,7 @@ from rich.table import Table
 
 from gram_hear.console import AsJson, finish, names_in, print_table, progress_bar, say
 from gram_hear.errors import GramError
-from gram_hear.jobs.progress import Progress
+from gram_hear.jobs.callback import Progress
 from gram_hear.start import importing
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def fetch(
 ) -> None:
     """Fetch tasks of the public HEAR 2021 archive; print the folder of each.
 
-    What is cut or killed goes on where it stopped. Without names: show what there is.
+    An interrupted download resumes where it stopped. Without names: show what there is.
 
     Example: hear-eval fetch esc50 libricount -o tasks
     """

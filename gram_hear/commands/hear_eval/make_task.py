@@ -22,7 +22,10 @@ LARGEST_TABLE = 60  # classes; of more only the counts of files are shown
 
 def make_task(
     source: Annotated[
-        Path, typer.Argument(help="The folder of the recordings: a class per folder, unless told.")
+        Path,
+        typer.Argument(
+            help="Folder of recordings. Without --csv or --pattern, each subfolder is a class."
+        ),
     ],
     name: Annotated[str, typer.Option(help="Name of the task. Default: that of the folder.")] = "",
     csv: Annotated[
@@ -54,7 +57,7 @@ def make_task(
     prediction_type: Annotated[
         str,
         typer.Option(
-            help="Type of the task: multiclass or multilabel. Default: as the labels are."
+            help="multiclass or multilabel. Default: multilabel if any file has several labels."
         ),
     ] = "",
     shares: Annotated[

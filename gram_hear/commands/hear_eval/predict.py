@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gram_hear.commands.hear_eval.parts import (
+from gram_hear.commands.hear_eval.options import (
     FEWEST_STEPS,
     Force,
     Grid,

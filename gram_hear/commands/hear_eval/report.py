@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="EMBEDDINGS/MODULE ..., or folders that hold such, of any seeds."),
+        typer.Argument(
+            help="EMBEDDINGS/MODULE ..., or parent folders; runs of different seeds are grouped."
+        ),
     ],
     task: Tasks = None,
     published: Annotated[
         list[str] | None,
-        typer.Option(help="Show published HEAR scores beside: all, or names: OpenL3,CREPE."),
+        typer.Option(help="Add published HEAR scores: all, or names such as OpenL3,CREPE."),
     ] = None,
     published_file: Annotated[
         Path | None, typer.Option(help="Take published scores from a JSON file of your own.")

@@ -50,7 +50,7 @@ def _show_tasks(described: Sequence[dict[str, Any]]) -> None:
             ", ".join(each.get("metrics") or ()),
             ", ".join(f"{name} {size}" for name, size in (each.get("splits") or {}).items()),
             ", ".join(
-                f"{rate} (made)" if rate in each["made"] else str(rate)
+                f"{rate} (resampled)" if rate in each["made"] else str(rate)
                 for rate in each.get("rates") or ()
             ),
             "; ".join([*_missing(each), *each["faults"]]),

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from gram_hear.commands.hear_eval.parts import LOG, TRACEBACK_LOG, log_traceback
+from gram_hear.commands.hear_eval.options import LOG, TRACEBACK_LOG, log_traceback
 from gram_hear.console import print_table, progress_bar, say
 from gram_hear.errors import GramError, ModuleError
 from gram_hear.evaluation.compare.results import (

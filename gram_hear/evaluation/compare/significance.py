@@ -21,7 +21,7 @@ from gram_hear.evaluation.predict.folds import folds_of
 from gram_hear.evaluation.predict.metrics import named_metric
 from gram_hear.evaluation.predict.score_files import FILES
 from gram_hear.foreign import FLOATS, ZIP_FAULTS, read_array
-from gram_hear.jobs.progress import Progress, silent
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.tasks import read_task
 
 LEVEL = 0.05  # below which an adjusted p-value is significant

@@ -37,10 +37,10 @@ from gram_hear.evaluation.embed.embeddings import (
 )
 from gram_hear.evaluation.embed.hear_module import HearModule, is_out_of_memory
 from gram_hear.evaluation.embed.task_audio import SILENCE, ClipFile, TaskAudio
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.interrupts import interrupts_held, result_of, submit
 from gram_hear.jobs.job import Job, JobGone, claimed
 from gram_hear.jobs.locks import OLD_LOCK, locked
-from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.writing import write_json, write_whole
 from gram_hear.tasks import METADATA, VOCABULARY, Task, empty_in_words, read_json
 
@@ -78,7 +78,7 @@ def embed_task(
         folder: of the embeddings of this module and model.
         progress: called with the numbers of files that are done, and of all.
         force: replace embeddings that something else made (another version of the module's code,
-            of the model or of the task), and take their scores as gone.
+            of the model or of the task), and discard their scores.
         empty_clips: what becomes of clips without samples: ``"error"``; ``"skip"``, they are left
             out, of labels and scores too; ``"zero"``, a second of silence is embedded for each.
 
@@ -193,12 +193,15 @@ def _made_of(out: Path) -> Any:
 
 
 def _difference(out: Path, identity: dict[str, Any]) -> str:
-    """Return in what a directory's embeddings are of something else; "" where there are none."""
+    """Describe how a directory's embeddings differ from what is asked for.
+
+    Return "" if they do not, or there are none.
+    """
     found = _made_of(out)
     if found is None:
         return ""
     if not isinstance(found, dict):
-        return f"it says {short(found)} of them"
+        return f"what they are made of is given as {short(found)}"
     for key, value in identity.items():
         there = found.get(key)
         if there != value and not (key == EMPTY and there is None):  # none of its clips is empty
@@ -207,7 +210,7 @@ def _difference(out: Path, identity: dict[str, Any]) -> str:
 
 
 def _discard(out: Path) -> None:
-    """Remove a directory's embeddings; first of all what says that scores are of them."""
+    """Delete a directory's embeddings, beginning with the markers that tie scores to them."""
     job = Job(out, {})
     with locked(out, TaskError), job.finishing():
         job.forget()
@@ -285,7 +288,7 @@ class _TaskRun:
     def _without_empty(
         self, clips: dict[str, list[ClipFile]], empty: Mapping[str, list[str]], names: Sequence[str]
     ) -> dict[str, list[ClipFile]]:
-        """Do with clips without samples what was asked for; return what is to be embedded."""
+        """Apply ``empty_clips`` to clips without samples; return the clips to embed."""
         said = f"{self.task.name}: {empty_in_words(names, sum(map(len, clips.values())))}"
         if self.identity[EMPTY] == "error":
             raise AudioError(
@@ -469,7 +472,7 @@ class _TaskRun:
         """Write a split from its parts: its embeddings come last, and then it is noted."""
         records = [self.job.record(part) for part in parts]
         if lost := [part for part, record in zip(parts, records, strict=True) if record is None]:
-            raise TaskError(self.job.loss(lost))
+            raise TaskError(self.job.describe_lost(lost))
         made = [record for record in records if record is not None]
         files = self.task.row_files(split)
         raw = self.task.raw_annotations(split)
@@ -524,7 +527,7 @@ class _TaskRun:
                 return
             records = {split: self.job.record(split) for split in self.task.splits}
             if lost := [split for split, record in records.items() if record is None]:
-                raise TaskError(self.job.loss(lost))
+                raise TaskError(self.job.describe_lost(lost))
             made = [record for record in records.values() if record is not None]
             libraries = ("gram-hear", "torch", "numpy", "soxr", "soundfile")
             identity = {k: v for k, v in self.job.made_of.items() if k != "part_samples"}

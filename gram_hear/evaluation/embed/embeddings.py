@@ -19,15 +19,15 @@ import numpy as np
 
 from gram_hear.errors import TaskError, short, some
 from gram_hear.foreign import NotPlain, read_pickled_lists
-from gram_hear.jobs.job import Job
+from gram_hear.jobs import job
 from gram_hear.tasks import LONGEST_CLIP, Task, read_json
 
 DONE = "embeddings-done.json"
 PROGRESS = "embeddings-progress.json"  # of version 0.1.0, while embeddings are not finished
-PREDICTED = "prediction-done.json"  # says that scores are of the embeddings beside it
-NEIGHBOURS_DONE = "prediction-done-knn.json"  # the same of those of the nearest neighbours
-EMPTY = "empty_clips"  # key of what was done about clips without samples; None where there are none
-EMPTY_FILES = "empty_files"  # key of which they are, as "split/file"
+PREDICTED = "prediction-done.json"  # marker: scores belong to the embeddings beside it
+NEIGHBOURS_DONE = "prediction-done-knn.json"  # the same for k-NN scores
+EMPTY = "empty_clips"  # key of how clips without samples were treated; None where there are none
+EMPTY_FILES = "empty_files"  # key of their names, as "split/file"
 EVENT_END = 0.0001  # ms by which an event lasts past its end, so that its last timestamp is in it
 CHUNK_BYTES = 2**26  # of embeddings that are checked at once
 
@@ -205,7 +205,7 @@ def begun_of(folder: Path) -> Any:
     """Return what unfinished embeddings are made of; None where none were begun."""
     if (folder / PROGRESS).is_file():
         return read_json(folder / PROGRESS)
-    found = Job(folder, {}).begun_of()
+    found = job.begun_of(folder)
     return found if isinstance(found, dict) and "module_code" in found else None
 
 

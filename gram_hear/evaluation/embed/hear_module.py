@@ -143,7 +143,7 @@ def _reason(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was short, on a GPU or not."""
+    """Whether an error means that memory ran out, on a GPU or not."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if not isinstance(error, RuntimeError):
@@ -190,7 +190,7 @@ class HearModule:
                 model.to(self.device)
         self._warned: set[str] = set()
 
-    # --- who it is ---
+    # --- identity ---
 
     @cached_property
     def model_digest(self) -> str:
@@ -232,7 +232,7 @@ class HearModule:
         slug = _slug(path.name)
         return slug if slug == self.model_path else f"{slug}-{_digest(self.model_path)}"
 
-    # --- what it says ---
+    # --- calls ---
 
     def scenes(self, audio: np.ndarray, names: Sequence[str] = ()) -> np.ndarray:
         """Embed whole clips.

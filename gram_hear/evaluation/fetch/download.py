@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from gram_hear.errors import TaskError, reason_of
 from gram_hear.evaluation.fetch.record import STORE, Archive, in_words, size_of
 from gram_hear.evaluation.fetch.site import Report, open_url, patiently
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.locks import LOCK, POLL, try_lock
-from gram_hear.jobs.progress import Progress, silent
 
 BLOCK = 1 << 20  # bytes
 
@@ -180,7 +180,7 @@ def _first_byte(archive: Archive, response: HTTPResponse, asked: int) -> int:
         total = int(match[2]) if match and match[2] != "*" else archive.size
         if first not in (0, asked):
             raise TaskError(
-                f"{archive.file} cannot be gone on with: asked for the bytes from {asked}, the "
+                f"{archive.file} cannot be resumed: asked for the bytes from {asked}, the "
                 f"site answers {response.headers.get('Content-Range')!r}."
             )
     else:

@@ -18,8 +18,8 @@ from gram_hear.errors import OptionError, TaskError
 
 SITE, SITE_VARIABLE = "https://zenodo.org", "GRAM_HEAR_ZENODO"
 TIMEOUT = 60.0  # seconds without a byte until a connection counts as cut
-ATTEMPTS = 5  # in a row that bring nothing of a file, with pauses that double
-QUESTIONS = 3  # attempts where nothing is kept: who is offline hears so soon
+ATTEMPTS = 5  # consecutive ones without a new byte of a file; the pauses double
+QUESTIONS = 3  # attempts at small answers: few, so that offline users learn it soon
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 120.0  # seconds
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # refusals that time may heal
 

@@ -14,7 +14,7 @@ from typing import Literal
 from gram_hear.errors import OptionError, TaskError, reason_of, short
 from gram_hear.evaluation.fetch.record import Archive, in_words, printable, size_of
 from gram_hear.foreign import TAR_FAULTS, BoundedMember
-from gram_hear.jobs.progress import Progress, silent
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.tasks import METADATA
 
 # What an archive may hold.

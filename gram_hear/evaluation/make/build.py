@@ -1,7 +1,7 @@
 """A task directory built of labelled recordings: in a folder aside, from where it is moved whole.
 
 The folder aside, ``.<task>.making`` beside the task, is a job (:mod:`gram_hear.jobs.job`): several
-runs may share it, and what a killed run left is gone on with. Its parts are a few sound files each.
+runs may share it, and what a killed run left is resumed. Its parts are a few sound files each.
 Splits are settled when all sound is known, since files of equal sound stay in one.
 """
 
@@ -26,8 +26,8 @@ from gram_hear.evaluation.make.plan import NAMED, TaskPlan, refuse_sounds
 from gram_hear.evaluation.make.sounds import MadeSound, SoundHeader, SoundOptions, make_sound
 from gram_hear.evaluation.make.splits import Splits, make_splits
 from gram_hear.evaluation.predict.postprocessing import EVENT_POSTPROCESSING
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.job import Job, Record, run_parts
-from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.workers import cores
 from gram_hear.jobs.writing import link_or_copy, write_json, write_text
 from gram_hear.tasks import METADATA, VOCABULARY, read_json, read_task

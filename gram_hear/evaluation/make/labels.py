@@ -521,7 +521,10 @@ def vocabulary_of(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_vocabulary(labels: Sequence[str], where: str = "") -> None:
-    """Raise a TaskError for fewer than two classes; ``where`` says of what they are all."""
+    """Raise a TaskError for fewer than two classes.
+
+    Its message puts ``where`` after "All labels".
+    """
     if len(labels) < 2:
         raise TaskError(
             f"All labels{where} are the same ({', '.join(labels) or 'there is none'}); a task "

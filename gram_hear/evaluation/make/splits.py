@@ -24,7 +24,8 @@ class SplitOptions:
         folds: how many folds there are instead; None for none.
         seed: of the order in which groups of equal size are dealt out.
         group_by: the field whose values stay in one split; "" where every clip stands for itself.
-        allow_rare: warn of classes that are in one split only, or not in what is trained on.
+        allow_rare: accept, with a warning instead of an error, classes that are in one split only,
+            or not in the training split.
     """
 
     shares: tuple[float, ...] | None = None
@@ -241,7 +242,8 @@ def _check_classes(
 def _untrained_fold(folds: Iterable[str], own: Iterable[str]) -> str:
     """Return the fold whose test leaves none of a class's own folds to train; "" where none does.
 
-    The fold after the tested one validates, the others train (``prediction.folds_of``).
+    The fold after the tested one validates, the others train, as in
+    :func:`gram_hear.evaluation.predict.folds.folds_of`.
     """
     names = sorted(folds)
     following = [*names[1:], names[0]]

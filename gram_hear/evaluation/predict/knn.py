@@ -23,7 +23,7 @@ from gram_hear.evaluation.predict.folds import Fold
 from gram_hear.evaluation.predict.predictors import Examples, Rows
 from gram_hear.evaluation.predict.score_files import FILES, as_test_scores
 from gram_hear.evaluation.predict.scoring import SplitScorer, metrics_of
-from gram_hear.jobs.progress import Progress
+from gram_hear.jobs.callback import Progress
 from gram_hear.tasks import Task
 
 NEIGHBOURS = 10  # of X-ARES, as the temperature

@@ -232,7 +232,7 @@ def scene_scores(
     """Return the metrics of clips, by name, in the order given.
 
     Values may be infinite or NaN where a metric's own description says so; :func:`strict_json`
-    makes them fit for a file.
+    of :mod:`gram_hear.evaluation.predict.score_files` makes them fit for a file.
 
     Args:
         names: of :data:`METRICS`, of one task: not of events.

@@ -11,8 +11,8 @@ from gram_hear.errors import TaskError, reason_of, short
 from gram_hear.evaluation.predict.data import TaskData, open_task
 from gram_hear.evaluation.predict.folds import Fold, folds_of
 from gram_hear.evaluation.predict.score_files import ProbeFiles, publish, score_file, write_scores
+from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.locks import locked
-from gram_hear.jobs.progress import Progress, silent
 from gram_hear.jobs.writing import remove_leftovers
 from gram_hear.tasks import Task, read_json, read_task
 
@@ -63,7 +63,7 @@ def is_predicted(folder: Path, probe: Probe, force: bool = False) -> bool:
     """Whether a task has been predicted by this very probe.
 
     Raises:
-        TaskError: where it was predicted with other options, and ``force`` does not say to go on.
+        TaskError: where it was predicted with other options, and ``force`` is not set.
     """
     marker = folder / probe.files.marker
     if force or not marker.exists():
@@ -127,7 +127,7 @@ def _unfinished(folder: Path) -> Iterator[Path]:
 
 
 def _predict(task: Task, probe: Probe, unfinished: Path, progress: Progress) -> dict[str, Any]:
-    """Do what :func:`predict_task` says, in a folder that is locked."""
+    """Predict a task; the caller holds the lock of its folder."""
     started, cpu_started = time.time(), time.process_time()
     folds = folds_of(task, probe.validates)
     data = open_task(task, set().union(*(fold.splits for fold in folds)))

@@ -58,7 +58,7 @@ def write_scores(path: Path, content: object) -> None:
 
 
 def publish(finished: Path, marker: Path, content: object) -> None:
-    """Move all files of a folder to where a marker stands, which is away while they change."""
+    """Move all files of a folder beside the marker, which is deleted first and rewritten last."""
     marker.unlink(missing_ok=True)
     for path in list(finished.iterdir()):
         os.replace(path, marker.parent / path.name)

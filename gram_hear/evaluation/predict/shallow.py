@@ -25,7 +25,7 @@ from gram_hear.evaluation.predict.scoring import (
     parameters_of,
 )
 from gram_hear.evaluation.predict.training import Trained, side_by_side, train
-from gram_hear.jobs.progress import Progress
+from gram_hear.jobs.callback import Progress
 from gram_hear.tasks import Task
 
 FEWEST_STEPS = 100  # of an optimizer, below which scores say little (docs/decisions.md)

@@ -55,7 +55,8 @@ EmptyClips = Annotated[
 Force = Annotated[
     bool,
     typer.Option(
-        "--force", help="Replace what another version or plan made; predict again what is done."
+        "--force",
+        help="Redo embeddings of another version or with other options, and predict all again.",
     ),
 ]
 

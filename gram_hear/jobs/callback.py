@@ -1,4 +1,4 @@
-"""How a long job tells how far it is."""
+"""What a long job calls to tell how far it is."""
 
 from collections.abc import Callable
 
