@@ -157,13 +157,7 @@ class BoundedMember(tarfile.TarInfo):
 def parse_array(
     data: bytes, name: str, error: type[GramError], *types: type[np.generic]
 ) -> np.ndarray:
-    """Return the array of a ``.npy`` file's bytes.
-
-    Args:
-        data: the whole file.
-        name: what messages call it.
-        error: the class that is raised.
-        types: those that the array may have.
+    """Return the array of a ``.npy`` file's bytes, which messages call by a name.
 
     Raises:
         error: for what is no ``.npy`` file of one of these types and at most 4 axes, or has

@@ -27,12 +27,12 @@ import numpy as np
 from gram_hear.audio.archives import SUMMARY, index_tar
 from gram_hear.audio.files import SoundReader, find_audio, warn_of_left_out
 from gram_hear.config import require_rate
-from gram_hear.errors import AudioError, OptionError, reason_of
+from gram_hear.errors import AudioError, OptionError
 from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.job import Job, Record, read_state, run_parts
 from gram_hear.jobs.locks import wait_for_lock
 from gram_hear.jobs.workers import cores
-from gram_hear.jobs.writing import write_json, write_whole
+from gram_hear.jobs.writing import write_json, write_whole, writing
 
 FORMAT, VERSION = "gram-hear clips", 1
 GROUPS = "groups.json"  # in the job's state: the files of each group
@@ -126,16 +126,11 @@ def prepare(
     files = _find(inputs)
     options = {"inputs": [str(path.absolute()) for path in inputs], **asdict(preparation)}
     job = Job(output, options)
-    try:
+    with writing(output, OptionError):
         _take_over(output)
         # Never finished: there may be files to add.
         job.begin(force=force, finished=lambda: None, clear=partial(_clear, output))
         return _make_groups(job, files, preparation, jobs, progress or silent)
-    except OSError as error:
-        raise OptionError(
-            f"{output} cannot be written: {reason_of(error)}. What is finished is kept; "
-            "run again to go on."
-        ) from error
 
 
 def _make_groups(

@@ -246,10 +246,7 @@ def read_audio(
 
 
 def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, int]:
-    """Read a whole sound file at its own sample rate.
-
-    Args:
-        path: a file as for :func:`read_audio`, with any number of channels.
+    """Read a whole sound file, of any number of channels, at its own sample rate.
 
     Returns:
         (samples, channels) float32, which may be empty, and the sample rate in Hz. Four channels

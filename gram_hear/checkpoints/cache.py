@@ -116,10 +116,10 @@ def check_cached(path: Path, what: str, expected: Mapping[str, str], cache: Path
     """Return the SHA-256 of a cached file, or remove the file where it has another than expected.
 
     Args:
-        path: the file, or the link to it.
+        path: the file, or the link to it, in the cache.
         what: what it is, for the message.
         expected: who says which hash -> the hash; empty where none is known.
-        cache: the folder that the file must be in; nothing outside of it is removed.
+        cache: the folder; nothing outside of it is removed.
 
     Raises:
         CheckpointError: where the hashes differ; the next attempt fetches the file anew. Also for a

@@ -454,17 +454,9 @@ def upload(
     revision: str | None,
     message: str,
 ) -> str:
-    """Upload a folder's files as one commit, making the repository where there is none.
+    """Upload a folder's files as one commit, and return the repository's address.
 
-    A ``README.md`` that the repository has already is left as it is.
-
-    Returns:
-        The repository's address.
-
-    Raises:
-        OptionError: for a token with characters that no token has.
-        CheckpointError: without a login, network or permission, or where ``private`` is asked of
-            a repository that is public.
+    See :func:`gram_hear.checkpoints.push.push_to_hub`, whose options these are.
     """
     from huggingface_hub import HfApi
 

@@ -220,10 +220,8 @@ class CollectionRun:
     def run(self, jobs: int = 1) -> Iterator[SoundEmbedded | FileOutcome]:
         """Embed what is due, each file into its part; wait for what other runs embed.
 
-        A file that cannot be read is reported and does not stop the rest.
-
-        Args:
-            jobs: threads that decode ahead.
+        A file that cannot be read is reported and does not stop the rest. ``jobs`` threads decode
+        ahead.
 
         Yields:
             A :class:`SoundEmbedded` for each stretch of sound, a :class:`FileOutcome` for each

@@ -5,10 +5,11 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from gram_hear.errors import OptionError
+from gram_hear.errors import GramError, OptionError, reason_of
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -68,6 +69,18 @@ def write_json_lines(path: Path, entries: Iterable[object]) -> None:
                 file.write(json.dumps(entry, allow_nan=False) + "\n")
 
     write_whole(path, write)
+
+
+@contextmanager
+def writing(output: Path, error: type[GramError]) -> Iterator[None]:
+    """Turn what the file system refuses in a job into an error that says how to go on."""
+    try:
+        yield
+    except OSError as failure:
+        raise error(
+            f"{output} cannot be written: {reason_of(failure)}. What is finished is kept; run the "
+            "same command again to go on."
+        ) from failure
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -200,11 +200,7 @@ def average(values: np.ndarray, most: int) -> np.ndarray:
 
 
 def principal_components(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first principal components of rows over time.
-
-    Args:
-        rows: (n, d).
-        count: of components.
+    """Return the first principal components of rows (n, d) over time.
 
     Returns:
         scores (n, count) and the part of the variance that each explains (count,). Components that

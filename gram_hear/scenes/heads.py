@@ -52,20 +52,13 @@ class Head:
 
     They are scaled such that low frequencies have the gain 1: the mean energy between 150 and 300
     Hz, over all directions, is 1 at each ear.
-
-    Attributes:
-        name: "kemar", "sphere", or the file's name.
-        rate: Hz.
-        directions: (M, 3) float64 unit vectors.
-        responses: (M, 2, taps) float32, of the left and the right ear.
-        delay: seconds by which the responses delay a pulse, as their onsets show: the average over
-            both ears and all directions.
     """
 
-    name: str
-    rate: int
-    directions: np.ndarray
-    responses: np.ndarray
+    name: str  # kemar, sphere, or the file's name
+    rate: int  # Hz
+    directions: np.ndarray  # (M, 3) float64 unit vectors
+    responses: np.ndarray  # (M, 2, taps) float32, of the left and the right ear
+    # Seconds by which the responses delay a pulse, as their onsets show, averaged over all.
     delay: float
 
     @cached_property

@@ -39,15 +39,11 @@ PerClip = Tensor | Sequence[int] | Sequence[float] | Sequence[bool]
 
 @dataclass(frozen=True, eq=False)
 class Mixed:
-    """A batch of mixtures.
+    """A batch of mixtures."""
 
-    Attributes:
-        audio: (batch, channels, samples) float32.
-        gain: (batch,) float32, the noise gain. It is 0 where there was no noise, or where the
-            noise or the clip was silent inside the window of the noise.
-    """
-
-    audio: Tensor
+    audio: Tensor  # (batch, channels, samples) float32
+    # (batch,) float32, the noise gain. It is 0 where there was no noise, or where the noise or the
+    # clip was silent inside the window of the noise.
     gain: Tensor
 
 
@@ -389,13 +385,9 @@ def _whole_numbers(name: str, values: PerClip, clips: Tensor) -> Tensor:
 
 
 def below_full_scale(sound: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return a sound with its peak just below 1, if it was above.
+    """Return a sound (channels, samples) whose peak is below 1, and the gain that it needed for it.
 
-    Args:
-        sound: (channels, samples).
-
-    Returns:
-        The sound, and the gain of all its channels; 1 where none was needed.
+    All channels have that gain; it is 1 where the peak was not above.
     """
     peak = float(np.abs(sound).max())
     if peak <= 1.0:

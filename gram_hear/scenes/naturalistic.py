@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gram_hear.audio.wav import write_wav
-from gram_hear.errors import OptionError, TaskError, reason_of, some
+from gram_hear.errors import OptionError, TaskError, some
 from gram_hear.foreign import parse_json
 from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.job import Job, Record, run_parts
@@ -33,6 +33,7 @@ from gram_hear.jobs.writing import (
     write_json_lines,
     write_text,
     write_whole,
+    writing,
 )
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.recipes import (
@@ -118,7 +119,7 @@ def naturalise_task(
     clips = _list_clips(task, job.output, settings)
     finished = partial(_finished, job.output)
     progress = progress or silent
-    with _writing(job.output):
+    with writing(job.output, TaskError):
         for each in (job, localisation):  # what is in the way shows before any work
             _refuse_unfinished(each.output)
             each.check(finished=partial(_finished, each.output))
@@ -160,18 +161,6 @@ def _entry(line: bytes, path: Path) -> dict[str, Any]:
     ):
         raise TaskError(f"{path} holds a line that describes no clip; make the task anew.")
     return entry
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses into an error that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        raise TaskError(
-            f"{folder} could not be written: {reason_of(error)}. What is finished is kept; "
-            "run the same command again to go on."
-        ) from error
 
 
 # --- what is asked for ----------------------------------------------------------------------

@@ -19,11 +19,11 @@ from typing import Any
 
 from gram_hear.audio.archives import write_npy
 from gram_hear.config import require_rate
-from gram_hear.errors import OptionError, SceneError, reason_of, require_known
+from gram_hear.errors import OptionError, SceneError, require_known
 from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.job import Job, Record, run_parts
 from gram_hear.jobs.workers import cores
-from gram_hear.jobs.writing import write_json, write_json_lines, write_whole
+from gram_hear.jobs.writing import write_json, write_json_lines, write_whole, writing
 from gram_hear.scenes.heads import load_head
 from gram_hear.scenes.rendering import LONGEST_RIR, SCENE_LAYOUTS, Rendered, render, tune
 from gram_hear.scenes.rirs import (
@@ -235,16 +235,11 @@ def build_rirs(
     progress = progress or silent
     job = Job(output, plan.to_dict())
     finished = partial(_finished, output)
-    try:
+    with writing(output, SceneError):
         if not force:
             _refuse_unfinished(output)
         if job.begin(force=force, finished=finished, clear=partial(clear, output)):
             _build(job, plan, jobs, progress, simulator)
-    except OSError as error:
-        raise SceneError(
-            f"{output} cannot be written: {reason_of(error)}. What is finished is kept; "
-            "build the set again to go on."
-        ) from error
     counts = {split: n * plan.scenes_per_room for split, n in plan.rooms_of_splits.items()}
     progress(sum(counts.values()), sum(counts.values()))
     return counts

@@ -40,25 +40,19 @@ Position = tuple[float, float, float]
 class Ranges:
     """The ranges from which rooms and placements are drawn, each uniformly between two bounds.
 
-    Attributes:
-        width, depth, height: of the room, metres.
-        rt60: reverberation time in the octave of 1 kHz, seconds. Size and time are drawn such that
-            the average absorption, by Sabine's formula, is at most :data:`DRAWN_ABSORPTION`.
-        gap: metres from listener and sources to the walls, at least (one number).
-        listener_height, source_height: metres above the floor.
-        distance: from listener to source, metres. Noise sources may be anywhere.
-        noise_sources: their number, both bounds included.
+    Size and RT60 are drawn such that the average absorption, by Sabine's formula, is at most
+    :data:`DRAWN_ABSORPTION`. Lengths are in metres. Noise sources may be anywhere.
     """
 
-    width: tuple[float, float] = (2.5, 7.0)
+    width: tuple[float, float] = (2.5, 7.0)  # of the room, as depth and height
     depth: tuple[float, float] = (3.0, 10.0)
     height: tuple[float, float] = (2.3, 3.5)
-    rt60: tuple[float, float] = (0.2, 1.0)
-    gap: float = 0.3
-    listener_height: tuple[float, float] = (1.0, 1.8)
+    rt60: tuple[float, float] = (0.2, 1.0)  # in the octave of 1 kHz, seconds
+    gap: float = 0.3  # from listener and sources to the walls, at least
+    listener_height: tuple[float, float] = (1.0, 1.8)  # above the floor
     source_height: tuple[float, float] = (0.3, 2.2)
-    distance: tuple[float, float] = (0.5, 5.0)
-    noise_sources: tuple[int, int] = (1, 5)
+    distance: tuple[float, float] = (0.5, 5.0)  # from listener to source
+    noise_sources: tuple[int, int] = (1, 5)  # their number, both bounds included
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
