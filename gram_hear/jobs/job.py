@@ -316,9 +316,11 @@ class Job:
     def loss(self, lost: Sequence[str]) -> str:
         """Return a sentence on parts that were done, and are not there at the end."""
         more = f" and {len(lost) - 3:,} more" if len(lost) > 3 else ""
+        # Without its state, what is left there would be refused as files of something else.
+        first = "Delete what is left there, and run" if self.begun_of() is None else "Run"
         return (
             f"{', '.join(lost[:3])}{more} of {self.output}: files were removed or altered while "
-            "this run was at work. Run again to make them anew."
+            f"this run was at work. {first} again to make them anew."
         )
 
     def _lock(self, part: str) -> Path:
