@@ -326,7 +326,9 @@ def test_state_that_is_removed_while_parts_are_made_is_a_loss_and_no_error(job, 
 
     outcomes(job, ["a"])
     assert list(run_parts(job, {"b": "b"}, remove_and_make, 1))
-    assert job.missing(["a", "b"]) == ["a" if removed == "done" else "b"]
+    lost = job.missing(["a", "b"])
+    assert lost == ["a" if removed == "done" else "b"]
+    assert ("Delete what is left" in job.describe_lost(lost)) == (removed == "made_of.json")
 
 
 def test_the_end_of_a_job_stays_locked_when_it_is_closed(job):

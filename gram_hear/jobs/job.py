@@ -314,9 +314,11 @@ class Job:
 
     def describe_lost(self, lost: Sequence[str]) -> str:
         """Return the error message for parts whose files vanished while the run was at work."""
+        # Without its state, what is left there would be refused as files of something else.
+        first = "Delete what is left there, and run" if self.begun_of() is None else "Run"
         return (
             f"{some(lost)} of {self.output}: files were removed or altered while "
-            "this run was at work. Run again to make them anew."
+            f"this run was at work. {first} again to make them anew."
         )
 
     def _lock(self, part: str) -> Path:
