@@ -856,7 +856,7 @@ def another_run(tmp_path, model_path, tree, monkeypatch):
 
     def start(output, pause):
         arguments = [str(each) for each in (model_path, tree, output, log, pause)]
-        process = subprocess.Popen([sys.executable, "-c", RUN, *arguments])
+        process = subprocess.Popen([sys.executable, "-P", "-c", RUN, *arguments])
         while not log.exists() and process.poll() is None:
             time.sleep(0.01)
         return process, lambda: log.read_text().split()

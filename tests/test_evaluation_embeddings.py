@@ -231,7 +231,7 @@ embed_task.embed_task(read_task(Path(task)), module, Path(folder))
 
 def run(task, folder, log, pause=0.0, kill_after=0):
     arguments = [str(each) for each in (task.folder, folder, log, pause, kill_after)]
-    return subprocess.Popen([sys.executable, "-c", RUN, *arguments])
+    return subprocess.Popen([sys.executable, "-P", "-c", RUN, *arguments])
 
 
 def embedded(log):

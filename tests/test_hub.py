@@ -180,7 +180,7 @@ def test_the_environment_directs_the_client(hub, tmp_path):
     paths = []
     for offline in ("0", "1"):
         process = subprocess.run(
-            [sys.executable, "-c", script, "gramt-mono"],
+            [sys.executable, "-P", "-c", script, "gramt-mono"],
             env=environment(hub, tmp_path) | {"HF_HUB_OFFLINE": offline},
             cwd=tmp_path,
             capture_output=True,

@@ -51,7 +51,7 @@ def holder():
 
     def start(path, code=HOLD_LOCK):
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-P", "-c", code, str(path)], stdout=subprocess.PIPE, text=True
         )
         running.append(process)
         assert process.stdout.readline() == "True\n"

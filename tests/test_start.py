@@ -42,7 +42,9 @@ sys.argv = ["program", *{arguments}]
 def run_program(program, what):
     """Run a program in which something happens when torch is imported."""
     code = AT_IMPORT.format(what=what, program=PROGRAMS[program], arguments=ARGUMENTS[program])
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -123,7 +125,9 @@ def test_no_help_waits_for_a_library(program, app):
     commands = sorted(typer.main.get_command(app).commands)
     arguments = [["--version"], ["--help"], *([command, "--help"] for command in commands)]
     code = HELP.format(program=program, arguments=arguments)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.count("Usage: ") == 1 + len(commands)
     assert done.stdout.splitlines()[-1] == "loaded:"
 

@@ -143,7 +143,7 @@ def test_an_error_leaves_no_handler_behind_and_other_threads_hold_nothing():
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be blocked")
 def test_processes_that_start_while_ctrl_c_is_held_never_see_it():
     code = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-P", "-c", code]
     with interrupts_held():
         held = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     after = subprocess.run(command, capture_output=True, text=True, check=True).stdout
