@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,11 @@ from hear_tasks import write_task
 from typer.testing import CliRunner
 
 from gram_hear.commands.hear_eval.app import app
+from gram_hear.commands.hear_eval.tasks_run import predict_tasks
 from gram_hear.errors import GramError
+from gram_hear.evaluation.predict.shallow import ShallowProbe
 from gram_hear.jobs import writing
+from gram_hear.jobs.locks import POLL, locked
 from gram_hear.tasks import RESAMPLED
 
 MODULES = Path(__file__).parent / "data" / "hear_modules"
@@ -348,6 +352,21 @@ def test_an_interrupted_run_says_how_to_go_on(workdir):
     )
     assert "Traceback" not in stderr
     assert "Aborted" not in stderr
+
+
+def test_a_task_that_another_run_predicts_is_waited_for(workdir):
+    assert evaluate(*QUICK)[0] == 0
+    folder = workdir / "embeddings" / "logmel" / TASK
+    marker = folder / "prediction-done.json"
+    done = marker.read_bytes()
+    marker.unlink()
+    with locked(folder), ThreadPoolExecutor(1) as pool:
+        run = pool.submit(predict_tasks, [folder], ShallowProbe("faster", 2), False, 0)
+        time.sleep(3 * POLL)
+        assert not run.done()
+        marker.write_bytes(done)  # the other run ends
+        assert run.result(60) == []
+    assert marker.read_bytes() == done
 
 
 @pytest.mark.parametrize(

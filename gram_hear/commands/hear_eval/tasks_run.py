@@ -1,5 +1,6 @@
 """Tasks embedded and predicted one after the other; one that fails does not stop the others."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from gram_hear.commands.hear_eval.options import LOG, TRACEBACK_LOG, log_traceback
 from gram_hear.console import print_table, progress_bar, say
-from gram_hear.errors import GramError, ModuleError
+from gram_hear.errors import GramError, ModuleError, some
 from gram_hear.evaluation.compare.results import (
     RESULTS_FILE,
     columns_of,
@@ -22,8 +23,14 @@ from gram_hear.evaluation.compare.results import (
 )
 from gram_hear.evaluation.embed.embed_task import EmptyClips, embed_task, is_embedded
 from gram_hear.evaluation.embed.hear_module import HearModule, load_model, traceback_of
-from gram_hear.evaluation.predict.prediction import Probe, is_predicted, predict_task
+from gram_hear.evaluation.predict.prediction import (
+    Probe,
+    TaskHeldError,
+    is_predicted,
+    predict_task,
+)
 from gram_hear.evaluation.predict.shallow import ShallowProbe
+from gram_hear.jobs.locks import POLL
 from gram_hear.tasks import METADATA, Task, read_task
 
 
@@ -102,19 +109,32 @@ def find_embeddings(folders: Sequence[Path]) -> list[Path]:
 
 
 def predict_tasks(folders: Sequence[Path], probe: Probe, force: bool, min_steps: int) -> list[str]:
-    """Predict tasks under a progress bar; return the names of those that failed."""
+    """Predict tasks under a progress bar; return the names of those that failed.
+
+    Runs share tasks: those that others are predicting come last, and are waited for.
+    """
     failed = []
-    for folder in folders:
-        try:
-            if is_predicted(folder, probe, force):
-                say(f"{folder.name} is predicted already.")
-                continue
-            tell = partial(_tell_steps, folder.name, min_steps)
-            with progress_bar(f"predict {folder.name}", "grid points and folds") as progress:
-                predict_task(folder, probe, progress, tell)
-        except GramError as error:
-            say(f"failed: {folder.name}: {error}")
-            failed.append(folder.name)
+    waiting = list(folders)
+    while waiting:
+        held = []
+        for folder in waiting:
+            try:
+                if is_predicted(folder, probe, force):
+                    say(f"{folder.name} is predicted already.")
+                    continue
+                tell = partial(_tell_steps, folder.name, min_steps)
+                with progress_bar(f"predict {folder.name}", "grid points and folds") as progress:
+                    predict_task(folder, probe, progress, tell)
+            except TaskHeldError:
+                held.append(folder)
+            except GramError as error:
+                say(f"failed: {folder.name}: {error}")
+                failed.append(folder.name)
+        if held == waiting:
+            time.sleep(POLL)
+        elif held:
+            say(f"Waiting for another run, which is predicting {some([f.name for f in held])}.")
+        waiting = held
     return failed
 
 

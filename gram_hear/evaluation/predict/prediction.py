@@ -24,6 +24,10 @@ from gram_hear.tasks import Task, read_json, read_task
 UNFINISHED = ".prediction.partial"  # a folder for what a run writes until it is whole
 
 
+class TaskHeldError(TaskError):
+    """Another run is predicting the task."""
+
+
 class Probe(Protocol):
     """How the embeddings of tasks are scored: by shallow predictors, or by nearest neighbours."""
 
@@ -109,13 +113,14 @@ def predict_task(
 
     Raises:
         TaskError: for missing or broken files; labels or metrics that do not fit; a task without
-            any validation score; a folder that another run is writing; a disk that fails. Scores
-            that were there before stay until the new ones are whole.
+            any validation score; a disk that fails. Scores that were there before stay until the
+            new ones are whole.
+        TaskHeldError: where another run is predicting the task.
     """
     task = read_task(folder)
     probe.check(task)
     try:
-        with locked(folder, TaskError), _unfinished(folder) as unfinished:
+        with locked(folder, TaskHeldError), _unfinished(folder) as unfinished:
             remove_leftovers(folder / probe.files.marker)
             return _predict(task, probe, unfinished, progress, tell)
     except OSError as error:
