@@ -220,6 +220,7 @@ class Trial:
         """Start one run or two, and kill one or both; where one ends by itself, look at the end."""
         runs = [self.start() for _ in range(self.random.choice((1, 1, 2)))]
         survives = len(runs) == 2 and self.random.random() < 0.5
+        ended_first = False
         for run in runs[survives:]:
             self.await_moment(run)
             if run.kill():
@@ -227,10 +228,13 @@ class Trial:
                 self.counts["kills_beside_another_run"] += len(runs) == 2
                 self.counts["kills_that_left_a_temporary_file"] += bool(self.temporary_files())
                 self.look_at_files()
+                ended_first = survives and runs[0].has_ended()
             else:
                 self.must_end_well(run)
         if survives:
             self.must_end_well(runs[0])
+        if ended_first:  # before the other was killed, and so without sweeping up after it
+            self.must_end_well(self.start())
         if any(run.status == 0 for run in runs):
             self.look_at_the_end()
 

@@ -849,9 +849,8 @@ sys.exit(any(outcome.error for outcome in outcomes))
 
 
 @pytest.fixture
-def another_run(tmp_path, model_path, tree, monkeypatch):
+def another_run(tmp_path, model_path, tree):
     """Return a function: start a run in a process, slow after each part; wait for its first."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     log = tmp_path / "log"
 
     def start(output, pause):

@@ -53,7 +53,7 @@ RATE = 16000
 def modules_are_found(monkeypatch):
     """The modules of the tests can be imported, here and in what the tests start."""
     monkeypatch.syspath_prepend(MODULES)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (MODULES, MODULES.parents[2]))))
+    monkeypatch.setenv("PYTHONPATH", str(MODULES), prepend=os.pathsep)
 
 
 def write_noise(folder, lengths, channels=1, kind="scene", duration=None, seed=0, **options):

@@ -335,7 +335,7 @@ def _ask(url: str, token: str | None, patient: bool) -> Answer:
     for pause in (*(PAUSES if patient else ()), None):
         try:
             answer = _within(
-                seconds, lambda: get_hf_file_metadata(url, token=token, timeout=seconds)
+                seconds, lambda: get_hf_file_metadata(url, token=token, timeout=seconds + 1)
             )
             return _check_answer(answer, url)
         except TimeoutError as error:
