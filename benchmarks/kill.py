@@ -220,7 +220,6 @@ class Trial:
         """Start one run or two, and kill one or both; where one ends by itself, look at the end."""
         runs = [self.start() for _ in range(self.random.choice((1, 1, 2)))]
         survives = len(runs) == 2 and self.random.random() < 0.5
-        ended_first = False
         for run in runs[survives:]:
             self.await_moment(run)
             if run.kill():
@@ -228,12 +227,12 @@ class Trial:
                 self.counts["kills_beside_another_run"] += len(runs) == 2
                 self.counts["kills_that_left_a_temporary_file"] += bool(self.temporary_files())
                 self.look_at_files()
-                ended_first = survives and runs[0].has_ended()
             else:
                 self.must_end_well(run)
         if survives:
             self.must_end_well(runs[0])
-        if ended_first:  # before the other was killed, and so without sweeping up after it
+            self.look_for_lost_files()
+            # The other may have been killed after this one ended: the next run sweeps.
             self.must_end_well(self.start())
         if any(run.status == 0 for run in runs):
             self.look_at_the_end()
@@ -269,15 +268,17 @@ class Trial:
     def look_at_the_end(self):
         """Compare a completed output with the undisturbed one, and begin anew."""
         self.look_at_files()
-        found = files_below(self.output)
-        for name in self.expected.keys() - found.keys():
-            self.count_fault("lost_files", f"{name} is lost")
+        self.look_for_lost_files()
         hidden = [path for path in self.output.rglob(".*") if path.name not in self.kept]
         hidden += [path for path in self.output.rglob("?*.lock") if path.name[0] != "."]
         for path in hidden:
             self.count_fault("left_behind", f"{path} was left behind")
         self.counts["completed"] += 1
         self.clear()
+
+    def look_for_lost_files(self):
+        for name in self.expected.keys() - files_below(self.output).keys():
+            self.count_fault("lost_files", f"{name} is lost")
 
     def count_fault(self, kind, text):
         self.counts[kind] += 1

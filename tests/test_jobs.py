@@ -371,3 +371,11 @@ def test_a_run_takes_over_what_another_finished_meanwhile(job):
         job.note("b", {"process": 0})
         assert next(made).record == {"process": 0}
     assert not (job.output / "b").exists()
+
+
+def test_what_a_killed_run_left_in_a_finished_output_goes_unless_others_are_at_work(job):
+    with job.claim("a"):
+        job.remove_rest()
+    assert job.begun_of() is not None
+    job.remove_rest()
+    assert list(job.output.iterdir()) == []

@@ -367,6 +367,13 @@ class Job:
         for leftover in _half_written(self.output):
             leftover.unlink(missing_ok=True)
 
+    def remove_rest(self) -> None:
+        """Remove the state that a killed run left in a finished output; that of others stays."""
+        if self.state.exists():
+            with suppress(OSError), self.finishing():  # the output is finished all the same
+                if self.is_idle():
+                    self.close()
+
     def sweep(self) -> None:
         """Remove what runs that were killed left half written, unless another run is at work."""
         leftovers = _half_written(self.output)

@@ -67,7 +67,7 @@ def embed_tasks(
             check(task)
             if is_embedded(task, module, output, force, empty_clips):
                 say(f"{task.name} is embedded already.")
-                embedded.append(output / task.name)
+                embedded.append(embed_task(task, module, output, empty_clips=empty_clips))
                 continue
             with progress_bar(f"embed {task.name}", "files") as progress:
                 embedded.append(

@@ -95,13 +95,14 @@ def embed_task(
     out = folder / task.name
     if out.resolve() == task.folder.resolve():
         raise TaskError(f"{out} is the task itself; choose another folder for the embeddings.")
+    identity = _identity(task, module, empty_clips)
     if is_embedded(task, module, folder, force, empty_clips):
+        Job(out, identity).remove_rest()
         return out
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TaskError(f"{out} cannot be made: {reason_of(error)}.") from error
-    identity = _identity(task, module, empty_clips)
     try:
         if force and _difference(out, identity):
             _discard(out)
