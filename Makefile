@@ -1,6 +1,7 @@
 # make demo        embeds the bundled sounds, draws one and tells where it comes from, offline
 # make test        runs the tests
 # make test-fast   runs those that are not marked slow: they reach every library, in two minutes
+# make test-libraries    runs those that call the libraries, for other versions of these
 # make lint        runs ruff and mypy
 # Each makes .venv first, unless PYTHON=/path/to/bin/python names an environment that has all.
 
@@ -14,7 +15,19 @@ else
 READY = $(VENV)/ready
 endif
 
-.PHONY: demo test test-fast lint format clean
+# Golden numbers, a run of each program, and what calls the libraries whose versions differ.
+LIBRARIES = $(patsubst %,tests/test_%.py,adapters clips collection config errors files frontend golden heads hear hub \
+	layouts package patches registry tasks windows) \
+	tests/test_cli.py::test_embed_writes_files_says_so_and_warns_that_the_model_is_untrained \
+	tests/test_hear_eval.py::test_everything_in_one_command \
+	tests/test_pretrain.py::test_a_checkpoint_converts_and_embeds \
+	tests/test_pretrain.py::test_a_run_is_seen \
+	tests/test_pretrain.py::test_shipped_configs_are_understood \
+	tests/test_pretrain.py::test_stopped_and_resumed_is_the_same_to_the_bit \
+	tests/test_scene_command.py::test_both_formats_hear_the_same_scene_and_say_their_channels \
+	-k "not killed"
+
+.PHONY: demo test test-fast test-libraries lint format clean
 
 demo: $(READY)
 	$(BIN)gram-hear embed tests/data/sounds --output .demo --model gram-tiny --force
@@ -28,6 +41,9 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)pytest -m "not slow" --durations 10 --durations-min 3
+
+test-libraries: $(READY)
+	$(BIN)pytest $(LIBRARIES)
 
 lint: $(READY)
 	$(BIN)ruff check .

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,8 @@ def command(*arguments):
 
 def evaluate(*arguments):
     """Run the command in this process; return the exit code, what it printed, and the error."""
-    result = CliRunner().invoke(app, arguments)
+    apart = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
+    result = CliRunner(**apart).invoke(app, arguments)  # click before 8.2 must be told
     if result.exception is not None and not isinstance(result.exception, (GramError, SystemExit)):
         raise result.exception
     error = result.exception if isinstance(result.exception, GramError) else None

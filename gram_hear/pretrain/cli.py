@@ -102,9 +102,13 @@ class PretrainingCLI(LightningCLI):
                 f"A configuration is no text in {error.encoding} (byte {error.start}: "
                 f"{error.reason}). Save it as UTF-8."
             ) from error
+        self._find_checkpoint()
 
     def _parse_ckpt_path(self) -> None:
-        """Find the checkpoint first. Lightning would read hyperparameters from it instead."""
+        """Read nothing from the checkpoint, where Lightning would read hyperparameters."""
+
+    def _find_checkpoint(self) -> None:
+        """Find the checkpoint that the run goes on from, before anything is made."""
         options = self.config[self.config.subcommand]
         root = Path(options.trainer.default_root_dir or ".")
         self.asked = options.ckpt_path
