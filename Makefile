@@ -2,6 +2,7 @@
 # make test        runs the tests
 # make test-fast   runs those that are not marked slow: they reach every library, in two minutes
 # make test-libraries    runs those that call the libraries, for other versions of these
+# make docs        builds the site into docs/_build, offline
 # make lint        runs ruff and mypy
 # Each makes .venv first, unless PYTHON=/path/to/bin/python names an environment that has all.
 
@@ -27,7 +28,7 @@ LIBRARIES = $(patsubst %,tests/test_%.py,adapters clips collection config errors
 	tests/test_scene_command.py::test_both_formats_hear_the_same_scene_and_say_their_channels \
 	-k "not killed"
 
-.PHONY: demo test test-fast test-libraries lint format clean
+.PHONY: demo test test-fast test-libraries docs lint format clean
 
 demo: $(READY)
 	$(BIN)gram-hear embed tests/data/sounds --output .demo --model gram-tiny --force
@@ -45,6 +46,10 @@ test-fast: $(READY)
 test-libraries: $(READY)
 	$(BIN)pytest $(LIBRARIES)
 
+docs: $(READY)
+	$(BIN)python -m sphinx -W --keep-going -q -j auto docs docs/_build
+	@echo "The site: docs/_build/index.html"
+
 lint: $(READY)
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .
@@ -55,7 +60,7 @@ format: $(READY)
 	$(BIN)ruff format .
 
 clean:
-	rm -rf $(VENV) .demo build *.egg-info
+	rm -rf $(VENV) .demo build docs/_build *.egg-info
 
 # The usual Python if it is one that is declared, else the newest of those.
 $(VENV)/ready: setup.cfg setup.py pyproject.toml constraints.txt

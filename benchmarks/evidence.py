@@ -1,4 +1,4 @@
-"""What a model is worth, measured by the project's own tools: everything of docs/results.md.
+"""What a model is worth, measured by the project's own tools: everything of docs/evidence/results.md.
 
     python benchmarks/evidence.py RECORDINGS MODEL [MODEL ...] --rirs RIRS
 
@@ -70,7 +70,7 @@ def read_command(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("models", nargs="+", metavar="model")
     parser.add_argument("--rirs", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("evidence"))
-    parser.add_argument("--results", type=Path, default=Path("docs"))
+    parser.add_argument("--results", type=Path, default=Path("docs/evidence"))
     parser.add_argument("--model-options", type=json.loads, default={}, help="JSON, as hear-eval's")
     parser.add_argument("--grid", default="faster")
     parser.add_argument("--grid-points", type=int, default=8)

@@ -57,7 +57,7 @@ def _measure(name: str, value: Mapping[str, Any]) -> str:
 
 
 def describe(results: Mapping[str, Any]) -> str:
-    """Return the whole block of docs/results.md for a set of contenders."""
+    """Return the whole block of docs/evidence/results.md for a set of contenders."""
     sizes, seeds = results["sizes"], ", ".join(map(str, results["seeds"]))
     intro = (
         f"`{results['command']}`\n\n"

@@ -127,7 +127,7 @@ def test_a_public_name_can_be_called_and_says_what_it_does(name):
 def test_pages_for_users_import_from_the_package_alone():
     """What needs other packages, or starts a program, has modules of its own."""
     own = re.compile(r"gram_hear\.(adapters|evaluation|pretrain)\b")
-    for page in [CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")]:
+    for page in [CHECKOUT / "README.md", *(CHECKOUT / "docs").rglob("*.md")]:
         blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
         for module in re.findall(r"(?:from|import) (gram_hear\.[\w.]+)", "\n".join(blocks)):
             assert own.match(module), f"{page.name} imports {module}"

@@ -55,8 +55,8 @@ def script(text):
     ("document", "commands", "result"),
     [
         ("README.md", 10, "natural/beeps-v1-full-binaural-localization/task_metadata.json"),
-        ("docs/embedding.md", 1, "embeddings.parquet"),
-        ("docs/gramm.md", 2, "embeddings/street.flac.npz"),
+        ("docs/how-to/embedding.md", 1, "embeddings.parquet"),
+        ("docs/explanation/gramm.md", 2, "embeddings/street.flac.npz"),
     ],
 )
 def test_examples_run(tmp_path, hub, document, commands, result):
@@ -129,7 +129,7 @@ def run_line(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_examples_of_the_evaluation_run(tmp_path, run_line):
-    text = (TESTS.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    text = (TESTS.parent / "docs" / "how-to" / "evaluation.md").read_text(encoding="utf-8")
     for name, block in re.findall(r"^```python\n# file: (\S+)\n(.*?)^```", text, re.M | re.S):
         (tmp_path / name).write_text(block, encoding="utf-8")
     write_digits(tmp_path / "recordings", ["anna"], range(16))
@@ -145,7 +145,7 @@ def test_examples_of_the_evaluation_run(tmp_path, run_line):
 
 @pytest.mark.slow
 def test_recordings_become_a_table_of_three_models(tmp_path, run_line):
-    text = (TESTS.parent / "docs" / "your-data.md").read_text(encoding="utf-8")
+    text = (TESTS.parent / "docs" / "how-to" / "your-data.md").read_text(encoding="utf-8")
     commands = re.search(r"^## From recordings.*?^```sh\n(.*?)^```", text, re.M | re.S)[
         1
     ].splitlines()
@@ -163,8 +163,8 @@ def test_recordings_become_a_table_of_three_models(tmp_path, run_line):
 
 
 def pretraining_commands():
-    """What stands in the shell blocks of docs/pretraining.md, by program; several lines joined."""
-    text = (TESTS.parent / "docs" / "pretraining.md").read_text(encoding="utf-8")
+    """What stands in the shell blocks of docs/how-to/pretraining.md, by program; several lines joined."""
+    text = (TESTS.parent / "docs" / "how-to" / "pretraining.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
     joined = "\n".join(blocks).replace("\\\n", " ")
     return [shlex.split(line, comments=True) for line in joined.splitlines()]

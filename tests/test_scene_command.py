@@ -356,7 +356,7 @@ def test_the_audio_that_is_given_stays_as_it_is():
 # --- the documentation ------------------------------------------------------------------------
 
 
-DOCUMENT = (TESTS.parent / "docs" / "scenes.md").read_text(encoding="utf-8")
+DOCUMENT = (TESTS.parent / "docs" / "how-to" / "scenes.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
