@@ -100,8 +100,8 @@ def test_rows_of_several_models_stay_beside_their_model():
         "": ["significant", "not significant"] * 2,
     }
     assert len(fitted_lines(table, 80)[0]) == 6
-    lines, left_out = fitted_lines(table, 60, spare=["seeds", "clips"])
+    lines, left_out = fitted_lines(table, 54, spare=["seeds", "clips"])
     assert left_out == ["clips"]
     assert [line for line in lines if line in tasks] == list(tasks)
     assert "gram-tiny             -0.4        not significant" in lines
-    assert max(map(len, lines)) <= 60
+    assert max(map(len, lines)) <= 54
