@@ -55,7 +55,7 @@ def script(text):
     ("document", "commands", "result"),
     [
         ("README.md", 10, "natural/beeps-v1-full-binaural-localization/task_metadata.json"),
-        ("docs/how-to/embedding.md", 1, "embeddings.parquet"),
+        ("docs/how-to/embedding.md", 2, "embeddings.parquet"),
         ("docs/explanation/gramm.md", 2, "embeddings/street.flac.npz"),
     ],
 )
