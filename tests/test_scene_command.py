@@ -203,6 +203,8 @@ def test_the_picture_is_drawn_and_the_json_printed(command, sound):
     assert code == 0, err
     assert json.loads(out) == read("s.wav")[1]
     assert Path("s.png").read_bytes().startswith(b"\x89PNG")
+    assert command("scene", sound, "-o", "t.wav", *AMBISONIC, "--plot", "t.svg")[0] == 0
+    assert "listener</text>" in Path("t.svg").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -253,7 +255,7 @@ WRONG = [
     ((*AMBISONIC, "--head", "sphere"), "Ambisonic scenes have none"),
     (("--noise", "noises"), "without snr"),
     (("--noise", "nowhere", "--snr", 5), "nowhere"),
-    (("--plot", "s.pdf"), "must end in .png"),
+    (("--plot", "s.jpg"), "s.jpg must end in .png, .svg or .pdf"),
     (("--plot", "nowhere/s.png"), "no folder nowhere"),
     (("-o", "s.flac"), "must end in .wav"),
     (("-o", "nowhere/s.wav"), "no folder nowhere"),

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gram_hear.commands.gram_hear.options import check_output
+from gram_hear.commands.gram_hear.options import check_output, check_picture
 from gram_hear.console import AsJson, Force, NoCheckHead, say
 from gram_hear.errors import OptionError, reason_of, require_known
-from gram_hear.extras import need
 from gram_hear.jobs.writing import write_whole
 from gram_hear.start import importing
 
@@ -87,8 +86,7 @@ def scene(
     check_output(output, ".wav", audio, force)
     check_output(description, ".json", audio, force)
     if plot is not None:
-        check_output(plot, ".png", audio, force)
-        need("matplotlib", "plot")
+        check_picture(plot, audio, force)
     with importing():
         from gram_hear.config import require_rate
         from gram_hear.plots.scene import scene_figure
