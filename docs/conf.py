@@ -37,8 +37,8 @@ copybutton_prompt_text = "$ "
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 linkcheck_anchors = False  # pages that are built by scripts have none in their source
 linkcheck_timeout = 20
