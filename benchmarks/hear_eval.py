@@ -22,6 +22,7 @@ is trained, and its rate over the whole CPU time of prediction is set against to
 """
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -127,9 +128,17 @@ def predict_with_kit(
     python: str, folder: Path, case: Case, seed: int
 ) -> tuple[float, dict[str, float]]:
     """Let the kit predict a task; return its CPU seconds, without its start, and its scores."""
-    program = Path(__file__).parent / "kit.py"
+    program = Path(__file__).resolve().parent / "kit.py"
     command = [python, program, folder, case.grid, str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, **one_thread},
+    )
     if done.returncode:
         raise SystemExit(f"The kit failed:\n{done.stderr}")
     found = json.loads(done.stdout.splitlines()[-1])
@@ -200,11 +209,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--task", choices=names, nargs="+", default=names)
     arguments = parser.parse_args()
+    python = shutil.which(arguments.kit) if arguments.kit else None
+    if arguments.kit and python is None:
+        raise SystemExit(f"{arguments.kit} is no program.")
+    if python is not None:
+        python = os.path.abspath(python)  # a link is kept: it tells Python its environment
     with tempfile.TemporaryDirectory() as work:
         for case in CASES:
             if case.task in arguments.task:
                 folder = find(arguments.embeddings, case.task, Path(work))
-                report(folder, case, arguments.seeds, arguments.kit)
+                report(folder, case, arguments.seeds, python)
 
 
 if __name__ == "__main__":
