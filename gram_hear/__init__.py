@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gram_hear.frontend import FrontEnd
     from gram_hear.hear import HearModel, get_scene_embeddings, get_timestamp_embeddings, load_model
     from gram_hear.localisation import load_locator
+    from gram_hear.scenes.heads import load_head
     from gram_hear.scenes.rendering import render
     from gram_hear.scenes.rirs import open_rirs
     from gram_hear.scenes.rooms import Scene
@@ -41,6 +42,7 @@ __all__ = [
     "get_scene_embeddings",
     "get_timestamp_embeddings",
     "list_models",
+    "load_head",
     "load_locator",
     "load_model",
     "make_scene",
@@ -67,6 +69,7 @@ _MODULES = {
         "frontend": "FrontEnd",
         "hear": "HearModel get_scene_embeddings get_timestamp_embeddings load_model",
         "localisation": "load_locator",
+        "scenes.heads": "load_head",
         "scenes.rendering": "render",
         "scenes.rirs": "open_rirs",
         "scenes.rooms": "Scene",
