@@ -210,3 +210,31 @@ def test_the_table_of_options_is_that_of_load_model():
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
 def test_links_lead_to_files(target):
     assert (TESTS.parent / target).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page",
+    [
+        "for/hearing-science",
+        "for/bioacoustics",
+        "for/machine-learning",
+        "for/production",
+        "for/teaching",
+        "how-to/fine-tuning",
+    ],
+)
+def test_pages_of_each_kind_of_user_run(tmp_path, run_line, page):
+    shutil.copytree(TESTS / "data" / "sounds", tmp_path / "recordings")
+    shutil.copy(TESTS / "data" / "sounds" / "mono_vowels.mp3", tmp_path / "speech.mp3")
+    write_digits(tmp_path / "digits", ("anna", "ben", "cleo"), range(4))
+    text = (TESTS.parent / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    names = {}
+    for language, block in re.findall(r"^```(python|sh)\n(.*?)^```", text, re.M | re.S):
+        if named := re.match(r"# file: (\S+)\n", block):
+            (tmp_path / named[1]).write_text(block, encoding="utf-8")
+        elif language == "python":
+            exec(block, names)
+        else:
+            for line in block.splitlines():
+                run_line(line)
