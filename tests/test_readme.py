@@ -73,7 +73,6 @@ def script(text):
         ("README.md", 0, "."),  # what it shows is what it prints
         ("docs/tutorials/first-steps.md", 7, "directions/ambix_circling.wav.npz"),
         ("docs/choose.md", 3, "half.npy"),
-        ("docs/how-to/fine-tuning.md", 0, "fine-tuned.safetensors"),
         ("docs/explanation/parity.md", 0, "."),
         ("docs/how-to/embedding.md", 1, "embeddings.parquet"),
         ("docs/explanation/gramm.md", 2, "embeddings/street.flac.npz"),
