@@ -1,4 +1,4 @@
-"""What a model is worth, measured by the project's own tools: everything of docs/evidence/results.md.
+"""What a model is worth, measured by the project's own tools: the tables of evidence/results.md.
 
     python benchmarks/evidence.py RECORDINGS MODEL [MODEL ...] --rirs RIRS
 
@@ -244,9 +244,8 @@ def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "results.md"
     text = page.read_text(encoding="utf-8") if page.is_file() else "# Results\n"
-    head = "## The models" if len(results["weights"]) > 2 else "## The model"
     try:
-        made = replace_block(text, BLOCK, f"{head}\n\n{describe(results)}")
+        made = replace_block(text, BLOCK, f"## The scores\n\n{describe(results)}")
     except ValueError as error:
         raise OptionError(f"{page} cannot be brought up to date: {error}") from error
     write_json(folder / "results.json", {BLOCK: results})

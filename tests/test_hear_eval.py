@@ -446,9 +446,7 @@ def test_tasks_show_which_audio_was_made_and_what_is_missing(workdir):
     shutil.rmtree(folder / "48000")
     code, stdout, _ = evaluate("tasks", "tasks")
     assert code == 1
-    assert "11 of 48 audio files are there at no sample rate" in " ".join(
-        stdout.split()
-    )
+    assert "11 of 48 audio files are there at no sample rate" in " ".join(stdout.split())
 
 
 def test_modules_are_checked(workdir):

@@ -63,7 +63,7 @@ def test_a_sound_of_any_layout_and_rate_becomes_a_picture(command, tmp_path, sou
     )
     assert (code, out) == (0, "a.png\n"), err
     pixels = imread(tmp_path / "a.png")
-    assert pixels.shape[1] == 1320
+    assert pixels.shape[1] == 1440
     assert pixels.shape[0] > height
     assert pixels[..., :3].std() > 0.1
 
@@ -97,7 +97,7 @@ def test_of_a_long_file_a_part_is_shown_and_that_is_said(command, tmp_path, monk
         (("--duration", 601), "at most 600 s"),
         (("--reconstruction", "--layer", 1), "--layer and --reconstruction were both given"),
         (("--reconstruction", "--seed", 2**64), "--seed is 18446744073709551616"),
-        (("-o", "a.jpg"), "must end in .png"),
+        (("-o", "a.jpg"), "a.jpg must end in .png, .svg or .pdf"),
         (("-o", "none/a.png"), "no folder none"),
         (("-m", "gram-tiny-untraned"), "Did you mean"),
     ],
@@ -200,7 +200,19 @@ def test_locate_prints_directions_and_draws_them(command, tmp_path, binaural, he
     assert abs(int(sounds[2])) < 4
     assert silent[:4] == ["1.00 - 2.00", "silent", "-", "-"]
     assert "drawn: a.png" in err
-    assert imread(tmp_path / "a.png").shape[:2] == (840, 1560)
+    assert imread(tmp_path / "a.png").shape[:2] == (900, 1440)
+
+
+@pytest.mark.parametrize(("name", "begin"), [("a.svg", b"<?xml"), ("a.PDF", b"%PDF")])
+def test_pictures_are_vectors_where_the_name_says_so(
+    command, tmp_path, binaural, head, name, begin
+):
+    options = ("locate", binaural, "--locator", head, "-o", name)
+    assert command(*options)[0] == 0
+    first = (tmp_path / name).read_bytes()
+    assert first.startswith(begin)
+    assert command(*options, "--force")[0] == 0
+    assert (tmp_path / name).read_bytes() == first
 
 
 def test_locate_prints_every_row_as_json_and_csv(command, binaural, head):
@@ -322,7 +334,7 @@ def test_a_binaural_head_takes_two_ears_alone(command, head):
         (("--duration", -1), "duration is -1 s"),
         (("--locator", "none.safetensors"), "no such file"),
         (("--model", "gramm-tiny-untrained"), "another model"),
-        (("-o", "sound.wav"), "must end in .png"),
+        (("-o", "sound.wav"), "must end in .png, .svg or .pdf"),
     ],
 )
 def test_what_cannot_be_located_is_an_error(command, binaural, head, options, message):

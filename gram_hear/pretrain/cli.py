@@ -45,8 +45,8 @@ SUFFIXES = (".yaml", ".yml", ".json")
 DEFAULT = ["fit", "--config", "tiny"]
 BOARD = "tensorboard"  # in the folder of the run
 DESCRIPTION = (
-    "Pretrain a GRAM model. Without arguments, a tiny model is trained on synthetic sounds. To learn "
-    "about the options, write fit --help."
+    "Pretrain a GRAM model. Without arguments, a tiny model is trained on synthetic sounds. To "
+    "learn about the options, write fit --help."
 )
 EXAMPLE = (
     "Example: python -m gram_hear.pretrain fit --config gramt-binaural --data.clips clips "

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gram_hear.commands.gram_hear.options import Start, check_output, complete_model
+from gram_hear.commands.gram_hear.options import Start, check_picture, complete_model
 from gram_hear.console import PICTURE, Convention, Device, Force, print_table, say
 from gram_hear.errors import OptionError
-from gram_hear.extras import need
 from gram_hear.start import importing
 
 if TYPE_CHECKING:
@@ -82,8 +81,7 @@ def locate(
     if not SHORTEST_STEP <= step < float("inf"):
         raise OptionError(f"--step is {step:g} s; it must be {SHORTEST_STEP:g} or more.")
     if output is not None:
-        check_output(output, ".png", audio, force)
-        need("matplotlib", "plot")
+        check_picture(output, audio, force)
     with importing():
         from gram_hear.audio.excerpts import channels_of, check_bounds, read_excerpt
         from gram_hear.audio.layouts import check_convention

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from gram_hear.errors import OptionError
+from gram_hear.extras import need
+from gram_hear.style import check_format
 
 DEFAULT_MODEL = "gramt-binaural"
 WHICH_MODEL = (
@@ -59,6 +61,17 @@ def check_output(output: Path, suffix: str, sound: Path, force: bool) -> None:
     """
     if output.suffix.lower() != suffix:
         raise OptionError(f"{output} must end in {suffix}.")
+    _check_place(output, sound, force)
+
+
+def check_picture(output: Path, sound: Path, force: bool) -> None:
+    """Find what stands in the way of a picture: its format, its place, and what draws it."""
+    check_format(output)
+    _check_place(output, sound, force)
+    need("matplotlib", "plot")
+
+
+def _check_place(output: Path, sound: Path, force: bool) -> None:
     if not output.parent.is_dir():
         raise OptionError(f"There is no folder {output.parent} to write {output.name} into.")
     if not output.exists():

@@ -9,12 +9,11 @@ from gram_hear.commands.gram_hear.options import (
     WHICH_MODEL,
     Layer,
     Start,
-    check_output,
+    check_picture,
     complete_model,
 )
 from gram_hear.console import PICTURE, Convention, Device, Force, say
 from gram_hear.errors import OptionError
-from gram_hear.extras import need
 from gram_hear.start import importing
 
 SHOWN = 30.0  # seconds of a longer file that are drawn, where nobody says how many
@@ -91,8 +90,7 @@ def plot(
             f"--duration is {duration:g} s; at most {LONGEST:g} s fit into a picture."
         )
     output = output or Path(audio.stem + (".reconstruction.png" if reconstruction else ".png"))
-    check_output(output, ".png", audio, force)
-    need("matplotlib", "plot")
+    check_picture(output, audio, force)
     with importing():
         from gram_hear.audio.excerpts import channels_of, check_bounds, read_excerpt
         from gram_hear.audio.layouts import check_convention

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gram_hear.commands.gram_hear.options import check_output
+from gram_hear.commands.gram_hear.options import check_output, check_picture
 from gram_hear.console import (
     HEAD_METAVAR,
     HEADS,
@@ -20,7 +20,6 @@ from gram_hear.console import (
     say,
 )
 from gram_hear.errors import OptionError, reason_of
-from gram_hear.extras import need
 from gram_hear.jobs.writing import write_whole
 from gram_hear.start import importing
 
@@ -131,8 +130,7 @@ def scene(
     check_output(output, ".wav", audio, force)
     check_output(description, ".json", audio, force)
     if plot is not None:
-        check_output(plot, ".png", audio, force)
-        need("matplotlib", "plot")
+        check_picture(plot, audio, force)
     with importing():
         from gram_hear.config import require_rate
         from gram_hear.plots.scene import scene_figure
