@@ -218,7 +218,7 @@ class PretrainingCLI(LightningCLI):
         last = Path(trainer.default_root_dir) / FOLDER / LAST
         say(
             f"Trained {steps} steps; {last} is saved. To embed with it: gram-hear "
-            f"convert {last} model.safetensors"
+            f"convert {last} -o model.safetensors"
         )
 
 
