@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import typer
@@ -114,13 +113,6 @@ def test_one_thing_has_one_name_in_all_commands():
         assert ("--model" in opts) == ("-m" in opts)
 
 
-def choices_of(program, name, option):
-    callback = COMMANDS[program, name].callback
-    annotation = typer.main.get_params_from_function(callback)[option].annotation
-    found = [get_args(each) or (each,) for each in get_args(annotation) or ()]
-    return [each for choice in found for each in choice if isinstance(each, str)]
-
-
 @pytest.mark.parametrize(
     ("program", "name", "option", "known"),
     [
@@ -142,7 +134,7 @@ def test_choices_are_those_of_the_library(run, program, name, option, known):
     code, out, err = run(program, *words)
     assert (code, out) == (2, "")
     said = " ".join(err.split())
-    assert ", ".join(map(repr, known)) in said.replace("Missing", "")
+    assert ", ".join(map(repr, known)) in said
 
 
 def test_the_default_model_is_that_of_the_library(run):
@@ -166,7 +158,8 @@ def test_both_programs_run_as_modules():
 def test_without_a_command_help_is_shown(run):
     for program in PROGRAMS:
         code, out, err = run(program)
-        assert (code, "Examples:" in out + err) == (2, True)
+        assert code in (0, 2)  # typer 0.19 and later
+        assert "Examples:" in out + err
 
 
 def test_former_names_of_options_still_work(run, tmp_path, monkeypatch):
