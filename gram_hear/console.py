@@ -164,7 +164,7 @@ def finish(failed: Sequence[str]) -> None:
 def say(message: object, console: Console = messages) -> None:
     """Print a line as it is: names of files may hold brackets, or bytes that are no characters."""
     text = str(message).encode("utf-8", "replace").decode("utf-8")  # those are shown as "?"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

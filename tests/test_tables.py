@@ -105,3 +105,9 @@ def test_rows_of_several_models_stay_beside_their_model():
     assert [line for line in lines if line in tasks] == list(tasks)
     assert "gram-tiny             -0.4        not significant" in lines
     assert max(map(len, lines)) <= 54
+
+
+def test_a_line_is_printed_as_it_is(capsys):
+    """Names of files and classes may look like markup, or like names of pictures."""
+    print_table(("class", "files"), [("[red]a:cat:b[/red]", "1")])
+    assert capsys.readouterr().out.splitlines()[1] == "[red]a:cat:b[/red]  1"
