@@ -250,7 +250,6 @@ WRONG = [
     (("--snr", "nan"), "nan"),
     (("--seed", -1), "The seed is -1"),
     (("--rate", 100), "The rate is 100"),
-    (("--format", "ambisonic"), "Did you mean 'ambisonics'?"),
     (("--head", "nobody.sofa"), "nobody.sofa"),
     ((*AMBISONIC, "--head", "sphere"), "Ambisonic scenes have none"),
     (("--noise", "noises"), "without snr"),

@@ -30,9 +30,14 @@ def embed(
     device: Device = "auto",
     force: Force = False,
 ) -> None:
-    """Embed tasks with a module; print the folder of each.
+    """Embed the clips of HEAR tasks with a module.
 
-    Example: hear-eval embed gram_hear --tasks-dir tasks --task esc50
+    The folder of each task's embeddings is printed. Give it to 'hear-eval predict'.
+
+    \b
+    Examples:
+      hear-eval embed gram_hear --tasks-dir tasks --task esc50
+      hear-eval embed gram_hear --model gram-tiny --device cuda -o embeddings
     """
     if context.args:
         raise typer.BadParameter(

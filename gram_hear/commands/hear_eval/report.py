@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import table as rich_table
-from rich.markup import escape
 
 from gram_hear.console import AsJson, Tasks, names_in, print_table, progress_bar, say
 from gram_hear.errors import OptionError
@@ -21,29 +19,47 @@ def report(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            help="EMBEDDINGS/MODULE ..., or parent folders; runs of different seeds are grouped."
+            help="Give folders of scores, EMBEDDINGS/MODULE, or folders above them. Runs of one "
+            "model with different seeds are taken together."
         ),
     ],
     task: Tasks = None,
     published: Annotated[
         list[str] | None,
-        typer.Option(help="Add published HEAR scores: all, or names such as OpenL3,CREPE."),
+        typer.Option(
+            help="Add published HEAR scores of these models, such as OpenL3,CREPE, or of all."
+        ),
     ] = None,
     published_file: Annotated[
-        Path | None, typer.Option(help="Take published scores from a JSON file of your own.")
+        Path | None,
+        typer.Option(help="Take the published scores from this JSON file of your own."),
     ] = None,
     resamples: Annotated[
-        int, typer.Option(help="Resamples of the permutation test; 0 leaves it out.")
+        int,
+        typer.Option(
+            help="Draw this many permutations for each test of two models. With 0, nothing is "
+            "tested."
+        ),
     ] = 9999,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write OUTPUT.md, .csv and .json.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write the report into files of this name: .md, .csv and .json."
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw a PNG of the scores.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the scores into this PNG file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare models: scores with their spread, ranks, and which differences are significant.
+    """Compare the scores of several models.
 
-    Example: hear-eval report embeddings -o report --plot report.png
+    The report has the scores with their spread, the ranks of the models, and which differences are
+    significant.
+
+    \b
+    Examples:
+      hear-eval report embeddings
+      hear-eval report embeddings --task esc50 --published all
+      hear-eval report embeddings -o report --plot report.png
     """
     with importing():
         from gram_hear.evaluation.compare import significance
@@ -92,9 +108,6 @@ def _show(made: "Report") -> None:
         if number:
             typer.echo()
         if table.rows:
-            shown = rich_table.Table(*map(escape, table.columns), title=table.title)
-            for row in table.rows:
-                shown.add_row(*map(escape, row))
-            print_table(shown)
+            print_table(table.columns, table.rows, title=table.title)
         for note in table.notes:
             typer.echo(note)
