@@ -27,6 +27,7 @@ html_theme = "furo"
 html_title = "gram-hear"
 html_static_path: list[str] = []
 html_show_sourcelink = False
+smartquotes = False  # they make a dash of the two of an option
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
@@ -37,8 +38,8 @@ copybutton_prompt_text = "$ "
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 linkcheck_anchors = False  # pages that are built by scripts have none in their source
 linkcheck_timeout = 20

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gram_hear.hear import HearModel, get_scene_embeddings, get_timestamp_embeddings, load_model
     from gram_hear.localisation import load_locator
     from gram_hear.scenes.heads import load_head
+    from gram_hear.scenes.noises import open_noise
     from gram_hear.scenes.rendering import render
     from gram_hear.scenes.rirs import open_rirs
     from gram_hear.scenes.rooms import Scene
@@ -47,6 +48,7 @@ __all__ = [
     "load_model",
     "make_scene",
     "named_config",
+    "open_noise",
     "open_rirs",
     "push_to_hub",
     "read_audio",
@@ -70,6 +72,7 @@ _MODULES = {
         "hear": "HearModel get_scene_embeddings get_timestamp_embeddings load_model",
         "localisation": "load_locator",
         "scenes.heads": "load_head",
+        "scenes.noises": "open_noise",
         "scenes.rendering": "render",
         "scenes.rirs": "open_rirs",
         "scenes.rooms": "Scene",
