@@ -55,6 +55,7 @@ def _show_version(context: typer.Context, show: bool) -> None:
 
 HEADS = ("kemar", "sphere")
 HEAD_METAVAR = "<kemar|sphere|FILE>"
+PICTURE = "PNG, SVG or PDF file"
 WHICH_HEAD = "Listen with a dummy head (kemar), a rigid sphere, or the head in a SOFA file."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

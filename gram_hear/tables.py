@@ -1,7 +1,7 @@
 """Tables of text: fitted to a terminal, or plain for a pipe. No cell is ever cut."""
 
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 
 from rich.cells import cell_len
@@ -17,9 +17,9 @@ def plain_lines(table: Columns) -> list[str]:
 
     Two spaces or more stand between columns, and never in a cell; an empty cell is "-".
     """
-    filled = {head: [cell or "-" for cell in cells] for head, cells in _tidy(table).items()}
-    widths = [_longest([head, *cells]) for head, cells in filled.items()]
-    return [_line(row, widths) for row in (list(filled), *zip(*filled.values(), strict=True))]
+    columns = [[cell or "-" for cell in (head, *cells)] for head, cells in _tidy(table).items()]
+    widths = [_longest(cells) for cells in columns]
+    return [_line(row, widths) for row in zip(*columns, strict=True)]
 
 
 def fitted_lines(
@@ -31,8 +31,9 @@ def fitted_lines(
 ) -> tuple[list[str], list[str]]:
     """Return a table as lines for a terminal, and the heads of the columns that were left out.
 
-    A table that is too wide loses the columns in ``spare``, in this order. If it is too wide still,
-    it becomes several tables below each other, each of which begins with the first column.
+    A table that is too wide, and whose first column holds values several times, becomes a table for
+    each value. Then the columns in ``spare`` are left out, in this order. What is too wide still
+    becomes several tables below each other, each of which begins with the first column.
 
     Args:
         table: the cells of each column.
@@ -42,13 +43,24 @@ def fitted_lines(
         total: whether the last row is set apart.
     """
     shown, left_out = _tidy(table), []
+    first = next(iter(shown))
+    values = dict.fromkeys(shown[first])
+    groups = None
+    if _least_width(shown, fold) > width and len(values) < len(shown[first]):
+        groups = shown.pop(first)
     for head in spare:
-        if _whole([_least(head, shown[head], fold) for head in shown]) > width:
+        if head in shown and _least_width(shown, fold) > width:
             del shown[head]
             left_out.append(head)
+    if groups is None:
+        return _parts(shown, width, fold, total), left_out
     lines: list[str] = []
-    for part in _parts(shown, width, fold):
-        lines += [""] * bool(lines) + _drawn(part, width, fold, total)
+    for value in values:
+        group = {
+            head: [cell for cell, of in zip(cells, groups, strict=True) if of == value]
+            for head, cells in shown.items()
+        }
+        lines += [""] * bool(lines) + [value, *_parts(group, width, fold, total=False)]
     return lines, left_out
 
 
@@ -57,17 +69,20 @@ def _tidy(table: Columns) -> dict[str, list[str]]:
     return {head: [" ".join(cell.split()) for cell in cells] for head, cells in table.items()}
 
 
-def _parts(table: Columns, width: int, fold: Collection[str]) -> Iterator[Columns]:
-    """Yield tables that fit, each with the first column."""
+def _parts(table: Columns, width: int, fold: Collection[str], total: bool) -> list[str]:
+    """Return the lines of a table, or of several that fit, each with the first column."""
     first, *others = table
-    part = [first]
+    parts = [[first]]
     for head in others:
-        least = [_least(each, table[each], fold) for each in (*part, head)]
-        if len(part) > 1 and _whole(least) > width:
-            yield {each: table[each] for each in part}
-            part = [first]
-        part.append(head)
-    yield {each: table[each] for each in part}
+        wider = {each: table[each] for each in (*parts[-1], head)}
+        if len(parts[-1]) > 1 and _least_width(wider, fold) > width:
+            parts.append([first])
+        parts[-1].append(head)
+    lines: list[str] = []
+    for part in parts:
+        drawn = _drawn({head: table[head] for head in part}, width, fold, total)
+        lines += [""] * bool(lines) + drawn
+    return lines
 
 
 def _drawn(table: Columns, width: int, fold: Collection[str], total: bool) -> list[str]:
@@ -109,6 +124,10 @@ def _least(head: str, cells: Sequence[str], fold: Collection[str]) -> int:
 
 def _longest(texts: Sequence[str]) -> int:
     return max(map(cell_len, texts), default=0)
+
+
+def _least_width(table: Columns, fold: Collection[str]) -> int:
+    return _whole([_least(head, cells, fold) for head, cells in table.items()])
 
 
 def _whole(widths: Sequence[int]) -> int:

@@ -87,3 +87,21 @@ def test_what_a_terminal_has_no_room_for_is_said(monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out.splitlines() == ["Models", "name", "---------", "gram-tiny"]
     assert err == "The terminal is too narrow for the columns more.\n"
+
+
+def test_rows_of_several_models_stay_beside_their_model():
+    """A long table is grouped by its first column before the other columns are divided."""
+    tasks, models = ("esc50-v2.0.0-full", "fsdd-v1-full"), ("gramt-binaural-frame", "gram-tiny")
+    table = {
+        "task": [task for task in tasks for _ in models],
+        "model": [*models, *models],
+        "difference": ["-0.1", "-0.2", "-0.3", "-0.4"],
+        "clips": ["80"] * 4,
+        "": ["significant", "not significant"] * 2,
+    }
+    assert len(fitted_lines(table, 80)[0]) == 6
+    lines, left_out = fitted_lines(table, 54, spare=["seeds", "clips"])
+    assert left_out == ["clips"]
+    assert [line for line in lines if line in tasks] == list(tasks)
+    assert "gram-tiny             -0.4        not significant" in lines
+    assert max(map(len, lines)) <= 54

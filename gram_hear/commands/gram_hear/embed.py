@@ -54,9 +54,9 @@ def embed(
     window_fill: Annotated[
         Literal["repeat", "mirror", "silence", "zero"] | None,
         typer.Option(
-            help="Fill up a window of 2 s that the file is too short for with the sound again and "
-            "again (repeat), with the sound back and forth (mirror), with silence, or with the "
-            "value 0 in the log-mel spectrogram (zero).",
+            help="Choose what fills the window of 2 s if the file is shorter: the sound again and "
+            "again (repeat), the sound back and forth (mirror), silence, or the value 0 in the "
+            "log-mel spectrogram (zero).",
             show_default="repeat, or zero with --parity",
         ),
     ] = None,
@@ -81,7 +81,7 @@ def embed(
         bool, typer.Option("--timestamps/--no-timestamps", help="Write the embeddings over time.")
     ] = True,
     jobs: Annotated[
-        int, typer.Option(help="Read this many files at the same time, ahead of the model.")
+        int, typer.Option(help="Read this many files at the same time, while the model computes.")
     ] = 1,
     force: Annotated[
         bool,
@@ -92,9 +92,10 @@ def embed(
 ) -> None:
     """Turn sound files into embeddings.
 
-    An output that is a folder gets one .npz file for each sound file, with the arrays vectors
-    (time steps, d), timestamps (in ms), scene (d) and metadata (JSON). A .parquet file gets all
-    embeddings, with the columns file, timestamp_ms (empty for the whole file) and vector.
+    If the output is a folder, each sound file gets an .npz file in it. Its arrays are vectors (one
+    embedding for each time step), timestamps (in ms), scene (one embedding for the whole file) and
+    metadata (JSON). If the name of the output ends in .parquet, all embeddings go into one table
+    with the columns file, timestamp_ms (empty for the whole file) and vector.
 
     Run the same command again to go on after an interruption, or to add new files. Files that are
     done already are skipped.

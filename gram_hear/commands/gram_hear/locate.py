@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gram_hear.commands.gram_hear.options import Start, check_picture, complete_model
-from gram_hear.console import Convention, Device, Force, print_table, say
+from gram_hear.console import PICTURE, Convention, Device, Force, print_table, say
 from gram_hear.errors import OptionError
 from gram_hear.start import importing
 
@@ -25,7 +25,7 @@ def locate(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", "--plot", help="Draw the directions over time into this PNG file."
+            "--output", "-o", "--plot", help=f"Draw the directions over time into this {PICTURE}."
         ),
     ] = None,
     locator: Annotated[

@@ -11,8 +11,7 @@ from gram_hear.start import importing
 def models(as_json: AsJson = False) -> None:
     """List the registered models.
 
-    Their names can be given wherever a model is asked for. Bundled models are there without a
-    download.
+    Their names can be given to every command that takes a model. Bundled models need no download.
 
     \b
     Examples:

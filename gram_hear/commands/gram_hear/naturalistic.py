@@ -45,11 +45,11 @@ def naturalistic(
     ] = None,
     snr: Annotated[
         tuple[float, float],
-        typer.Option(help="Draw the signal-to-noise ratio of each clip between these two, in dB."),
+        typer.Option(
+            help="Choose the signal-to-noise ratio of each clip at random between these two, in dB."
+        ),
     ] = (5.0, 40.0),
-    seed: Annotated[
-        int, typer.Option(help="Draw all scenes, noises and levels from this seed.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Use this seed for all scenes, noises and levels.")] = 0,
     rate: Annotated[
         int | None,
         typer.Option(
@@ -63,8 +63,9 @@ def naturalistic(
 ) -> None:
     """Put the clips of HEAR tasks into rooms with noise.
 
-    A task T becomes two new tasks. T-binaural (or T-ambisonics) has the same labels and splits as
-    T. T-binaural-localization asks for the direction of the source.
+    A task becomes two new ones. TASK-binaural has the same labels and splits.
+    TASK-binaural-localization asks for the direction of the source. With --format ambisonics, their
+    names say ambisonics.
 
     Run the same command again to go on after an interruption. Tasks that are done are skipped.
 

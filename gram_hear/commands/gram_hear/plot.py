@@ -12,7 +12,7 @@ from gram_hear.commands.gram_hear.options import (
     check_picture,
     complete_model,
 )
-from gram_hear.console import Convention, Device, Force, say
+from gram_hear.console import PICTURE, Convention, Device, Force, say
 from gram_hear.errors import OptionError
 from gram_hear.start import importing
 
@@ -27,7 +27,7 @@ def plot(
         typer.Option(
             "--output",
             "-o",
-            help="Write the picture into this PNG file.",
+            help=f"Write the picture into this {PICTURE}.",
             show_default="the sound's name with .png, in the current folder",
         ),
     ] = None,
@@ -45,7 +45,7 @@ def plot(
     duration: Annotated[
         float | None,
         typer.Option(
-            help=f"Show this many seconds, at most {LONGEST:g}.", show_default=f"{SHOWN:g}"
+            help=f"Show this many seconds, at most {LONGEST:g}.", show_default=f"{SHOWN:g} s"
         ),
     ] = None,
     reconstruction: Annotated[
@@ -56,9 +56,7 @@ def plot(
             "reconstructs them. The checkpoint must still have its decoder.",
         ),
     ] = False,
-    seed: Annotated[
-        int, typer.Option(help="Draw the mask of --reconstruction from this seed.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Use this seed for the mask of --reconstruction.")] = 0,
     strategy: Annotated[
         Literal["raw", "mean"],
         typer.Option(

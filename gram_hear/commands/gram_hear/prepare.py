@@ -14,7 +14,7 @@ from gram_hear.start import importing
 def prepare(
     paths: Sounds,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Write the tars into this folder.")
+        Path, typer.Option("--output", "-o", help="Write the tar files into this folder.")
     ],
     duration: Annotated[
         float, typer.Option(help="Cut longer files into clips of this many seconds.")
@@ -27,24 +27,25 @@ def prepare(
     tar_size: Annotated[
         float,
         typer.Option(
-            help="Let a tar grow to this many MB. Each tar is written by one process, so small "
-            "tars keep many processes busy."
+            help="Let a tar file grow to this many MB. Each of them is written by one process, so "
+            "smaller ones keep more processes busy."
         ),
     ] = 500.0,
     jobs: Jobs = None,
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Replace tars that were made of other files or with other options."
+            "--force",
+            help="Replace tar files that were made of other sounds or with other options.",
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Pack sound files into tars of clips for pretraining.
+    """Pack sound files into tar files for pretraining.
 
-    A clip is the first channel of a file, resampled, as FLAC. The file prepared.json in the folder
-    says what was made. Run the same command again to go on after an interruption, or to add new
-    files.
+    Each file is cut into clips of one channel, the first, which are resampled and written as FLAC.
+    The file prepared.json says what was made. Run the same command again to go on after an
+    interruption, or to add new files.
 
     \b
     Examples:

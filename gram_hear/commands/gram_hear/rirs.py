@@ -30,19 +30,22 @@ def rirs(
             "room."
         ),
     ] = 100,
-    seed: Annotated[int, typer.Option(help="Draw all rooms and placements from this seed.")] = 0,
+    seed: Annotated[int, typer.Option(help="Use this seed for all rooms and placements.")] = 0,
     valid: Annotated[float, typer.Option(help="Use this share of the rooms for validation.")] = 0.1,
     test: Annotated[float, typer.Option(help="Use this share of the rooms for test.")] = 0.1,
     rt60: Annotated[
         tuple[float, float],
-        typer.Option(help="Draw the reverberation time at 1 kHz between these two, in seconds."),
+        typer.Option(
+            help="Choose reverberation times at 1 kHz at random between these two, in seconds."
+        ),
     ] = (0.2, 1.0),
     distance: Annotated[
         tuple[float, float],
-        typer.Option(help="Draw the distance of the source between these two, in metres."),
+        typer.Option(help="Choose distances of the source at random between these two, in metres."),
     ] = (0.5, 5.0),
     noise_sources: Annotated[
-        tuple[int, int], typer.Option(help="Draw the number of noise sources between these two.")
+        tuple[int, int],
+        typer.Option(help="Choose numbers of noise sources at random between these two."),
     ] = (1, 5),
     head: Head = "kemar",
     no_check_head: NoCheckHead = False,

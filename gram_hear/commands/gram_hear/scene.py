@@ -11,6 +11,7 @@ from gram_hear.commands.gram_hear.options import check_output, check_picture
 from gram_hear.console import (
     HEAD_METAVAR,
     HEADS,
+    PICTURE,
     WHICH_HEAD,
     AsJson,
     Force,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from gram_hear.scenes.single import MadeScene
 
-DRAWN = "drawn from --seed"
+RANDOM = "random, from --seed"
 
 
 def scene(
@@ -45,28 +46,28 @@ def scene(
         typer.Option(
             help="Put the source at this azimuth in degrees: 0 is in front, 90 left, -90 right and "
             "180 behind.",
-            show_default=DRAWN,
+            show_default=RANDOM,
         ),
     ] = None,
     elevation: Annotated[
         float | None,
         typer.Option(
             help="Put the source this many degrees above the horizon (below it, if negative).",
-            show_default=DRAWN,
+            show_default=RANDOM,
         ),
     ] = None,
     distance: Annotated[
         float | None,
         typer.Option(
             help="Put the source this many metres from the centre of the head.",
-            show_default=DRAWN,
+            show_default=RANDOM,
         ),
     ] = None,
     rt60: Annotated[
         float | None,
         typer.Option(
             help="Make a room with this reverberation time at 1 kHz, in seconds.",
-            show_default=DRAWN,
+            show_default=RANDOM,
         ),
     ] = None,
     snr: Annotated[
@@ -85,7 +86,7 @@ def scene(
     seed: Annotated[
         int,
         typer.Option(
-            help="Draw whatever is not given from this seed. Another number makes another room."
+            help="Use this seed for whatever is not given. Another seed makes another room."
         ),
     ] = 0,
     noise: Annotated[
@@ -109,15 +110,15 @@ def scene(
     tail: Annotated[
         bool, typer.Option("--tail/--no-tail", help="Let the room ring on after the sound ends.")
     ] = True,
-    plot: Annotated[Path | None, typer.Option(help="Draw the scene into this PNG file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help=f"Draw the scene into this {PICTURE}.")] = None,
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
     """Put a sound into a simulated room.
 
-    The scene is what a listener in the room hears. It keeps the level of the sound: straight from
-    one metre away, the sound is as loud as in its file. The JSON file beside the WAV file says
-    where everything is.
+    The scene is what a listener in the room hears. The level of the sound is kept: direct sound
+    from one metre away is as loud as in the file. The JSON file beside the WAV file says where
+    everything is.
 
     \b
     Examples:

@@ -1,6 +1,7 @@
 """``hear-eval embed``: the tasks' embeddings, to be predicted later."""
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -8,7 +9,6 @@ from gram_hear.commands.hear_eval.options import (
     SEVERAL_TASKS,
     EmbeddingsDir,
     EmptyClips,
-    Force,
     Model,
     ModelOptions,
     Module,
@@ -28,7 +28,13 @@ def embed(
     embeddings_dir: EmbeddingsDir = Path("embeddings"),
     empty_clips: EmptyClips = "error",
     device: Device = "auto",
-    force: Force = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace embeddings that were made by another version or with other options.",
+        ),
+    ] = False,
 ) -> None:
     """Embed the clips of HEAR tasks with a module.
 

@@ -60,7 +60,8 @@ def make_task(
     ignore_columns: Annotated[
         str,
         typer.Option(
-            help="Ignore these columns of the CSV, such as a,b, or all unknown ones: all."
+            help="Ignore these columns of the CSV, such as a,b. With all, every unknown column is "
+            "ignored."
         ),
     ] = "",
     skip_unlisted: Annotated[
@@ -83,13 +84,13 @@ def make_task(
     folds: Annotated[
         int | None, typer.Option(help="Make this many folds instead of the three splits.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Draw the splits or folds from this seed.")] = 0,
+    seed: Annotated[int, typer.Option(help="Use this seed to divide the clips.")] = 0,
     allow_rare: Annotated[
         bool,
         typer.Option(
             "--allow-rare",
-            help="Accept classes with too few clips for each split to have one. They cannot be "
-            "learned, or not be tested.",
+            help="Accept classes that are in one split only, or not in the training split. They "
+            "are an error without this.",
         ),
     ] = False,
     rates: Annotated[

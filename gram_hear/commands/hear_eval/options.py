@@ -66,7 +66,7 @@ Grid = Annotated[
 ]
 GridPoints = Annotated[int, typer.Option(help="Try this many points of the grid.")]
 Seed = Annotated[
-    int, typer.Option(help="Draw the first weights and the dropout of the predictors from this.")
+    int, typer.Option(help="Use this seed for the first weights and the dropout of predictors.")
 ]
 Shuffle = Annotated[
     bool,
@@ -95,7 +95,7 @@ Force = Annotated[
     typer.Option(
         "--force",
         help="Replace embeddings that were made by another version or with other options, and "
-        "predict all tasks again.",
+        "predict tasks again that are predicted already.",
     ),
 ]
 

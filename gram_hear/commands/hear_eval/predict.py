@@ -7,7 +7,6 @@ import typer
 
 from gram_hear.commands.hear_eval.options import (
     FEWEST_STEPS,
-    Force,
     Grid,
     GridPoints,
     MinSteps,
@@ -36,7 +35,10 @@ def predict(
     shuffle: Shuffle = False,
     min_steps: MinSteps = FEWEST_STEPS,
     device: Device = "auto",
-    force: Force = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Predict tasks again that are predicted already."),
+    ] = False,
 ) -> None:
     """Score embeddings by predicting the labels of their tasks.
 

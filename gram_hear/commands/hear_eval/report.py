@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gram_hear.console import AsJson, Tasks, names_in, print_table, progress_bar, say
+from gram_hear.console import PICTURE, AsJson, Tasks, names_in, print_table, progress_bar, say
 from gram_hear.errors import OptionError
 from gram_hear.start import importing
 from gram_hear.style import check_picture
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from gram_hear.evaluation.compare.published import Published
     from gram_hear.evaluation.compare.report import Report
     from gram_hear.evaluation.compare.significance import PairTest
+
+
+SPARE = ("seeds", "clips", "metric", "the best", "p")  # columns that can be done without
 
 
 def report(
@@ -28,7 +31,8 @@ def report(
     published: Annotated[
         list[str] | None,
         typer.Option(
-            help="Add published HEAR scores of these models, such as OpenL3,CREPE, or of all."
+            help="Add published HEAR scores of these models, such as OpenL3,CREPE. With all, those "
+            "of every known model are added."
         ),
     ] = None,
     published_file: Annotated[
@@ -38,8 +42,8 @@ def report(
     resamples: Annotated[
         int,
         typer.Option(
-            help="Draw this many permutations for each test of two models. With 0, nothing is "
-            "tested."
+            help="Make this many random permutations for each test of two models. With 0, nothing "
+            "is tested."
         ),
     ] = 9999,
     output: Annotated[
@@ -48,7 +52,7 @@ def report(
             "--output", "-o", help="Write the report into files of this name: .md, .csv and .json."
         ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the scores into this PNG file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help=f"Draw the scores into this {PICTURE}.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare the scores of several models.
@@ -113,6 +117,7 @@ def _show(made: "Report") -> None:
         if number:
             typer.echo()
         if table.rows:
-            print_table(table.columns, table.rows, title=table.title)
+            print_table(table.columns, table.rows, title=table.title, fold=("task",), spare=SPARE)
+            typer.echo()
         for note in table.notes:
             typer.echo(note)

@@ -15,7 +15,7 @@ from gram_hear.start import importing
 def tasks(
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="[TASKS_DIR]", help="Name the folder here, or with --tasks-dir."),
+        typer.Argument(help="Name the folder here, or with --tasks-dir."),
     ] = None,
     tasks_dir: Annotated[
         Path | None,
