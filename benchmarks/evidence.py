@@ -11,7 +11,7 @@ Made in --work: HEAR tasks (digits by held-out speaker, speakers, kinds of synth
 versions in the test rooms, a localisation task whose splits share no room and no speaker,
 embeddings and predictions. What is there is not made again: the same command goes on after an
 interruption. Replaced in --results: a block of results.md, the rest of which stays, and
-results.json. Printed: the table for the README.
+results.json. Printed: the table of docs/reference/models.md.
 """
 
 import argparse

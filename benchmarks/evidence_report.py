@@ -113,7 +113,7 @@ def _directions_table(results: Mapping[str, Any], task: str) -> str:
 
 
 def short_table(results: Mapping[str, Any]) -> str:
-    """Return the table for the README."""
+    """Return the table of docs/reference/models.md."""
     rows = []
     for title in results["contenders"]:
         means, errors = results["averages"][title], results["localisation"][DIRECTIONS][title]

@@ -220,7 +220,7 @@ class Located:
 
     @property
     def mirrored(self) -> np.ndarray:
-        """(rows,) what speaks for the other of front and back; see :func:`near_mirrored`."""
+        """(rows,) what speaks for the other of front and back; see ``near_mirrored``."""
         return near_mirrored(self.probabilities, self.azimuth, self.elevation)
 
     @property

@@ -76,15 +76,32 @@ def drawing(width: float, height: float, title: str = "") -> Iterator[Any]:
     with matplotlib.rc_context(STYLE):
         figure = figures.Figure(figsize=(width, height), layout="constrained")
         if title:
-            printable = title.encode("utf-8", "replace").decode("utf-8")
-            figure.suptitle(printable, fontsize=9, parse_math=False)
+            figure.suptitle(printable(title), fontsize=9)
         yield figure
+
+
+def printable(text: str) -> str:
+    """Return text, such as the name of a file, as matplotlib draws it: no formulas, all Unicode."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
 
 
 def check_format(path: Path) -> None:
     """Raise an OptionError where the name of a picture ends in none of :data:`FORMATS`."""
     if path.suffix.lower() not in FORMATS:
         raise OptionError(f"{path} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
+
+
+def check_picture(path: Path) -> None:
+    """Find what stands in the way of a picture before any work is done.
+
+    Raises:
+        OptionError: for another format than :data:`FORMATS`, a folder that is not there, and where
+            matplotlib is not installed.
+    """
+    check_format(path)
+    if not path.parent.is_dir():
+        raise OptionError(f"There is no folder {path.parent} to write {path.name} into.")
+    need("matplotlib", "plot")
 
 
 def save_figure(figure: Any, path: Path) -> None:

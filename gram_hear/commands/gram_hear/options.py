@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
+from gram_hear import style
 from gram_hear.errors import OptionError
-from gram_hear.extras import need
-from gram_hear.style import check_format
 
 DEFAULT_MODEL = "gramt-binaural"
 WHICH_MODEL = (
@@ -65,10 +64,9 @@ def check_output(output: Path, suffix: str, sound: Path, force: bool) -> None:
 
 
 def check_picture(output: Path, sound: Path, force: bool) -> None:
-    """Find what stands in the way of a picture: its format, its place, and what draws it."""
-    check_format(output)
+    """The same of a picture, which has one of several suffixes; and that it can be drawn."""
+    style.check_picture(output)
     _check_place(output, sound, force)
-    need("matplotlib", "plot")
 
 
 def _check_place(output: Path, sound: Path, force: bool) -> None:

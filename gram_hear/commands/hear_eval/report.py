@@ -8,6 +8,7 @@ import typer
 from gram_hear.console import PICTURE, AsJson, Tasks, names_in, print_table, progress_bar, say
 from gram_hear.errors import OptionError
 from gram_hear.start import importing
+from gram_hear.style import check_picture
 
 if TYPE_CHECKING:
     from gram_hear.evaluation.compare.published import Published
@@ -75,6 +76,10 @@ def report(
             f"--resamples is {resamples}; a p-value needs {significance.FEWEST} or more, and 0 "
             "leaves the test out."
         )
+    if output is not None and not output.parent.is_dir():
+        raise OptionError(f"There is no folder {output.parent} to write {output.name} into.")
+    if plot is not None:
+        check_picture(plot)
     others = _published(published, published_file)
     comparison = compare(read_runs(folders, names_in(task) or []))
     warn_of_gaps(comparison)
