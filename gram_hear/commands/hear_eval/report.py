@@ -49,7 +49,9 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Write the report into files of this name: .md, .csv and .json."
+            "--output",
+            "-o",
+            help="Write the report into files of this name: .md, .csv, .json and .tex (LaTeX).",
         ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help=f"Draw the scores into this {PICTURE}.")] = None,
