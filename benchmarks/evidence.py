@@ -1,4 +1,4 @@
-"""What a model is worth, measured by the project's own tools: the tables of evidence/results.md.
+"""What a model is worth, measured by the project's own tools: docs/evidence/results.md.
 
     python benchmarks/evidence.py RECORDINGS MODEL [MODEL ...] --rirs RIRS
 

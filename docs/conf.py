@@ -27,6 +27,7 @@ html_theme = "furo"
 html_title = "gram-hear"
 html_static_path: list[str] = []
 html_show_sourcelink = False
+smartquotes = False  # they make a dash of the two of an option
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4

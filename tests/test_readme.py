@@ -163,7 +163,7 @@ def test_recordings_become_a_table_of_three_models(tmp_path, run_line):
 
 
 def pretraining_commands():
-    """What stands in the shell blocks of docs/how-to/pretraining.md, by program; several lines joined."""
+    """The shell blocks of docs/how-to/pretraining.md, by program; several lines joined."""
     text = (TESTS.parent / "docs" / "how-to" / "pretraining.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
     joined = "\n".join(blocks).replace("\\\n", " ")
