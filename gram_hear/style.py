@@ -30,8 +30,10 @@ GRID = {"color": "#dddddd", "lw": 0.5}
 LEVELS = "magma"  # the map of colours for levels,
 SIGNED = "cividis"  # for values from -1 to 1: lighter is more, in grey too,
 CONFIDENCE = "cividis_r"  # and for confidence: darker is more, on white
-STYLE = {
-    "font.family": "DejaVu Sans",  # which comes with matplotlib: the same picture everywhere
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    # The first comes with matplotlib: the same picture everywhere. Readers of an SVG may lack it.
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
     "font.size": 8.0,
     "axes.titlesize": 8.5,
     "axes.titlelocation": "left",
@@ -47,7 +49,7 @@ STYLE = {
     "legend.fontsize": 7.5,
     "legend.frameon": False,
 }
-WRITING = {
+WRITING: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "gram-hear",  # ids are the same every time
     "pdf.fonttype": 42,  # whole fonts, which publishers ask for
@@ -116,7 +118,7 @@ def save_figure(figure: Any, path: Path) -> None:
     suffix = path.suffix.lower()
     options = {"format": suffix[1:], "dpi": DPI, "metadata": METADATA[suffix]}
     file = io.BytesIO()
-    with need("matplotlib", "plot").rc_context(WRITING):
+    with need("matplotlib", "plot").rc_context(STYLE | WRITING):
         figure.savefig(file, **options)
     data = file.getvalue() if suffix != ".svg" else _with_steady_ids(file.getvalue())
     try:

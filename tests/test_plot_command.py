@@ -6,6 +6,8 @@ import json
 import math
 import os
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,9 @@ from gram_hear.localisation import Head, Locator, describe_head
 from gram_hear.plots import directions, sound
 from gram_hear.plots.sound import picture_sound
 
-SOUNDS = Path(__file__).parent / "data" / "sounds"
+TESTS = Path(__file__).parent
+SOUNDS = TESTS / "data" / "sounds"
+PAGE = (TESTS.parent / "docs" / "how-to" / "pictures.md").read_text(encoding="utf-8")
 MODEL = "gram-tiny-untrained"
 
 
@@ -341,3 +345,38 @@ def test_what_cannot_be_located_is_an_error(command, binaural, head, options, me
     code, out, err = command("locate", binaural, "--locator", head, *options)
     assert (code, out) == (1, "")
     assert message in err
+
+
+# --- the documentation ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_examples_run(command, tmp_path):
+    shutil.copy(SOUNDS / "mono_vowels.mp3", "speech.mp3")
+    shutil.copy(SOUNDS / "binaural_passing.flac", "street.flac")
+    printed, names = "", {}
+    for language, block in re.findall(
+        r"^```(python|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL
+    ):
+        if language == "python":
+            exec(compile(block, "pictures.md", "exec"), names)
+            continue
+        for line in block.splitlines():
+            code, out, err = command(*shlex.split(line)[1:])
+            assert code == 0, f"{line}: {err}"
+            printed += out
+    shown = set(re.findall(r"images/(\w+\.png)", PAGE))
+    assert shown == {"sound.png", "window.png", "directions.png"}
+    for name in shown | {"scene.png"}:
+        drawn, kept = imread(tmp_path / name), imread(TESTS.parent / "docs" / "images" / name)
+        assert drawn.shape[:2] == kept.shape[:2]  # those on the page are not of an older version
+    # The table of the page is what was printed.
+    [table] = re.findall(r"^```text\n(time.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    for line in table.splitlines():
+        for cell in re.split(r" {2,}", line):
+            assert cell in printed
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", PAGE))
+def test_links_lead_to_files(target):
+    assert (TESTS.parent / "docs" / "how-to" / target).exists()

@@ -88,6 +88,7 @@ def test_every_format_is_the_same_each_time_and_keeps_its_text(tmp_path):
     assert round(0.0254 * int.from_bytes(png[png.index(b"pHYs") + 4 :][:4], "big")) == DPI == 200
     texts = ["".join(each.itertext()) for each in ElementTree.fromstring(svg).iter(f"{SVG}text")]
     assert "listener" in texts
+    assert b"sans-serif" in svg  # for readers without the font
     assert "time (s)" in texts
     assert b"Date" not in svg + pdf
     assert b"/FontFile2" in pdf  # TrueType, embedded
