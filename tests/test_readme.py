@@ -136,7 +136,7 @@ def run_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the programs replace it
     yield run_here
-    for module in ("logmel", "hearbaseline"):  # of this folder
+    for module in ("logmel", "hearbaseline", "mine"):  # of this folder
         sys.modules.pop(module, None)
 
 
