@@ -344,6 +344,9 @@ def test_a_sound_is_drawn_on_one_time_axis_in_seconds_of_its_file(channels, feat
     edges = np.array([[axes.get_position().x0, axes.get_position().x1] for axes in shown])
     np.testing.assert_allclose(edges, edges[:1].repeat(len(edges), axis=0), atol=1e-6)
     assert shown[-1].get_xlabel() == "time (s)"
+    components = axes_of(figure, "Principal components")
+    title, key = components._left_title, components.get_legend()  # matplotlib has no other name
+    assert not title.get_window_extent().overlaps(key.get_window_extent())
     titles = [axes.get_title(loc="left") for axes in shown[1:-2]]
     assert all(
         name in title.lower()

@@ -162,7 +162,7 @@ def _draw_components(axes: Any, sound: SoundPicture) -> None:
         label = f"{100 * part:.0f} %"
         marker = "o" if len(sound.times) == 1 else ""
         axes.plot(sound.times, score, color=colour, ls=style, lw=1.2, marker=marker, label=label)
-    axes.set_title("Embedding less silence: principal components, and their share of the variance")
+    axes.set_title("Principal components, less silence (share of variance)")
     axes.set_ylabel("score")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=COMPONENTS, borderaxespad=0.1)
 
