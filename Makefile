@@ -3,6 +3,7 @@
 # make test-fast   runs those that are not marked slow: they reach every library, in two minutes
 # make test-libraries    runs those that call the libraries, for other versions of these
 # make docs        builds the site into docs/_build, offline
+# make notebooks runs the tutorials' notebooks and keeps what they print
 # make dist        builds the source distribution and the wheel into dist, and checks them
 # make lint        runs ruff and mypy
 # Each makes .venv first, unless PYTHON=/path/to/bin/python names an environment that has all.
@@ -29,7 +30,7 @@ LIBRARIES = $(patsubst %,tests/test_%.py,adapters clips collection config errors
 	tests/test_scene_command.py::test_both_formats_hear_the_same_scene_and_say_their_channels \
 	-k "not killed"
 
-.PHONY: demo test test-fast test-libraries docs dist lint format clean
+.PHONY: demo test test-fast test-libraries docs notebooks dist lint format clean
 
 demo: $(READY)
 	$(BIN)gram-hear embed tests/data/sounds --output .demo --model gram-tiny --force
@@ -50,6 +51,9 @@ test-libraries: $(READY)
 docs: $(READY)
 	$(BIN)python -m sphinx -W --keep-going -q -j auto docs docs/_build
 	@echo "The site: docs/_build/index.html"
+
+notebooks: $(READY)
+	$(BIN)python tests/test_notebooks.py
 
 dist: $(READY)
 	$(BIN)python -m pip install --quiet --constraint constraints.txt build check-manifest twine

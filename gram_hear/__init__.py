@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gram_hear.frontend import FrontEnd
     from gram_hear.hear import HearModel, get_scene_embeddings, get_timestamp_embeddings, load_model
     from gram_hear.localisation import load_locator
+    from gram_hear.plots.scene import scene_figure
     from gram_hear.scenes.heads import load_head
     from gram_hear.scenes.noises import open_noise
     from gram_hear.scenes.rendering import render
@@ -55,6 +56,7 @@ __all__ = [
     "render",
     "save_model",
     "save_pretrained",
+    "scene_figure",
 ]
 
 _MODULES = {
@@ -71,6 +73,7 @@ _MODULES = {
         "frontend": "FrontEnd",
         "hear": "HearModel get_scene_embeddings get_timestamp_embeddings load_model",
         "localisation": "load_locator",
+        "plots.scene": "scene_figure",
         "scenes.heads": "load_head",
         "scenes.noises": "open_noise",
         "scenes.rendering": "render",

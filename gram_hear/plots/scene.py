@@ -27,6 +27,11 @@ def scene_figure(made: MadeScene) -> Any:
 
     The room from above, the source's RIR and its decay, and spectrograms of what is heard.
 
+    Example::
+
+        made = gram_hear.make_scene(sound, 32000, azimuth=60)
+        gram_hear.scene_figure(made).savefig("scene.png")
+
     Raises:
         OptionError: where matplotlib is not installed.
     """
