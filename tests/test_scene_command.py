@@ -407,7 +407,7 @@ def test_the_examples_run(command, tasks):
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", DOCUMENT))
 def test_links_lead_to_files(target):
-    assert (TESTS.parent / "docs" / "how-to" / target).exists()
+    assert (TESTS.parent / "docs" / target).exists()
 
 
 def test_the_table_of_ranges_is_what_is_drawn_from():
