@@ -3,6 +3,8 @@
 # make test-fast   runs those that are not marked slow: they reach every library, in two minutes
 # make test-libraries    runs those that call the libraries, for other versions of these
 # make docs        builds the site into docs/_build, offline
+# make notebooks runs the tutorials' notebooks and keeps what they print
+# make dist        builds the source distribution and the wheel into dist, and checks them
 # make lint        runs ruff and mypy
 # Each makes .venv first, unless PYTHON=/path/to/bin/python names an environment that has all.
 
@@ -28,7 +30,7 @@ LIBRARIES = $(patsubst %,tests/test_%.py,adapters clips collection config errors
 	tests/test_scene_command.py::test_both_formats_hear_the_same_scene_and_say_their_channels \
 	-k "not killed"
 
-.PHONY: demo test test-fast test-libraries docs lint format clean
+.PHONY: demo test test-fast test-libraries docs notebooks dist lint format clean
 
 demo: $(READY)
 	$(BIN)gram-hear embed tests/data/sounds --output .demo --model gram-tiny --force
@@ -50,6 +52,16 @@ docs: $(READY)
 	$(BIN)python -m sphinx -W --keep-going -q -j auto docs docs/_build
 	@echo "The site: docs/_build/index.html"
 
+notebooks: $(READY)
+	$(BIN)python tests/test_notebooks.py
+
+dist: $(READY)
+	$(BIN)python -m pip install --quiet --constraint constraints.txt build check-manifest twine
+	rm -rf build dist
+	$(BIN)check-manifest
+	$(BIN)python -m build --quiet
+	$(BIN)twine check --strict dist/*
+
 lint: $(READY)
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .
@@ -60,7 +72,7 @@ format: $(READY)
 	$(BIN)ruff format .
 
 clean:
-	rm -rf $(VENV) .demo build docs/_build *.egg-info
+	rm -rf $(VENV) .demo build dist docs/_build *.egg-info
 
 # The usual Python if it is one that is declared, else the newest of those.
 $(VENV)/ready: setup.cfg setup.py pyproject.toml constraints.txt

@@ -6,6 +6,7 @@ What is offered here is imported when it is first used, so that the programs sta
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,12 +21,19 @@ if TYPE_CHECKING:
     from gram_hear.frontend import FrontEnd
     from gram_hear.hear import HearModel, get_scene_embeddings, get_timestamp_embeddings, load_model
     from gram_hear.localisation import load_locator
+    from gram_hear.plots.scene import scene_figure
+    from gram_hear.scenes.heads import load_head
+    from gram_hear.scenes.noises import open_noise
     from gram_hear.scenes.rendering import render
     from gram_hear.scenes.rirs import open_rirs
     from gram_hear.scenes.rooms import Scene
     from gram_hear.scenes.single import make_scene
 
     __version__: str
+
+if not Path(__file__).with_name("weights").exists():
+    # A clone: Python that starts in it imports this folder, and the weights lie beside it.
+    __path__.append(str(Path(__file__).parents[1]))
 
 __all__ = [
     "Block",
@@ -41,16 +49,19 @@ __all__ = [
     "get_scene_embeddings",
     "get_timestamp_embeddings",
     "list_models",
+    "load_head",
     "load_locator",
     "load_model",
     "make_scene",
     "named_config",
+    "open_noise",
     "open_rirs",
     "push_to_hub",
     "read_audio",
     "render",
     "save_model",
     "save_pretrained",
+    "scene_figure",
 ]
 
 _MODULES = {
@@ -67,6 +78,9 @@ _MODULES = {
         "frontend": "FrontEnd",
         "hear": "HearModel get_scene_embeddings get_timestamp_embeddings load_model",
         "localisation": "load_locator",
+        "plots.scene": "scene_figure",
+        "scenes.heads": "load_head",
+        "scenes.noises": "open_noise",
         "scenes.rendering": "render",
         "scenes.rirs": "open_rirs",
         "scenes.rooms": "Scene",

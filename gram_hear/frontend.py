@@ -79,7 +79,7 @@ class FrontEnd(nn.Module):
         Args:
             waveform: (batch, channels, samples) at ``config.sample_rate``; 1, 2 or 4 channels as
                 ``config.layout`` has them, Ambisonic audio in the model's own axes
-                (:mod:`gram_hear.audio.layouts`).
+                (``gram_hear.audio.layouts``).
 
         Returns:
             (batch, feature channels, 1 + samples // hop, mels) float32. Frame k is centred at

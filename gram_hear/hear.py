@@ -307,7 +307,7 @@ class HearModel(nn.Module):
         Clips of one length share one transform; the windows of all clips share batches.
 
         Args:
-            clips: (channels, samples) float32 each, as :func:`as_clips` returns them.
+            clips: (channels, samples) float32 each, as ``audio.clips.as_clips`` returns them.
 
         Raises:
             AudioError: where the rows of a clip are not finite.

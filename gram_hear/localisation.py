@@ -117,7 +117,7 @@ def sphere(count: int) -> np.ndarray:
 
 
 def answers(probabilities: np.ndarray) -> np.ndarray:
-    """Return the answers that probabilities (n, directions) of :func:`sphere` give.
+    """Return the answers that probabilities (n, directions) of ``sphere`` give.
 
     Returns:
         (n, 3) vectors: each the mean of the directions around the likeliest one, weighted by their
@@ -175,8 +175,8 @@ class Located:
         elevation: degrees above the horizon, [-90, 90]. NaN where silent.
         confidence: the probability of the directions around that one, 0 to 1. 0 where silent.
         level: dBFS, of the mean square over both ears, or of W.
-        silent: bool: below :data:`QUIETEST`, or :data:`BELOW_LOUDEST` below the loudest row.
-        probabilities: (rows, directions) float32, of :func:`sphere`.
+        silent: bool: below ``QUIETEST``, or ``BELOW_LOUDEST`` below the loudest row.
+        probabilities: (rows, directions) float32, of ``sphere``.
         hop_ms: milliseconds from one row to the next.
     """
 
@@ -190,7 +190,7 @@ class Located:
     hop_ms: float
 
     def table(self, start: float = 0.0) -> list[dict[str, Any]]:
-        """Return a dict of :data:`COLUMNS` for each row, rounded; what a silent row lacks is None.
+        """Return a dict of ``COLUMNS`` for each row, rounded; what a silent row lacks is None.
 
         ``start`` seconds are added to the rows' times.
         """
@@ -220,7 +220,7 @@ class Located:
 
     @property
     def mirrored(self) -> np.ndarray:
-        """(rows,) what speaks for the other of front and back; see :func:`near_mirrored`."""
+        """(rows,) what speaks for the other of front and back; see ``near_mirrored``."""
         return near_mirrored(self.probabilities, self.azimuth, self.elevation)
 
     @property
@@ -232,7 +232,7 @@ class Located:
         return float(near_mirrored(together, *np.array(overall[:2])[:, None])[0])
 
     def direction(self, rows: np.ndarray) -> Direction | None:
-        """Return azimuth, elevation and confidence of some rows together, by :func:`pooled`.
+        """Return azimuth, elevation and confidence of some rows together, by ``pooled``.
 
         Of several sources they are those of one, with less confidence. Of ``rows``, (rows,) bool,
         the silent ones do not count; None where all are.

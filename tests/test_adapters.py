@@ -1,7 +1,7 @@
 """The adapters, held to what X-ARES checks and to what MTEB asks of an audio encoder.
 
-Neither package is needed: the checks are written out here. ``docs/how-to/adapters.md`` says which versions
-of the packages themselves the adapters were run with.
+Neither package is needed: the checks are written out here. ``docs/how-to/adapters.md`` says
+which versions of the packages themselves the adapters were run with.
 """
 
 import importlib

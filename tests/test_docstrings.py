@@ -71,6 +71,7 @@ def test_the_example_runs(module, code, tmp_path, monkeypatch):
         "write_text": lambda path, text: path.write_text(text),
         "output": tmp_path / "output",
         "predictor": SimpleNamespace(fit=lambda vectors, labels: None),
+        "sound": noise[0].numpy(),
         # of scenes.mixing: a batch of two
         "clips": noise,
         "noises": noise.flip(0)[:, :1600],

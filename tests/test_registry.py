@@ -39,6 +39,16 @@ def load_offline(name=OFFLINE, **options):
         return gram_hear.load_model(name, **options)
 
 
+def test_a_dated_name_loads_the_same_weights():
+    for entry in gram_hear.list_models():
+        dated = entry.layout == "bundled"
+        assert (entry.dated_name is not None) == dated
+        if dated:
+            assert entry.dated_name == f"{entry.name}-2026-11"
+            found = gram_hear.load_model(entry.dated_name).hash_weights()
+            assert found == gram_hear.load_model(entry.name).hash_weights()
+
+
 # --- data -----------------------------------------------------------------------------------
 
 

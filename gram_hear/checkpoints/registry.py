@@ -17,7 +17,8 @@ class Entry:
     A published model has ``repository``, ``file`` and ``revision`` (on the Hugging Face Hub); a
     bundled one has a ``file`` that ships with the package; one that is built from a seed has
     ``size`` and ``seed``. ``channels`` are feature channels. ``sha256`` is what the file must have
-    (at ``revision``); None where it is not known.
+    (at ``revision``); None where it is not known. ``date`` is the month in which a bundled model
+    was made: its dated name means these weights for good, its plain name the newest ones.
     """
 
     name: str
@@ -33,6 +34,12 @@ class Entry:
     size: str | None = None
     seed: int | None = None
     backbone: str = "transformer"  # transformer (GRAM-T), mamba2 or mamba1 (GRAM-M)
+    date: str | None = None  # "2026-11"
+
+    @property
+    def dated_name(self) -> str | None:
+        """The name that keeps its weights when the plain name gets newer ones, or None."""
+        return f"{self.name}-{self.date}" if self.date else None
 
     @property
     def trained(self) -> bool:
@@ -51,8 +58,8 @@ def list_models() -> list[Entry]:
 
 
 def find_entry(name: str) -> Entry | None:
-    """Return the registered model of this name, or None."""
-    return next((entry for entry in list_models() if entry.name == name), None)
+    """Return the registered model of this name or dated name, or None."""
+    return next((entry for entry in list_models() if name in (entry.name, entry.dated_name)), None)
 
 
 def bundled_file(entry: Entry) -> Path:

@@ -502,8 +502,12 @@ _Model = TypeVar("_Model", GramModel, MaskedAutoencoder)
 def _build(kind: Callable[[ModelConfig], _Model], config: ModelConfig, tensors: dict) -> _Model:
     with torch.device("meta"):  # no time is spent on weights that are replaced at once
         model = kind(config)
-    model.to_empty(device="cpu")
-    model.load_state_dict(tensors)
+    whole = torch.contiguous_format
+    copies = {
+        name: tensor.to(torch.float32, copy=True, memory_format=whole)
+        for name, tensor in tensors.items()
+    }
+    model.load_state_dict(copies, assign=True)
     return model.eval()
 
 

@@ -60,7 +60,8 @@ def sincos_positions(width: int, frequency_patches: int, time_patches: int) -> T
 
 def position_table(width: int, config: ModelConfig, cls: bool) -> Tensor:
     """Return the positions of a window's tokens, (1, tokens (+ 1), width); the CLS row is 0."""
-    positions = sincos_positions(width, config.frequency_patches, config.time_patches)
+    with torch.device("cpu"):  # on meta, PyTorch would import its compiler for these few numbers
+        positions = sincos_positions(width, config.frequency_patches, config.time_patches)
     return F.pad(positions, (0, 0, 1 if cls else 0, 0))[None]
 
 

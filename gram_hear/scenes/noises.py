@@ -116,8 +116,12 @@ class RecordedNoises(NoiseSet):
         return f"{sound.path.relative_to(self.folder).as_posix()}/{sound.name}"
 
 
-def open_noise(path: Path | None, rate: int) -> NoiseSet:
-    """Open a set of noises.
+def open_noise(path: str | Path | None, rate: int) -> NoiseSet:
+    """Open a set of noises, for :func:`gram_hear.make_scene`.
+
+    Example::
+
+        noise = open_noise(None, 32000)
 
     Args:
         path: a folder, searched for sound files and tars; one tar or sound file; or None, for

@@ -34,7 +34,7 @@ class MadeScene:
         scene: where everything stands.
         rendered: its RIRs, the source's first.
         metadata: all that the audio depends on and all that holds of it; plain data for JSON.
-            ``options`` are those of :func:`make_scene`.
+            ``options`` are those of :func:`gram_hear.make_scene`.
     """
 
     audio: np.ndarray
@@ -78,7 +78,7 @@ def make_scene(
         rt60: reverberation time in the octave of 1 kHz, seconds.
         snr: dB; None leaves the noise out. Over all channels, where noise and sound meet.
         noise: what noise is drawn from; None makes synthetic ones. Needs ``snr``.
-        head: whose ears hear, as :func:`gram_hear.scenes.heads.load_head` takes it; None is the
+        head: whose ears hear, as :func:`load_head` takes it; None is the
             bundled KEMAR head. Ambisonic scenes have none.
         check_head: as ``check`` of that function.
         tail: let the room ring on after the sound; otherwise the result is as long as the sound.

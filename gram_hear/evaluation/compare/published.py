@@ -53,7 +53,8 @@ def read_published(path: Path | None = None) -> list[Published]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OptionError(
             f"{source} is no file of published scores ({error!r}); it must have sources, tasks "
-            "with their metric, and models with name, source and scores, as docs/how-to/comparing.md says."
+            "with their metric, and models with name, source and scores, as "
+            "docs/how-to/comparing.md says."
         ) from error
     if unknown := set(metrics.values()) - set(METRICS):
         raise OptionError(
