@@ -748,6 +748,26 @@ def test_the_picture_shows_scores_spread_and_dry(root):
     assert panels["digits-v1"].get_xlabel() == "top1_acc (0 to 1)\nhigher is better →"
 
 
+def test_long_names_of_tasks_and_models_do_not_overlap(tmp_path):
+    for model in (
+        "a",
+        "gram_hear-model=a-name-that-is-as-long-as-names-of-files-may-well-be-1a2b3c4d",
+    ):
+        for task in ("digits-v1", "speech_commands-v0.0.2-5h-binaural-localization", "noisy" * 9):
+            write_run(tmp_path / model / task, outputs(50))
+    figure = report_figure(made(tmp_path, resamples=199))
+    figure.draw_without_rendering()
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(panels) == 3
+    texts = [axes._left_title for axes in panels]  # matplotlib has no other name
+    texts += [axes.xaxis.label for axes in panels] + list(figure.legends)
+    texts += panels[0].get_yticklabels()
+    boxes = [text.get_window_extent() for text in texts]
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
 def run(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)))
 

@@ -375,8 +375,3 @@ def test_the_examples_run(command, tmp_path):
     for line in table.splitlines():
         for cell in re.split(r" {2,}", line):
             assert cell in printed
-
-
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", PAGE))
-def test_links_lead_to_files(target):
-    assert (TESTS.parent / "docs" / "how-to" / target).exists()

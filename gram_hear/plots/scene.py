@@ -84,7 +84,7 @@ def _draw_plan(axes: Any, made: MadeScene) -> dict[str, tuple[float, float]]:
         xlabel="x (m)",
         ylabel="y (m)",
         title=f"Room from above: {width:.1f} x {depth:.1f} m, {height:.1f} m high,\n"
-        f"RT60 {measured if _is_known(measured) else asked:.2f} s at {_speech():g} kHz",
+        f"RT60 {measured if _is_known(measured) else asked:.2f} s at {_octave_khz():g} kHz",
         aspect="equal",
         xlim=(-beside, width + beside),
         ylim=(-margin, depth + margin),
@@ -95,7 +95,7 @@ def _draw_plan(axes: Any, made: MadeScene) -> dict[str, tuple[float, float]]:
     return anchors
 
 
-def _speech() -> float:
+def _octave_khz() -> float:
     """Return the centre of the octave that an RT60 is of, in kHz."""
     return BANDS[SPEECH_BAND] / 1000
 
@@ -257,7 +257,7 @@ def _draw_decay(axes: Any, made: MadeScene) -> None:
         ylabel="level (dB)",
         ylim=(LOWEST, 3),
         xlim=(-0.01, last),
-        title=f"Decay at {_speech():g} kHz: RT60 {said}{asked:.2f} s asked for",
+        title=f"Decay at {_octave_khz():g} kHz: RT60 {said}{asked:.2f} s asked for",
     )
     axes.grid(axis="y", **GRID)
     axes.legend(loc="upper right")

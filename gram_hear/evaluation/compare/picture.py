@@ -64,13 +64,17 @@ def report_figure(report: Report) -> Any:
     width = COLUMN if len(comparison.tasks) == 1 else WIDTH
     columns = max(1, min(len(comparison.tasks), int((width - longest) // PANEL)))
     rows = -(-len(comparison.tasks) // columns)
-    lines = sum(ROW + LINE * label.count("\n") for label in labels)
-    with drawing(width, rows * (lines + 0.75) + 0.3) as figure:
+    names = sum(ROW + LINE * label.count("\n") for label in labels)
+    most = max(12, int((width - longest) / columns / CHARACTER) - 4)  # characters of a title's line
+    titles = ["\n".join(textwrap.wrap(task, most)) or task for task in comparison.tasks]
+    above = LINE * max(title.count("\n") for title in titles)
+    with drawing(width, rows * (names + above + 0.75) + 0.3) as figure:
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes in panels.flat[len(comparison.tasks) :]:
             axes.set_visible(False)
-        for axes, task in zip(panels.flat, comparison.tasks, strict=False):
+        for axes, task, title in zip(panels.flat, comparison.tasks, titles, strict=False):
             _draw_task(axes, report, task, labels)
+            axes.set_title(printable(title))
         _draw_key(figure, report)
     return figure
 
@@ -109,7 +113,6 @@ def _draw_task(axes: Any, report: Report, task: str, labels: list[str]) -> None:
     axes.margins(x=0.12)
     axes.grid(axis="both", **GRID)
     axes.set_axisbelow(True)
-    axes.set_title(printable(task))
     better = "higher is better →" if comparison.maximised(task) else "← lower is better"
     metric = comparison.metric(task)
     axes.set_xlabel(f"{metric} ({RANGES.get(metric, '0 to 1')})\n{better}")
