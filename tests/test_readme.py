@@ -264,4 +264,4 @@ def test_pages_of_each_kind_of_user_run(tmp_path, run_line, page):
             exec(block, names)
         else:
             for line in block.splitlines():
-                run_line(line)
+                run_line(line.replace("--grid fast ", "--grid faster "))  # a fifth of the epochs
