@@ -23,7 +23,7 @@ LOWEST_FREQUENCY = 60.0  # Hz that a spectrogram shows
 
 
 def scene_figure(made: MadeScene) -> Any:
-    """Return a matplotlib figure of a scene, of :func:`gram_hear.scenes.single.make_scene`.
+    """Return a matplotlib figure of a scene, of :func:`gram_hear.make_scene`.
 
     The room from above, the source's RIR and its decay, and spectrograms of what is heard.
 
