@@ -9,16 +9,21 @@ SOURCE = ""  # where the files of a clone can be read on the web, once they can:
 
 
 def description() -> str:
-    """The README; links to files of a clone, dead elsewhere, are made absolute or their names."""
+    """The README; links to files of a clone, dead elsewhere, are made absolute or their names.
+
+    Pictures of a clone are left out while there is no SOURCE.
+    """
 
     def absolute(link: re.Match) -> str:
-        text, target = link.groups()
+        picture, text, target = link.groups()
         if SOURCE:
-            return f"[{text}]({SOURCE}/{target})"
+            return f"{picture}[{text}]({SOURCE}/{target}{'?raw=true' if picture else ''})"
+        if picture:
+            return ""
         return text if text == target else f"{text} ({target})"
 
     readme = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
-    return re.sub(r"\[([^]]+)\]\((?!https?:|#)([^)]+)\)", absolute, readme)
+    return re.sub(r"(!?)\[([^]]+)\]\((?!https?:|#)([^)]+)\)", absolute, readme)
 
 
 # weights/ ships as gram_hear.weights

@@ -11,7 +11,7 @@ Made in --work: HEAR tasks (digits by held-out speaker, speakers, kinds of synth
 versions in the test rooms, a localisation task whose splits share no room and no speaker,
 embeddings and predictions. What is there is not made again: the same command goes on after an
 interruption. Replaced in --results: a block of results.md, the rest of which stays, and
-results.json. Printed: the table for the README.
+results.json. Printed: the table of docs/reference/models.md.
 """
 
 import argparse
@@ -244,9 +244,8 @@ def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "results.md"
     text = page.read_text(encoding="utf-8") if page.is_file() else "# Results\n"
-    head = "## The models" if len(results["weights"]) > 2 else "## The model"
     try:
-        made = replace_block(text, BLOCK, f"{head}\n\n{describe(results)}")
+        made = replace_block(text, BLOCK, f"## The scores\n\n{describe(results)}")
     except ValueError as error:
         raise OptionError(f"{page} cannot be brought up to date: {error}") from error
     write_json(folder / "results.json", {BLOCK: results})

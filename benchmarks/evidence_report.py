@@ -6,7 +6,7 @@ from typing import Any
 from evidence_scores import AHEAD
 from evidence_tasks import DIRECTIONS, DRY
 
-TITLES = dict(zip(DRY, ("digits, held-out speaker", "speakers", "kinds of sound"), strict=True))
+TITLES = dict(zip(DRY, ("digits by a held-out speaker", "speakers", "kinds of sound"), strict=True))
 MEASURES = {
     "angle": "angle",
     "azimuth": "azimuth",
@@ -14,6 +14,7 @@ MEASURES = {
     "confusions": "front-back confusions",
     "elevation": "elevation",
 }
+SHORT = ("folded", "confusions")  # the measures of the short table
 NATURAL = "-binaural"
 LOCALISATION = "-binaural-localization"
 
@@ -59,26 +60,26 @@ def _measure(name: str, value: Mapping[str, Any]) -> str:
 def describe(results: Mapping[str, Any]) -> str:
     """Return the whole block of docs/evidence/results.md for a set of contenders."""
     sizes, seeds = results["sizes"], ", ".join(map(str, results["seeds"]))
+    weights = ", ".join(f"{title} `{digest[:12]}`" for title, digest in results["weights"].items())
     intro = (
-        f"`{results['command']}`\n\n"
-        f"Grid `{results['grid']}`, {results['grid_points']} points; mean ± deviation over the "
-        f"seeds {seeds} of the predictors. {sizes['takes']} recordings of each digit by each "
-        f"speaker, {sizes['sounds']} sounds of each kind. Weights (SHA-256): "
-        + ", ".join(f"{title} `{digest[:12]}`" for title, digest in results["weights"].items())
-        + "."
+        f"This command computes the tables:\n\n```bash\n{results['command']}\n```\n\n"
+        f"- Predictors: grid `{results['grid']}`, {results['grid_points']} points, seeds {seeds}. "
+        "± is the standard deviation over the seeds.\n"
+        f"- Data: {sizes['takes']} recordings of each digit by each speaker, {sizes['sounds']} "
+        "sounds of each kind.\n"
+        f"- Weights (SHA-256): {weights}."
     )
-    parts = [intro, "**Accuracy, dry and in held-out rooms**", _accuracy_table(results)]
-    parts += ["**Linear probe, digits by held-out speaker**", _probe_table(results)]
+    parts = [intro, "### Accuracy, dry and in rooms", _accuracy_table(results)]
+    parts += ["### Linear probe: digits by a held-out speaker", _probe_table(results)]
     for task in results["localisation"]:
-        parts += [f"**{_localisation_title(task)}**", _directions_table(results, task)]
+        parts += [f"### {_localisation_title(task)}", _directions_table(results, task)]
     return "\n\n".join(parts)
 
 
 def _localisation_title(task: str) -> str:
     if task == DIRECTIONS:
-        return "Localisation: rooms, placements and speaker all unheard by the predictor"
-    name = TITLES[task.removesuffix(LOCALISATION)]
-    return f"Localisation of *{name}*: held-out sources in placements that the predictor knows"
+        return "Localisation in new rooms"
+    return f"Localisation of {TITLES[task.removesuffix(LOCALISATION)]}, in known rooms"
 
 
 def _accuracy_table(results: Mapping[str, Any]) -> str:
@@ -92,7 +93,7 @@ def _accuracy_table(results: Mapping[str, Any]) -> str:
         means = results["averages"][title]
         cells = [_score(means["dry"]), _score(means["natural"]), _difference(means["difference"])]
         rows.append(["**average**", title, *cells])
-    return table(["task", "", "dry", "HEAR-NS", "difference"], rows)
+    return table(["task", "model", "dry", "in rooms", "difference"], rows)
 
 
 def _probe_table(results: Mapping[str, Any]) -> str:
@@ -100,7 +101,7 @@ def _probe_table(results: Mapping[str, Any]) -> str:
         [title, *(f"{results['probe'][title][name]:.3f}" for name in results["probe"][title])]
         for title in results["contenders"]
     ]
-    return table(["", "dry", "HEAR-NS"], rows)
+    return table(["model", "dry", "in rooms"], rows)
 
 
 def _directions_table(results: Mapping[str, Any], task: str) -> str:
@@ -108,11 +109,11 @@ def _directions_table(results: Mapping[str, Any], task: str) -> str:
         [title, *(_measure(name, errors[name]) for name in MEASURES)]
         for title, errors in results["localisation"][task].items()
     ]
-    return table(["median error", *MEASURES.values()], rows)
+    return table(["model", *MEASURES.values()], rows)
 
 
 def short_table(results: Mapping[str, Any]) -> str:
-    """Return the table for the README."""
+    """Return the table of docs/reference/models.md."""
     rows = []
     for title in results["contenders"]:
         means, errors = results["averages"][title], results["localisation"][DIRECTIONS][title]
@@ -122,12 +123,11 @@ def short_table(results: Mapping[str, Any]) -> str:
                 _score(means["dry"]),
                 _score(means["natural"]),
                 _difference(means["difference"]),
-                _measure("folded", errors["folded"]),
-                _measure("confusions", errors["confusions"]),
+                *(_measure(name, errors[name]) for name in SHORT),
             ]
         )
     guess = results["localisation"][DIRECTIONS][AHEAD]
-    cells = [_measure(name, guess[name]) for name in ("folded", "confusions")]
+    cells = [_measure(name, guess[name]) for name in SHORT]
     rows.append([AHEAD, "", "", "", *cells])
-    head = ["", "dry", "HEAR-NS", "difference", "azimuth, folded", "front-back confusions"]
+    head = ["model", "dry", "in rooms", "difference", *(MEASURES[name] for name in SHORT)]
     return table(head, rows)

@@ -6,6 +6,7 @@ What is offered here is imported when it is first used, so that the programs sta
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from gram_hear.scenes.single import make_scene
 
     __version__: str
+
+if not Path(__file__).with_name("weights").exists():
+    # A clone: Python that starts in it imports this folder, and the weights lie beside it.
+    __path__.append(str(Path(__file__).parents[1]))
 
 __all__ = [
     "Block",

@@ -4,75 +4,117 @@ Results go to stdout, everything else to stderr; an error is one message.
 
 Exit codes: 0 all done; 1 something failed, be it a file, a model or an option's value that cannot
 be here; 2 the command line cannot be understood (an unknown option, an argument too many or too
-few, text for a number); 130 interrupted.
+few, text for a number, a word that is none of an option's choices); 130 interrupted.
 """
 
+import shutil
 import sys
+import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from gram_hear.errors import GramError
 from gram_hear.start import INTERRUPTED
+from gram_hear.tables import fitted_lines, plain_lines
 
 messages = Console(stderr=True)
 results = Console()
+
+HELP = {"help_option_names": ["-h", "--help"]}  # of every command, as its context's settings
 
 
 # --- options that several commands have -----------------------------------------------------
 
 
-def _show_version(show: bool) -> None:
+def complete(*names: str) -> Callable[[str], list[str]]:
+    """Return what completes a word in a shell: the names that begin with it."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+def former_names(names: Mapping[str, str]) -> dict[str, Any]:
+    """Return settings of a command that takes options by other names too, which no help shows.
+
+    ``former_names({"seconds": "duration"})`` makes ``--seconds`` mean ``--duration``.
+    """
+    return {"token_normalize_func": lambda name: names.get(name, name)}
+
+
+def _show_version(context: typer.Context, show: bool) -> None:
     if show:
-        typer.echo(f"gram-hear {version('gram-hear')}")
+        typer.echo(f"{context.find_root().command.name} {version('gram-hear')}")
         raise typer.Exit
 
 
+HEADS = ("kemar", "sphere")
+HEAD_METAVAR = "<kemar|sphere|FILE>"
+PICTURE = "PNG, SVG or PDF file"
+WHICH_HEAD = "Listen with a dummy head (kemar), a rigid sphere, or the head in a SOFA file."
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Convention = Annotated[
-    str | None,
+    Literal["ambix", "fuma", "soundspaces"] | None,
     typer.Option(
-        help="Channel convention of four-channel files: ambix, fuma or soundspaces. Default: what "
-        "the file says, else ambix."
+        help="Read files of four channels in this Ambisonic convention. A file that states another "
+        "one is an error.",
+        show_default="the file's own, or else ambix",
     ),
 ]
 Device = Annotated[
-    str, typer.Option(help="Device that computes: auto, cpu, mps, cuda, cuda:1, ...")
+    str,
+    typer.Option(
+        help="Compute on this device: auto, cpu, mps, cuda, or cuda:1 and so on. With auto, a GPU "
+        "is used if there is one.",
+        autocompletion=complete("auto", "cpu", "mps", "cuda", "cuda:0", "cuda:1"),
+    ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist already.")]
 Head = Annotated[
-    str, typer.Option(help="Whose ears hear: kemar (a dummy head), sphere, or a SOFA file.")
+    str,
+    typer.Option(metavar=HEAD_METAVAR, help=WHICH_HEAD, autocompletion=complete(*HEADS)),
 ]
 Jobs = Annotated[
-    int | None, typer.Option(help="Processes side by side. Default: one for each processor.")
+    int | None,
+    typer.Option(
+        help="Run this many processes at the same time.", show_default="one for each processor"
+    ),
 ]
 NoCheckHead = Annotated[
     bool,
     typer.Option(
         "--no-check-head",
-        help="Accept a SOFA file even if its nearer ear is the quieter or later one, it was "
-        "measured in a room, or its directions lie in one plane.",
+        help="Accept a SOFA file that looks wrong: the ear nearer to the source is the quieter or "
+        "the later one, the head was measured in a room, or all directions lie in one plane.",
     ),
 ]
-Sounds = Annotated[list[Path], typer.Argument(help="Sound files, and folders to search.")]
+Sounds = Annotated[
+    list[Path], typer.Argument(help="Give sound files, or folders to search for them.")
+]
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
-        "--task", help="A task, or several: --task a,b or --task a --task b. Default: all."
+        "--task",
+        help="Use only this task. For several, write --task a,b or --task a --task b.",
+        show_default="all tasks",
     ),
 ]
-TasksDir = Annotated[Path, typer.Option(help="Folder that holds the task directories.")]
+TasksDir = Annotated[Path, typer.Option(help="Look for the tasks in this folder.")]
+NewTasksDir = Annotated[  # the same folder, where a command writes into it
+    Path,
+    typer.Option("--output", "-o", "--tasks-dir", help="Put the tasks into this folder."),
+]
 Version = Annotated[
     bool,
-    typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    typer.Option(
+        "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+    ),
 ]
 
 
@@ -88,8 +130,10 @@ def names_in(given: Sequence[str] | None) -> list[str] | None:
 def run(app: typer.Typer) -> None:
     """Run a command line; errors of ours become one message and exit code 1."""
     warnings.showwarning = show_warning
+    # Help is wrapped between words alone: gramt-binaural is one.
+    textwrap.TextWrapper.wordsep_re = textwrap.TextWrapper.wordsep_simple_re
     try:
-        app()
+        app(prog_name=app.info.name)
     except GramError as error:
         say(f"error: {error}")
         sys.exit(1)
@@ -120,7 +164,7 @@ def finish(failed: Sequence[str]) -> None:
 def say(message: object, console: Console = messages) -> None:
     """Print a line as it is: names of files may hold brackets, or bytes that are no characters."""
     text = str(message).encode("utf-8", "replace").decode("utf-8")  # those are shown as "?"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -128,9 +172,37 @@ def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     say(f"warning: {message}")
 
 
-def print_table(table: Table) -> None:
-    """Print a table whole: off a terminal rich assumes 80 columns and would break the cells."""
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str = "",
+    fold: Collection[str] = (),
+    spare: Sequence[str] = (),
+    total: Sequence[str] | None = None,
+) -> None:
+    """Print a table on stdout: fitted to a terminal, plain for a pipe or a file.
+
+    Args:
+        columns: the heads, all different.
+        rows: a cell for each column.
+        title: a line above the table.
+        fold: columns whose cells may take several lines on a terminal.
+        spare: columns that a narrow terminal can do without; a message names those left out.
+        total: a last row, set apart on a terminal.
+    """
+    every = [*rows, *([total] if total else [])]
+    table = {head: [row[n] for row in every] for n, head in enumerate(columns)}
+    left_out: list[str] = []
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        lines, left_out = fitted_lines(table, width, fold, spare, total=total is not None)
+    else:
+        lines = plain_lines(table)
+    for line in [title, *lines] if title else lines:
+        say(line, results)
+    if left_out:
+        say(f"The terminal is too narrow for the columns {', '.join(left_out)}.")
 
 
 @contextmanager

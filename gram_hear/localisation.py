@@ -43,7 +43,7 @@ from gram_hear.devices import find_device
 from gram_hear.errors import AudioError, CheckpointError, OptionError, allowed
 from gram_hear.foreign import parse_json
 from gram_hear.hear import HearModel, Options, check_finite, from_checkpoint
-from gram_hear.scenes.geometry import angles
+from gram_hear.scenes.geometry import angles, unit_vector
 
 BUNDLED = {  # in gram_hear.weights, by the layout that they hear
     "binaural": "gram-tiny-locator.safetensors",
@@ -133,6 +133,27 @@ def answers(probabilities: np.ndarray) -> np.ndarray:
     return near.sum(axis=1, keepdims=True) * mean / np.maximum(length, 1e-12)
 
 
+def near_mirrored(
+    probabilities: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray
+) -> np.ndarray:
+    """Return what speaks for the directions mirrored from front to back, 180 - azimuth.
+
+    Args:
+        probabilities: (n, directions), of :func:`sphere`.
+        azimuth, elevation: (n,) degrees, the answers.
+
+    Returns:
+        (n,) the probability of the directions within :data:`NEAR` degrees of the mirrored answer.
+        NaN where that is less than twice as far away from the answer: a sound from the side, or
+        from above, has no front or back to doubt. NaN where the answer is NaN, too.
+    """
+    mirror = unit_vector(180.0 - azimuth, elevation).T
+    answer = mirror * (-1, 1, 1)
+    near = mirror @ sphere(probabilities.shape[1]).T > math.cos(math.radians(NEAR))
+    apart = (mirror * answer).sum(axis=-1) < math.cos(math.radians(2 * NEAR))
+    return np.where(apart, np.where(near, probabilities, 0.0).sum(axis=-1), np.nan)
+
+
 def pooled(probabilities: np.ndarray) -> np.ndarray:
     """Return the probabilities (directions,) that one or more rows (n, directions) give together.
 
@@ -196,6 +217,19 @@ class Located:
     def overall(self) -> Direction | None:
         """Azimuth, elevation and confidence of all rows; see :meth:`direction`."""
         return self.direction(np.ones(len(self.silent), dtype=bool))
+
+    @property
+    def mirrored(self) -> np.ndarray:
+        """(rows,) what speaks for the other of front and back; see ``near_mirrored``."""
+        return near_mirrored(self.probabilities, self.azimuth, self.elevation)
+
+    @property
+    def overall_mirrored(self) -> float:
+        """The same of :attr:`overall`: of all rows together; NaN where there is none."""
+        if (overall := self.overall) is None:
+            return math.nan
+        together = pooled(self.probabilities[~self.silent])[None]
+        return float(near_mirrored(together, *np.array(overall[:2])[:, None])[0])
 
     def direction(self, rows: np.ndarray) -> Direction | None:
         """Return azimuth, elevation and confidence of some rows together, by ``pooled``.

@@ -1,10 +1,15 @@
 """One style for all pictures, and how they are begun and written.
 
-matplotlib (the extra ``plot``) is imported when a picture is drawn, without a display. Colours are
-those of Okabe and Ito (2008), which colour-blind readers can tell from each other; what a colour
-says, a shape or a word says too.
+matplotlib (the extra ``plot``) is imported when a picture is drawn, without a display.
+
+Pictures are as wide as a page of a paper (:data:`WIDTH`), so that text has its printed size there.
+The first three colours differ in lightness, so that they are told apart in grey, and in hue as
+colour-blind readers see it. What a colour says, a shape, a line style or a word says too. Maps of
+colours are perceptually uniform.
 """
 
+import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,19 +19,48 @@ from gram_hear.errors import OptionError, reason_of
 from gram_hear.extras import need
 from gram_hear.jobs.writing import write_whole
 
-BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
-LIGHT_GREY, DARK_GREY = "#cccccc", "#777777"
-GRID = {"color": "#dddddd", "lw": 0.6}
-STYLE = {
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
+FORMATS = (".png", ".svg", ".pdf")  # what the name of a picture may end in
+WIDTH = 7.2  # inches, 183 mm: both columns of a paper
+COLUMN = 3.35  # inches, 85 mm: one of them
+DPI = 200  # of a PNG, and of what an SVG or a PDF holds as pixels
+BLUE, VERMILION, TEAL = "#004488", "#c04a00", "#44aa99"
+COLOURS = (BLUE, VERMILION, TEAL, "#aa4499")
+BLACK, LIGHT_GREY, DARK_GREY = "#222222", "#cccccc", "#666666"
+GRID = {"color": "#dddddd", "lw": 0.5}
+LEVELS = "magma"  # the map of colours for levels,
+SIGNED = "cividis"  # for values from -1 to 1: lighter is more, in grey too,
+CONFIDENCE = "cividis_r"  # and for confidence: darker is more, on white
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    # The first comes with matplotlib: the same picture everywhere. Readers of an SVG may lack it.
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
+    "font.size": 8.0,
+    "axes.titlesize": 8.5,
     "axes.titlelocation": "left",
+    "axes.titlepad": 4.0,
+    "axes.labelsize": 8.0,
+    "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.fontsize": 7.5,
     "legend.frameon": False,
 }
-DPI = 120
+WRITING: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "gram-hear",  # ids are the same every time
+    "pdf.fonttype": 42,  # whole fonts, which publishers ask for
+}
+# Without dates and programs, a picture depends on nothing but what it shows.
+SVG_ID = re.compile(r'(?<=id=")\w*[0-9a-f]{10}(?=")|(?<=#)\w*[0-9a-f]{10}(?=[")])')
+METADATA: dict[str, dict[str, None]] = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 
 
 @contextmanager
@@ -44,16 +78,60 @@ def drawing(width: float, height: float, title: str = "") -> Iterator[Any]:
     with matplotlib.rc_context(STYLE):
         figure = figures.Figure(figsize=(width, height), layout="constrained")
         if title:
-            printable = title.encode("utf-8", "replace").decode("utf-8")
-            figure.suptitle(printable, fontsize=11, parse_math=False)
+            figure.suptitle(printable(title), fontsize=9)
         yield figure
 
 
+def printable(text: str) -> str:
+    """Return text, such as the name of a file, as matplotlib draws it: no formulas, all Unicode."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
+
+
+def check_format(path: Path) -> None:
+    """Raise an OptionError where the name of a picture ends in none of :data:`FORMATS`."""
+    if path.suffix.lower() not in FORMATS:
+        raise OptionError(f"{path} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
+
+
+def check_picture(path: Path) -> None:
+    """Find what stands in the way of a picture before any work is done.
+
+    Raises:
+        OptionError: for another format than :data:`FORMATS`, a folder that is not there, and where
+            matplotlib is not installed.
+    """
+    check_format(path)
+    if not path.parent.is_dir():
+        raise OptionError(f"There is no folder {path.parent} to write {path.name} into.")
+    need("matplotlib", "plot")
+
+
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a matplotlib figure as a PNG, whole or not at all."""
-    # Without the name of the program, a picture depends on nothing but what it shows.
-    options = {"format": "png", "dpi": DPI, "metadata": {"Software": None}}
+    """Write a matplotlib figure as PNG, SVG or PDF, by its suffix, whole or not at all.
+
+    The same figure gives the same bytes.
+
+    Raises:
+        OptionError: for another suffix, and where the file cannot be written.
+    """
+    check_format(path)
+    suffix = path.suffix.lower()
+    options = {"format": suffix[1:], "dpi": DPI, "metadata": METADATA[suffix]}
+    file = io.BytesIO()
+    with need("matplotlib", "plot").rc_context(STYLE | WRITING):
+        figure.savefig(file, **options)
+    data = file.getvalue() if suffix != ".svg" else _with_steady_ids(file.getvalue())
     try:
-        write_whole(path, lambda temporary: figure.savefig(temporary, **options))
+        write_whole(path, lambda temporary: temporary.write_bytes(data))
     except OSError as error:
         raise OptionError(f"{path} cannot be written: {reason_of(error)}.") from error
+
+
+def _with_steady_ids(svg: bytes) -> bytes:
+    """Return an SVG with its ids numbered in the order in which they stand.
+
+    matplotlib's are hashes of positions, whose last digit the layout does not always find the same.
+    """
+    numbers: dict[str, str] = {}
+    text = svg.decode("utf-8")
+    return SVG_ID.sub(lambda id: numbers.setdefault(id[0], f"id{len(numbers)}"), text).encode()

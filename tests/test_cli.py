@@ -11,10 +11,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import soundfile
-import typer
 
 import gram_hear
-from gram_hear.commands.gram_hear import app as cli
 from gram_hear.embed import npz
 from gram_hear.nn.mamba_kernels import find_kernels
 
@@ -144,7 +142,6 @@ def test_embed_into_parquet_leaves_out_what_failed(tmp_path, published_file, com
         (("--jobs", 0), "jobs is 0; it must be at least 1."),
         (("--no-scene", "--no-timestamps"), "keep at least one"),
         (("--window-batch", 0), "window_batch is 0"),
-        (("--dtype", "float31"), "Did you mean 'float32'?"),
         (("--device", "tpu9"), "is not available here"),
         (("--layer", 9), "layer is 9; this model has layers 1 to 2"),
     ],
@@ -188,6 +185,9 @@ def test_an_error_of_a_process_is_its_message_alone():
 def test_a_wrong_command_line_exits_with_2(command):
     assert run("embed", "x.wav").returncode == 2
     assert command("embed", "x.wav", "-o", "out", "--stratgy", "mean")[0] == 2
+    code, out, err = command("embed", "x.wav", "-o", "out", "--dtype", "float31")
+    assert (code, out) == (2, "")
+    assert "'float31' is not one of 'float32', 'bfloat16', 'float16', 'int8'" in err
 
 
 def test_models_lists_the_registry(command):
@@ -243,16 +243,15 @@ def test_info_shows_what_gram_m_is_made_of(command):
     assert facts["scan"] == find_kernels().description
     assert "mlp_width" not in facts
     code, out, _ = command("info", "gramm-tiny-untrained")
-    lines = [re.findall(r"[^\s│|]+", line) for line in out.splitlines()]
-    for name, value in (expected | {"scan": facts["scan"].split()[0]}).items():
-        shown = [*name.split("_"), str(value)]
-        assert any(line[: len(shown)] == shown for line in lines), name
+    lines = [re.split("  +", line) for line in out.splitlines()]
+    for name, value in (expected | {"scan": facts["scan"]}).items():
+        assert [name.replace("_", " "), "-" if value is None else str(value)] in lines
 
 
 def test_convert_keeps_the_numbers_and_the_decoder(tmp_path, golden_path, golden_audio, command):
     source = golden_path("gramt_frame_2ch_lightning.ckpt")
-    for output in (tmp_path / "one.safetensors", tmp_path / "folder"):
-        code, out, err = command("convert", source, output, "--heads", 4)
+    for output, option in ((tmp_path / "one.safetensors", ["-o"]), (tmp_path / "folder", [])):
+        code, out, err = command("convert", source, *option, output, "--heads", 4)
         assert code == 0, err
         assert out.strip() == str(output)
         facts = json.loads(command("info", output, "--json")[1])
@@ -277,14 +276,6 @@ def test_convert_refuses_to_overwrite_and_can_leave_out_the_decoder(
     assert output.read_bytes() == b"precious"
     assert command("convert", published_file(2), output, "--force", "--encoder-only")[0] == 0
     assert json.loads(command("info", output, "--json")[1])["decoder"] is None
-
-
-def test_help_has_an_example_for_every_command_and_the_version_is_printed(command):
-    assert gram_hear.__version__ in run("--version").stdout
-    for name in typer.main.get_command(cli.app).commands:
-        code, out, _ = command(name, "--help")
-        assert code == 0
-        assert f"Example: gram-hear {name}" in out
 
 
 @pytest.mark.parametrize("suffix", ["", ".parquet"])

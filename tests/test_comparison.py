@@ -19,6 +19,7 @@ from gram_hear.commands.hear_eval.app import app
 from gram_hear.errors import OptionError, TaskError
 from gram_hear.evaluation.compare import significance
 from gram_hear.evaluation.compare.comparison import compare, read_runs
+from gram_hear.evaluation.compare.latex import latex_of
 from gram_hear.evaluation.compare.picture import report_figure
 from gram_hear.evaluation.compare.published import choose_published, read_published
 from gram_hear.evaluation.compare.report import (
@@ -433,7 +434,8 @@ def test_spread_of_several_kinds_is_marked(root):
 def test_files_hold_the_same(root, tmp_path):
     report = made(root)
     paths = write_report(report, tmp_path / "out.v1")
-    assert [path.name for path in paths] == ["out.v1.md", "out.v1.csv", "out.v1.json"]
+    assert [path.name for path in paths] == [f"out.v1.{e}" for e in ("md", "csv", "json", "tex")]
+    assert write_report(report, tmp_path / "out.v1.tex") == paths
     assert write_report(report, tmp_path / "out.v1.md") == paths
     rows = list(csv.DictReader(io.StringIO(paths[1].read_text(encoding="utf-8"))))
     assert ",".join(rows[0]) == (
@@ -462,6 +464,197 @@ def test_files_hold_the_same(root, tmp_path):
 def test_a_report_that_cannot_be_written(root, tmp_path):
     with pytest.raises(OptionError, match="There is no folder"):
         write_report(made(root), tmp_path / "nowhere" / "out")
+
+
+# --- names ----------------------------------------------------------------------------------
+
+
+def write_model(embeddings, folder, module="gram_hear", model="", **options):
+    """Write a run of digits-v1 whose embeddings say what made them."""
+    task = write_run(embeddings / folder / "digits-v1", outputs(50))
+    made = {"module": module, "model": model, "options": options}
+    (task / "embeddings-done.json").write_text(json.dumps(made))
+    return folder
+
+
+def names_of(folder):
+    return Report(compare(read_runs([folder]))).names
+
+
+def test_models_are_shown_as_a_person_would_write_them(tmp_path):
+    mean = write_model(
+        tmp_path, "gram_hear-model=gram-tiny-strategy=mean", model="gram-tiny", strategy="mean"
+    )
+    deep = write_model(
+        tmp_path,
+        "gram_hear-model=gramt-binaural-12345678-strategy=raw-window-batch=4",
+        model="labhamlet/gramt-binaural",
+        strategy="raw",
+        window_batch=4,
+    )
+    mine = write_model(
+        tmp_path, "gram_hear-model=my-run-2-0a1b2c3d", model="/far/away/My_Run.2.safetensors"
+    )
+    alone = write_model(tmp_path, "logmel", "logmel")
+    assert names_of(tmp_path) == {
+        mean: "gram-tiny (mean)",
+        deep: "gramt-binaural (raw, window batch 4)",
+        mine: "My_Run.2",
+        alone: "logmel",
+    }
+    report = Report(compare(read_runs([tmp_path])))
+    assert [row[0] for row in tables_of(report)[0].rows] == list(report.names.values())
+    axes = report_figure(report).axes[0]
+    labels = [each.get_text().replace("\n", " ") for each in axes.get_yticklabels()]
+    assert labels == list(report.names.values())
+    # What they are in full stays in the files for programs.
+    rows = list(csv.DictReader(io.StringIO(csv_of(report))))
+    assert {row["model"] for row in rows} == {mean, deep, mine, alone}
+    content = json.loads(json_of(report))
+    assert content["models"] == [*report.names]
+    assert content["shown_names"] == report.names
+
+
+def test_options_of_prediction_stand_behind_those_of_the_model(tmp_path):
+    folder = write_model(
+        tmp_path, "gram_hear-model=gram-tiny-strategy=mean", model="gram-tiny", strategy="mean"
+    )
+    task = tmp_path / folder / "digits-v1"
+    scores = {"test": {"test_score": 0.5, "test_top1_acc": 0.5}}
+    (task / "test.predicted-scores-knn.json").write_text(json.dumps(scores))
+    (task / "prediction-done-knn.json").write_text(json.dumps({"time": 1.0, "probe": "knn"}))
+    assert list(names_of(tmp_path).values()) == [
+        "gram-tiny (mean, shallow)",
+        "gram-tiny (mean, knn)",
+    ]
+
+
+def test_different_models_never_share_a_shown_name(tmp_path):
+    for folder in ("gram_hear-model=run-11111111", "gram_hear-model=run-22222222"):
+        write_model(tmp_path, folder, model="run.safetensors")
+    write_model(tmp_path, "gram_hear-model=tiny", model="tiny")
+    write_model(tmp_path, "other-model=tiny", "other", model="tiny")
+    write_model(tmp_path, "run-11111111", "run-11111111")
+    names = names_of(tmp_path)
+    assert len(set(names.values())) == len(names) == 5
+    assert names["gram_hear-model=run-22222222"] == "run-22222222"
+    assert names["gram_hear-model=run-11111111"] == "gram_hear-model=run-11111111"
+    assert names["other-model=tiny"] == "other-model=tiny"
+
+
+def test_folders_that_say_nothing_or_were_renamed_keep_their_names(tmp_path):
+    renamed = write_model(tmp_path, "my-best", model="gram-tiny", strategy="mean")
+    damaged = write_model(tmp_path, "gram_hear-model=gram-tiny", model="gram-tiny")
+    done = tmp_path / damaged / "digits-v1" / "embeddings-done.json"
+    done.write_text(json.dumps({"module": 3, "model": ["gram-tiny"], "options": "mean"}))
+    write_run(tmp_path / "gram_hear-model=kit" / "digits-v1", outputs(50))
+    names = names_of(tmp_path)
+    assert all(own == shown for own, shown in names.items())
+    assert renamed in names
+
+
+# --- LaTeX ----------------------------------------------------------------------------------
+
+
+def tabulars(text):
+    """The tables of a LaTeX file: alignment, and rows of cells; its structure is checked."""
+    plain = re.sub(r"\\[\\{}&%$#_]", "", text)  # without what is escaped
+    depth = 0
+    for each in plain:
+        depth += (each == "{") - (each == "}")
+        assert depth >= 0
+    assert depth == 0
+    assert plain.count("$") % 2 == 0
+    opened = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
+        if kind == "begin":
+            opened.append(name)
+        else:
+            assert opened.pop() == name
+    assert opened == []
+    tables = []
+    bodies = re.findall(r"\\begin\{tabular\}\{([lc]+)\}\n(.*?)\n\\end\{tabular\}", text, re.S)
+    for alignment, body in bodies:
+        lines = body.split("\n")
+        rules = [line for line in lines if line.endswith("rule")]
+        assert rules == [r"\toprule", r"\midrule", r"\bottomrule"]
+        assert (lines[0], lines[-1]) == (rules[0], rules[-1])
+        rows = [line for line in lines if not line.endswith("rule")]
+        assert all(row.endswith(r" \\") for row in rows)
+        assert not any(re.match(r"[\[*]", row) for row in rows)  # an option of \\
+        cells = [re.split(r"(?<!\\) & ", row.removesuffix(r" \\")) for row in rows]
+        assert {len(row) for row in cells} == {len(alignment)}
+        for cell in itertools.chain(*cells):
+            outside = re.sub(r"\$[^$]*\$", "", re.sub(r"\\[&%$#_{}]", "", cell))
+            outside = re.sub(r"\\text\w+\{\}|\{[\[\]*]\}", "", outside)
+            assert not re.search(r"[\\&%$#_^~<>|\"{}]", outside), cell
+        tables.append(cells)
+    return tables
+
+
+def test_the_latex_table_has_the_best_in_bold_and_says_what_marks_mean(root):
+    scores, scenes = tabulars(latex_of(made(root)))
+    assert scores[0] == ["Task", "Metric", "good", "poor"]  # more tasks than models
+    assert scores[1] == [
+        "digits-v1",
+        r"$\uparrow$ top1\_acc",
+        r"$\mathbf{0.850} \pm 0.035$",
+        r"$0.350 \pm 0.035$",
+    ]
+    assert scores[2][3] == "--"
+    assert scores[3][1:] == [
+        r"$\downarrow$ MAE",
+        r"$\mathbf{12.000} \pm 2.828$",
+        r"$42.000 \pm 2.828^{\ddagger}$",
+    ]
+    assert [row[0] for row in scores[4:]] == ["average", "mean rank"]
+    assert scenes[1][2:] == ["good", "$0.850$", "$0.625$", r"$-0.225 \pm 0.035$"]
+    text = latex_of(made(root))
+    assert r"% In the preamble: \usepackage{booktabs}" in text
+    caption = re.search(r"\\caption\{(.*)\}\n", text)[1]
+    assert "Bold: the best of a task." in caption
+    assert r"$\pm$: the standard deviation ($n - 1$) over 2 seeds" in caption
+    assert r"$^{\ddagger}$: could not be tested" in caption
+    assert "dagger}$: not significantly" not in caption  # there is no such mark
+
+
+def test_models_go_down_in_latex_where_tasks_are_fewer_and_insignificance_is_marked(tmp_path):
+    for name, right in (("a", 40), ("b", 41)):
+        write_run(tmp_path / name / "digits-v1", outputs(right))
+    path = tmp_path / "published.json"
+    path.write_text(json.dumps(PUBLISHED))
+    report = made(tmp_path)
+    text = latex_of(Report(report.comparison, report.tests, read_published(path)))
+    (rows,) = tabulars(text)
+    assert rows[:2] == [
+        ["Model", "digits-v1", "average", "mean rank"],
+        ["", r"$\uparrow$ top1\_acc", "of 1", "of 1"],
+    ]
+    assert [row[:2] for row in rows[2:]] == [
+        ["a", r"$0.500^{\dagger}$"],
+        ["b", r"$\mathbf{0.512}$"],
+        ["Theirs (published)", "$0.900$"],
+    ]
+    assert r"$^{\dagger}$: not significantly different from the best" in text
+    assert r"\pm" not in text
+
+
+@pytest.mark.parametrize("name", ["[a]_b&c%d", "*#{}$x", "~^<|>", "back\\slash", "a -- b"])
+def test_names_are_escaped_in_latex(tmp_path, name):
+    try:
+        write_run(tmp_path / name / "digits-v1", outputs(40))
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    write_run(tmp_path / "other" / "digits-v1", outputs(50))
+    (rows,) = tabulars(latex_of(made(tmp_path, resamples=199)))
+    assert len(rows) == 4
+    back = rows[2 if rows[3][0] == "other" else 3][0]
+    for command, each in {r"\textbackslash{}": "\\", r"\textasciitilde{}": "~"}.items():
+        back = back.replace(command, each)
+    back = back.replace(r"\textasciicircum{}", "^").replace(r"\textless{}", "<")
+    back = back.replace(r"\textgreater{}", ">").replace(r"\textbar{}", "|")
+    back = re.sub(r"\{([\[\]*])\}", r"\1", back)
+    assert re.sub(r"\\([&%$#_{}])", r"\1", back) == name
 
 
 # --- published ------------------------------------------------------------------------------
@@ -525,7 +718,11 @@ def test_published_scores_stand_beside(root, tmp_path):
     assert json.loads(json_of(report))["published"][0]["scores"] == {"digits-v1": 0.9}
     assert report.comparison.best("digits-v1") == ("good",)  # what others measured has no rank
     axes = report_figure(report).axes[0]
-    assert [each.get_text() for each in axes.get_yticklabels()] == ["good", "poor", "Theirs"]
+    assert [each.get_text() for each in axes.get_yticklabels()] == [
+        "good",
+        "poor",
+        "Theirs (published)",
+    ]
     assert any(list(line.get_xdata()) == [0.9] for line in axes.lines)
     theirs = tables_of(Report(report.comparison, (), read_published()))[-1]
     assert theirs.rows == []
@@ -543,10 +740,32 @@ def test_the_picture_shows_scores_spread_and_dry(root):
     assert [text.get_text() for text in panels["digits-v1"].get_yticklabels()] == ["good", "poor"]
     dots = [line.get_xdata() for line in panels["noisy-v1"].lines]
     assert any(np.isclose(x, 68 / CLIPS).any() for x in dots)
-    assert "less is better" in panels["where-v1"].get_xlabel()
     bars = panels["digits-v1"].containers[0].lines[2][0].get_segments()[0][:, 0]
     assert bars[1] - bars[0] == pytest.approx(2 * np.std([70 / CLIPS, 66 / CLIPS], ddof=1))
-    assert "over 2 seeds" in figure.get_supxlabel()
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["score; bar: ± standard deviation over 2 seeds", "score on the dry clips"]
+    assert panels["where-v1"].get_xlabel() == "MAE (degrees, 0 to 180)\n← lower is better"
+    assert panels["digits-v1"].get_xlabel() == "top1_acc (0 to 1)\nhigher is better →"
+
+
+def test_long_names_of_tasks_and_models_do_not_overlap(tmp_path):
+    for model in (
+        "a",
+        "gram_hear-model=a-name-that-is-as-long-as-names-of-files-may-well-be-1a2b3c4d",
+    ):
+        for task in ("digits-v1", "speech_commands-v0.0.2-5h-binaural-localization", "noisy" * 9):
+            write_run(tmp_path / model / task, outputs(50))
+    figure = report_figure(made(tmp_path, resamples=199))
+    figure.draw_without_rendering()
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(panels) == 3
+    texts = [axes._left_title for axes in panels]  # matplotlib has no other name
+    texts += [axes.xaxis.label for axes in panels] + list(figure.legends)
+    texts += panels[0].get_yticklabels()
+    boxes = [text.get_window_extent() for text in texts]
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
 def run(*arguments):
@@ -568,6 +787,17 @@ def test_the_command(root, tmp_path):
     assert "No score of these tasks is published" in beside.stdout
 
 
+@pytest.mark.parametrize("name", ["a.svg", "a.pdf", "a.png"])
+def test_the_picture_is_the_same_each_time(root, tmp_path, name):
+    for turn in "12":
+        assert (
+            run("report", root, "--resamples", 0, "--plot", tmp_path / f"{turn}{name}").exit_code
+            == 0
+        )
+    first, second = ((tmp_path / f"{turn}{name}").read_bytes() for turn in "12")
+    assert first == second
+
+
 def test_gaps_are_warned_of(root):
     with pytest.warns(UserWarning, match=r"poor lacks noisy-v1.*2 of 3 tasks"):
         run("report", root)
@@ -580,12 +810,15 @@ def test_gaps_are_warned_of(root):
         (("--published", "nobody"), "No scores of 'nobody'"),
         (("--task", "nothing"), "No model has results of 'nothing'"),
         (("--plot", "nowhere/x.png"), "There is no folder nowhere"),
+        (("--plot", "x.jpg"), "x.jpg must end in .png, .svg or .pdf."),
+        (("-o", "nowhere/x.tex"), "There is no folder nowhere"),
     ],
 )
 def test_bad_options_are_refused(root, arguments, words):
     done = run("report", root, *arguments)
     assert done.exit_code == 1
     assert words in str(done.exception)
+    assert "pairs of models" not in done.stderr  # found before any work is done
 
 
 # --- output that fails ----------------------------------------------------------------------
@@ -602,7 +835,12 @@ def run_report(root, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "stdout", stream)
         code = hear_eval()
         assert sys.stdout is stream
-        assert {path.name for path in tmp_path.glob("rx*")} == {"rx.md", "rx.csv", "rx.json"}
+        assert {path.name for path in tmp_path.glob("rx*")} == {
+            "rx.md",
+            "rx.csv",
+            "rx.json",
+            "rx.tex",
+        }
         return code
 
     return run

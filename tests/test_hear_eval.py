@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from hear_tasks import write_task
 from typer.testing import CliRunner
 
@@ -235,7 +234,7 @@ def test_clips_without_samples(workdir):
     path.write_bytes(b"")
     code, stdout, stderr = evaluate("tasks", "tasks")
     assert code == 1
-    fault = " ".join(stdout.replace("│", " ").split())
+    fault = " ".join(stdout.split())
     assert "clips holds no samples: test/test3.wav." in fault
     assert "--empty-clips skip" in fault
     code, _, stderr = evaluate(*QUICK)
@@ -316,7 +315,7 @@ def test_several_tasks_are_given_with_commas(workdir):
     for arguments in ((*QUICK, "--task", "b", "c"), ("embed", "logmel", "--task", "b", "c")):
         code, _, stderr = evaluate(*arguments)
         assert code == 2
-        assert "--task a,b" in " ".join(stderr.replace("│", " ").split())
+        assert "--task a,b" in " ".join(stderr.split())
     code, _, stderr = evaluate("embedd")
     assert (code, "--task" in stderr) == (2, False)
 
@@ -326,7 +325,7 @@ def test_options_before_a_command_are_refused(workdir, option):
     """They would be dropped: the command has options of its own."""
     code, _, stderr = evaluate(*option, "embed", "logmel")
     assert code == 2
-    text = " ".join(stderr.replace("│", " ").split())
+    text = " ".join(stderr.split())
     assert f"{option[0]} stands before the command 'embed'" in text
     assert not (workdir / "embeddings").exists()
 
@@ -377,7 +376,6 @@ def test_a_task_that_another_run_predicts_is_waited_for(workdir):
         (("--model-options", "{strategy: mean}"), "is not JSON"),
         (("--model-options", "[1]"), "must be a JSON object"),
         (("--model-options", '{"strategy": "mean"}'), "strategy"),
-        (("--grid", "fastest"), "no grid 'fastest'"),
         (("--grid-points", "0"), "0 grid points"),
         (("--seed", "-1"), "seed is -1"),
         (("--device", "toaster"), "'toaster' is not available"),
@@ -407,16 +405,6 @@ def test_without_a_module_the_help_is_shown(workdir):
     assert "--module" in stdout
     assert evaluate("--unknown")[0] == 2
     assert evaluate("predict")[0] == 2
-    for name in typer.main.get_command(app).commands:
-        code, stdout, _ = evaluate(name, "--help")
-        assert code == 0
-        assert f"Example: hear-eval {name}" in stdout
-
-
-def test_the_version_is_printed():
-    code, stdout, _ = evaluate("--version")
-    assert code == 0
-    assert stdout.startswith("gram-hear ")
 
 
 def test_tasks_are_listed(workdir):
@@ -451,16 +439,14 @@ def test_tasks_show_which_audio_was_made_and_what_is_missing(workdir):
         (folder / "48000" / "test" / f"test{i}.wav").unlink(missing_ok=True)
     code, stdout, _ = evaluate("tasks", "tasks")
     assert code == 0  # all files are there at one rate or another
-    text = " ".join(stdout.replace("│", " ").split())
+    text = " ".join(stdout.split())
     assert "16000, 48000 (resampled)" in text
     assert "16000: 11 files missing" in text
     assert "48000: 12" not in text  # what is not made yet is made when it is needed
     shutil.rmtree(folder / "48000")
     code, stdout, _ = evaluate("tasks", "tasks")
     assert code == 1
-    assert "11 of 48 audio files are there at no sample rate" in " ".join(
-        stdout.replace("│", " ").split()
-    )
+    assert "11 of 48 audio files are there at no sample rate" in " ".join(stdout.split())
 
 
 def test_modules_are_checked(workdir):

@@ -771,7 +771,6 @@ def test_the_command_makes_all_tasks_and_says_where(tmp_path, plain_rooms, comma
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--format", "stereo"), "Unknown format 'stereo'"),
         (("--snr", 10, 5), "SNR is 10 to 5"),
         (("--head", "nobody"), "nobody"),
         (("--noise", "nowhere"), "nowhere"),

@@ -137,6 +137,17 @@ def test_weights_ship_with_the_package():
     assert (files("gram_hear.weights") / "registry.json").is_file()
 
 
+def test_python_that_starts_in_a_clone_finds_the_weights():
+    code = "import gram_hear.weights as found; print(found.__file__)"
+    environment = {**os.environ, "PYTHONPATH": ""}
+    environment.pop("PYTHONSAFEPATH", None)
+    command = [sys.executable, "-S", "-c", code]  # without what is installed
+    done = subprocess.run(
+        command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert Path(done.stdout.strip()) == CHECKOUT / "weights" / "__init__.py"
+
+
 def pins(name):
     """The versions of a file of constraints, by the package's name in lower case."""
     lines = (CHECKOUT / name).read_text(encoding="utf-8").splitlines()

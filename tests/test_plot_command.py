@@ -5,6 +5,9 @@ import io
 import json
 import math
 import os
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,9 @@ from gram_hear.localisation import Head, Locator, describe_head
 from gram_hear.plots import directions, sound
 from gram_hear.plots.sound import picture_sound
 
-SOUNDS = Path(__file__).parent / "data" / "sounds"
+TESTS = Path(__file__).parent
+SOUNDS = TESTS / "data" / "sounds"
+PAGE = (TESTS.parent / "docs" / "how-to" / "pictures.md").read_text(encoding="utf-8")
 MODEL = "gram-tiny-untrained"
 
 
@@ -62,7 +67,7 @@ def test_a_sound_of_any_layout_and_rate_becomes_a_picture(command, tmp_path, sou
     )
     assert (code, out) == (0, "a.png\n"), err
     pixels = imread(tmp_path / "a.png")
-    assert pixels.shape[1] == 1320
+    assert pixels.shape[1] == 1440
     assert pixels.shape[0] > height
     assert pixels[..., :3].std() > 0.1
 
@@ -94,12 +99,10 @@ def test_of_a_long_file_a_part_is_shown_and_that_is_said(command, tmp_path, monk
         (("--start", -1), "start is -1 s; it must be 0 or more"),
         (("--duration", 0), "duration is 0 s; it must be more than 0"),
         (("--duration", 601), "at most 600 s"),
-        (("--strategy", "cls"), "takes raw or mean"),
         (("--reconstruction", "--layer", 1), "--layer and --reconstruction were both given"),
         (("--reconstruction", "--seed", 2**64), "--seed is 18446744073709551616"),
-        (("-o", "a.jpg"), "must end in .png"),
+        (("-o", "a.jpg"), "a.jpg must end in .png, .svg or .pdf"),
         (("-o", "none/a.png"), "no folder none"),
-        (("--convention", "ambx"), "Did you mean 'ambix'?"),
         (("-m", "gram-tiny-untraned"), "Did you mean"),
     ],
 )
@@ -193,17 +196,27 @@ def test_an_encoder_alone_does_not_reconstruct(command, tmp_path, binaural):
 def test_locate_prints_directions_and_draws_them(command, tmp_path, binaural, head):
     code, out, err = command("locate", binaural, "--locator", head, "-o", "a.png", "--step", 1)
     assert code == 0, err
-    lines = [line.split("│") for line in out.splitlines() if "│" in line]
-    cells = [[cell.strip() for cell in line[1:-1]] for line in lines]
-    sounds, silent, overall = cells
+    _, sounds, silent, overall = (re.split("  +", line) for line in out.splitlines())
     assert (sounds[0], overall[0]) == ("0.00 - 1.00", "overall")
     assert sounds[1:4] == overall[1:4]
     azimuth, side = sounds[1].split()
     assert (abs(int(azimuth) - 90) < 4, side) == (True, "left")
     assert abs(int(sounds[2])) < 4
-    assert silent[:4] == ["1.00 - 2.00", "silent", "", ""]
+    assert silent[:4] == ["1.00 - 2.00", "silent", "-", "-"]
     assert "drawn: a.png" in err
-    assert imread(tmp_path / "a.png").shape[:2] == (840, 1560)
+    assert imread(tmp_path / "a.png").shape[:2] == (900, 1440)
+
+
+@pytest.mark.parametrize(("name", "begin"), [("a.svg", b"<?xml"), ("a.PDF", b"%PDF")])
+def test_pictures_are_vectors_where_the_name_says_so(
+    command, tmp_path, binaural, head, name, begin
+):
+    options = ("locate", binaural, "--locator", head, "-o", name)
+    assert command(*options)[0] == 0
+    first = (tmp_path / name).read_bytes()
+    assert first.startswith(begin)
+    assert command(*options, "--force")[0] == 0
+    assert (tmp_path / name).read_bytes() == first
 
 
 def test_locate_prints_every_row_as_json_and_csv(command, binaural, head):
@@ -322,14 +335,43 @@ def test_a_binaural_head_takes_two_ears_alone(command, head):
         (("--json", "--csv"), "choose one"),
         (("--step", 0), "--step is 0 s"),
         (("--step", "inf"), "--step is inf s"),
-        (("--convention", "fumma"), "Did you mean 'fuma'"),
         (("--duration", -1), "duration is -1 s"),
         (("--locator", "none.safetensors"), "no such file"),
         (("--model", "gramm-tiny-untrained"), "another model"),
-        (("-o", "sound.wav"), "must end in .png"),
+        (("-o", "sound.wav"), "must end in .png, .svg or .pdf"),
     ],
 )
 def test_what_cannot_be_located_is_an_error(command, binaural, head, options, message):
     code, out, err = command("locate", binaural, "--locator", head, *options)
     assert (code, out) == (1, "")
     assert message in err
+
+
+# --- the documentation ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_examples_run(command, tmp_path):
+    shutil.copy(SOUNDS / "mono_vowels.mp3", "speech.mp3")
+    shutil.copy(SOUNDS / "binaural_passing.flac", "street.flac")
+    printed, names = "", {}
+    for language, block in re.findall(
+        r"^```(python|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL
+    ):
+        if language == "python":
+            exec(compile(block, "pictures.md", "exec"), names)
+            continue
+        for line in block.splitlines():
+            code, out, err = command(*shlex.split(line)[1:])
+            assert code == 0, f"{line}: {err}"
+            printed += out
+    shown = set(re.findall(r"images/(\w+\.png)", PAGE))
+    assert shown == {"sound.png", "window.png", "directions.png"}
+    for name in shown | {"scene.png"}:
+        drawn, kept = imread(tmp_path / name), imread(TESTS.parent / "docs" / "images" / name)
+        assert drawn.shape[:2] == kept.shape[:2]  # those on the page are not of an older version
+    # The table of the page is what was printed.
+    [table] = re.findall(r"^```text\n(time.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    for line in table.splitlines():
+        for cell in re.split(r" {2,}", line):
+            assert cell in printed

@@ -3,20 +3,27 @@
 import dataclasses
 import subprocess
 import sys
-from types import SimpleNamespace
+import time
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
-from matplotlib.patches import Polygon, Rectangle
+from matplotlib.patches import Circle, Polygon, Rectangle
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from gram_hear.audio.excerpts import Excerpt
 from gram_hear.audio.layouts import CHANNEL_NAMES
 from gram_hear.config import named_config
 from gram_hear.errors import OptionError
+from gram_hear.localisation import NEAR, Located, sphere
 from gram_hear.nn.patches import patchify
 from gram_hear.plots.directions import direction_figure
+from gram_hear.plots.mel import band_centres
 from gram_hear.plots.reconstruction import reconstruction_figure, unpatchify
 from gram_hear.plots.scene import FRAMES, scene_figure, spectrogram
 from gram_hear.plots.sound import (
@@ -33,10 +40,11 @@ from gram_hear.scenes.acoustics import BANDS
 from gram_hear.scenes.rendering import Rendered
 from gram_hear.scenes.rooms import Room, Scene
 from gram_hear.scenes.single import MadeScene
-from gram_hear.style import save_figure
+from gram_hear.style import COLOURS, CONFIDENCE, DPI, FORMATS, LEVELS, SIGNED, save_figure
 
 pytestmark = pytest.mark.slow
 
+SVG = "{http://www.w3.org/2000/svg}"
 RATE = 16000
 RT60 = 0.4
 DELAY = 2.0 / 343.0
@@ -65,6 +73,60 @@ def axes_of(figure, title):
     return axes
 
 
+def test_every_format_is_the_same_each_time_and_keeps_its_text(tmp_path):
+    """Drawn twice, more than a second apart: without dates, and without random names."""
+    found = {}
+    for turn in (0, 1):
+        figure = scene_figure(made_scene())
+        for suffix in FORMATS:
+            save_figure(figure, tmp_path / f"{turn}{suffix}")
+            found.setdefault(suffix, []).append((tmp_path / f"{turn}{suffix}").read_bytes())
+        time.sleep(1.1 * (1 - turn))
+    assert [set(each) for each in found.values()] == [{each[0]} for each in found.values()]
+    png, svg, pdf = (found[suffix][0] for suffix in (".png", ".svg", ".pdf"))
+    assert png.startswith(b"\x89PNG")
+    assert round(0.0254 * int.from_bytes(png[png.index(b"pHYs") + 4 :][:4], "big")) == DPI == 200
+    texts = ["".join(each.itertext()) for each in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    assert "listener" in texts
+    assert b"sans-serif" in svg  # for readers without the font
+    assert "time (s)" in texts
+    assert b"Date" not in svg + pdf
+    assert b"/FontFile2" in pdf  # TrueType, embedded
+    assert b"/Type3" not in pdf
+    assert len(svg) < 1_500_000  # a spectrogram is kept as pixels
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a", "png"])
+def test_an_unknown_format_is_refused_with_those_that_are_known(tmp_path, name):
+    with pytest.raises(OptionError, match=r"must end in \.png, \.svg or \.pdf\.$"):
+        save_figure(None, tmp_path / name)
+
+
+def luminance(colour):
+    """Relative luminance, as WCAG defines it."""
+    values = np.array(to_rgb(colour))
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def contrast(one, other):
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colours_are_told_apart_in_grey_and_seen_on_white():
+    for number, colour in enumerate(COLOURS[:3]):
+        assert contrast(colour, "white") > 2.5
+        for other in COLOURS[:number]:
+            assert contrast(colour, other) > 1.5, (colour, other)
+
+
+@pytest.mark.parametrize("name", [LEVELS, SIGNED, CONFIDENCE])
+def test_maps_of_colours_grow_lighter_or_darker_all_the_way(name):
+    steps = np.diff([luminance(each[:3]) for each in colormaps[name](np.linspace(0, 1, 64))])
+    assert (steps > 0).all() or (steps < 0).all()
+
+
 @pytest.mark.parametrize("layout", ["binaural", "ambisonic"])
 def test_a_scene_becomes_a_png_that_depends_on_nothing_else(tmp_path, layout):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
@@ -72,18 +134,58 @@ def test_a_scene_becomes_a_png_that_depends_on_nothing_else(tmp_path, layout):
         save_figure(scene_figure(made_scene(layout)), path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     pixels = imread(paths[0])
-    assert pixels.shape[:2] == (1080, 1320)
+    assert pixels.shape[:2] == (1320, 1440)
     assert pixels[..., :3].std() > 0.1
     assert sorted(tmp_path.iterdir()) == paths
 
 
 def test_the_plan_has_the_walls_and_everybody_in_metres():
-    axes = axes_of(scene_figure(made_scene()), "Room from above, 4.0 x 6.0 m, 2.5 m high")
+    axes = axes_of(
+        scene_figure(made_scene()),
+        "Room from above: 4.0 x 6.0 m, 2.5 m high,\nRT60 0.40 s at 1 kHz",
+    )
     [walls] = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     assert (walls.get_xy(), walls.get_width(), walls.get_height()) == ((0, 0), 4.0, 6.0)
     assert axes.get_aspect() == 1
-    positions = [tuple(line.get_xydata()[0]) for line in axes.lines if line.get_marker() in "os"]
+    positions = [
+        tuple(line.get_xydata()[0]) for line in axes.lines if line.get_marker() in ("o", "s")
+    ]
     assert positions == [(3.0, 1.0), (3.5, 5.0), (1.0, 4.0)]
+
+
+def boxes_of(axes):
+    """The boxes of the labels of a plan, and of what they must not lie on, in pixels."""
+    axes.figure.figure.draw_without_rendering()
+    labels = {each.get_text(): Text.get_window_extent(each) for each in axes.texts}
+    bodies = [each.get_window_extent() for each in axes.patches[1:]]
+    return labels, bodies + [Bbox([at, at]).padded(4) for at in marks_of(axes).values()]
+
+
+def marks_of(axes):
+    lines = [line for line in axes.lines if line.get_marker() in ("o", "s")]
+    return {n: axes.transData.transform(line.get_xydata()[0]) for n, line in enumerate(lines)}
+
+
+CROWDED = dataclasses.replace(
+    SCENE,
+    source=(1.3, 2.0, 1.5),
+    noises=((1.0, 2.5, 1), (1.4, 2.4, 1), (0.6, 1.6, 1), (2.0, 2.0, 1)),
+)
+
+
+@pytest.mark.parametrize("scene", [SCENE, CROWDED], ids=["roomy", "crowded"])
+@pytest.mark.parametrize("yaw", [0.0, 90.0, -135.0])
+def test_labels_of_the_plan_overlap_nothing(scene, yaw):
+    figure = scene_figure(made_scene(scene=dataclasses.replace(scene, yaw=yaw)))
+    axes = axes_of(figure, "Room")
+    labels, marks = boxes_of(axes)
+    noises = [f"noise {number}" for number in range(1, 1 + len(scene.noises))]
+    assert set(labels) >= {"source", "listener", *noises}
+    for name, box in labels.items():
+        others = [other for each, other in labels.items() if each != name] + marks
+        assert not any(box.overlaps(other) for other in others), name
+        assert axes.get_window_extent().padded(1).containsx(box.x0)
+        assert axes.get_window_extent().padded(1).containsx(box.x1)
 
 
 @pytest.mark.parametrize("yaw", [0.0, 90.0, -135.0])
@@ -93,6 +195,10 @@ def test_the_nose_points_where_the_listener_looks(yaw):
     away = nose.get_xy() - np.array(SCENE.listener[:2])
     tip = away[np.linalg.norm(away, axis=1).argmax()]
     np.testing.assert_allclose(np.degrees(np.arctan2(tip[1], tip[0])), yaw, atol=1e-6)
+    # It stands out from the head, in another colour.
+    [head] = [p for p in axes_of(figure, "Room").patches if isinstance(p, Circle)]
+    assert np.linalg.norm(tip) > 1.4 * head.get_radius()
+    assert contrast(nose.get_facecolor()[:3], head.get_facecolor()[:3]) > 3
 
 
 def test_the_key_says_where_the_source_is():
@@ -102,7 +208,7 @@ def test_the_key_says_where_the_source_is():
         return " ".join(text.get_text().replace("\n", " ") for text in legend.get_texts())
 
     ahead = key(SCENE)
-    assert "2.0 m away, azimuth 0°, elevation 0°; 1.5 m above the floor" in ahead
+    assert "2.0 m away, azimuth 0°, elevation 0°, 1.5 m above the floor" in ahead
     assert "noise sources: 0.4, 2.0 m" in ahead
     assert "azimuth -90° (right)" in key(dataclasses.replace(SCENE, yaw=180.0))
     assert "azimuth 90° (left)" in key(dataclasses.replace(SCENE, yaw=0.0))
@@ -127,7 +233,7 @@ def test_the_rir_is_drawn_from_the_direct_sound_on(layout, rows):
 
 
 def test_the_decay_falls_by_60_db_in_the_rt60():
-    axes = axes_of(scene_figure(made_scene()), "RT60 0.40 s, 0.50 s asked")
+    axes = axes_of(scene_figure(made_scene()), "RT60 0.40 s, 0.50 s asked for")
     curve, slope, mark = axes.lines
     time, level = curve.get_data()
     early = (level < -5) & (level > -25)
@@ -139,7 +245,7 @@ def test_the_decay_falls_by_60_db_in_the_rt60():
 
 
 def test_a_decay_without_rt60_is_drawn_without_slope():
-    axes = axes_of(scene_figure(made_scene(measured=None)), "RT60 0.50 s asked")
+    axes = axes_of(scene_figure(made_scene(measured=None)), "Decay at 1 kHz: RT60 0.50 s asked for")
     assert len(axes.lines) == 1
 
 
@@ -193,7 +299,7 @@ def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_matplotlib_is_not_loaded_before_a_picture_is_drawn(tmp_path):
-    kinds = ["directions", "reconstruction", "scene", "sound"]
+    kinds = ["directions", "mel", "reconstruction", "scene", "sound"]
     modules = ", ".join(f"gram_hear.plots.{kind}" for kind in kinds)
     code = f"import {modules}, sys; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
@@ -238,6 +344,9 @@ def test_a_sound_is_drawn_on_one_time_axis_in_seconds_of_its_file(channels, feat
     edges = np.array([[axes.get_position().x0, axes.get_position().x1] for axes in shown])
     np.testing.assert_allclose(edges, edges[:1].repeat(len(edges), axis=0), atol=1e-6)
     assert shown[-1].get_xlabel() == "time (s)"
+    components = axes_of(figure, "Principal components")
+    title, key = components._left_title, components.get_legend()  # matplotlib has no other name
+    assert not title.get_window_extent().overlaps(key.get_window_extent())
     titles = [axes.get_title(loc="left") for axes in shown[1:-2]]
     assert all(
         name in title.lower()
@@ -336,6 +445,15 @@ def test_a_window_is_drawn_heard_hidden_and_reconstructed(channels):
     hidden[:, 8:16, :16] = True
     figure = reconstruction_figure(target, target + 1, hidden, config, "title", start=4.0)
     images = [axes.images[0] for axes in figure.axes if axes.images]
+    first = images[0].axes
+    assert "frequency (Hz)" in first.get_ylabel()
+    frequencies = [int(each.get_text()) for each in first.get_yticklabels()]
+    assert frequencies == [8000, 4000, 2000, 1000, 500, 125]
+    centres = band_centres(config.front_end)
+    np.testing.assert_allclose(
+        np.interp(first.get_yticks() - 0.5, np.arange(128), centres), frequencies, rtol=0.05
+    )
+    assert figure.axes[3 * channels - 1].get_xlabel() == "time (s)"
     assert len(images) == 3 * channels
     assert images[0].get_extent() == [4.0, 6.0, 0, 128]
     heard, seen, made = (np.ma.filled(image.get_array(), np.nan).T for image in images[-3:])
@@ -348,31 +466,93 @@ def test_a_window_is_drawn_heard_hidden_and_reconstructed(channels):
 # --- directions -----------------------------------------------------------------------------
 
 
-def draw_directions(**changes):
-    azimuth = np.array([90.0, 80, np.nan, np.nan, -170, 100])
-    found = SimpleNamespace(
-        timestamps=35 + 80 * np.arange(6),
-        hop_ms=80,
+def located(azimuth, doubt=0.3, silent=False):
+    """What is found where directions have .5 of the probability, and their mirrors ``doubt``."""
+    azimuth = np.asarray(azimuth, float)
+    grid = sphere(256)
+    probabilities = np.zeros((len(azimuth), len(grid)))
+    for row, degrees in enumerate(azimuth):
+        for angle, share in ((degrees, 0.5), (180 - degrees, doubt)):
+            ahead = (np.cos(np.radians(angle)), np.sin(np.radians(angle)), 0)
+            near = grid @ ahead > np.cos(np.radians(NEAR - 5))
+            probabilities[row] += share * near / max(1, near.sum())
+    return Located(
+        timestamps=35.0 + 80 * np.arange(len(azimuth)),
         azimuth=azimuth,
-        elevation=azimuth / 10,
+        elevation=0 * azimuth,
         confidence=np.where(np.isnan(azimuth), 0, 0.5),
-        overall=(90.0, 5.0, 0.4),
+        level=np.full(len(azimuth), -20.0),
+        silent=np.isnan(azimuth),
+        probabilities=probabilities.astype(np.float32),
+        hop_ms=80.0,
     )
-    vars(found).update(changes)
+
+
+AZIMUTHS = (40.0, 30, np.nan, np.nan, -170, 100)
+
+
+def draw_directions(found=None):
     sound = excerpt(np.random.default_rng(0).uniform(-0.5, 0.5, (2, RATE // 2)), 2.0)
-    return direction_figure("a sound", sound, found)
+    return direction_figure("a sound", sound, located(AZIMUTHS) if found is None else found)
+
+
+def points_of(collection):
+    return np.ma.filled(collection.get_offsets(), np.nan)
 
 
 def test_directions_are_drawn_over_time_with_silence_marked():
     figure = draw_directions()
-    azimuth, elevation = axes_of(figure, "Azimuth"), axes_of(figure, "Elevation")
+    azimuth, elevation = axes_of(figure, "Azimuth (deg"), axes_of(figure, "Elevation (deg")
     assert azimuth.get_xlim() == elevation.get_xlim() == (2.0, 2.5)
-    points = azimuth.collections[0].get_offsets()
-    np.testing.assert_allclose(points.compressed().reshape(-1, 2)[0], (2.035, 90))
+    mirrored, found = (points_of(each) for each in azimuth.collections)
+    np.testing.assert_allclose(found[0], (2.035, 40))
+    np.testing.assert_allclose(mirrored[[0, 1, 4], 1], (140, 150, -10))
     [silence] = azimuth.patches
     np.testing.assert_allclose((silence.get_x(), silence.get_width()), (2.155, 0.16))
-    assert azimuth.get_legend().get_texts()[0].get_text() == "silence"
-    assert axes_of(figure, "Overall (arrow): azimuth 90, elevation 5 degrees").name == "polar"
+    [key] = figure.legends
+    assert "silence" in [each.get_text() for each in key.get_texts()]
+    assert all("°" in each.get_text() for each in azimuth.get_yticklabels())
+    assert elevation.get_xlabel() == "time (s)"
+
+
+def test_doubt_between_front_and_back_is_drawn_as_strong_as_it_is():
+    found = located(AZIMUTHS, doubt=0.3)
+    np.testing.assert_allclose(found.mirrored[[0, 1, 4]], 0.3, atol=0.01)
+    assert np.isnan(found.mirrored[[2, 3, 5]]).all()  # silent, and from the side
+    np.testing.assert_allclose(located([40.0], doubt=0.0).mirrored, 0, atol=1e-6)
+    alone = located([40.0], doubt=0.3)
+    assert abs(alone.overall_mirrored - 0.3) < 0.01
+    figure = draw_directions(alone)
+    colours = axes_of(figure, "Azimuth (deg").collections[0].get_array()
+    np.testing.assert_allclose(colours, 0.3, atol=0.01)
+    [polar] = [each for each in figure.axes if each.name == "polar"]
+    tips = [line.get_xydata()[-1] for line in polar.lines if len(line.get_xdata()) == 2]
+    np.testing.assert_allclose(np.degrees([tip[0] for tip in tips]), (40, 140), atol=5)
+    np.testing.assert_allclose([tip[1] for tip in tips], (0.5, 0.3), atol=0.01)
+    assert "mirrored, front to back: 0.30" in polar.get_title()
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.05, 0.5])
+def test_low_confidence_does_not_vanish_on_white(confidence):
+    found = dataclasses.replace(located([40.0]), confidence=np.array([confidence]))
+    figure = draw_directions(found)
+    [polar] = [each for each in figure.axes if each.name == "polar"]
+    for points in (axes_of(figure, "Azimuth (deg").collections[1], polar.collections[0]):
+        [edge] = points.get_edgecolors()
+        assert edge[3] == 1
+        assert contrast(edge[:3], "white") > 7
+        assert points.get_linewidths()[0] >= 0.5
+
+
+def test_the_radius_is_named_and_the_scale_holds_all():
+    figure = draw_directions(located(AZIMUTHS))
+    labels = " ".join(each.get_xlabel() for each in figure.axes)
+    assert f"probability of the directions within {NEAR:g}°" in labels.replace("\n", " ")
+    assert "distance from the centre" in labels
+    for confidence, limit in ((0.1, 0.25), (0.5, 0.5), (0.6, 1.0)):
+        found = dataclasses.replace(located([40.0], doubt=0.0), confidence=np.array([confidence]))
+        [polar] = [each for each in draw_directions(found).axes if each.name == "polar"]
+        assert polar.get_rmax() == limit
 
 
 def test_on_the_circle_the_front_is_above_and_left_is_left():
@@ -380,19 +560,15 @@ def test_on_the_circle_the_front_is_above_and_left_is_left():
     axes.figure.figure.draw_without_rendering()
     centre, front, left = (
         axes.transData.transform((angle, radius))
-        for angle, radius in ((0, 0), (0, 1), (np.pi / 2, 1))
+        for angle, radius in ((0, 0), (0, 0.5), (np.pi / 2, 0.5))
     )
     assert front[1] > centre[1] + 50
     assert left[0] < centre[0] - 50
-    np.testing.assert_allclose(
-        axes.collections[0].get_offsets().compressed().reshape(-1, 2)[0], (np.pi / 2, 0.5)
-    )
+    np.testing.assert_allclose(points_of(axes.collections[0])[0], (np.radians(40), 0.5))
 
 
 def test_silence_alone_is_drawn(tmp_path):
-    nothing = np.full(6, np.nan)
-    figure = draw_directions(
-        azimuth=nothing, elevation=nothing, confidence=np.zeros(6), overall=None
-    )
+    figure = draw_directions(located([np.nan] * 6))
     save_figure(figure, tmp_path / "a.png")
-    assert axes_of(figure, "All rows are silent").name == "polar"
+    [polar] = [each for each in figure.axes if each.name == "polar"]
+    assert polar.get_title() == "All time steps are silent"

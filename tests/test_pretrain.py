@@ -366,7 +366,7 @@ def test_the_end_of_a_run_says_what_to_do_with_it(fit, capsys):
     assert fit(trainer__max_steps=1) == 0
     said = capsys.readouterr().err
     assert "Trained 1 steps; run/checkpoints/last.ckpt is saved" in said
-    assert "gram-hear convert run/checkpoints/last.ckpt model.safetensors" in said
+    assert "gram-hear convert run/checkpoints/last.ckpt -o model.safetensors" in said
 
 
 def test_best_alone_is_not_overwritten_by_a_run_that_begins_anew(fit, capsys, tmp_path):

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -15,7 +16,6 @@ import numpy as np
 import pytest
 import soundfile
 import typer
-from hear_tasks import SPLITS, write_task
 
 import gram_hear
 from gram_hear.commands.gram_hear.app import app as gram_hear_app
@@ -28,17 +28,33 @@ from gram_hear.start import hear_eval as hear_eval_program
 TESTS = Path(__file__).parent
 PROGRAMS = {"gram-hear": gram_hear_program, "hear-eval": hear_eval_program}
 README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.compile(
+    r"^```(python|sh)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL
+)
+
+
+def page(name):
+    return (TESTS.parent / "docs" / name).read_text(encoding="utf-8")
 
 
 def script(text):
     """Every Python block, and every gram-hear line of the shell blocks, as one program.
 
-    The commands run in its process, so that each need not import torch again.
+    Where a block of text follows a Python block, it is what that prints. The commands run in the
+    program's process, so that each need not import torch again.
     """
-    lines = ["import shlex, sys", "from gram_hear.start import gram_hear as run_command"]
-    blocks = re.findall(r"^```(python|sh)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    for language, block in blocks:
-        if language == "python":
+    lines = [
+        "import contextlib, io, shlex, sys",
+        "from gram_hear.start import gram_hear as run_command",
+    ]
+    for language, block, output in BLOCKS.findall(text):
+        if output:
+            lines += [
+                "with contextlib.redirect_stdout(io.StringIO()) as printed:",
+                textwrap.indent(block, "    "),
+                f"assert printed.getvalue() == {output!r}, printed.getvalue()",
+            ]
+        elif language == "python":
             lines.append(block)
         else:
             commands = [line for line in block.splitlines() if line.startswith("gram-hear")]
@@ -54,8 +70,11 @@ def script(text):
 @pytest.mark.parametrize(
     ("document", "commands", "result"),
     [
-        ("README.md", 10, "natural/beeps-v1-full-binaural-localization/task_metadata.json"),
-        ("docs/how-to/embedding.md", 1, "embeddings.parquet"),
+        ("README.md", 0, "."),  # what it shows is what it prints
+        ("docs/tutorials/first-steps.md", 7, "directions/ambix_circling.wav.npz"),
+        ("docs/choose.md", 3, "half.npy"),
+        ("docs/explanation/parity.md", 0, "."),
+        ("docs/how-to/embedding.md", 2, "embeddings.parquet"),
         ("docs/explanation/gramm.md", 2, "embeddings/street.flac.npz"),
     ],
 )
@@ -66,16 +85,10 @@ def test_examples_run(tmp_path, hub, document, commands, result):
         "circling.wav": "ambix_circling.wav",
         "recordings/street.flac": "binaural_passing.flac",
     }
+    bundled = shutil.copytree(TESTS / "data" / "sounds", tmp_path / "tests" / "data" / "sounds")
     (tmp_path / "recordings").mkdir()
     for name, source in sounds.items():
-        shutil.copy(TESTS / "data" / "sounds" / source, tmp_path / name)
-    write_task(
-        tmp_path / "tasks" / "beeps-v1-full",
-        {split: {"beep.wav": ["beep"]} for split in SPLITS},
-        labels=["beep"],
-        sound=lambda labels: 0.1 * np.sin(np.arange(8000) / 4),
-        sample_duration=0.5,
-    )
+        shutil.copy(bundled / source, tmp_path / name)
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.endpoint,
@@ -123,7 +136,7 @@ def run_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the programs replace it
     yield run_here
-    for module in ("logmel", "hearbaseline"):  # of this folder
+    for module in ("logmel", "hearbaseline", "mine"):  # of this folder
         sys.modules.pop(module, None)
 
 
@@ -195,18 +208,60 @@ def test_other_lines_of_pretraining_are_understood():
             assert not context.args  # raised already for an unknown option, or one too few
 
 
-def test_the_table_of_models_is_the_registry():
-    rows = re.findall(r"^\| `(gram[\w-]+)`", README, re.MULTILINE)
-    assert rows == [entry.name for entry in gram_hear.list_models()]
+def table_of_models(text):
+    return re.findall(r"^\| `(gram[\w-]+)`", text, re.MULTILINE)
+
+
+def test_the_tables_of_models_are_the_registry():
+    entries = gram_hear.list_models()
+    assert table_of_models(page("reference/models.md")) == [entry.name for entry in entries]
+    trained = [entry.name for entry in entries if entry.seed is None]
+    assert table_of_models(README) == trained
+    hub = re.findall(r"^\| `([\w-]+)`.*huggingface\.co/([\w-]+/[\w-]+)\)", README, re.MULTILINE)
+    assert hub == [(entry.name, entry.repository) for entry in entries if entry.repository]
 
 
 def test_the_table_of_options_is_that_of_load_model():
-    options = re.search(r"### Options.*?\n\n(\|.*?)\n\n", README, re.DOTALL)[1]
-    named = re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in options.splitlines()))
+    options = re.search(r"^\|.*?\n\n", page("reference/options.md"), re.MULTILINE | re.DOTALL)[0]
+    named = re.findall(
+        r"`(\w+)`", " ".join(line.split("|")[1] for line in options.splitlines()[:-1])
+    )
     arguments = set(gram_hear.load_model.__annotations__) - {"model_file_path", "unknown", "return"}
-    assert set(named) - {"load_model"} == arguments
+    assert set(named) == arguments
+
+
+def test_the_readme_is_short():
+    assert len(README.split()) < 700
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
 def test_links_lead_to_files(target):
     assert (TESTS.parent / target).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page",
+    [
+        "for/hearing-science",
+        "for/bioacoustics",
+        "for/machine-learning",
+        "for/production",
+        "for/teaching",
+        "how-to/fine-tuning",
+    ],
+)
+def test_pages_of_each_kind_of_user_run(tmp_path, run_line, page):
+    shutil.copytree(TESTS / "data" / "sounds", tmp_path / "recordings")
+    shutil.copy(TESTS / "data" / "sounds" / "mono_vowels.mp3", tmp_path / "speech.mp3")
+    write_digits(tmp_path / "digits", ("anna", "ben", "cleo"), range(4))
+    text = (TESTS.parent / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    names = {}
+    for language, block in re.findall(r"^```(python|sh)\n(.*?)^```", text, re.M | re.S):
+        if named := re.match(r"# file: (\S+)\n", block):
+            (tmp_path / named[1]).write_text(block, encoding="utf-8")
+        elif language == "python":
+            exec(block, names)
+        else:
+            for line in block.splitlines():
+                run_line(line)

@@ -1,23 +1,36 @@
 """Where a sound comes from, over time and on a circle."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gram_hear.audio.excerpts import Excerpt
-from gram_hear.localisation import Located
+from gram_hear.extras import need
+from gram_hear.localisation import NEAR, Located
 from gram_hear.plots.waveform import draw_waveform
-from gram_hear.style import GRID, LIGHT_GREY, VERMILION, drawing
+from gram_hear.style import BLACK, CONFIDENCE, GRID, LIGHT_GREY, VERMILION, WIDTH, drawing
 
-AZIMUTHS = {180: "180 behind", 90: "90 left", 0: "0 front", -90: "-90 right", -180: "-180 behind"}
+AZIMUTHS = {
+    180: "behind 180°",
+    90: "left 90°",
+    0: "front 0°",
+    -90: "right -90°",
+    -180: "behind -180°",
+}
+ELEVATIONS = {90: "above 90°", 0: "level 0°", -90: "below -90°"}
+LIMITS = (0.25, 0.5, 1.0)  # of the scale of probabilities: the first that all of them are below
+LIKELIEST = {"marker": "o", "s": 15, "edgecolors": BLACK, "linewidths": 0.6, "zorder": 4}
+MIRRORED = {"marker": "D", "s": 9, "edgecolors": BLACK, "linewidths": 0.4, "zorder": 3}
 
 
 def direction_figure(name: str, excerpt: Excerpt, found: Located) -> Any:
     """Return a figure: waveform, azimuth and elevation over time, and azimuths on a circle.
 
-    On the circle the front is above and the left on the left, as from above the listener; a point's
-    distance from the centre is its confidence.
+    A disc is the direction that was found in a row, a diamond the same direction mirrored from
+    front to back. Both are the darker the more probable. On the circle the front is above and the
+    left on the left, as from above the listener; the distance from the centre is the probability.
 
     Args:
         name: of the sound file, for the title.
@@ -28,50 +41,49 @@ def direction_figure(name: str, excerpt: Excerpt, found: Located) -> Any:
         OptionError: where matplotlib is not installed.
     """
     times = excerpt.start + found.timestamps / 1000
-    with drawing(13, 7, f"{name}: where the sound comes from") as figure:
-        left, right = figure.subfigures(1, 2, width_ratios=(1.45, 1))
-        waveform, azimuth, elevation = left.subplots(3, 1, sharex=True, height_ratios=(0.7, 1.6, 1))
+    mirrored = found.mirrored
+    most = np.nanmax([*found.confidence, *mirrored, 0.0])
+    limit = next(each for each in LIMITS if most <= each or each == LIMITS[-1])
+    colours = {"vmin": 0, "vmax": limit, "cmap": CONFIDENCE}
+    with drawing(WIDTH, 4.5, f"{name}: where the sound comes from") as figure:
+        left, right = figure.subfigures(1, 2, width_ratios=(1.5, 1))
+        waveform, azimuth, elevation = left.subplots(3, 1, sharex=True, height_ratios=(0.8, 2, 0.9))
         draw_waveform(waveform, excerpt)
-        points = _draw_angle(azimuth, times, found, found.azimuth, (-185, 185), "Azimuth")
-        azimuth.set_yticks(list(AZIMUTHS), list(AZIMUTHS.values()))
-        _draw_angle(elevation, times, found, found.elevation, (-95, 95), "Elevation")
-        elevation.set_yticks([-90, -45, 0, 45, 90], ["-90 down", "-45", "0 level", "45", "90 up"])
+        _draw_time(azimuth, times, found, "Azimuth (degrees)", AZIMUTHS)
+        other = -found.azimuth % 360.0 - 180.0  # 180 - azimuth, in [-180, 180)
+        azimuth.scatter(times, other, c=mirrored, **MIRRORED, **colours)
+        points = azimuth.scatter(times, found.azimuth, c=found.confidence, **LIKELIEST, **colours)
+        _draw_time(elevation, times, found, "Elevation (degrees)", ELEVATIONS)
+        elevation.scatter(times, found.elevation, c=found.confidence, **LIKELIEST, **colours)
         elevation.set_xlabel("time (s)")
         elevation.set_xlim(excerpt.start, excerpt.end)
         polar = right.add_subplot(projection="polar")
-        _draw_circle(polar, found)
-        right.colorbar(
-            points, ax=polar, orientation="horizontal", label="confidence", shrink=0.7, pad=0.08
+        _draw_circle(polar, found, limit, colours)
+        bar = right.colorbar(points, ax=polar, orientation="horizontal", shrink=0.9, pad=0.1)
+        bar.set_label(
+            f"probability of the directions within {NEAR:g}°\n"
+            "(colour, and distance from the centre)"
         )
+        bar.outline.set_edgecolor(BLACK)
+        _draw_key(figure, found)
     return figure
 
 
-def _draw_angle(
-    axes: Any,
-    times: np.ndarray,
-    found: Located,
-    angle: np.ndarray,
-    limits: tuple[float, float],
-    name: str,
-) -> Any:
-    """Draw an angle over time, and grey where there is silence."""
+def _draw_time(
+    axes: Any, times: np.ndarray, found: Located, title: str, ticks: dict[int, str]
+) -> None:
+    """Prepare a panel of angles over time, grey where there is silence."""
     half_a_row = found.hop_ms / 2000  # seconds
-    for first, last in _stretches(np.isnan(angle)):
+    for first, last in _stretches(np.isnan(found.azimuth)):
         axes.axvspan(
             times[first] - half_a_row, times[last] + half_a_row,
-            color=LIGHT_GREY, lw=0, label="silence",
+            color=LIGHT_GREY, lw=0,
         )  # fmt: skip
-    points = axes.scatter(
-        times, angle, c=found.confidence, s=14, vmin=0, vmax=1, cmap="viridis_r", zorder=3
-    )
-    axes.set(ylim=limits, title=f"{name} (degrees)")
+    top = max(ticks)
+    axes.set(ylim=(-1.06 * top, 1.06 * top), title=title)
+    axes.set_yticks(list(ticks), list(ticks.values()))
     axes.grid(axis="y", **GRID)
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        axes.legend(
-            handles[:1], labels[:1], loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1
-        )
-    return points
+    axes.set_axisbelow(True)
 
 
 def _stretches(flags: Sequence[bool] | np.ndarray) -> list[tuple[int, int]]:
@@ -80,28 +92,66 @@ def _stretches(flags: Sequence[bool] | np.ndarray) -> list[tuple[int, int]]:
     return [(int(first), int(last) - 1) for first, last in edges.reshape(-1, 2)]
 
 
-def _draw_circle(axes: Any, found: Located) -> None:
+def _draw_circle(axes: Any, found: Located, limit: float, colours: dict[str, Any]) -> None:
     """Draw azimuths on a circle, as seen from above, and the overall direction."""
     axes.set_theta_zero_location("N")
     axes.scatter(
-        np.radians(found.azimuth), found.confidence, c=found.confidence, s=18, vmin=0, vmax=1,
-        cmap="viridis_r", zorder=3,
-    )  # fmt: skip
+        np.radians(found.azimuth), found.confidence, c=found.confidence, **LIKELIEST, **colours
+    )
     axes.set_xticks(
         np.radians(np.arange(0, 360, 45)),
-        ["front", "45", "left\n90", "135", "behind", "-135", "right\n-90", "-45"],
+        ["front 0°", "45°", "left\n90°", "135°", "behind 180°", "-135°", "right\n-90°", "-45°"],
     )
-    axes.set_ylim(0, 1)
-    axes.set_yticks([0.25, 0.5, 0.75, 1.0], ["", "0.5", "", "1"])
+    axes.set_ylim(0, limit)
+    rings = limit * np.array([0.2, 0.4, 0.6, 0.8, 1.0])
+    axes.set_yticks(rings, ["", f"{rings[1]:g}", "", f"{rings[3]:g}", ""], fontsize=6.5)
     axes.set_rlabel_position(22.5)
+    axes.tick_params(axis="x", pad=1)
     axes.spines["polar"].set_color(LIGHT_GREY)
     axes.grid(**GRID)
-    title = "All rows are silent"
+    axes.set_axisbelow(True)
+    title = "All time steps are silent"
     if found.overall is not None:
         azimuth, elevation, confidence = found.overall
-        axes.annotate(
-            "", (np.radians(azimuth), confidence), (0, 0), zorder=4,
-            arrowprops={"color": VERMILION, "width": 2, "headwidth": 9, "headlength": 9},
-        )  # fmt: skip
-        title = f"Overall (arrow): azimuth {azimuth:.0f}, elevation {elevation:.0f} degrees"
-    axes.set_title(title, pad=16)
+        _draw_arrow(axes, azimuth, confidence, "-")
+        title = (
+            f"Overall: azimuth {azimuth:.0f}°, elevation {elevation:.0f}°\n"
+            f"confidence {confidence:.2f}"
+        )
+        if math.isfinite(doubt := found.overall_mirrored):
+            _draw_arrow(axes, 180.0 - azimuth, doubt, "--")
+            title += f"; mirrored, front to back: {doubt:.2f}"
+    axes.set_title(title, pad=8, loc="center")
+
+
+def _draw_arrow(axes: Any, azimuth: float, length: float, style: str) -> None:
+    """Draw an arrow from the listener into a direction."""
+    axes.plot(
+        np.radians([azimuth, azimuth]), [0, length], color=VERMILION, ls=style, lw=1.8, zorder=6
+    )
+    axes.plot(
+        np.radians(azimuth), length, zorder=6, color=VERMILION, ms=6.5, mec=VERMILION,
+        marker=(3, 0, azimuth), mfc=VERMILION if style == "-" else "white",
+    )  # fmt: skip
+
+
+def _draw_key(figure: Any, found: Located) -> None:
+    """Say below all what each mark means."""
+    lines, patches = need("matplotlib.lines", "plot"), need("matplotlib.patches", "plot")
+    disc = {"marker": "o", "ms": 5, "ls": "", "color": LIGHT_GREY, "mec": BLACK, "mew": 0.6}
+    diamond = disc | {"marker": "D", "ms": 3.5}
+    handles = [
+        lines.Line2D([], [], label="direction found in a time step", **disc),
+        lines.Line2D([], [], label="mirrored, front to back", **diamond),
+        lines.Line2D([], [], color=VERMILION, lw=1.8, label="overall direction"),
+        lines.Line2D([], [], color=VERMILION, lw=1.8, ls="--", label="overall, mirrored"),
+    ]
+    if np.isnan(found.azimuth).any():
+        handles.append(patches.Patch(color=LIGHT_GREY, lw=0, label="silence"))
+    figure.legend(
+        handles=handles,
+        loc="outside lower left",
+        ncols=len(handles),
+        columnspacing=1.2,
+        handlelength=1.6,
+    )

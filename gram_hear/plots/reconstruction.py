@@ -12,9 +12,10 @@ from gram_hear.checkpoints.store import build_autoencoder, build_encoder, load_c
 from gram_hear.config import ModelConfig
 from gram_hear.errors import OptionError
 from gram_hear.nn.masks import random_mask
-from gram_hear.style import LIGHT_GREY, drawing
+from gram_hear.plots.mel import band_centres, draw_hertz
+from gram_hear.style import LEVELS, LIGHT_GREY, WIDTH, drawing
 
-RECONSTRUCTION = ("heard", "what the encoder saw", "reconstructed where hidden")
+RECONSTRUCTION = ("heard", "seen by the encoder", "hidden parts reconstructed")
 MASKED = 0.8  # of the patches, as in the published pretraining
 
 
@@ -87,21 +88,23 @@ def reconstruction_figure(
         OptionError: where matplotlib is not installed.
     """
     names, hop = window_titles(config), config.front_end.hop / config.front_end.sample_rate
+    centres = band_centres(config.front_end)
     columns = (target, np.where(hidden, np.nan, target), np.where(hidden, prediction, target))
     extent = (start, start + target.shape[1] * hop, 0, target.shape[2])
-    with drawing(11, 1 + 1.7 * len(names), title) as figure:
+    with drawing(WIDTH, 0.8 + 1.25 * len(names), title) as figure:
         grid = figure.subplots(len(names), 3, sharex=True, sharey=True, squeeze=False)
         for channel, name in enumerate(names):
             low, high = np.quantile(target[channel], (0.001, 0.999))
             for axes, values in zip(grid[channel], columns, strict=True):
                 mesh = axes.imshow(
                     values[channel].T, origin="lower", aspect="auto", extent=extent,
-                    vmin=low, vmax=max(high, low + 1e-3), interpolation="nearest", cmap="magma",
+                    vmin=low, vmax=max(high, low + 1e-3), interpolation="nearest", cmap=LEVELS,
                 )  # fmt: skip
                 axes.set_facecolor(LIGHT_GREY)
-            grid[channel][0].set_ylabel(f"{name}\nmel band")
+            draw_hertz(grid[channel][0], centres, 0.5)
+            grid[channel][0].set_ylabel(f"{name}\nfrequency (Hz)")
             bar = figure.colorbar(mesh, ax=list(grid[channel]), fraction=0.02, pad=0.01)
-            bar.set_label("normalised", fontsize=8)
+            bar.set_label("normalised")
         for axes, column in zip(grid[0], RECONSTRUCTION, strict=True):
             axes.set_title(column)
         for axes in grid[-1]:

@@ -16,13 +16,14 @@ from gram_hear.audio.excerpts import Excerpt
 from gram_hear.config import LAYOUT_OF_AUDIO
 from gram_hear.frontend import FrontEnd
 from gram_hear.hear import HearModel, get_timestamp_embeddings
+from gram_hear.plots.mel import band_centres, draw_hertz
 from gram_hear.plots.waveform import COLUMNS, channel_titles, draw_waveform
-from gram_hear.style import COLOURS, drawing
+from gram_hear.style import COLOURS, LEVELS, SIGNED, WIDTH, drawing
 
 COMPONENTS = 3
 SIDE = 750  # rows and columns of a similarity that are drawn, at most
 SPAN = 70.0  # dB that a log-mel shows
-MIDDLES = (250, 1000, 4000)  # Hz at which a log-mel has ticks
+CLOSEST = 0.2  # of the height of a log-mel, between two ticks
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ def picture_sound(path: Path, excerpt: Excerpt, model: HearModel) -> SoundPictur
         row=model.hop_ms / 1000,
         features=_features(torch.from_numpy(excerpt.audio), model),
         hop=model.config.front_end.hop / model.sample_rate,
-        mel_frequencies=_band_centres(model),
+        mel_frequencies=band_centres(model.config.front_end),
         rows=_less_silence(rows[0], excerpt.audio.shape[1], model).cpu().numpy(),
     )
 
@@ -88,14 +89,6 @@ def _less_silence(rows: Tensor, samples: int, model: HearModel) -> Tensor:
     return rows - plan.keep(silent.expand(plan.windows, -1, -1))
 
 
-def _band_centres(model: HearModel) -> np.ndarray:
-    """Return the centres of the mel bands in Hz, (mels,)."""
-    config = model.config.front_end
-    low, high = (2595 * np.log10(1 + f / 700) for f in (config.f_min, config.f_max))
-    mels = np.linspace(low, high, config.mels + 2)[1:-1]
-    return 700 * (10 ** (mels / 2595) - 1)
-
-
 def sound_figure(sound: SoundPicture) -> Any:
     """Return a matplotlib figure of a sound and its embedding on one time axis.
 
@@ -107,8 +100,8 @@ def sound_figure(sound: SoundPicture) -> Any:
         OptionError: where matplotlib is not installed.
     """
     excerpt, features = sound.excerpt, len(sound.features)
-    heights = [0.4 + 0.45 * len(excerpt.audio), *([1.15] * features), 1.6, 5.2]
-    with drawing(11, 1.2 + 1.15 * sum(heights), sound.title) as figure:
+    heights = [0.3 + 0.25 * len(excerpt.audio), *([0.85] * features), 1.1, 3.4]  # inches
+    with drawing(WIDTH, 0.8 + 1.05 * sum(heights), sound.title) as figure:
         # The right column holds keys and colour bars, so that all time axes are equally long.
         grid = figure.subplots(
             len(heights), 2, height_ratios=heights, width_ratios=(1, 0.018), squeeze=False
@@ -146,20 +139,19 @@ def _draw_features(figure: Any, grid: np.ndarray, sound: SoundPicture) -> None:
         sound.excerpt.start - sound.hop / 2, sound.excerpt.start + (frames - 0.5) * sound.hop,
         -0.5, sound.features.shape[2] - 0.5,
     )  # fmt: skip
-    bands = np.interp(MIDDLES, sound.mel_frequencies, np.arange(len(sound.mel_frequencies)))
     names = feature_titles(len(sound.features))
     for number, ((axes, bar), name) in enumerate(zip(grid, names, strict=True)):
         is_level = number < levels
         values = decibels[number] if is_level else sound.features[number]
         mesh = axes.imshow(
             average(values, COLUMNS).T, origin="lower", aspect="auto", extent=extent,
-            interpolation="nearest", cmap="magma" if is_level else "RdBu_r",
+            interpolation="nearest", cmap=LEVELS if is_level else SIGNED,
             vmin=-SPAN if is_level else -1, vmax=0 if is_level else 1,
         )  # fmt: skip
-        axes.set_yticks(bands, [f"{f / 1000:g}" for f in MIDDLES])
-        axes.set_ylabel("kHz")
+        draw_hertz(axes, sound.mel_frequencies, 0, CLOSEST)
+        axes.set_ylabel("Hz")
         axes.set_title(f"Log-mel, {name}" if is_level else f"{name.capitalize()}, by mel band")
-        figure.colorbar(mesh, cax=bar, label="dB" if is_level else "")
+        figure.colorbar(mesh, cax=bar, label="dB" if is_level else "-1 to 1")
 
 
 def _draw_components(axes: Any, sound: SoundPicture) -> None:
@@ -167,14 +159,12 @@ def _draw_components(axes: Any, sound: SoundPicture) -> None:
     scores, parts = principal_components(sound.rows, COMPONENTS)
     styles = ("-", "--", ":")
     for score, part, colour, style in zip(scores.T, parts, COLOURS, styles, strict=False):
-        label = f"{100 * part:.0f} % of the variance"
+        label = f"{100 * part:.0f} %"
         marker = "o" if len(sound.times) == 1 else ""
         axes.plot(sound.times, score, color=colour, ls=style, lw=1.2, marker=marker, label=label)
-    axes.set_title("Embedding, less silence: principal components")
+    axes.set_title("Principal components, less silence (share of variance)")
     axes.set_ylabel("score")
-    axes.legend(
-        loc="lower right", bbox_to_anchor=(1, 1), ncols=COMPONENTS, borderaxespad=0.1, fontsize=8
-    )
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=COMPONENTS, borderaxespad=0.1)
 
 
 def _draw_similarity(figure: Any, axes: Any, bar: Any, sound: SoundPicture) -> None:
@@ -183,11 +173,11 @@ def _draw_similarity(figure: Any, axes: Any, bar: Any, sound: SoundPicture) -> N
     first, last = sound.times[0] - sound.row / 2, sound.times[-1] + sound.row / 2
     mesh = axes.imshow(
         similarity(rows), origin="lower", aspect="auto", extent=(first, last, first, last),
-        interpolation="nearest", cmap="RdBu_r", vmin=-1, vmax=1,
+        interpolation="nearest", cmap=SIGNED, vmin=-1, vmax=1,
     )  # fmt: skip
-    axes.set(ylabel="time (s)", title="Embedding, less silence and its mean: cosine similarity")
+    axes.set(ylabel="time (s)", title="Embedding less silence and its mean: cosine similarity")
     axes.set_ylim(sound.excerpt.start, sound.excerpt.end)
-    figure.colorbar(mesh, cax=bar)
+    figure.colorbar(mesh, cax=bar, label="similarity")
 
 
 def average(values: np.ndarray, most: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from gram_hear.pretrain.datamodule import PretrainingData, TimedLoader
 from gram_hear.pretrain.module import Pretraining
 
 PICTURES = "pictures"  # in the folder of the run
-DPI = 100
+DPI = 150
 
 
 class StepCounter(Callback):

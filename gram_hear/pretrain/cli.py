@@ -44,6 +44,14 @@ CONFIGS = Path(__file__).parent / "configs"
 SUFFIXES = (".yaml", ".yml", ".json")
 DEFAULT = ["fit", "--config", "tiny"]
 BOARD = "tensorboard"  # in the folder of the run
+DESCRIPTION = (
+    "Pretrain a GRAM model. Without arguments, a tiny model is trained on synthetic sounds. To "
+    "learn about the options, write fit --help."
+)
+EXAMPLE = (
+    "Example: python -m gram_hear.pretrain fit --config gramt-binaural --data.clips clips "
+    "--trainer.default_root_dir runs/mine"
+)
 TRUST_HELP = f"{TRUST} lets configurations name any class: they can then run any code."
 
 
@@ -65,7 +73,8 @@ class PretrainingCLI(LightningCLI):
             parser_kwargs={
                 "allow_abbrev": False,
                 "prog": "python -m gram_hear.pretrain",
-                "fit": {"epilog": TRUST_HELP},
+                "description": DESCRIPTION,
+                "fit": {"epilog": f"{TRUST_HELP} {EXAMPLE}"},
             },
             trainer_defaults={
                 # The stream is shared out here, and begins where it should after a restart.
@@ -209,7 +218,7 @@ class PretrainingCLI(LightningCLI):
         last = Path(trainer.default_root_dir) / FOLDER / LAST
         say(
             f"Trained {steps} steps; {last} is saved. To embed with it: gram-hear "
-            f"convert {last} model.safetensors"
+            f"convert {last} -o model.safetensors"
         )
 
 

@@ -3,9 +3,12 @@
 import numpy as np
 
 
-def unit_vector(azimuth: float, elevation: float) -> np.ndarray:
-    """Return the unit vector (3,) to an azimuth (counter-clockwise, 0 in front) and elevation."""
-    a, e = np.radians([azimuth, elevation])
+def unit_vector(azimuth: float | np.ndarray, elevation: float | np.ndarray) -> np.ndarray:
+    """Return the unit vector (3,) to an azimuth (counter-clockwise, 0 in front) and elevation.
+
+    Of arrays (n,), vectors (3, n).
+    """
+    a, e = np.radians(azimuth), np.radians(elevation)
     return np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)])
 
 

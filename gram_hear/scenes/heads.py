@@ -170,7 +170,7 @@ def load_head(head: str | Path = KEMAR, rate: int = 32000, *, check: bool = True
 
     Example::
 
-        left, right = load_head("kemar", 16000).response(unit_vector(60, 0))
+        left, right = load_head("kemar", 16000).response([0.5, 0.87, 0])  # 60 degrees to the left
 
     Args:
         head: "kemar", "sphere", or the path of a SOFA file.

@@ -16,13 +16,19 @@ from gram_hear.commands.gram_hear.prepare import prepare
 from gram_hear.commands.gram_hear.push import push
 from gram_hear.commands.gram_hear.rirs import rirs
 from gram_hear.commands.gram_hear.scene import scene
-from gram_hear.console import Version, run
+from gram_hear.console import HELP, Version, former_names, run
+
+FORMER = {  # names of options, by command
+    "locate": {"head": "locator"},
+    "prepare": {"seconds": "duration"},
+    "push": {"license": "licence"},
+    "rirs": {"seconds": "duration"},
+}
 
 app = typer.Typer(
     name="gram-hear",
-    help="Embeddings of real-world sound with the GRAM models.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings=HELP,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -30,14 +36,26 @@ app = typer.Typer(
 
 @app.callback()
 def _program(version: Version = False) -> None:
-    """Take the options that stand before a command."""
+    """Embeddings of real-world sound with the GRAM models.
+
+    Type 'gram-hear COMMAND --help' to read about a command and its options.
+
+    \b
+    Examples:
+      gram-hear embed recordings/ -o embeddings
+      gram-hear scene speech.wav -o scene.wav --azimuth 60
+      gram-hear locate scene.wav
+    """
 
 
 for command in (
-    *(embed, models, info, convert, push),
-    *(scene, rirs, naturalistic, prepare, plot, locate),
+    *(embed, plot, locate, models, info, convert, push),
+    *(scene, rirs, naturalistic, prepare),
 ):
-    app.command()(command)
+    settings = former_names(FORMER.get(command.__name__, {}))
+    if command is convert:
+        settings["allow_extra_args"] = True  # so that convert can still take its output as a word
+    app.command(context_settings=settings)(command)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """``gram-hear convert``: a checkpoint in gram-hear's own format."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,25 +12,43 @@ from gram_hear.start import importing
 
 
 def convert(
+    context: typer.Context,
     model: ModelArgument,
-    output: Annotated[Path, typer.Argument(help="A .safetensors file, or a folder.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write the model into this .safetensors file. A name with another ending is a "
+            "folder, which gets the weights and a config.json. This option is needed.",
+        ),
+    ] = None,
     without_decoder: Annotated[
-        bool, typer.Option("--encoder-only", help="Leave out the decoder.")
+        bool,
+        typer.Option(
+            "--encoder-only", help="Leave out the decoder, which is used in pretraining alone."
+        ),
     ] = False,
     dtype: Annotated[
-        str, typer.Option(help="Numbers to write the tensors in: float32 or float16.")
+        Literal["float32", "float16"],
+        typer.Option(help="Write the weights as numbers of this type."),
     ] = "float32",
     revision: Revision = None,
     cache_dir: CacheDir = None,
     heads: Heads = None,
     force: Force = False,
 ) -> None:
-    """Convert a checkpoint to gram-hear's own format, with its configuration in it.
+    """Convert a checkpoint to the gram-hear format.
 
-    OUTPUT ending in .safetensors is one file; anything else is a folder with a config.json.
+    The result is a safetensors file that holds its own configuration. Checkpoints of the authors
+    and of pretraining can be converted, and models from the Hub too.
 
-    Example: gram-hear convert lightning.ckpt model.safetensors
+    \b
+    Examples:
+      gram-hear convert last.ckpt -o model.safetensors
+      gram-hear convert gramt-binaural -o encoder.safetensors --encoder-only
     """
+    output = _output(output, context.args)
     if output.suffix in (".ckpt", ".pt", ".pth", ".bin"):
         raise OptionError(f"{output} must end in .safetensors, or be a folder.")
     if output.exists() and not force:
@@ -47,3 +65,13 @@ def convert(
         checkpoint = encoder_only(checkpoint)
     save = save_checkpoint if output.suffix == ".safetensors" else save_folder
     typer.echo(save(checkpoint, output, dtype))
+
+
+def _output(output: Path | None, surplus: list[str]) -> Path:
+    """Return the output: that of the option, or a second word, as up to version 0.1.0."""
+    if output is not None and not surplus:
+        return output
+    if output is None and len(surplus) == 1:
+        return Path(surplus[0])
+    given = f"unexpected: {' '.join(surplus)}" if surplus else "no output was given"
+    raise typer.BadParameter(f"{given}; write gram-hear convert MODEL -o OUTPUT.")

@@ -3,11 +3,18 @@
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gram_hear.commands.gram_hear.options import CacheDir, Heads, Layer, Model, Revision
+from gram_hear.commands.gram_hear.options import (
+    DEFAULT_MODEL,
+    CacheDir,
+    Heads,
+    Layer,
+    Model,
+    Revision,
+)
 from gram_hear.console import Convention, Device, Sounds, messages, progress_bar, results, say
 from gram_hear.start import importing
 
@@ -18,60 +25,86 @@ if TYPE_CHECKING:
 def embed(
     paths: Sounds,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for .npz files, or one .parquet file.")
-    ],
-    model: Model = "",
-    strategy: Annotated[
-        str,
+        Path,
         typer.Option(
-            help="How a row is made of its patches: raw, mean or cls (with --parity also sum)."
+            "--output",
+            "-o",
+            help="Write the embeddings into this folder, or into this one file if its name ends "
+            "in .parquet.",
+        ),
+    ],
+    model: Model = DEFAULT_MODEL,
+    strategy: Annotated[
+        Literal["raw", "mean", "cls", "sum"],
+        typer.Option(
+            help="Choose what the embedding of a time step is made of: its frequency patches side "
+            "by side (raw), their mean (mean), the CLS token of its window (cls), or the sum of "
+            "its patches (sum, only with --parity)."
         ),
     ] = "raw",
     layer: Layer = None,
     convention: Convention = None,
     parity: Annotated[
         bool,
-        typer.Option("--parity", help="Use the authors' windows and rows, faults included."),
+        typer.Option(
+            "--parity",
+            help="Compute the windows and time steps as the authors' code does, with its faults.",
+        ),
     ] = False,
     window_fill: Annotated[
-        str | None,
+        Literal["repeat", "mirror", "silence", "zero"] | None,
         typer.Option(
-            help="What fills the window of a file shorter than 2 s: repeat, mirror, silence or "
-            "zero. Default: repeat; zero with --parity."
+            help="Choose what fills the window of 2 s if the file is shorter: the sound again and "
+            "again (repeat), the sound back and forth (mirror), silence, or the value 0 in the "
+            "log-mel spectrogram (zero).",
+            show_default="repeat, or zero with --parity",
         ),
     ] = None,
     device: Device = "auto",
     dtype: Annotated[
-        str,
+        Literal["float32", "bfloat16", "float16", "int8"],
         typer.Option(
-            help="Numbers to compute in: float32, bfloat16, float16, or int8 (GRAM-T on the CPU)."
+            help="Compute with numbers of this type. int8 is for GRAM-T models on the CPU. "
+            "Embeddings are float32 in any case."
         ),
     ] = "float32",
     window_batch: Annotated[
-        int, typer.Option(help="How many windows of 2 s are encoded at once.")
+        int, typer.Option(help="Encode this many windows of 2 s at once.")
     ] = 16,
     revision: Revision = None,
     cache_dir: CacheDir = None,
     heads: Heads = None,
     scene: Annotated[
-        bool, typer.Option("--scene/--no-scene", help="Keep the embedding of each whole file.")
+        bool, typer.Option("--scene/--no-scene", help="Write the embedding of each whole file.")
     ] = True,
     timestamps: Annotated[
-        bool, typer.Option("--timestamps/--no-timestamps", help="Keep the embeddings over time.")
+        bool, typer.Option("--timestamps/--no-timestamps", help="Write the embeddings over time.")
     ] = True,
-    jobs: Annotated[int, typer.Option(help="Threads that decode files ahead.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(help="Read this many files at the same time, while the model computes.")
+    ] = 1,
     force: Annotated[
-        bool, typer.Option("--force", help="Embed all again, and replace what is there.")
+        bool,
+        typer.Option(
+            "--force", help="Embed all files again, and replace files that exist already."
+        ),
     ] = False,
 ) -> None:
-    """Embed sound files of any number and length; what is done already is skipped.
+    """Turn sound files into embeddings.
 
-    Into a folder: one .npz for each file, mirroring the input tree, with vectors (rows, d),
-    timestamps (rows, in ms), scene (d) and metadata (JSON). Into a .parquet file: one dataset
-    with the columns file, timestamp_ms (null for the whole scene) and vector. A row is the
-    embedding of one time step.
+    If the output is a folder, each sound file gets an .npz file in it. Its arrays are vectors (one
+    embedding for each time step), timestamps (in ms), scene (one embedding for the whole file) and
+    metadata (JSON). If the name of the output ends in .parquet, all embeddings go into one table
+    with the columns file, timestamp_ms (empty for the whole file) and vector.
 
-    Example: gram-hear embed recordings/ -o embeddings.parquet --model gramt-binaural
+    Run the same command again to go on after an interruption, or to add new files. Files that are
+    done already are skipped.
+
+    \b
+    Examples:
+      gram-hear embed recordings/ -o embeddings
+      gram-hear embed a.wav b.flac -o embeddings --model gram-tiny
+      gram-hear embed recordings/ -o all.parquet --strategy mean --no-scene
     """
     with importing():
         from gram_hear.embed.collection import CollectionRun, plan_files

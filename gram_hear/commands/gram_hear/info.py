@@ -3,7 +3,6 @@
 import json
 
 import typer
-from rich.table import Table
 
 from gram_hear.commands.gram_hear.options import CacheDir, Heads, ModelArgument, Revision
 from gram_hear.console import AsJson, print_table
@@ -17,9 +16,14 @@ def info(
     heads: Heads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a checkpoint holds: sizes, channels, patching, parameters, embedding sizes.
+    """Show what a checkpoint holds.
 
-    Example: gram-hear info model.safetensors
+    This prints its sizes, channels, patches and parameters, and the size of its embeddings.
+
+    \b
+    Examples:
+      gram-hear info gram-tiny
+      gram-hear info model.safetensors --json
     """
     with importing():
         from gram_hear.checkpoints.description import describe_checkpoint
@@ -29,7 +33,8 @@ def info(
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    table = Table("what", "value")
-    for name, value in facts.items():
-        table.add_row(name.replace("_", " "), str(value))
-    print_table(table)
+    rows = [
+        (name.replace("_", " "), "-" if value is None else str(value))
+        for name, value in facts.items()
+    ]
+    print_table(("what", "value"), rows)

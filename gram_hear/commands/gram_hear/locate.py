@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from gram_hear.commands.gram_hear.options import Start, check_output
-from gram_hear.console import Convention, Device, Force, print_table, say
+from gram_hear.commands.gram_hear.options import Start, check_picture, complete_model
+from gram_hear.console import PICTURE, Convention, Device, Force, print_table, say
 from gram_hear.errors import OptionError
-from gram_hear.extras import need
 from gram_hear.start import importing
 
 if TYPE_CHECKING:
@@ -23,57 +21,67 @@ SHORTEST_STEP = 0.01  # seconds
 
 
 def locate(
-    audio: Annotated[
-        Path, typer.Argument(help="A binaural or Ambisonic sound file, of any sample rate.")
-    ],
+    audio: Annotated[Path, typer.Argument(help="Give a binaural or an Ambisonic sound file.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Draw what is found into this PNG.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", "--plot", help=f"Draw the directions over time into this {PICTURE}."
+        ),
     ] = None,
     locator: Annotated[
         str,
         typer.Option(
-            help="Trained localisation head (.safetensors). Default: the bundled one for the "
-            "file's channels."
+            help="Use this trained localisation head, a .safetensors file.",
+            show_default="the bundled one for the file's channels",
         ),
     ] = "",
-    head: Annotated[str, typer.Option(hidden=True, help="Former name of --locator.")] = "",
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help="Name or path of a model. Default: that of the localisation head."
+            "--model",
+            "-m",
+            help="Find the model of the localisation head here: a registered name, or a "
+            "checkpoint file or folder. It must be the model that the head was trained on.",
+            autocompletion=complete_model,
+            show_default="the model that the head names",
         ),
     ] = "",
     start: Start = 0.0,
     duration: Annotated[
-        float | None, typer.Option(help="How many seconds are used. Default: all that follow.")
+        float | None,
+        typer.Option(help="Use this many seconds.", show_default="all that follow"),
     ] = None,
     convention: Convention = None,
-    step: Annotated[float, typer.Option(help="How many seconds a line of the table spans.")] = 0.5,
+    step: Annotated[float, typer.Option(help="Print one line for this many seconds.")] = 0.5,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, with every row, instead of a table.")
+        bool, typer.Option("--json", help="Print JSON, with every time step, instead of a table.")
     ] = False,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV, with every row, instead of a table.")
+        bool, typer.Option("--csv", help="Print CSV, with every time step, instead of a table.")
     ] = False,
     device: Device = "auto",
     force: Force = False,
 ) -> None:
-    """Print the direction that the sound of a binaural or Ambisonic file comes from, over time.
+    """Find the direction that a sound comes from.
 
-    Azimuth in degrees: 0 in front, 90 left, -90 right, 180 behind; elevation above the horizon.
-    Confidence is 0 to 1. A row is one time step of the model. Silent rows are marked, and get no
-    direction. One direction is found at a time: of several sources at once it is that of the
-    loudest, or one between them.
+    The azimuth is 0 degrees in front, 90 left, -90 right and 180 behind. The elevation is counted
+    from the horizon upwards. The confidence is between 0 and 1. Silent parts get no direction.
 
-    Example: gram-hear locate scene.wav -o directions.png
+    One direction is found at a time. If several sources sound at once, it is the direction of the
+    loudest one, or one between them.
+
+    \b
+    Examples:
+      gram-hear locate scene.wav
+      gram-hear locate scene.wav -o directions.png --step 0.2
+      gram-hear locate scene.wav --csv > directions.csv
     """
     if as_json and as_csv:
         raise OptionError("--json and --csv were both given; choose one.")
     if not SHORTEST_STEP <= step < float("inf"):
         raise OptionError(f"--step is {step:g} s; it must be {SHORTEST_STEP:g} or more.")
     if output is not None:
-        check_output(output, ".png", audio, force)
-        need("matplotlib", "plot")
+        check_picture(output, audio, force)
     with importing():
         from gram_hear.audio.excerpts import channels_of, check_bounds, read_excerpt
         from gram_hear.audio.layouts import check_convention
@@ -86,8 +94,8 @@ def locate(
         check_convention(convention)
     channels = channels_of(audio)
     check_layout(str(audio), channels, BUNDLED)
-    layout = "" if locator or head else LAYOUT_OF_AUDIO[channels]
-    loaded = load_locator(locator or head, layout=layout, model=model, device=device)
+    layout = "" if locator else LAYOUT_OF_AUDIO[channels]
+    loaded = load_locator(locator, layout=layout, model=model, device=device)
     check_layout(str(audio), channels, [loaded.layout])
     excerpt = read_excerpt(audio, loaded.sample_rate, start, duration, convention)
     found = loaded.locate(excerpt.audio)
@@ -120,14 +128,13 @@ def _facts(audio: Path, excerpt: "Excerpt", found: "Located", model: str) -> dic
 
 def _print_steps(excerpt: "Excerpt", found: "Located", seconds: float) -> None:
     """Print the direction of each step of time, and of all."""
-    table = Table("time (s)", "azimuth (°)", "elevation (°)", "confidence", "level (dBFS)")
+    rows = []
     for offset, direction, level in found.steps(seconds):
         begin = excerpt.start + offset
         end = min(begin + seconds, excerpt.end)
-        table.add_row(f"{begin:.2f} - {end:.2f}", *_cells(direction), f"{level:.0f}")
-    table.add_section()
-    table.add_row("overall", *_cells(found.overall), "")
-    print_table(table)
+        rows.append((f"{begin:.2f} - {end:.2f}", *_cells(direction), f"{level:.0f}"))
+    columns = ("time (s)", "azimuth (°)", "elevation (°)", "confidence", "level (dBFS)")
+    print_table(columns, rows, total=("overall", *_cells(found.overall), ""))
 
 
 def _cells(direction: "Direction | None") -> tuple[str, str, str]:

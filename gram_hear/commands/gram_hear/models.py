@@ -3,7 +3,6 @@
 import json
 
 import typer
-from rich.table import Table
 
 from gram_hear.console import AsJson, print_table
 from gram_hear.start import importing
@@ -12,7 +11,12 @@ from gram_hear.start import importing
 def models(as_json: AsJson = False) -> None:
     """List the registered models.
 
-    Example: gram-hear models
+    Their names can be given to every command that takes a model. Bundled models need no download.
+
+    \b
+    Examples:
+      gram-hear models
+      gram-hear models --json
     """
     with importing():
         from gram_hear.checkpoints.registry import list_models
@@ -20,9 +24,8 @@ def models(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([vars(entry) for entry in entries], indent=2))
         return
-    table = Table("name", "channels", "patching", "description", "repository", "licence")
-    for entry in entries:
-        table.add_row(
+    rows = [
+        (
             entry.name,
             str(entry.channels),
             entry.patching,
@@ -30,4 +33,12 @@ def models(as_json: AsJson = False) -> None:
             entry.repository or ("(bundled)" if entry.file else "(built from a seed)"),
             entry.licence,
         )
-    print_table(table)
+        for entry in entries
+    ]
+    columns = ("name", "channels", "patching", "description", "repository", "licence")
+    print_table(
+        columns,
+        rows,
+        fold=("description", "licence"),
+        spare=("licence", "repository", "patching"),
+    )

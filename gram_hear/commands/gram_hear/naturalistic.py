@@ -1,7 +1,7 @@
 """``gram-hear naturalistic``: HEAR tasks put into simulated scenes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,40 +21,58 @@ from gram_hear.start import importing
 
 
 def naturalistic(
-    tasks_dir: TasksDir,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder that the new tasks are made in.")
+        Path, typer.Option("--output", "-o", help="Put the new tasks into this folder.")
     ],
+    tasks_dir: TasksDir = Path("tasks"),
     format: Annotated[
-        str, typer.Option(help="Channels to write: binaural or ambisonics (AmbiX).")
+        Literal["binaural", "ambisonics"],
+        typer.Option(help="Write clips of two ears, or Ambisonic ones (AmbiX)."),
     ] = "binaural",
     task: Tasks = None,
     rirs: Annotated[
-        Path | None, typer.Option(help="A set of RIRs. Default: a simulated room for each clip.")
+        Path | None,
+        typer.Option(
+            help="Use the rooms of this set of RIRs.", show_default="a new room for each clip"
+        ),
     ] = None,
     noise: Annotated[
-        Path | None, typer.Option(help="A folder or tar files of noise. Default: synthetic.")
+        Path | None,
+        typer.Option(
+            help="Take the noise from this folder of sound files or tars.",
+            show_default="synthetic noise",
+        ),
     ] = None,
     snr: Annotated[
         tuple[float, float],
-        typer.Option(help="Signal-to-noise ratio in dB, low and high; each clip draws one."),
+        typer.Option(
+            help="Choose the signal-to-noise ratio of each clip at random between these two, in dB."
+        ),
     ] = (5.0, 40.0),
-    seed: Annotated[int, typer.Option(help="Seed of all scenes, noises and levels.")] = 0,
+    seed: Annotated[int, typer.Option(help="Use this seed for all scenes, noises and levels.")] = 0,
     rate: Annotated[
         int | None,
-        typer.Option(help="Sample rate of the new audio, Hz. Default: the task's highest."),
+        typer.Option(
+            help="Write the clips at this sample rate, in Hz.",
+            show_default="the highest of the task",
+        ),
     ] = None,
     head: Head = "kemar",
     no_check_head: NoCheckHead = False,
     jobs: Jobs = None,
 ) -> None:
-    """Put every clip of HEAR tasks into a room, with noise, and print the folders made.
+    """Put the clips of HEAR tasks into rooms with noise.
 
-    Each task gives <task>-<format>, with the same labels and splits, and the task of finding the
-    source, <task>-<format>-localization. What is done is skipped: the same command goes on after an
-    interruption.
+    A task becomes two new ones. TASK-binaural has the same labels and splits.
+    TASK-binaural-localization asks for the direction of the source. With --format ambisonics, their
+    names say ambisonics.
 
-    Example: gram-hear naturalistic --tasks-dir tasks --task esc50 -o natural --format binaural
+    Run the same command again to go on after an interruption. Tasks that are done are skipped.
+
+    \b
+    Examples:
+      gram-hear naturalistic --tasks-dir tasks --task esc50 -o natural
+      gram-hear naturalistic -o natural --format ambisonics --snr 0 20 --rirs rirs
     """
     with importing():
         from gram_hear.jobs.workers import cores

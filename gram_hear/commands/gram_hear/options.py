@@ -5,28 +5,52 @@ from typing import Annotated
 
 import typer
 
+from gram_hear import style
 from gram_hear.errors import OptionError
 
-WHICH_MODEL = "A registered name, a checkpoint file or folder, or a Hub repository."
+DEFAULT_MODEL = "gramt-binaural"
+WHICH_MODEL = (
+    "Give the name of a registered model (see gram-hear models), a checkpoint file or folder, or a "
+    "repository on the Hugging Face Hub."
+)
 
-ModelArgument = Annotated[str, typer.Argument(help=WHICH_MODEL)]
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the registered names that begin so."""
+    from gram_hear.checkpoints.registry import list_models
+
+    return [entry.name for entry in list_models() if entry.name.startswith(incomplete)]
+
+
+ModelArgument = Annotated[str, typer.Argument(help=WHICH_MODEL, autocompletion=complete_model)]
 Model = Annotated[
-    str, typer.Option("--model", "-m", help=f"{WHICH_MODEL} Default: gramt-binaural.")
+    str, typer.Option("--model", "-m", help=WHICH_MODEL, autocompletion=complete_model)
 ]
 Heads = Annotated[
     int | None,
     typer.Option(
-        help="Number of attention heads, for published layouts whose heads are not 64 wide."
+        help="Say how many attention heads the model has. Only a checkpoint in the authors' layout "
+        "whose heads are not 64 wide needs this."
     ),
 ]
 Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of a model from the Hub.")
+    str | None,
+    typer.Option(help="Take this branch, tag or commit of a model from the Hub."),
 ]
-CacheDir = Annotated[str | None, typer.Option(help="Folder where downloads are kept.")]
+CacheDir = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep downloaded models in this folder.", show_default="the Hub client's own folder"
+    ),
+]
 Layer = Annotated[
-    int | None, typer.Option(help="Embed after this many blocks of the encoder. Default: all.")
+    int | None,
+    typer.Option(
+        help="Stop after this many blocks of the encoder, and embed what comes out there.",
+        show_default="all blocks",
+    ),
 ]
-Start = Annotated[float, typer.Option(help="Second of the file at which to begin.")]
+Start = Annotated[float, typer.Option(help="Begin at this second of the file.")]
 
 
 def check_output(output: Path, suffix: str, sound: Path, force: bool) -> None:
@@ -36,6 +60,16 @@ def check_output(output: Path, suffix: str, sound: Path, force: bool) -> None:
     """
     if output.suffix.lower() != suffix:
         raise OptionError(f"{output} must end in {suffix}.")
+    _check_place(output, sound, force)
+
+
+def check_picture(output: Path, sound: Path, force: bool) -> None:
+    """The same of a picture, which has one of several suffixes; and that it can be drawn."""
+    style.check_picture(output)
+    _check_place(output, sound, force)
+
+
+def _check_place(output: Path, sound: Path, force: bool) -> None:
     if not output.parent.is_dir():
         raise OptionError(f"There is no folder {output.parent} to write {output.name} into.")
     if not output.exists():

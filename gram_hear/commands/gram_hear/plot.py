@@ -1,14 +1,19 @@
 """``gram-hear plot``: a sound and what a model makes of it, in one picture."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from gram_hear.commands.gram_hear.options import WHICH_MODEL, Layer, Start, check_output
-from gram_hear.console import Convention, Device, Force, say
+from gram_hear.commands.gram_hear.options import (
+    WHICH_MODEL,
+    Layer,
+    Start,
+    check_picture,
+    complete_model,
+)
+from gram_hear.console import PICTURE, Convention, Device, Force, say
 from gram_hear.errors import OptionError
-from gram_hear.extras import need
 from gram_hear.start import importing
 
 SHOWN = 30.0  # seconds of a longer file that are drawn, where nobody says how many
@@ -16,15 +21,14 @@ LONGEST = 600.0  # seconds that are drawn at all
 
 
 def plot(
-    audio: Annotated[
-        Path, typer.Argument(help="A sound file of 1, 2 or 4 channels, of any sample rate.")
-    ],
+    audio: Annotated[Path, typer.Argument(help="Give a sound file of 1, 2 or 4 channels.")],
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="PNG file. Default: the name of the sound with .png, in the current folder.",
+            help=f"Write the picture into this {PICTURE}.",
+            show_default="the sound's name with .png, in the current folder",
         ),
     ] = None,
     model: Annotated[
@@ -32,53 +36,61 @@ def plot(
         typer.Option(
             "--model",
             "-m",
-            help=f"{WHICH_MODEL} Default: the bundled binaural model or, for four channels, the "
-            "bundled Ambisonic one.",
+            help=WHICH_MODEL,
+            autocompletion=complete_model,
+            show_default="the bundled model for the file's channels",
         ),
     ] = "",
     start: Start = 0.0,
     duration: Annotated[
         float | None,
-        typer.Option(help=f"How many seconds are shown, at most {LONGEST:g}. Default: {SHOWN:g}."),
+        typer.Option(
+            help=f"Show this many seconds, at most {LONGEST:g}.", show_default=f"{SHOWN:g} s"
+        ),
     ] = None,
     reconstruction: Annotated[
         bool,
         typer.Option(
             "--reconstruction",
-            help="Draw the window of 2 s at --start instead: heard, masked, and reconstructed.",
+            help="Draw the 2 s from --start on instead: as they are, masked, and as the model "
+            "reconstructs them. The checkpoint must still have its decoder.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the mask.")] = 0,
+    seed: Annotated[int, typer.Option(help="Use this seed for the mask of --reconstruction.")] = 0,
     strategy: Annotated[
-        str, typer.Option(help="How a row of the embedding is made of its patches: raw or mean.")
+        Literal["raw", "mean"],
+        typer.Option(
+            help="Choose what the embedding of a time step is made of: its frequency patches side "
+            "by side (raw), or their mean (mean)."
+        ),
     ] = "raw",
     layer: Layer = None,
     convention: Convention = None,
     device: Device = "auto",
     force: Force = False,
 ) -> None:
-    """Draw a sound and its embedding over time into a PNG, and print its path.
+    """Draw a sound and its embedding over time.
 
-    Waveform, log-mel of each channel, principal components and similarity of the embedding's rows
-    (one for each time step), on one time axis. Of a long file a part is shown, and embedded as if
-    it were all: choose it with --start and --duration. --reconstruction needs a checkpoint with its
-    decoder.
+    The picture has one time axis for the waveform, the log-mel spectrogram of each channel, the
+    principal components of the embedding, and how alike its time steps are. Choose a part of a long
+    file with --start and --duration. That part is embedded as if it were the whole file.
 
-    Example: gram-hear plot scene.wav -o scene.png --start 10 --duration 20
+    \b
+    Examples:
+      gram-hear plot scene.wav
+      gram-hear plot scene.wav -o scene.png --start 10 --duration 20
+      gram-hear plot scene.wav --reconstruction --model runs/last.ckpt
     """
     if reconstruction:
         _refuse_with_reconstruction(duration, strategy, layer, device)
     if not 0 <= seed < 2**63:
         raise OptionError(f"--seed is {seed}; it must be 0 or more, and below 2^63.")
-    if strategy not in ("raw", "mean"):
-        raise OptionError(f"The strategy is {strategy!r}; a picture over time takes raw or mean.")
     if duration is not None and duration > LONGEST:
         raise OptionError(
             f"--duration is {duration:g} s; at most {LONGEST:g} s fit into a picture."
         )
     output = output or Path(audio.stem + (".reconstruction.png" if reconstruction else ".png"))
-    check_output(output, ".png", audio, force)
-    need("matplotlib", "plot")
+    check_picture(output, audio, force)
     with importing():
         from gram_hear.audio.excerpts import channels_of, check_bounds, read_excerpt
         from gram_hear.audio.layouts import check_convention

@@ -13,33 +13,49 @@ from gram_hear.start import importing
 
 def prepare(
     paths: Sounds,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the tars.")],
-    seconds: Annotated[float, typer.Option(help="Seconds of a clip; longer files are cut.")] = 10.0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Write the tar files into this folder.")
+    ],
+    duration: Annotated[
+        float, typer.Option(help="Cut longer files into clips of this many seconds.")
+    ] = 10.0,
     whole: Annotated[
         bool,
-        typer.Option("--whole", help="Keep files whole; training then draws excerpts of them."),
+        typer.Option("--whole", help="Keep files whole. Training then draws parts of them."),
     ] = False,
-    rate: Annotated[int, typer.Option(help="Sample rate of the clips, Hz.")] = 32000,
+    rate: Annotated[int, typer.Option(help="Write the clips at this sample rate, in Hz.")] = 32000,
     tar_size: Annotated[
-        float, typer.Option(help="Largest size of a tar, MB. Each tar is written by one process.")
+        float,
+        typer.Option(
+            help="Let a tar file grow to this many MB. Each of them is written by one process, so "
+            "smaller ones keep more processes busy."
+        ),
     ] = 500.0,
     jobs: Jobs = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace tars of other files or options.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace tar files that were made of other sounds or with other options.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make tars of FLAC clips for pretraining of sound files, and print their folder.
+    """Pack sound files into tar files for pretraining.
 
-    Clips are one channel, the first, resampled. prepared.json in the folder says what was made.
-    The same command goes on after an interruption, and adds files that are new.
+    Each file is cut into clips of one channel, the first, which are resampled and written as FLAC.
+    The file prepared.json says what was made. Run the same command again to go on after an
+    interruption, or to add new files.
 
-    Example: gram-hear prepare recordings/ -o clips
+    \b
+    Examples:
+      gram-hear prepare recordings/ -o clips
+      gram-hear prepare recordings/ -o clips --duration 5 --jobs 4
     """
     with importing():
         from gram_hear.preparation import Preparation
         from gram_hear.preparation import prepare as prepare_clips
-    preparation = Preparation(None if whole else seconds, rate, tar_size)
+    preparation = Preparation(None if whole else duration, rate, tar_size)
     with progress_bar("prepare", "files") as progress:
         summary = prepare_clips(
             paths, output, preparation, jobs=jobs, force=force, progress=progress

@@ -11,18 +11,27 @@ from gram_hear.start import importing
 def push(
     model: ModelArgument,
     repository: Annotated[
-        str, typer.Argument(help="The repository on the Hugging Face Hub: owner/name.")
+        str, typer.Argument(help="Name the repository on the Hub, as owner/name.")
     ],
     private: Annotated[
         bool, typer.Option("--private", help="Make the repository private.")
     ] = False,
-    licence: Annotated[str, typer.Option(help="The Hub's identifier of the licence.")] = "other",
+    licence: Annotated[
+        str,
+        typer.Option(
+            help="Put this licence on the model card, by the Hub's identifier, such as apache-2.0."
+        ),
+    ] = "other",
 ) -> None:
-    """Upload a checkpoint's encoder to the Hub, with a model card, and print its address.
+    """Upload a model's encoder to the Hugging Face Hub.
 
-    The login is that of 'hf auth login', or the environment variable HF_TOKEN.
+    A model card is written, and the address of the repository is printed. Log in first with
+    'hf auth login', or set the environment variable HF_TOKEN.
 
-    Example: gram-hear push model.safetensors me/my-gram --private
+    \b
+    Examples:
+      gram-hear push model.safetensors me/my-gram
+      gram-hear push model.safetensors me/my-gram --private --licence apache-2.0
     """
     with importing():
         from gram_hear.checkpoints.push import push_to_hub

@@ -3,14 +3,23 @@
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gram_hear.commands.gram_hear.options import check_output
-from gram_hear.console import AsJson, Force, NoCheckHead, say
-from gram_hear.errors import OptionError, reason_of, require_known
-from gram_hear.extras import need
+from gram_hear.commands.gram_hear.options import check_output, check_picture
+from gram_hear.console import (
+    HEAD_METAVAR,
+    HEADS,
+    PICTURE,
+    WHICH_HEAD,
+    AsJson,
+    Force,
+    NoCheckHead,
+    complete,
+    say,
+)
+from gram_hear.errors import OptionError, reason_of
 from gram_hear.jobs.writing import write_whole
 from gram_hear.start import importing
 
@@ -19,76 +28,109 @@ if TYPE_CHECKING:
 
     from gram_hear.scenes.single import MadeScene
 
+RANDOM = "random, from --seed"
+
 
 def scene(
-    audio: Annotated[Path, typer.Argument(help="A sound file, of any format and sample rate.")],
+    audio: Annotated[Path, typer.Argument(help="Give a sound file. Its first channel is used.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="WAV file (float32); a .json comes beside it.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write the scene into this WAV file, and a description of it beside it (.json).",
+        ),
     ],
     azimuth: Annotated[
         float | None,
         typer.Option(
-            help="Azimuth of the source in degrees: 0 in front, 90 left, -90 right, 180 behind. "
-            "Default: drawn from --seed."
+            help="Put the source at this azimuth in degrees: 0 is in front, 90 left, -90 right and "
+            "180 behind.",
+            show_default=RANDOM,
         ),
     ] = None,
     elevation: Annotated[
-        float | None, typer.Option(help="Elevation of the source, degrees above the horizon.")
+        float | None,
+        typer.Option(
+            help="Put the source this many degrees above the horizon (below it, if negative).",
+            show_default=RANDOM,
+        ),
     ] = None,
     distance: Annotated[
-        float | None, typer.Option(help="Distance of the source from the head's centre, metres.")
+        float | None,
+        typer.Option(
+            help="Put the source this many metres from the centre of the head.",
+            show_default=RANDOM,
+        ),
     ] = None,
     rt60: Annotated[
-        float | None, typer.Option(help="Reverberation time at 1 kHz, seconds.")
+        float | None,
+        typer.Option(
+            help="Make a room with this reverberation time at 1 kHz, in seconds.",
+            show_default=RANDOM,
+        ),
     ] = None,
     snr: Annotated[
         float | None,
         typer.Option(
-            help="Add noise from 1 to 5 sources, at this signal-to-noise ratio in dB. Default: no "
-            "noise."
+            help="Add noise from 1 to 5 sources, at this signal-to-noise ratio in dB.",
+            show_default="no noise",
         ),
     ] = None,
     format: Annotated[
-        str,
-        typer.Option(help="Channels to write: binaural (left, right) or ambisonics (W, Y, Z, X)."),
+        Literal["binaural", "ambisonics"],
+        typer.Option(
+            help="Write two channels (left, right), or four Ambisonic ones (AmbiX: W, Y, Z, X)."
+        ),
     ] = "binaural",
     seed: Annotated[
-        int, typer.Option(help="Seed of all that is not given; another number is another room.")
+        int,
+        typer.Option(
+            help="Use this seed for whatever is not given. Another seed makes another room."
+        ),
     ] = 0,
     noise: Annotated[
         Path | None,
         typer.Option(
-            help="Set of noises, with --snr: a folder of sounds, or tars. Default: synthetic noise."
+            help="Take the noise from this folder of sound files or tars. It needs --snr.",
+            show_default="synthetic noise",
         ),
     ] = None,
     head: Annotated[
         str | None,
         typer.Option(
-            help="Whose ears hear: kemar (a dummy head), sphere, or a SOFA file. Default: kemar."
+            metavar=HEAD_METAVAR,
+            help=f"{WHICH_HEAD} Ambisonic scenes have none.",
+            autocompletion=complete(*HEADS),
+            show_default="kemar",
         ),
     ] = None,
     no_check_head: NoCheckHead = False,
-    rate: Annotated[int, typer.Option(help="Sample rate of the output, Hz.")] = 32000,
+    rate: Annotated[int, typer.Option(help="Write the scene at this sample rate, in Hz.")] = 32000,
     tail: Annotated[
-        bool, typer.Option("--tail/--no-tail", help="Let the room ring on after the sound.")
+        bool, typer.Option("--tail/--no-tail", help="Let the room ring on after the sound ends.")
     ] = True,
-    plot: Annotated[Path | None, typer.Option(help="Draw the scene into this PNG.")] = None,
+    plot: Annotated[Path | None, typer.Option(help=f"Draw the scene into this {PICTURE}.")] = None,
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
-    """Put a sound into a room, and write what a listener hears there.
+    """Put a sound into a simulated room.
 
-    The sound keeps its level: it is as loud as it is in the file where it comes straight from one
-    metre away. The JSON beside the WAV holds all that it was made of.
+    The scene is what a listener in the room hears. The level of the sound is kept: direct sound
+    from one metre away is as loud as in the file. The JSON file beside the WAV file says where
+    everything is.
 
-    Example: gram-hear scene speech.wav -o scene.wav --azimuth 60 --rt60 0.5 --plot scene.png
+    \b
+    Examples:
+      gram-hear scene speech.wav -o scene.wav
+      gram-hear scene speech.wav -o scene.wav --azimuth 60 --plot scene.png
+      gram-hear scene speech.wav -o a.wav --snr 10 --format ambisonics
     """
     description = output.with_suffix(".json")
     check_output(output, ".wav", audio, force)
     check_output(description, ".json", audio, force)
     if plot is not None:
-        check_output(plot, ".png", audio, force)
-        need("matplotlib", "plot")
+        check_picture(plot, audio, force)
     with importing():
         from gram_hear.config import require_rate
         from gram_hear.plots.scene import scene_figure
@@ -96,7 +138,6 @@ def scene(
         from gram_hear.scenes.recipes import FORMATS
         from gram_hear.scenes.single import make_scene
         from gram_hear.style import save_figure
-    require_known("format", format, FORMATS)
     require_rate(rate)
     made = make_scene(
         _read_first(audio, rate),

@@ -17,7 +17,7 @@ from gram_hear.commands.hear_eval.options import SEVERAL_TASKS
 from gram_hear.commands.hear_eval.predict import predict
 from gram_hear.commands.hear_eval.report import report
 from gram_hear.commands.hear_eval.tasks import tasks
-from gram_hear.console import run
+from gram_hear.console import HELP, run
 
 
 class _Commands(TyperGroup):
@@ -33,9 +33,8 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     name="hear-eval",
-    help="The HEAR benchmark, for any embedding module that offers the HEAR API.",
     cls=_Commands,
-    add_completion=False,
+    context_settings=HELP,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

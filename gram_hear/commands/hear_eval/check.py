@@ -17,9 +17,14 @@ from gram_hear.start import importing
 def check(
     module: Module, model: Model = "", model_options: ModelOptions = "{}", device: Device = "cpu"
 ) -> None:
-    """Check that a module offers the HEAR API, and explain what it does not.
+    """Check that a module offers the HEAR API.
 
-    Example: hear-eval check gram_hear --model gram-tiny-untrained
+    Each fault is explained. The exit code is 1 if there is an error.
+
+    \b
+    Examples:
+      hear-eval check gram_hear
+      hear-eval check my_module --model weights.pt
     """
     options = parse_options(model_options)
     with importing():

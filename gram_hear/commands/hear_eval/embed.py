@@ -1,6 +1,7 @@
 """``hear-eval embed``: the tasks' embeddings, to be predicted later."""
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -8,7 +9,6 @@ from gram_hear.commands.hear_eval.options import (
     SEVERAL_TASKS,
     EmbeddingsDir,
     EmptyClips,
-    Force,
     Model,
     ModelOptions,
     Module,
@@ -28,11 +28,22 @@ def embed(
     embeddings_dir: EmbeddingsDir = Path("embeddings"),
     empty_clips: EmptyClips = "error",
     device: Device = "auto",
-    force: Force = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace embeddings that were made by another version or with other options.",
+        ),
+    ] = False,
 ) -> None:
-    """Embed tasks with a module; print the folder of each.
+    """Embed the clips of HEAR tasks with a module.
 
-    Example: hear-eval embed gram_hear --tasks-dir tasks --task esc50
+    The folder of each task's embeddings is printed. Give it to 'hear-eval predict'.
+
+    \b
+    Examples:
+      hear-eval embed gram_hear --tasks-dir tasks --task esc50
+      hear-eval embed gram_hear --model gram-tiny --device cuda -o embeddings
     """
     if context.args:
         raise typer.BadParameter(

@@ -7,6 +7,7 @@ import typer
 
 from gram_hear.commands.hear_eval.options import (
     FEWEST_STEPS,
+    WHICH_MODULE,
     EmbeddingsDir,
     EmptyClips,
     Force,
@@ -22,13 +23,15 @@ from gram_hear.commands.hear_eval.options import (
     is_given,
     parse_options,
 )
-from gram_hear.console import Device, Tasks, TasksDir, Version, finish, names_in
+from gram_hear.console import Device, Tasks, TasksDir, Version, complete, finish, names_in
 from gram_hear.start import importing
 
 
 def evaluate(
     context: typer.Context,
-    module: Annotated[str, typer.Option(help="Name of a HEAR module, such as gram_hear.")] = "",
+    module: Annotated[
+        str, typer.Option(help=WHICH_MODULE, autocompletion=complete("gram_hear"))
+    ] = "",
     model: Model = "",
     model_options: ModelOptions = "{}",
     tasks_dir: TasksDir = Path("tasks"),
@@ -45,11 +48,18 @@ def evaluate(
     force: Force = False,
     version: Version = False,
 ) -> None:
-    """Embed the tasks with a module, predict them, and print a table of the scores.
+    """Evaluate an embedding module on HEAR tasks.
 
-    What is done already is skipped.
+    The module embeds the clips of each task, small networks predict the labels from the embeddings,
+    and a table of the scores is printed. Tasks that are done already are skipped.
 
-    Example: hear-eval --module gram_hear --tasks-dir tasks --task esc50
+    The commands below do parts of this. Type 'hear-eval COMMAND --help' to read about one.
+
+    \b
+    Examples:
+      hear-eval --module gram_hear
+      hear-eval --module gram_hear --tasks-dir tasks --task esc50,fsd50k
+      hear-eval --module my_module --model weights.pt --probe knn
     """
     if context.invoked_subcommand is not None:
         _refuse_options(context)

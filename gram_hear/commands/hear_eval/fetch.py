@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from gram_hear.console import AsJson, finish, names_in, print_table, progress_bar, say
+from gram_hear.console import (
+    AsJson,
+    NewTasksDir,
+    finish,
+    names_in,
+    print_table,
+    progress_bar,
+    say,
+)
 from gram_hear.errors import GramError
 from gram_hear.jobs.callback import Progress
 from gram_hear.start import importing
@@ -19,21 +26,29 @@ if TYPE_CHECKING:
 
 def fetch(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Tasks, such as esc50, or all. Default: show all.")
+        list[str] | None,
+        typer.Argument(help="Name tasks, such as esc50, or all. Without names, all are listed."),
     ] = None,
-    rate: Annotated[int, typer.Option(help="Sample rate of the archives, Hz.")] = 48000,
-    tasks_dir: Annotated[
-        Path, typer.Option("--tasks-dir", "--output", "-o", help="The folder to put the tasks in.")
-    ] = Path("tasks"),
-    show: Annotated[bool, typer.Option("--list", help="Show sizes, and fetch nothing.")] = False,
-    record: Annotated[str, typer.Option(help="The number of the Zenodo record.")] = "5885750",
+    rate: Annotated[
+        int, typer.Option(help="Download the archives of this sample rate, in Hz.")
+    ] = 48000,
+    tasks_dir: NewTasksDir = Path("tasks"),
+    show: Annotated[
+        bool, typer.Option("--list", help="List tasks and their sizes, and download nothing.")
+    ] = False,
+    record: Annotated[
+        str, typer.Option(help="Download from the Zenodo record of this number.")
+    ] = "5885750",
     as_json: AsJson = False,
 ) -> None:
-    """Fetch tasks of the public HEAR 2021 archive; print the folder of each.
+    """Download tasks of the public HEAR 2021 archive.
 
-    An interrupted download resumes where it stopped. Without names: show what there is.
+    The folder of each task is printed. Run the same command again to go on after an interruption.
 
-    Example: hear-eval fetch esc50 libricount -o tasks
+    \b
+    Examples:
+      hear-eval fetch --list
+      hear-eval fetch esc50 libricount -o tasks
     """
     with importing():
         from gram_hear.evaluation.fetch.download import check_space
@@ -119,8 +134,9 @@ def _show_archives(
         typer.echo(json.dumps(about | {"bytes": total, "archives": listed}, indent=2))
         return
     typer.echo(f"Zenodo record {record.number}: {record.title} {record.version}".rstrip())
-    table = Table("task", "rate", "size", "state")
-    for each, state in rows:
-        table.add_row(each.task, str(each.rate or ""), in_words(each.size), state)
-    print_table(table)
+    print_table(
+        ("task", "rate", "size", "state"),
+        [(each.task, str(each.rate or ""), in_words(each.size), state) for each, state in rows],
+        fold=("state",),
+    )
     typer.echo(f"{len(archives)} archives, {in_words(total)}")

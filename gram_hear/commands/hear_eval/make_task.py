@@ -3,13 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from gram_hear.console import AsJson, TasksDir, print_table, progress_bar, say
+from gram_hear.console import AsJson, NewTasksDir, print_table, progress_bar, say
 from gram_hear.errors import OptionError
 from gram_hear.start import importing
 
@@ -24,86 +22,126 @@ def make_task(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Folder of recordings. Without --csv or --pattern, each subfolder is a class."
+            help="Give the folder of the recordings. Without --csv or --pattern, each folder in it "
+            "is a class."
         ),
     ],
-    name: Annotated[str, typer.Option(help="Name of the task. Default: that of the folder.")] = "",
+    name: Annotated[
+        str, typer.Option(help="Give the task this name.", show_default="the folder's name")
+    ] = "",
     csv: Annotated[
         Path | None,
         typer.Option(
-            help="Labels: file,label | file,onset,offset,label (seconds) | file,azimuth,elevation "
-            "(degrees) | file,x,y,z; and split or fold where they are given."
+            help="Read the labels from this CSV file. Its columns are file,label for clips, "
+            "file,onset,offset,label (in seconds) for events, and file,azimuth,elevation (in "
+            "degrees) or file,x,y,z for directions. A column split or fold is used if it is there."
         ),
     ] = None,
     pattern: Annotated[
         str,
         typer.Option(
-            help="What the files' names say, as {label}_{speaker}_{index}: label, split, fold, or "
-            "what to group by. Or a regular expression with named groups."
+            help="Read labels from the files' names. Write how the names are made, such as "
+            "{label}_{speaker}_{index}, or a regular expression with named groups. The names "
+            "label, split, fold and that of --group-by are used."
         ),
     ] = "",
     group_by: Annotated[
-        str, typer.Option(help="Column or field whose values stay in one split, as speaker.")
-    ] = "",
-    columns: Annotated[
-        str, typer.Option(help="What the CSV calls its columns: file=filename,label=category.")
-    ] = "",
-    ignore_columns: Annotated[
-        str, typer.Option(help="Columns that are left out: a,b; or all unknown ones: all.")
-    ] = "",
-    skip_unlisted: Annotated[
-        bool, typer.Option("--skip-unlisted", help="Leave out files without a row in the CSV.")
-    ] = False,
-    prediction_type: Annotated[
         str,
         typer.Option(
-            help="multiclass or multilabel. Default: multilabel if any file has several labels."
+            help="Keep all clips with the same value of this column, such as speaker, in one split."
         ),
     ] = "",
+    columns: Annotated[
+        str,
+        typer.Option(
+            help="Say what the CSV calls its columns, such as file=filename,label=category."
+        ),
+    ] = "",
+    ignore_columns: Annotated[
+        str,
+        typer.Option(
+            help="Ignore these columns of the CSV, such as a,b. With all, every unknown column is "
+            "ignored."
+        ),
+    ] = "",
+    skip_unlisted: Annotated[
+        bool, typer.Option("--skip-unlisted", help="Leave out files that the CSV does not name.")
+    ] = False,
+    prediction_type: Annotated[
+        Literal["multiclass", "multilabel"] | None,
+        typer.Option(
+            help="Say whether a clip has one label (multiclass) or any number (multilabel).",
+            show_default="multilabel if a file has several labels",
+        ),
+    ] = None,
     shares: Annotated[
-        str, typer.Option(help="Shares of train, valid and test. Default: 0.6,0.2,0.2.")
+        str,
+        typer.Option(
+            help="Divide the clips into train, valid and test by these shares.",
+            show_default="0.6,0.2,0.2",
+        ),
     ] = "",
     folds: Annotated[
-        int | None, typer.Option(help="Make this many folds instead of three splits.")
+        int | None, typer.Option(help="Make this many folds instead of the three splits.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the splits or folds.")] = 0,
+    seed: Annotated[int, typer.Option(help="Use this seed to divide the clips.")] = 0,
     allow_rare: Annotated[
-        bool, typer.Option("--allow-rare", help="Take classes that cannot be learned or tested.")
+        bool,
+        typer.Option(
+            "--allow-rare",
+            help="Accept classes that are in one split only, or not in the training split. They "
+            "are an error without this.",
+        ),
     ] = False,
     rates: Annotated[
         str,
         typer.Option(
-            help="Sample rates of the task, Hz: 16000,32000. Default: the recordings' highest."
+            help="Write the sounds at these sample rates in Hz, such as 16000,32000.",
+            show_default="the highest of the recordings",
         ),
     ] = "",
     duration: Annotated[
-        float | None, typer.Option(help="Seconds to cut or pad all clips to. Default: as they are.")
+        float | None,
+        typer.Option(
+            help="Cut or pad all clips to this many seconds.", show_default="as long as they are"
+        ),
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="Names of metrics: a,b; the first one chooses the predictor.")
+        str,
+        typer.Option(
+            help="Score the task by these metrics, such as top1_acc,mAP. The first one chooses the "
+            "predictor.",
+            show_default="what suits the labels",
+        ),
     ] = "",
-    task_version: Annotated[str, typer.Option(help="Version of the task.")] = "v1",
-    tasks_dir: TasksDir = Path("tasks"),
+    task_version: Annotated[str, typer.Option(help="Give the task this version.")] = "v1",
+    tasks_dir: NewTasksDir = Path("tasks"),
     jobs: Annotated[
         int | None,
         typer.Option(
-            help="Processes side by side. Default: one for each hour of sound, at most one for "
-            "each processor."
+            help="Run this many processes at the same time.",
+            show_default="one for each hour of sound, at most one for each processor",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be made; write nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be made, and write nothing.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a task of this name, made otherwise.")
+        bool,
+        typer.Option("--force", help="Replace a task of this name that was made in another way."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a task of your own recordings, and print its folder.
+    """Make a task from your own labelled recordings.
 
-    The same command goes on after an interruption.
+    The labels come from the folders, from the names of the files, or from a CSV file. The folder of
+    the task is printed. Run the same command again to go on after an interruption.
 
-    Example: hear-eval make-task recordings --pattern '{label}_{speaker}_{index}' --group-by speaker
+    \b
+    Examples:
+      hear-eval make-task recordings
+      hear-eval make-task recordings --csv labels.csv --duration 5
+      hear-eval make-task words --pattern '{label}_{speaker}_{index}'
     """
     with importing():
         from gram_hear.evaluation.make.build import make_task as make
@@ -119,7 +157,7 @@ def make_task(
         tuple(_words(ignore_columns)),
         group_by,
         skip_unlisted,
-        prediction_type or None,
+        prediction_type,
     )
     parts = _numbers(float, "--shares", shares, "0.6,0.2,0.2")
     splits = SplitOptions(parts or None, folds, seed, allow_rare=allow_rare)
@@ -174,12 +212,12 @@ def _show(
         }
         typer.echo(json.dumps(said, indent=2))
         return
-    table = Table("class", *counts)
-    for label, row in of_class.items() if len(of_class) <= LARGEST_TABLE else ():
-        table.add_row(Text(label), *map(str, row.values()))
-    table.add_section()
-    table.add_row("all clips", *map(str, counts.values()))
-    print_table(table)
+    rows = [
+        (label, *map(str, row.values()))
+        for label, row in of_class.items()
+        if len(of_class) <= LARGEST_TABLE
+    ]
+    print_table(("class", *counts), rows, total=("all clips", *map(str, counts.values())))
     typer.echo(folder)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from gram_hear.console import complete
 from gram_hear.errors import GramError, OptionError
 from gram_hear.jobs.writing import write_whole
 
@@ -17,46 +18,84 @@ SEVERAL_TASKS = "several tasks are given as --task a,b or --task a --task b"
 TRACEBACK_LOG = "traceback.log"  # how the name of a file ends that holds other people's tracebacks
 LOG = Path(f"hear-eval-{TRACEBACK_LOG}")  # of what fails before there is a folder of embeddings
 
-Module = Annotated[str, typer.Argument(help="Name of a HEAR module, such as gram_hear.")]
+WHICH_MODULE = (
+    "Name a Python module that offers the HEAR API, such as gram_hear. It is imported, from the "
+    "current folder too."
+)
+
+Module = Annotated[str, typer.Argument(help=WHICH_MODULE, autocompletion=complete("gram_hear"))]
 Model = Annotated[
-    str, typer.Option(help="What the module's load_model is given: a file or a name.")
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Hand this to the module's load_model: a checkpoint file, or a name that the module "
+        "knows.",
+        show_default="the module's own",
+    ),
 ]
 ModelOptions = Annotated[
-    str, typer.Option(help='Keywords of load_model as JSON, such as \'{"strategy": "mean"}\'.')
+    str,
+    typer.Option(
+        help="Hand these options to the module's load_model too. Write them as JSON, such as "
+        '\'{"strategy": "mean"}\'.'
+    ),
 ]
-EmbeddingsDir = Annotated[Path, typer.Option(help="Folder of embeddings and scores.")]
+EmbeddingsDir = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        "--embeddings-dir",
+        help="Write the embeddings and scores into this folder.",
+    ),
+]
 ProbeName = Annotated[
     Literal["shallow", "knn"],
     typer.Option(
-        help="What predicts: shallow (the protocol's predictors), or knn (the 10 nearest "
-        "neighbours)."
+        help="Predict the labels with the shallow networks of the HEAR protocol (shallow), or by a "
+        "vote of the 10 nearest neighbours (knn)."
     ),
 ]
-Grid = Annotated[str, typer.Option(help="Grid of the predictors: default, fast or faster.")]
-GridPoints = Annotated[int, typer.Option(help="How many points of the grid are tried.")]
-Seed = Annotated[int, typer.Option(help="Seed of the predictors' weights and dropout.")]
+Grid = Annotated[
+    Literal["default", "fast", "faster"],
+    typer.Option(
+        help="Search this grid of hyperparameters. default is that of the HEAR protocol. fast and "
+        "faster train for fewer epochs."
+    ),
+]
+GridPoints = Annotated[int, typer.Option(help="Try this many points of the grid.")]
+Seed = Annotated[
+    int, typer.Option(help="Use this seed for the first weights and the dropout of predictors.")
+]
 Shuffle = Annotated[
-    bool, typer.Option("--shuffle", help="Shuffle training examples, which the protocol does not.")
+    bool,
+    typer.Option(
+        "--shuffle", help="Shuffle the training examples. The HEAR protocol does not do this."
+    ),
 ]
 MinSteps = Annotated[
     int,
     typer.Option(
-        min=0, help="Warn where predictors take fewer optimizer steps; 0 switches that off."
+        min=0,
+        help="Warn if a predictor is trained for fewer optimizer steps than this. With 0, there "
+        "are no warnings.",
     ),
 ]
 FEWEST_STEPS = 100  # with fewer, scores say little (docs/decisions.md)
 EmptyClips = Annotated[
     Literal["error", "skip", "zero"],
     typer.Option(
-        help="What is done with clips without samples: error, skip (leave them out), or zero "
-        "(embed silence)."
+        help="If a clip has no samples, let the task fail (error), leave the clip out (skip), or "
+        "embed silence (zero)."
     ),
 ]
 Force = Annotated[
     bool,
     typer.Option(
         "--force",
-        help="Redo embeddings of another version or with other options, and predict all again.",
+        help="Replace embeddings that were made by another version or with other options, and "
+        "predict tasks again that are predicted already.",
     ),
 ]
 

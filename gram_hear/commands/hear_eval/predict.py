@@ -7,7 +7,6 @@ import typer
 
 from gram_hear.commands.hear_eval.options import (
     FEWEST_STEPS,
-    Force,
     Grid,
     GridPoints,
     MinSteps,
@@ -24,7 +23,10 @@ def predict(
     context: typer.Context,
     folders: Annotated[
         list[Path],
-        typer.Argument(help="EMBEDDINGS/MODULE/TASK ..., or EMBEDDINGS/MODULE for all its tasks."),
+        typer.Argument(
+            help="Give folders of embeddings: EMBEDDINGS/MODULE/TASK for one task, or "
+            "EMBEDDINGS/MODULE for all tasks of a module."
+        ),
     ],
     probe: ProbeName = "shallow",
     grid: Grid = "default",
@@ -33,11 +35,19 @@ def predict(
     shuffle: Shuffle = False,
     min_steps: MinSteps = FEWEST_STEPS,
     device: Device = "auto",
-    force: Force = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Predict tasks again that are predicted already."),
+    ] = False,
 ) -> None:
-    """Predict tasks from their embeddings, made here or by the original kit.
+    """Score embeddings by predicting the labels of their tasks.
 
-    Example: hear-eval predict embeddings/gram_hear/esc50-v2.0.0-full
+    The embeddings are those of 'hear-eval embed', or of the original HEAR kit (heareval).
+
+    \b
+    Examples:
+      hear-eval predict embeddings/gram_hear
+      hear-eval predict embeddings/gram_hear/esc50-v2.0.0-full --seed 43
     """
     with importing():
         from gram_hear.commands.hear_eval.tasks_run import (

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import table as rich_table
-from rich.markup import escape
 
-from gram_hear.console import AsJson, Tasks, names_in, print_table, progress_bar, say
+from gram_hear.console import PICTURE, AsJson, Tasks, names_in, print_table, progress_bar, say
 from gram_hear.errors import OptionError
 from gram_hear.start import importing
+from gram_hear.style import check_picture
 
 if TYPE_CHECKING:
     from gram_hear.evaluation.compare.published import Published
@@ -17,33 +16,57 @@ if TYPE_CHECKING:
     from gram_hear.evaluation.compare.significance import PairTest
 
 
+SPARE = ("seeds", "clips", "metric", "the best", "p")  # columns that can be done without
+
+
 def report(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            help="EMBEDDINGS/MODULE ..., or parent folders; runs of different seeds are grouped."
+            help="Give folders of scores, EMBEDDINGS/MODULE, or folders above them. Runs of one "
+            "model with different seeds are taken together."
         ),
     ],
     task: Tasks = None,
     published: Annotated[
         list[str] | None,
-        typer.Option(help="Add published HEAR scores: all, or names such as OpenL3,CREPE."),
+        typer.Option(
+            help="Add published HEAR scores of these models, such as OpenL3,CREPE. With all, those "
+            "of every known model are added."
+        ),
     ] = None,
     published_file: Annotated[
-        Path | None, typer.Option(help="Take published scores from a JSON file of your own.")
+        Path | None,
+        typer.Option(help="Take the published scores from this JSON file of your own."),
     ] = None,
     resamples: Annotated[
-        int, typer.Option(help="Resamples of the permutation test; 0 leaves it out.")
+        int,
+        typer.Option(
+            help="Make this many random permutations for each test of two models. With 0, nothing "
+            "is tested."
+        ),
     ] = 9999,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write OUTPUT.md, .csv and .json.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write the report into files of this name: .md, .csv, .json and .tex (LaTeX).",
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw a PNG of the scores.")] = None,
+    plot: Annotated[Path | None, typer.Option(help=f"Draw the scores into this {PICTURE}.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare models: scores with their spread, ranks, and which differences are significant.
+    """Compare the scores of several models.
 
-    Example: hear-eval report embeddings -o report --plot report.png
+    The report has the scores with their spread, the ranks of the models, and which differences are
+    significant.
+
+    \b
+    Examples:
+      hear-eval report embeddings
+      hear-eval report embeddings --task esc50 --published all
+      hear-eval report embeddings -o report --plot report.png
     """
     with importing():
         from gram_hear.evaluation.compare import significance
@@ -55,6 +78,10 @@ def report(
             f"--resamples is {resamples}; a p-value needs {significance.FEWEST} or more, and 0 "
             "leaves the test out."
         )
+    if output is not None and not output.parent.is_dir():
+        raise OptionError(f"There is no folder {output.parent} to write {output.name} into.")
+    if plot is not None:
+        check_picture(plot)
     others = _published(published, published_file)
     comparison = compare(read_runs(folders, names_in(task) or []))
     warn_of_gaps(comparison)
@@ -92,9 +119,7 @@ def _show(made: "Report") -> None:
         if number:
             typer.echo()
         if table.rows:
-            shown = rich_table.Table(*map(escape, table.columns), title=table.title)
-            for row in table.rows:
-                shown.add_row(*map(escape, row))
-            print_table(shown)
+            print_table(table.columns, table.rows, title=table.title, fold=("task",), spare=SPARE)
+            typer.echo()
         for note in table.notes:
             typer.echo(note)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from gram_hear.console import AsJson, print_table, say
 from gram_hear.errors import count
@@ -15,16 +14,24 @@ from gram_hear.start import importing
 
 def tasks(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[TASKS_DIR]", help="The same as --tasks-dir.")
+        Path | None,
+        typer.Argument(help="Name the folder here, or with --tasks-dir."),
     ] = None,
     tasks_dir: Annotated[
-        Path | None, typer.Option(help="Folder that holds the task directories. Default: tasks.")
+        Path | None,
+        typer.Option(help="Look for the tasks in this folder.", show_default="tasks"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a folder of tasks holds, in which sample rates, and what is missing.
+    """Show the tasks in a folder, and what is missing there.
 
-    Example: hear-eval tasks --tasks-dir tasks
+    For each task, this prints its type, metrics, splits and sample rates, and files that are
+    missing or broken.
+
+    \b
+    Examples:
+      hear-eval tasks
+      hear-eval tasks --tasks-dir tasks --json
     """
     if folder is not None and tasks_dir is not None:
         raise typer.BadParameter(f"{folder} and --tasks-dir {tasks_dir} were given; choose one.")
@@ -42,9 +49,8 @@ def tasks(
 
 def _show_tasks(described: Sequence[dict[str, Any]]) -> None:
     """Print what :func:`gram_hear.tasks.describe_tasks` returns, a broken task's parts left out."""
-    table = Table("task", "type", "metrics", "splits", "rates", "missing or wrong")
-    for each in described:
-        table.add_row(
+    rows = [
+        (
             each["name"],
             each.get("type") or "",
             ", ".join(each.get("metrics") or ()),
@@ -55,7 +61,10 @@ def _show_tasks(described: Sequence[dict[str, Any]]) -> None:
             ),
             "; ".join([*_missing(each), *each["faults"]]),
         )
-    print_table(table)
+        for each in described
+    ]
+    columns = ("task", "type", "metrics", "splits", "rates", "missing or wrong")
+    print_table(columns, rows, fold=columns[2:], spare=("type", "metrics"))
 
 
 def _missing(described: dict[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.table import Table
 
 from gram_hear.commands.hear_eval.options import LOG, TRACEBACK_LOG, log_traceback
 from gram_hear.console import print_table, progress_bar, say
@@ -169,10 +168,7 @@ def show_results(folder: Path) -> list[str]:
         say(f"failed: {error}")
         failed.append(RESULTS_FILE)
     typer.echo(heading_of(results))
-    table = Table(*columns_of(results))
-    for row in rows_of(results):
-        table.add_row(*row)
-    print_table(table)
+    print_table(columns_of(results), rows_of(results), spare=("minutes",))
     for note in notes_of(results):
         typer.echo(note)
     return failed

@@ -1,17 +1,43 @@
 """The picture of a comparison: a panel for each task, a row for each model, spread as bars."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from gram_hear.evaluation.compare.report import Report
-from gram_hear.style import COLOURS, DARK_GREY, GRID, drawing, save_figure
+from gram_hear.extras import need
+from gram_hear.style import (
+    BLACK,
+    BLUE,
+    COLUMN,
+    DARK_GREY,
+    GRID,
+    WIDTH,
+    drawing,
+    printable,
+    save_figure,
+)
 
-COLUMNS = 3  # panels side by side
-PANEL, ROW = 3.6, 0.28  # inches: the width of a panel, the height of a row
+LONGEST = 24  # characters of a line of a model's name
+ROW, LINE = 0.2, 0.12  # inches: the height of a row, and of each further line of a name
+CHARACTER = 0.065  # inches that a character of a name is wide
+PANEL = 1.7  # inches that a panel is wide, at least
+RANGES = {  # of a metric, with its unit; of all others, from 0 to 1
+    "d_prime": "no bounds",
+    "segment_1s_er": "0 or more",
+    "DOA": "degrees, 0 to 180",
+    "MAE": "degrees, 0 to 180",
+    "DOE": "degrees, 0 to 180",
+    **dict.fromkeys(
+        ["3d_source_local", *(f"3d_source_local_{axis}" for axis in "xyz")], "0 or more"
+    ),
+}
+DRY = {"marker": "o", "mfc": "white", "mec": DARK_GREY, "ms": 4.5, "ls": ""}
+PUBLISHED = {"marker": "x", "color": BLACK, "ms": 4.5, "ls": ""}
 
 
 def plot_report(report: Report, path: Path) -> None:
-    """Draw a report into a PNG, written whole or not at all: see :func:`report_figure`.
+    """Draw a report as PNG, SVG or PDF, written whole or not at all: see :func:`report_figure`.
 
     Raises:
         OptionError: where matplotlib is not installed, or ``path`` cannot be written to.
@@ -22,34 +48,45 @@ def plot_report(report: Report, path: Path) -> None:
 def report_figure(report: Report) -> Any:
     """Return a matplotlib figure of a report.
 
-    A panel for each task. A dot is the score, its bar the standard deviation; an open dot that of
-    the dry clips, where the task is one of scenes; published scores are grey crosses.
+    A panel for each task. A disc is the score, its bar the standard deviation; a circle that of
+    the dry clips, where the task is one of scenes; published scores are crosses. The picture of
+    one task is as wide as a column of a paper, that of several as a page.
 
     Raises:
         OptionError: where matplotlib is not installed.
     """
     comparison = report.comparison
-    names = [*comparison.models, *_published_names(report)]
-    columns = min(COLUMNS, len(comparison.tasks))
+    labels = [
+        "\n".join(textwrap.wrap(name, LONGEST)) or name
+        for name in [*report.names.values(), *_published_names(report)]
+    ]
+    longest = CHARACTER * max(len(line) for label in labels for line in label.split("\n"))
+    width = COLUMN if len(comparison.tasks) == 1 else WIDTH
+    columns = max(1, min(len(comparison.tasks), int((width - longest) // PANEL)))
     rows = -(-len(comparison.tasks) // columns)
-    label = 0.075 * max(map(len, names))  # inches that the longest name takes
-    width, height = columns * PANEL + label, rows * (len(names) * ROW + 0.9) + 0.35
-    with drawing(width, height) as figure:
+    names = sum(ROW + LINE * label.count("\n") for label in labels)
+    most = max(12, int((width - longest) / columns / CHARACTER) - 4)  # characters of a title's line
+    titles = ["\n".join(textwrap.wrap(task, most)) or task for task in comparison.tasks]
+    above = LINE * max(title.count("\n") for title in titles)
+    with drawing(width, rows * (names + above + 0.75) + 0.3) as figure:
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes in panels.flat[len(comparison.tasks) :]:
             axes.set_visible(False)
-        for axes, task in zip(panels.flat, comparison.tasks, strict=False):
-            _draw_task(axes, report, task, names)
-        figure.supxlabel(_legend(report), fontsize=8, color=DARK_GREY)
+        for axes, task, title in zip(panels.flat, comparison.tasks, titles, strict=False):
+            _draw_task(axes, report, task, labels)
+            axes.set_title(printable(title))
+        _draw_key(figure, report)
     return figure
 
 
 def _published_names(report: Report) -> list[str]:
-    """Return the published models that have a score of one of the tasks."""
-    return [model.name for model in report.published if report.published_scores(model)]
+    """Return the published models that have a score of one of the tasks, as they are shown."""
+    return [
+        f"{model.name} (published)" for model in report.published if report.published_scores(model)
+    ]
 
 
-def _draw_task(axes: Any, report: Report, task: str, names: list[str]) -> None:
+def _draw_task(axes: Any, report: Report, task: str, labels: list[str]) -> None:
     """Draw the scores of one task into a panel."""
     comparison = report.comparison
     changes = {each.model: each for each in comparison.changes if each.task == task}
@@ -57,34 +94,43 @@ def _draw_task(axes: Any, report: Report, task: str, names: list[str]) -> None:
         score = comparison.scores.get((model, task))
         if score is None or score.value is None:
             continue
-        colour = COLOURS[row % len(COLOURS)]
         if model in changes:
             dry = changes[model].dry
-            axes.plot([dry, score.value], [row, row], color=colour, lw=0.8, alpha=0.5, zorder=1)
-            axes.plot(dry, row, "o", mfc="white", mec=colour, ms=5, zorder=2)
+            axes.plot([dry, score.value], [row, row], color=DARK_GREY, lw=0.8, zorder=1)
+            axes.plot(dry, row, zorder=2, **DRY)
         axes.errorbar(
-            score.value, row, xerr=score.deviation, fmt="o", color=colour, ms=5, capsize=3, lw=1.4
+            score.value, row, xerr=score.deviation, fmt="o", color=BLUE, ms=4.5, capsize=2.5, lw=1.2
         )
+    row = len(comparison.models)
     for other in report.published:
-        if (value := report.published_scores(other).get(task)) is not None:
-            axes.plot(value, names.index(other.name), "x", color=DARK_GREY, ms=5)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+        if scores := report.published_scores(other):
+            if task in scores:
+                axes.plot(scores[task], row, **PUBLISHED)
+            row += 1
+    axes.set_yticks(range(len(labels)), [printable(label) for label in labels])
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.margins(x=0.12)
-    axes.grid(axis="x", **GRID)
+    axes.grid(axis="both", **GRID)
     axes.set_axisbelow(True)
-    axes.set_title(task)
-    better = "more is better →" if comparison.maximised(task) else "← less is better"
-    axes.set_xlabel(f"{comparison.metric(task)}   {better}")
+    better = "higher is better →" if comparison.maximised(task) else "← lower is better"
+    metric = comparison.metric(task)
+    axes.set_xlabel(f"{metric} ({RANGES.get(metric, '0 to 1')})\n{better}")
 
 
-def _legend(report: Report) -> str:
-    """Return what the marks of the picture mean."""
+def _draw_key(figure: Any, report: Report) -> None:
+    """Say below all what the marks mean."""
+    lines = need("matplotlib.lines", "plot")
     scores = report.comparison.scores.values()
     kinds = sorted({f"{each.count} {each.over}" for each in scores if each.deviation is not None})
-    words = [f"bars: standard deviation (n - 1) over {' or '.join(kinds)}"] if kinds else []
+    spread = f"; bar: ± standard deviation over {' or '.join(kinds)}" if kinds else ""
+    handles = [lines.Line2D([], [], marker="o", color=BLUE, ms=4.5, ls="", label=f"score{spread}")]
     if report.comparison.changes:
-        words.append("open: the dry clips")
+        handles.append(lines.Line2D([], [], label="score on the dry clips", **DRY))
     if _published_names(report):
-        words.append("crosses: published")
-    return "; ".join(words)
+        handles.append(lines.Line2D([], [], label="published", **PUBLISHED))
+    several = len(report.comparison.tasks) > 1
+    figure.legend(
+        handles=handles, loc="outside lower left", ncols=len(handles) if several else 1,
+        handletextpad=0.2,
+    )  # fmt: skip

@@ -1,8 +1,9 @@
-"""A comparison as tables of text, and as Markdown, CSV and JSON."""
+"""A comparison as tables of text, and as Markdown, CSV, JSON and LaTeX."""
 
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -11,12 +12,14 @@ from typing import Any
 
 from gram_hear.errors import OptionError, count, reason_of
 from gram_hear.evaluation.compare.comparison import Change, Comparison, Score
+from gram_hear.evaluation.compare.latex import latex_of
+from gram_hear.evaluation.compare.names import shown_names
 from gram_hear.evaluation.compare.published import Published
 from gram_hear.evaluation.compare.results import markdown_table
 from gram_hear.evaluation.compare.significance import LEVEL, PairTest
 from gram_hear.jobs.writing import write_whole
 
-ENDINGS = (".md", ".csv", ".json")
+ENDINGS = (".md", ".csv", ".json", ".tex")
 BEST, NOT_SIGNIFICANT, UNTESTED = "*", "~", "?"
 RUN_KEYS = ("seed", "probe", "grid", "grid_points", "shuffle", "score")  # in the JSON
 
@@ -38,6 +41,11 @@ class Report:
     comparison: Comparison
     tests: Sequence[PairTest] = ()
     published: Sequence[Published] = ()
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """What each model is called where people read it; see :func:`shown_names`."""
+        return shown_names(self.comparison)
 
     def published_scores(self, model: Published) -> dict[str, float]:
         """Return what was published of the tasks that are compared, by the same metric."""
@@ -65,7 +73,7 @@ def tables_of(report: Report) -> list[Table]:
     """Return the tables of a report: scores, scenes against dry, tests, published scores."""
     made = [_scores_table(report)]
     if report.comparison.changes:
-        made.append(_changes_table(report.comparison))
+        made.append(_changes_table(report))
     if report.tests:
         made.append(_tests_table(report))
     if report.published:
@@ -97,8 +105,9 @@ def _scores_table(report: Report) -> Table:
         rows = [
             (head, *column) for head, column in zip(heads, zip(*body, strict=True), strict=True)
         ]
-        return Table("Scores", ("task", *comparison.models), rows, _score_notes(report, suffix))
-    rows = [(model, *row) for model, row in zip(comparison.models, body, strict=True)]
+        columns = ("task", *(report.names[model] for model in comparison.models))
+        return Table("Scores", columns, rows, _score_notes(report, suffix))
+    rows = [(report.names[model], *row) for model, row in zip(comparison.models, body, strict=True)]
     return Table("Scores", ("model", *heads), rows, _score_notes(report, suffix))
 
 
@@ -171,12 +180,13 @@ def _score_notes(report: Report, suffix: dict) -> list[str]:
     return notes
 
 
-def _changes_table(comparison: Comparison) -> Table:
+def _changes_table(report: Report) -> Table:
+    comparison = report.comparison
     rows: list[tuple[str, ...]] = [
         (
             change.task,
             f"{_arrow(comparison, change.task)} {comparison.metric(change.task)}",
-            change.model,
+            report.names[change.model],
             f"{change.dry:.4f}",
             f"{change.value:.4f}",
             f"{change.difference:+.4f}"
@@ -209,18 +219,28 @@ def _tests_table(report: Report) -> Table:
             test = report.against_best(model, task)
             if test is None:
                 continue
-            best = report.comparison.best(task)[0]
+            best = report.names[report.comparison.best(task)[0]]
+            shown = report.names[model]
             if test.p is None or test.difference is None or test.adjusted is None:
-                rows.append((task, model, best, "", "", "", "", f"not tested: {test.why}"))
+                rows.append(
+                    (task, shown, best, "", "", "", "", f"not tested: {_shown(report, test.why)}")
+                )
                 continue
             sign = 1 if test.first == model else -1
             verdict = "significant" if test.significant else "not significant"
             numbers = (f"{sign * test.difference:+.4f}", f"{test.clips}")
             rows.append(
-                (task, model, best, *numbers, f"{test.p:.4f}", f"{test.adjusted:.4f}", verdict)
+                (task, shown, best, *numbers, f"{test.p:.4f}", f"{test.adjusted:.4f}", verdict)
             )
     columns = ("task", "model", "the best", "difference", "clips", "p", "adjusted", "")
     return Table("Against the best", columns, rows, notes)
+
+
+def _shown(report: Report, text: str) -> str:
+    """Return text with the names of models as they are shown."""
+    own = sorted((own for own, shown in report.names.items() if own != shown), key=len)[::-1]
+    pattern = "|".join(map(re.escape, own))
+    return re.sub(pattern, lambda each: report.names[each[0]], text) if own else text
 
 
 def _published_table(report: Report) -> Table:
@@ -247,13 +267,13 @@ def _published_table(report: Report) -> Table:
 
 
 def write_report(report: Report, output: Path) -> list[Path]:
-    """Write ``output`` with the endings .md, .csv and .json, each whole or not at all.
+    """Write ``output`` with the endings .md, .csv, .json and .tex, each whole or not at all.
 
     Raises:
         OptionError: where a file cannot be written.
     """
     stem = output.with_suffix("") if output.suffix in ENDINGS else output
-    texts = (markdown_of(report), csv_of(report), json_of(report))
+    texts = (markdown_of(report), csv_of(report), json_of(report), latex_of(report))
     paths = [stem.with_name(stem.name + ending) for ending in ENDINGS]
     for path, text in zip(paths, texts, strict=True):
         write = partial(Path.write_text, data=text, encoding="utf-8", newline="")
@@ -280,7 +300,7 @@ def markdown_of(report: Report) -> str:
     for score in comparison.scores.values():
         for run in score.runs:
             seed = "" if run.result.seed is None else str(run.result.seed)
-            read.append((score.model, score.task, seed, str(run.folder)))
+            read.append((report.names[score.model], score.task, seed, str(run.folder)))
     lines += ["## What was read", "", *markdown_table(("model", "task", "seed", "folder"), read)]
     return "\n".join(lines) + "\n"
 
@@ -363,6 +383,7 @@ def json_of(report: Report) -> str:
         scores.append(record)
     content = {
         "models": list(comparison.models),
+        "shown_names": report.names,
         "tasks": [
             {"task": task, "metric": comparison.metric(task), "best": list(comparison.best(task))}
             for task in comparison.tasks
