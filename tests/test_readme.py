@@ -91,6 +91,7 @@ def test_examples_run(tmp_path, hub):
         "street.flac": "binaural_passing.flac",
         "circling.wav": "ambix_circling.wav",
         "recordings/street.flac": "binaural_passing.flac",
+        "recordings/speech.mp3": "mono_vowels.mp3",
     }
     folders = {document: tmp_path / Path(document).stem for document in PAGES}
     for document, folder in folders.items():
