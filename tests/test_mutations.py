@@ -15,7 +15,7 @@ PROGRAM = Path(__file__).parents[1] / "benchmarks" / "mutations.py"
 def test_damaged_inputs_are_read_or_refused():
     path = os.pathsep.join(filter(None, [str(PROGRAM.parent), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, PROGRAM, "--count", "5", "--seed", "7"],
+        [sys.executable, PROGRAM, "--count", "3", "--seed", "7"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path},
