@@ -2,7 +2,7 @@
 # make test        runs the tests
 # make test-fast   runs those that are not marked slow: they reach every library, in two minutes
 # make test-libraries    runs those that call the libraries, for other versions of these
-# make docs        builds the site into docs/_build, offline
+# make docs        builds the site into docs/_build/html, offline
 # make notebooks runs the tutorials' notebooks and keeps what they print
 # make dist        builds the source distribution and the wheel into dist, and checks them
 # make lint        runs ruff and mypy
@@ -49,8 +49,8 @@ test-libraries: $(READY)
 	$(BIN)pytest $(LIBRARIES)
 
 docs: $(READY)
-	$(BIN)python -m sphinx -W --keep-going -q -j auto docs docs/_build
-	@echo "The site: docs/_build/index.html"
+	$(BIN)python -m sphinx -W --keep-going -q -j auto docs docs/_build/html
+	@echo "The site: docs/_build/html/index.html"
 
 notebooks: $(READY)
 	$(BIN)python tests/test_notebooks.py
