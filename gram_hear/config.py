@@ -75,12 +75,26 @@ def _require_choice(config: object, name: str, choices: tuple[str, ...]) -> None
 
 @dataclass(frozen=True)
 class FrontEndConfig:
-    """Waveform to log-mel. Frequencies in Hz, ``n_fft`` and ``hop`` in samples."""
+    """How a waveform becomes log-mel features.
 
-    layout: str = "binaural"  # mono, binaural, ambisonic (first order)
-    log_floor: float = PUBLISHED_LOG_FLOOR  # added to the mel power before the logarithm
+    Attributes:
+        layout: ``"mono"``, ``"binaural"`` or ``"ambisonic"`` (first order).
+        log_floor: added to the mel power before the logarithm.
+        sample_rate: of the waveform, Hz.
+        n_fft: the length of a frame, of its Hann window and of its transform, samples.
+        hop: samples from one frame to the next.
+        mels: the number of mel bands.
+        f_min: where the lowest band begins, Hz.
+        f_max: where the highest band ends, Hz.
+
+    Raises:
+        ConfigError: for values that describe no front-end.
+    """
+
+    layout: str = "binaural"
+    log_floor: float = PUBLISHED_LOG_FLOOR
     sample_rate: int = 32000
-    n_fft: int = 1024  # also the length of the Hann window
+    n_fft: int = 1024
     hop: int = 320
     mels: int = 128
     f_min: float = 50.0
@@ -107,12 +121,12 @@ class FrontEndConfig:
 
     @property
     def audio_channels(self) -> int:
-        """Channels of the waveform: 1, 2 or 4."""
+        """The number of channels of the waveform, 1, 2 or 4."""
         return LAYOUTS[self.layout][0]
 
     @property
     def feature_channels(self) -> int:
-        """Channels of the features: 1, 2, or 7 (4 log-mels and 3 intensities)."""
+        """The number of channels of the features, 1, 2, or 7 (4 log-mels and 3 intensities)."""
         return LAYOUTS[self.layout][1]
 
 
@@ -429,10 +443,20 @@ def named_config(
         size: ``"tiny"`` (width 192), ``"small"`` (384) or ``"base"`` (768, as published).
         channels: feature channels: 1 (mono), 2 (binaural) or 7 (first-order Ambisonic).
         patching: ``"frame"`` (16 mel x 8 frames) or ``"time"`` (128 mel x 2 frames).
-        backbone: ``"transformer"`` (GRAM-T), ``"mamba2"`` (GRAM-M) or ``"mamba1"``.
+        backbone: ``"transformer"`` (GRAM-T), ``"mamba2"`` (GRAM-M) or ``"mamba1"`` (GRAM-M too).
 
-    The multi-window decoder is the published one of that patching. New models take the floor of the
-    published training; past a clip's end they hear silence in training.
+    Returns:
+        The configuration of front-end, patches, encoder and decoder. The decoder attends over
+        several windows as the published one of that patching does. The log floor is that of the
+        published training, 1e-5, or 1e-6 for Ambisonic audio. Past the end of a clip the model
+        hears silence in training.
+
+    Raises:
+        ConfigError: for a size, a number of channels, a patching or a backbone that does not exist.
+
+    Example::
+
+        config = named_config("base", channels=2)
     """
     encoder = named_encoder(size, backbone)
     _require(

@@ -21,15 +21,15 @@ class ConfigError(GramError, ValueError):
 
 
 class TaskError(GramError, ValueError):
-    """A HEAR task directory, or a directory of embeddings, is missing, broken or inconsistent."""
+    """A HEAR task, or a folder of its embeddings, that is missing, broken or inconsistent."""
 
 
 class ModuleError(GramError, ValueError):
-    """A module cannot be imported, or breaks the HEAR API."""
+    """A HEAR module that cannot be imported, or breaks the HEAR API."""
 
 
 class SceneError(GramError, ValueError):
-    """A room, a scene, a head, or a set of RIRs or noise that cannot be, or cannot be read."""
+    """A room, a scene, a head, or a set of RIRs or noise that is impossible or unreadable."""
 
 
 class TrainingError(GramError, RuntimeError):

@@ -45,7 +45,12 @@ def hann_window(config: FrontEndConfig) -> Tensor:
 class FrontEnd(nn.Module):
     """Log-mel features of a waveform, and for Ambisonic audio its intensity vector.
 
-    Always computes in float32, whatever type the rest of the model is cast to.
+    It always computes in float32, whatever type the rest of the model is cast to.
+
+    Example::
+
+        front_end = FrontEnd(FrontEndConfig("mono"))
+        front_end(torch.zeros(1, 1, 32000)).shape  # (1, 1, 101, 128): a frame every 10 ms
     """
 
     window: Tensor
@@ -77,9 +82,9 @@ class FrontEnd(nn.Module):
         """Return the features of a batch of clips.
 
         Args:
-            waveform: (batch, channels, samples) at ``config.sample_rate``; 1, 2 or 4 channels as
-                ``config.layout`` has them, Ambisonic audio in the model's own axes
-                (``gram_hear.audio.layouts``).
+            waveform: (batch, channels, samples) at ``config.sample_rate``, with the 1, 2 or 4
+                channels of ``config.layout``. Ambisonic audio is in the model's own axes, those of
+                SoundSpaces: see ``gram_hear.audio.layouts``.
 
         Returns:
             (batch, feature channels, 1 + samples // hop, mels) float32. Frame k is centred at
@@ -87,7 +92,7 @@ class FrontEnd(nn.Module):
             the four channels, then the three normalised intensities.
 
         Raises:
-            AudioError: for another number of channels, or fewer samples than half a frame.
+            AudioError: for another number of channels, or for half a frame of samples or fewer.
         """
         channels = self.config.audio_channels
         if waveform.dim() != 3 or waveform.shape[1] != channels:

@@ -119,38 +119,48 @@ def load_model(
 ) -> "HearModel":
     """Load a GRAM model for the HEAR API.
 
-    Options may also come as strings, as evaluators pass them on from JSON.
+    Options may also come as strings, as evaluators pass them on from JSON. A *row* is the embedding
+    vector of one time step, 80 or 20 ms. A *window* is the 2 s that the model sees at once.
 
     Args:
         model_file_path: a registered name (:func:`list_models`), a checkpoint file or folder, or
-            a Hugging Face Hub repository; "" is the published ``gramt-binaural``.
+            a Hugging Face Hub repository. "" is the published ``gramt-binaural``.
         strategy: what a row holds: ``"raw"``, its frequency patches side by side; ``"mean"``,
-            their mean; ``"cls"``, its window's CLS token (GRAM-T alone); with parity also
-            ``"sum"``.
-        layer: embed after this many blocks and the final norm, 1 to depth; None is all blocks.
-        convention: of four-channel arrays: ``"ambix"`` (None), ``"fuma"`` or ``"soundspaces"``.
-            ``read_audio`` returns AmbiX: leave it out for these. Of files that are embedded, the
-            convention of those that do not say their own.
+            their mean; ``"cls"``, the CLS token of its window (GRAM-T only); or ``"sum"``, the sum
+            of the patches (only with ``parity``).
+        layer: embed after this many blocks and the final norm, 1 to depth. None is all blocks.
+        convention: of four-channel audio: ``"ambix"`` (also None), ``"fuma"`` or
+            ``"soundspaces"``. It counts for arrays, and for files that do not state their own. What
+            ``read_audio`` returns is AmbiX in any case, so leave the option out then.
         parity: reproduce the authors' windows, rows and timestamps, faults included.
-        window_fill: what fills a window past the end of its clip: ``"repeat"`` (None), a clip
-            shorter than a window again and again (and half a row, at most, of a longer one
-            mirrored); ``"mirror"``, the clip back and forth; ``"silence"``; or ``"zero"``, the
-            value 0 in the log-mel, which is the authors' (with parity the only one).
-        window_batch: windows of 2 s that go through the encoder at once.
+        window_fill: what fills a window past the end of its clip: ``"repeat"`` (also None), the
+            clip again and again; ``"mirror"``, the clip back and forth; ``"silence"``; or
+            ``"zero"``, the value 0 in the log-mel. The last is the authors' filling, and the only
+            one with ``parity``. A clip longer than a window lacks at most half a row, which
+            ``"repeat"`` mirrors.
+        window_batch: windows that go through the encoder at once.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
         dtype: of the encoder: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"`` (its
-            linear layers, on the CPU, GRAM-T alone). Features and embeddings are float32 in any
+            linear layers, on the CPU, GRAM-T only). Features and embeddings are float32 in any
             case.
         revision: branch, tag or commit, for models from the Hub.
-        cache_dir: where downloads are kept; None is the Hub client's own folder.
-        token: for private models from the Hub, sent and kept nowhere; None is the Hub client's own
-            (the environment variable HF_TOKEN, or its login).
+        cache_dir: where downloads are kept. None is the Hub client's own folder.
+        token: for private models from the Hub. It is sent to the Hub and stored nowhere. None is
+            the Hub client's own (the environment variable HF_TOKEN, or its login).
         heads: attention heads, for published layouts whose heads are not 64 wide.
         **unknown: anything else is an OptionError that names the nearest option.
+
+    Returns:
+        The model, which the HEAR functions take.
 
     Raises:
         OptionError: for an unknown name or option, or options that contradict each other.
         CheckpointError: for a checkpoint that cannot be fetched, read safely or loaded whole.
+
+    Example::
+
+        model = load_model("gram-tiny", strategy="mean")
+        model.sample_rate  # 32000: the rate of the audio that it takes, in Hz
     """
     if unknown:
         signature = inspect.signature(load_model).parameters.values()
@@ -200,9 +210,7 @@ class HearModel(nn.Module):
     """A GRAM model with its embedding options: what the HEAR functions take.
 
     Attributes:
-        sample_rate: of the audio it takes, in Hz.
-        scene_embedding_size, timestamp_embedding_size: d of the embeddings.
-        hop_ms: milliseconds from one row to the next.
+        sample_rate: of the audio that it takes, in Hz.
         multichannel: ``"channels_first"``: evaluators may hand over (n, channels, samples).
         source: where the checkpoint came from.
     """
@@ -259,19 +267,19 @@ class HearModel(nn.Module):
 
     @property
     def timestamp_embedding_size(self) -> int:
-        """Length of a timestamp embedding."""
+        """The length d of the embedding of a time step."""
         width = self.config.encoder.width
         raw = self.options.strategy == "raw"
         return width * self.config.frequency_patches if raw else width
 
     @property
     def scene_embedding_size(self) -> int:
-        """Length of a scene embedding."""
+        """The length d of the embedding of a whole clip."""
         return self.timestamp_embedding_size
 
     @property
     def hop_ms(self) -> float:
-        """Milliseconds from one row to the next (with parity: nominal, the authors' stretch)."""
+        """Milliseconds from one row to the next, before ``parity`` stretches the timestamps."""
         return self.config.hop_ms * (self.config.time_patches if self.per_window else 1)
 
     def extra_repr(self) -> str:
@@ -282,10 +290,14 @@ class HearModel(nn.Module):
         """Embed audio with gradients: the rows of :func:`get_timestamp_embeddings`.
 
         Args:
-            audio: as there.
+            audio: what that function takes.
 
         Returns:
-            (n, rows, d) float32 for an array or tensor; for a list of clips a list of (rows, d).
+            (n, rows, d) float32 for an array or tensor. For a list of clips, a list of (rows, d).
+
+        Raises:
+            AudioError: as that function.
+            OptionError: for a model in int8, which has no gradients.
         """
         if self.options.dtype == "int8" and torch.is_grad_enabled():
             raise OptionError(
@@ -380,8 +392,8 @@ class HearModel(nn.Module):
     def hash_weights(self) -> str:
         """Return the SHA-256 of the configuration and of all tensors as they are now.
 
-        A model that was trained since it was loaded has another hash than its file. One in int8,
-        whose weights are packed and cannot be trained, is identified by its file's hash.
+        A model that was trained since it was loaded has another hash than before. A model in int8
+        cannot be trained, and its weights are packed. So its hash is made of its file instead.
         """
         digest = hashlib.sha256(self.config.to_json().encode())
         if self.options.dtype == "int8":
@@ -477,19 +489,20 @@ def get_timestamp_embeddings(
 
     Args:
         audio: (n, samples), (n, channels, samples), or a list of (samples,) or (channels,
-            samples) clips of any lengths; float32 or float64, numpy or torch, in [-1, 1], at
-            ``model.sample_rate``. The number of channels is the layout: 1 mono, 2 binaural,
+            samples) clips of any lengths. float32 or float64, numpy or torch, in [-1, 1], at
+            ``model.sample_rate`` Hz. The number of channels is the layout: 1 mono, 2 binaural,
             4 first-order Ambisonic.
         model: what :func:`load_model` returned.
 
     Returns:
-        Embeddings (n, rows, d) float32 and timestamps (n, rows) float32 in milliseconds, the
-        centre of each row, on the model's device. For a list of clips: two lists, of (rows, d)
-        and of (rows,), since their numbers of rows may differ.
+        Embeddings (n, rows, d) float32, and timestamps (n, rows) float32, the centre of each row
+        in milliseconds. A row is the embedding of one time step. Both are on the model's device.
+        For a list of clips, they are lists of (rows, d) and of (rows,), since clips may differ in
+        their number of rows.
 
     Raises:
         AudioError: for audio of another type, rank or number of channels, without samples, or
-            with values that are not finite; and for embeddings that are not finite.
+            with values that are not finite. Also for embeddings that are not finite.
 
     Example::
 
@@ -515,20 +528,19 @@ def get_scene_embeddings(audio: Audio, model: HearModel) -> Tensor:
     """Embed whole clips: one embedding for each, the mean of its embeddings over time.
 
     Args:
-        audio: clips of one length as one array or tensor, (n, samples) or (n, channels, samples);
-            or a list of clips of any lengths, each (samples,) or (channels, samples). float32 or
+        audio: clips of one length as one array or tensor, (n, samples) or (n, channels, samples).
+            Or a list of clips of any lengths, each (samples,) or (channels, samples). float32 or
             float64, numpy or torch, in [-1, 1], at ``model.sample_rate`` Hz. The number of channels
-            says the layout: 1 is mono, 2 is binaural, 4 is first-order Ambisonic audio; see
-            :func:`get_timestamp_embeddings`.
+            is the layout: 1 mono, 2 binaural, 4 first-order Ambisonic.
         model: what :func:`load_model` returned.
 
     Returns:
-        (n, d) float32 on the model's device, where d is ``model.scene_embedding_size``; one row
-        for each clip, for a list too.
+        (n, d) float32 on the model's device, one vector for each clip, for a list too. d is
+        ``model.scene_embedding_size``.
 
     Raises:
         AudioError: for audio of another type, rank or number of channels, without samples, or
-            with values that are not finite; and for embeddings that are not finite.
+            with values that are not finite. Also for embeddings that are not finite.
 
     Example::
 

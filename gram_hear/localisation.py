@@ -167,16 +167,19 @@ def pooled(probabilities: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Located:
-    """Where a sound comes from, row by row; arrays are (rows,) float64 unless they say otherwise.
+    """Where a sound comes from, row by row: a row is one time step.
+
+    Arrays are (rows,) float64 unless something else is said.
 
     Attributes:
-        timestamps: milliseconds, the rows' centres.
+        timestamps: milliseconds, the centres of the rows.
         azimuth: degrees, (-180, 180]: 0 in front, 90 left, counter-clockwise. NaN where silent.
         elevation: degrees above the horizon, [-90, 90]. NaN where silent.
         confidence: the probability of the directions around that one, 0 to 1. 0 where silent.
         level: dBFS, of the mean square over both ears, or of W.
-        silent: bool: below ``QUIETEST``, or ``BELOW_LOUDEST`` below the loudest row.
-        probabilities: (rows, directions) float32, of ``sphere``.
+        silent: bool. Rows below -70 dBFS are silent, and so are those more than 40 dB below the
+            loudest row.
+        probabilities: (rows, directions) float32, of directions spread evenly over the sphere.
         hop_ms: milliseconds from one row to the next.
     """
 
@@ -190,9 +193,10 @@ class Located:
     hop_ms: float
 
     def table(self, start: float = 0.0) -> list[dict[str, Any]]:
-        """Return a dict of ``COLUMNS`` for each row, rounded; what a silent row lacks is None.
+        """Return a dict for each row, with rounded numbers, as ``gram-hear locate --json`` has it.
 
-        ``start`` seconds are added to the rows' times.
+        The keys are ``time_s``, ``azimuth_deg``, ``elevation_deg``, ``confidence``, ``level_dbfs``
+        and ``silent``. What a silent row lacks is None. ``start`` seconds are added to the times.
         """
         times = start + self.timestamps / 1000
         columns = (times, self.azimuth, self.elevation, self.confidence, self.level)
@@ -203,9 +207,10 @@ class Located:
         return rows
 
     def steps(self, seconds: float) -> Iterator[tuple[float, Direction | None, float]]:
-        """Yield what each step of so many seconds holds, if a row is centred in it.
+        """Yield one tuple for each step of so many seconds.
 
-        That is the second at which it begins, its :meth:`direction`, and its mean level in dBFS.
+        It holds the second at which the step begins, its :meth:`direction`, and its mean level in
+        dBFS. Steps without the centre of a row are left out.
         """
         numbers = np.floor(self.timestamps / 1000 / seconds).astype(int)
         for number in np.unique(numbers):
@@ -215,27 +220,37 @@ class Located:
 
     @property
     def overall(self) -> Direction | None:
-        """Azimuth, elevation and confidence of all rows; see :meth:`direction`."""
+        """Azimuth, elevation and confidence of all rows together, by :meth:`direction`."""
         return self.direction(np.ones(len(self.silent), dtype=bool))
 
     @property
     def mirrored(self) -> np.ndarray:
-        """(rows,) what speaks for the other of front and back; see ``near_mirrored``."""
+        """How probable each row's answer is when mirrored from front to back, (rows,).
+
+        NaN for silent rows, and for sounds from the side or from above, which have no front or
+        back to confuse.
+        """
         return near_mirrored(self.probabilities, self.azimuth, self.elevation)
 
     @property
     def overall_mirrored(self) -> float:
-        """The same of :attr:`overall`: of all rows together; NaN where there is none."""
+        """What ``mirrored`` is for a row, for the answer of all rows together. NaN without one."""
         if (overall := self.overall) is None:
             return math.nan
         together = pooled(self.probabilities[~self.silent])[None]
         return float(near_mirrored(together, *np.array(overall[:2])[:, None])[0])
 
     def direction(self, rows: np.ndarray) -> Direction | None:
-        """Return azimuth, elevation and confidence of some rows together, by ``pooled``.
+        """Return azimuth and elevation in degrees, and confidence, of some rows together.
 
-        Of several sources they are those of one, with less confidence. Of ``rows``, (rows,) bool,
-        the silent ones do not count; None where all are.
+        Rows that are surer of their direction count more. If several sources sound, the answer is
+        the direction of one of them, with less confidence.
+
+        Args:
+            rows: (rows,) bool, which rows count. Silent ones never do.
+
+        Returns:
+            The three numbers, or None if all these rows are silent.
         """
         heard = self.probabilities[rows & ~self.silent]
         if len(heard) == 0:
@@ -246,12 +261,14 @@ class Located:
 
 
 class Locator:
-    """A frozen binaural or Ambisonic model and the head on it.
+    """A frozen binaural or Ambisonic model, and the localisation head on it.
+
+    A localisation head is a small network that turns an embedding into a direction.
 
     Attributes:
         model: what embeds.
-        head: rows to directions.
-        config: what the head belongs to.
+        head: what turns rows into directions.
+        config: which model the head belongs to, and its sizes.
     """
 
     def __init__(self, model: HearModel, head: Head, config: HeadConfig) -> None:
@@ -267,25 +284,28 @@ class Locator:
 
     @property
     def sample_rate(self) -> int:
-        """Samples per second that audio is resampled to."""
+        """The rate that audio is resampled to, Hz."""
         return self.model.sample_rate
 
     @property
     def layout(self) -> str:
-        """What it hears: ``"binaural"`` or ``"ambisonic"``."""
+        """The layout of the audio that it takes, ``"binaural"`` or ``"ambisonic"``."""
         return self.model.config.front_end.layout
 
     def locate(self, audio: Tensor | np.ndarray, rate: int | None = None) -> Located:
         """Find where a sound comes from.
 
         Args:
-            audio: (2, samples), left ear first; or (4, samples) for an Ambisonic model, in the
-                convention that it was loaded with; float32 or float64 in [-1, 1].
-            rate: Hz; None is the model's. Audio of another rate is resampled.
+            audio: (2, samples), left ear first. Or (4, samples) for an Ambisonic model, in the
+                convention that it was loaded with. float32 or float64 in [-1, 1].
+            rate: Hz. None is the model's. Audio of another rate is resampled.
+
+        Returns:
+            The direction of each row, and of all rows together, as a :class:`Located`.
 
         Raises:
             AudioError: for audio of another layout, without samples, or with values that are not
-                finite; and for embeddings that are not finite.
+                finite. Also for embeddings that are not finite.
             OptionError: for a rate below 1.
         """
         [clip] = as_clips(audio[None])
@@ -320,7 +340,12 @@ class Locator:
         return probabilities, row_powers(windows, self.model.config)
 
     def save(self, path: str | PathLike) -> Path:
-        """Write the head, with what it belongs to, as ``*.safetensors``, whole or not at all."""
+        """Write the head and which model it belongs to, as ``*.safetensors``, whole or not at all.
+
+        Raises:
+            OptionError: for another suffix.
+            CheckpointError: if the file cannot be written.
+        """
         path = Path(path)
         if path.suffix != ".safetensors":
             raise OptionError(f"Heads are safetensors: {path} must end in .safetensors.")
@@ -339,22 +364,25 @@ def load_locator(
     convention: str | None = None,
     device: str = "cpu",
 ) -> Locator:
-    """Load a head and the model that it belongs to.
+    """Load a localisation head and the model that it belongs to.
 
     Args:
-        name_or_path: a head's file; "" is the one that ships with the package for ``layout``.
+        name_or_path: the file of a head. "" is the one that ships with the package for ``layout``.
         layout: of the audio: ``"binaural"`` (the bundled head is that of ``gram-tiny``) or
             ``"ambisonic"`` (that of ``gram-tiny-ambisonics``). "" is what the file says, or
-            binaural where no file is given.
-        model: name or path of the embedding model; "" is the one that the head names.
-        convention: of four-channel audio, as of ``load_model``; None is AmbiX.
+            binaural if no file is given.
+        model: name or path of the embedding model. "" is the one that the head names.
+        convention: of four-channel audio, as of ``load_model``. None is AmbiX.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
 
+    Returns:
+        The model with its head, ready to locate.
+
     Raises:
-        CheckpointError: for a file that is missing or no head, and for a model whose weights or
-            configuration are others than those that the head was trained on.
-        OptionError: for an unknown layout, or another than that of the file; for an unknown model,
-            convention or device.
+        CheckpointError: for a file that is missing or no head. Also for a model whose weights or
+            configuration are not those that the head was trained on.
+        OptionError: for an unknown layout, or another than that of the file. Also for an unknown
+            model, convention or device.
 
     Example::
 

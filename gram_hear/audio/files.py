@@ -78,7 +78,7 @@ class Recording:
             audio in AmbiX (W, Y, Z, X), whatever the convention of the file.
         file_rate: the sample rate of the file, Hz.
         duration: seconds.
-        convention: of the file's four channels; None for one or two channels.
+        convention: of the four channels in the file. None for one or two channels.
     """
 
     audio: np.ndarray
@@ -231,13 +231,14 @@ def read_audio(
             takes the one that the file states, else AmbiX.
 
     Returns:
-        The sound. Four channels are in AmbiX, whatever the convention of the file.
+        The sound, as a :class:`Recording`. Four channels are in AmbiX, whatever the convention of
+        the file.
 
     Raises:
-        AudioError: for a file that is missing, empty, damaged or in another format; for one without
-            samples, or with another number of channels than 1, 2 or 4; for four channels of
-            loudspeakers, an impossible sample rate, or a stated convention that contradicts
-            ``convention``.
+        AudioError: for a file that is missing, empty, damaged or in another format. For one without
+            samples, or with another number of channels than 1, 2 or 4. For four channels of
+            loudspeakers, for an impossible sample rate, and if the file states another convention
+            than ``convention``.
         OptionError: for an unknown convention.
     """
     with SoundReader(path, sample_rate, convention=convention) as reader:

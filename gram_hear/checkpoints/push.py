@@ -99,16 +99,16 @@ def push_to_hub(
 ) -> str:
     """Upload a model to the Hugging Face Hub, as one commit.
 
-    The folder form goes up (``model.safetensors``, ``config.json``) with a generated model card.
-    The repository is made where there is none; a ``README.md`` that it has already is kept.
+    What goes up is ``model.safetensors``, ``config.json`` and a generated model card. If there is
+    no such repository, it is made. If it has a ``README.md`` already, that is kept.
 
     Args:
         model: what :func:`gram_hear.save_model` takes.
         repository: owner/name.
-        private: make the repository private; one that is public already is then an error.
-        token: with write access, sent and kept nowhere; None is the Hub client's own (the
-            environment variable HF_TOKEN, or its login).
-        revision: an existing branch; None is the main branch.
+        private: make the repository private. If it exists and is public, that is then an error.
+        token: with write access. It is sent to the Hub and stored nowhere. None is the Hub client's
+            own (the environment variable HF_TOKEN, or its login).
+        revision: an existing branch. None is the main branch.
         message: of the commit.
         licence: the Hub's identifier of the weights' licence, for the card.
 

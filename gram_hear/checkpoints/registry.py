@@ -14,11 +14,12 @@ from gram_hear.errors import OptionError, nearest
 class Entry:
     """One registered model.
 
-    A published model has ``repository``, ``file`` and ``revision`` (on the Hugging Face Hub); a
-    bundled one has a ``file`` that ships with the package; one that is built from a seed has
-    ``size`` and ``seed``. ``channels`` are feature channels. ``sha256`` is what the file must have
-    (at ``revision``); None where it is not known. ``date`` is the month in which a bundled model
-    was made: its dated name means these weights for good, its plain name the newest ones.
+    A published model has ``repository``, ``file`` and ``revision`` (on the Hugging Face Hub). A
+    bundled one has a ``file`` that ships with the package. One that is built from a seed has
+    ``size`` and ``seed``. ``channels`` are feature channels: 1, 2, or 7 for Ambisonic audio.
+    ``sha256`` is what the file must have (at ``revision``), or None if it is not known. ``date`` is
+    the month in which a bundled model was made: its dated name means these weights for good, its
+    plain name the newest ones.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Entry:
 
     @property
     def trained(self) -> bool:
-        """False for a model of random weights."""
+        """Whether the model was trained. False if its weights are random."""
         return self.layout != "seed"
 
 
@@ -53,7 +54,12 @@ def _registry() -> dict:
 
 
 def list_models() -> list[Entry]:
-    """Return the registered models, in the registry's order."""
+    """Return the registered models, in the registry's order.
+
+    Example::
+
+        names = [entry.name for entry in list_models()]  # "gramt-mono", "gramt-binaural", ...
+    """
     return [Entry(**fields) for fields in _registry()["models"]]
 
 

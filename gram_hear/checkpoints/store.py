@@ -528,17 +528,29 @@ def save_model(model: nn.Module, path: str | os.PathLike) -> Path:
     """Write a model as one safetensors file with its whole configuration in the metadata.
 
     Args:
-        model: what ``load_model`` returned, a GramModel (both: encoder only) or a
-            MaskedAutoencoder (with its decoder).
-        path: a file that ends in ``.safetensors``; it is replaced whole or not at all.
+        model: what ``load_model`` returned. Also a GramModel, or a MaskedAutoencoder, which is
+            written with its decoder.
+        path: a file that ends in ``.safetensors``. It is replaced whole or not at all.
+
+    Returns:
+        The path.
+
+    Raises:
+        OptionError: for a model of another kind, one in int8, or a path of another suffix.
+        CheckpointError: if the file cannot be written.
+
+    Example::
+
+        model = gram_hear.load_model("gram-tiny")
+        save_model(model, "mine.safetensors")
     """
     return save_checkpoint(checkpoint_of(model), path)
 
 
 def save_pretrained(model: nn.Module, folder: str | os.PathLike) -> Path:
-    """Write a model as a folder: ``model.safetensors``, and its ``config.json`` to read.
+    """Write a model as a folder: ``model.safetensors``, and its ``config.json`` for people to read.
 
-    Takes the same models as :func:`save_model`.
+    It takes the same models as :func:`save_model`, raises the same errors, and returns the folder.
     """
     return save_folder(checkpoint_of(model), folder)
 

@@ -57,7 +57,11 @@ class SoundEmbedded:
 
 @dataclass(frozen=True)
 class FileOutcome:
-    """What became of a file: ``error`` is None, or says why there is no part of it."""
+    """What became of a file: ``error`` is None, or says why there are no embeddings of it.
+
+    ``file`` has its path (``source``), the ``.npz`` that its embeddings go to (``output``), and its
+    name in the collection (``name``).
+    """
 
     file: CollectionFile
     error: str | None
@@ -135,7 +139,7 @@ def embed_collection(
     jobs: int = 1,
     force: bool = False,
 ) -> list[FileOutcome]:
-    """Embed files and folders into ``.npz`` files or one Parquet dataset; skip what is done.
+    """Embed files and folders into ``.npz`` files or one Parquet dataset, and skip what is done.
 
     Several runs may share an output: each takes files that no other is embedding.
 
@@ -149,12 +153,19 @@ def embed_collection(
         force: embed again what is there, and replace what is in the way.
 
     Returns:
-        What became of each file that was not done already; and an error for each that was done,
-        but whose part is not there at the end.
+        What became of each file that was not done already. Also an error for each file that was
+        done, but whose embeddings are not there at the end.
 
     Raises:
-        OptionError: for wrong options, or outputs of another origin in the way.
-        OutputError: where the output cannot be written.
+        OptionError: for wrong options, or if embeddings of another model, other options or another
+            program are in the way.
+        OutputError: if the output cannot be written.
+
+    Example::
+
+        model = gram_hear.load_model("gram-tiny")
+        outcomes = embed_collection(["bell.flac"], "embeddings", model)
+        failed = [outcome for outcome in outcomes if outcome.error]
     """
     run = CollectionRun(plan_files(paths, output), output, model, scene, timestamps, force)
     outcomes = {each.file: each for each in run.run(jobs) if isinstance(each, FileOutcome)}

@@ -28,8 +28,11 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Block:
-    """Embeddings of a stretch of a file, in order: ``vectors`` (rows, d) float32 and
-    ``timestamps`` (rows,) float64 in milliseconds from the file's start."""
+    """Embeddings of a stretch of a file, in order.
+
+    ``vectors`` is (rows, d) float32. ``timestamps`` is (rows,) float64, in milliseconds from the
+    start of the file. A row is the embedding of one time step.
+    """
 
     path: Path
     timestamps: np.ndarray
@@ -38,11 +41,11 @@ class Block:
 
 @dataclass(frozen=True)
 class FileDone:
-    """The end of a file: ``scene`` (d,) float32 is the mean of all its rows.
+    """The end of a file: ``scene``, (d,) float32, is the mean of all its rows.
 
-    ``duration`` is in seconds; ``convention`` is that of the file, None where it is not Ambisonic;
-    ``modified`` and ``size`` are the file's time in nanoseconds and its bytes, which did not change
-    while it was read.
+    ``rows`` is their number, ``duration`` is in seconds, and ``file_rate`` in Hz. ``convention`` is
+    that of the file, or None if it is not Ambisonic. ``modified`` is the time of the file in
+    nanoseconds, and ``size`` its bytes. Neither changed while it was read.
     """
 
     path: Path
@@ -58,7 +61,7 @@ class FileDone:
 
 @dataclass(frozen=True)
 class FileFailed:
-    """A file that could not be embedded, and why; blocks of it that came before are void."""
+    """A file that could not be embedded, and why. Discard blocks of it that came before."""
 
     path: Path
     error: str
@@ -67,20 +70,30 @@ class FileFailed:
 def embed_files(
     paths: Iterable[str | PathLike], model: HearModel, *, jobs: int = 1
 ) -> Iterator[Block | FileDone | FileFailed]:
-    """Embed sound files of any number and length.
+    """Embed sound files of any number and length, in bounded memory.
+
+    A file of four channels is Ambisonic. Its convention is the one that it states itself, else the
+    model's, else AmbiX. A file that states another convention than the model's fails.
 
     Args:
         paths: files that libsndfile reads, of any rate and 1, 2 or 4 channels.
         model: what ``load_model`` returned.
         jobs: threads that decode ahead.
 
-    A file of four channels is Ambisonic, in the convention that it states itself, else the model's,
-    else AmbiX; one that states another than the model's fails.
-
     Yields:
         For each file its :class:`Block` objects in order and then a :class:`FileDone`, or a
-        :class:`FileFailed`. Files come in order of length, and short ones mix. The vectors are
-        those of ``get_timestamp_embeddings`` for the whole file.
+        :class:`FileFailed`. Files come in order of length, and objects of short files may
+        alternate. The vectors are those of ``get_timestamp_embeddings`` for the whole file.
+
+    Raises:
+        OptionError: for ``jobs`` below 1.
+
+    Example::
+
+        model = gram_hear.load_model("gram-tiny", strategy="mean")
+        for event in embed_files(["bell.flac"], model):
+            if isinstance(event, FileDone):
+                event.scene  # (d,), the embedding of the whole file
     """
     if jobs < 1:
         raise OptionError(f"jobs is {jobs}; it must be at least 1.")

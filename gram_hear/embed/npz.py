@@ -29,7 +29,7 @@ GROUP = 2**25  # bytes of vectors read at once, and written at once into a datas
 
 
 class OutputError(GramError, OSError):
-    """The output cannot be written; what was finished before is kept."""
+    """An output that cannot be written. What was finished before is kept."""
 
 
 @dataclass(frozen=True)

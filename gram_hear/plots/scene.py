@@ -28,9 +28,10 @@ LOWEST_FREQUENCY = 60.0  # Hz that a spectrogram shows
 
 
 def scene_figure(made: MadeScene) -> Any:
-    """Return a matplotlib figure of a scene, of :func:`gram_hear.make_scene`.
+    """Return a matplotlib figure of what :func:`gram_hear.make_scene` returned.
 
-    The room from above, the source's RIR and its decay, and spectrograms of what is heard.
+    It shows the room from above, the RIR of the source and its decay, and spectrograms of what is
+    heard.
 
     Example::
 
@@ -38,7 +39,7 @@ def scene_figure(made: MadeScene) -> Any:
         gram_hear.scene_figure(made).savefig("scene.png")
 
     Raises:
-        OptionError: where matplotlib is not installed.
+        OptionError: if matplotlib is not installed.
     """
     with drawing(WIDTH, 6.6) as figure:
         upper, lower = figure.subfigures(2, 1, height_ratios=(1.35, 1))

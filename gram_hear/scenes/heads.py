@@ -52,23 +52,30 @@ class Head:
 
     They are scaled such that low frequencies have the gain 1: the mean energy between 150 and 300
     Hz, over all directions, is 1 at each ear.
+
+    Attributes:
+        name: ``"kemar"``, ``"sphere"``, or the name of the file.
+        rate: Hz.
+        directions: (M, 3) float64 unit vectors, x front, y left, z up.
+        responses: (M, 2, taps) float32, of the left and the right ear.
+        delay: seconds by which the responses delay a pulse, as their onsets show, averaged over all
+            directions.
     """
 
-    name: str  # kemar, sphere, or the file's name
-    rate: int  # Hz
-    directions: np.ndarray  # (M, 3) float64 unit vectors
-    responses: np.ndarray  # (M, 2, taps) float32, of the left and the right ear
-    # Seconds by which the responses delay a pulse, as their onsets show, averaged over all.
+    name: str
+    rate: int
+    directions: np.ndarray
+    responses: np.ndarray
     delay: float
 
     @cached_property
     def onsets(self) -> np.ndarray:
-        """The onsets of the responses, (M, 2): fractional samples after their first one."""
+        """When each response sets in, (M, 2), in fractional samples after its first sample."""
         return onsets(self.responses, self.rate)
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """The share of the sphere that is nearest to each direction, (M,); the sum is 1."""
+        """The share of the sphere that is nearest to each direction, (M,). The sum is 1."""
         return solid_angles(self.directions)
 
     @cached_property
@@ -97,7 +104,7 @@ class Head:
         return np.fft.irfft(covariance, size)
 
     def nearest(self, directions: np.ndarray) -> np.ndarray:
-        """Return the index of the nearest of the head's directions to each of (N, 3): (N,)."""
+        """Return the index of the head's nearest direction for each of (N, 3) vectors, as (N,)."""
         vectors = np.asarray(directions, dtype=np.float64)
         lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
         return self._tree.query(vectors / lengths)[1].astype(np.int64)
@@ -105,8 +112,8 @@ class Head:
     def around(self, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices (3,) of the three directions around one, and their weights (3,).
 
-        The sum of the weights is 1. Where no three directions surround the one, the nearest has
-        all the weight.
+        The sum of the weights is 1. If no three directions surround the one, the nearest direction
+        has all the weight.
 
         Raises:
             SceneError: for a vector that is not finite, or 0.
@@ -132,7 +139,7 @@ class Head:
             direction: (3,) a vector of any length.
 
         Returns:
-            (2, taps) float32; for one of the head's own directions its own response.
+            (2, taps) float32. For one of the head's own directions, it is its own response.
 
         Raises:
             SceneError: for a vector that is not finite, or 0.
@@ -151,7 +158,7 @@ class Head:
         direction is weighted by the share of the sphere that is nearest to it.
 
         Args:
-            n_fft: the length of the transform in samples; it may be shorter than the responses.
+            n_fft: the length of the transform in samples. It may be shorter than the responses.
 
         Returns:
             (n_fft // 2 + 1, 2, 2) complex128, at the frequencies of an rfft of ``n_fft`` samples.
@@ -166,7 +173,7 @@ class Head:
 
 
 def load_head(head: str | Path = KEMAR, rate: int = 32000, *, check: bool = True) -> Head:
-    """Return a head.
+    """Return the head-related impulse responses of a head.
 
     Example::
 
@@ -175,13 +182,14 @@ def load_head(head: str | Path = KEMAR, rate: int = 32000, *, check: bool = True
     Args:
         head: "kemar", "sphere", or the path of a SOFA file.
         rate: Hz, to which its responses are resampled.
-        check: refuse a SOFA file whose ears contradict its directions (the nearer ear is the
-            quieter or the later one), that was measured in a room, or whose directions lie in one
-            plane.
+        check: refuse a SOFA file in three cases: its ears contradict its directions (the nearer ear
+            is the quieter or the later one), it was measured in a room, or its directions lie in
+            one plane.
 
     Raises:
-        SceneError: for a file that is missing, or is no SOFA file of head-related responses.
-        OptionError: for a rate out of range, or where the packages of the extra "scenes" are not
+        SceneError: for a file that is missing, is refused, or is no SOFA file of head-related
+            responses.
+        OptionError: for a rate out of range, or if the packages of the extra "scenes" are not
             installed.
     """
     require_rate(rate)

@@ -124,13 +124,14 @@ def open_noise(path: str | Path | None, rate: int) -> NoiseSet:
         noise = open_noise(None, 32000)
 
     Args:
-        path: a folder, searched for sound files and tars; one tar or sound file; or None, for
-            synthetic noises. ``.npy`` arrays in tars are (samples,) or (channels, samples) at
-            32 kHz.
+        path: a folder, which is searched for sound files and tars. Or one tar, or one sound file.
+            Or None, for synthetic noises. ``.npy`` arrays in tars are (samples,) or
+            (channels, samples) at 32 kHz.
         rate: Hz, to which the noises are resampled.
 
     Raises:
-        SceneError: where nothing is there, for tars that cannot be read or hold other files alone.
+        SceneError: if there is no sound, and for tars that cannot be read or hold only other files.
+        OptionError: for a rate below 1.
     """
     if rate < 1:
         raise OptionError(f"The rate is {rate} Hz; it must be at least 1.")

@@ -49,15 +49,15 @@ TUNINGS, TUNED = 12, 0.02  # how often surfaces are tuned at most; the deviation
 
 @dataclass(frozen=True, eq=False)
 class Rendered:
-    """The RIRs of a scene.
+    """The room impulse responses (RIRs) of a scene.
 
     Attributes:
-        rirs: (1 + noise sources, channels, samples) float32, the source first. Ears are left,
-            right; Ambisonic RIRs are AmbiX. An image at a distance of d metres has the amplitude
-            1 / d.
+        rirs: (1 + noise sources, channels, samples) float32, that of the source first. Binaural
+            channels are the left and the right ear, Ambisonic ones AmbiX. An image source at a
+            distance of d metres has the amplitude 1 / d.
         rate: Hz.
         layout: ``"binaural"`` or ``"ambisonic"``.
-        metadata: the scene, and what holds of it; plain data for JSON.
+        metadata: the scene and what is known of its RIRs, as plain data for JSON.
     """
 
     rirs: np.ndarray
@@ -78,16 +78,20 @@ def render(
 
     Example::
 
-        scene = draw_room_and_scene([1], distance=2.0)
-        rirs = render(scene, "binaural").rirs  # (1 + noise sources, 2, samples)
+        scene = gram_hear.make_scene(sound, 32000, distance=2.0, seed=1).scene
+        rirs = render(scene, "ambisonic").rirs  # (1 + noise sources, 4, samples)
 
     Args:
         scene: the room, the listener and the sources.
         layout: ``"binaural"`` or ``"ambisonic"``.
         rate: Hz.
-        head: whose ears hear a binaural scene; None is the bundled KEMAR head.
-        seconds: the length of the RIRs; None is the time in which the room decays by 60 dB.
-        images: about how many image sources of each source are rendered one by one.
+        head: whose ears hear a binaural scene. None is the bundled KEMAR head.
+        seconds: the length of the RIRs. None is the time in which the room decays by 60 dB.
+        images: about how many image sources of each source are rendered one by one. What comes
+            later is the modelled tail.
+
+    Returns:
+        The RIRs, and what is known of them.
 
     Raises:
         OptionError: for an unknown layout, a head of another rate, or numbers out of range.

@@ -59,8 +59,8 @@ class RirSet(ABC):
         path: where the set is.
         layout: ``"mono"``, ``"binaural"`` or ``"ambisonic"``.
         rate: Hz.
-        convention: of the files: ``"ambix"``, ``"soundspaces"``, or None where not Ambisonic.
-        container: ``"indexed"``, ``"webdataset"`` or ``"soundspaces"``.
+        convention: of the files: ``"ambix"``, ``"soundspaces"``, or None if not Ambisonic.
+        container: the layout on disk: ``"indexed"``, ``"webdataset"`` or ``"soundspaces"``.
     """
 
     container: str
@@ -81,7 +81,7 @@ class RirSet(ABC):
 
     @abstractmethod
     def split(self, i: int) -> str | None:
-        """Return "train", "valid" or "test"; None where the set does not say."""
+        """Return "train", "valid" or "test", or None if the set does not say."""
 
     @abstractmethod
     def _load(self, i: int) -> tuple[np.ndarray, dict[str, Any]]:
@@ -89,12 +89,12 @@ class RirSet(ABC):
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """The splits that the set has scenes of; empty where it does not say."""
+        """The splits that the set has scenes of. Empty if it does not say."""
         found = {self.split(i) for i in range(len(self))}
         return tuple(split for split in SPLITS if split in found)
 
     def indices(self, split: str | None = None) -> list[int]:
-        """Return the indices of a split's scenes; None means all scenes.
+        """Return the indices of the scenes of a split. None means all scenes.
 
         Raises:
             OptionError: for a split that the set has no scenes of.
@@ -110,9 +110,10 @@ class RirSet(ABC):
         """Read a scene.
 
         Returns:
-            RIRs (1 + noise sources, channels, samples) float32, the source first, AmbiX where
-            Ambisonic; and what is known of the scene, empty where nothing is. Angles in it are in
-            degrees, counter-clockwise, and ``direction`` is the unit vector to the source.
+            RIRs (1 + noise sources, channels, samples) float32, that of the source first. Ambisonic
+            ones are AmbiX. Beside them a dict of what is known of the scene, which may be empty.
+            Angles in it are in degrees, counter-clockwise, and ``direction`` is the unit vector to
+            the source.
 
         Raises:
             SceneError: for files that are missing, unreadable, of another shape than (1 + noise
@@ -154,16 +155,19 @@ def _are_numbers(values: Any) -> bool:
 
 
 def open_rirs(path: str | Path, layout: str | None = None, rate: int | None = None) -> RirSet:
-    """Open a set of RIRs, whichever of the three layouts it has.
+    """Open a set of room impulse responses (RIRs), in any of the three layouts on disk.
 
     Args:
-        path: the folder of the set; of WebDataset tars a single one too.
-        layout: ``"binaural"`` or ``"ambisonic"``; needed where the set has both.
-        rate: Hz that the RIRs are wanted at; None takes them as they are.
+        path: the folder of the set. A single WebDataset tar works too.
+        layout: ``"binaural"`` or ``"ambisonic"``. Needed if the set has both.
+        rate: the sample rate that the RIRs must have, Hz. None takes any.
+
+    Returns:
+        The set. ``len(rirs)`` is its number of scenes, and ``rirs.read(i)`` reads one.
 
     Raises:
-        SceneError: for a set that is missing, empty, unfinished or broken, or of another rate;
-            its first scene is read to find out.
+        SceneError: for a set that is missing, empty, unfinished or broken, or has another rate.
+            Its first scene is read to find out.
         OptionError: for a layout that the set does not have.
     """
     path = Path(path)

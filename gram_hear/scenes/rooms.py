@@ -119,7 +119,18 @@ class Room:
 
 @dataclass(frozen=True)
 class Scene:
-    """A listener, a source and noise sources in a room; positions are in metres in world axes.
+    """A listener, a source and noise sources in a room.
+
+    Positions are (x, y, z) in metres, in the axes of the room: from a corner, x and y along the
+    walls, z up.
+
+    Attributes:
+        seed: what the scene was drawn from.
+        room: its size, its absorption and its RT60.
+        listener: the centre of the head.
+        yaw: degrees, counter-clockwise from the room's x to the head's front.
+        source: the position of the source.
+        noises: the positions of the noise sources.
 
     Raises:
         SceneError: for a position outside the room, or a source inside the listener's head.
@@ -158,7 +169,7 @@ class Scene:
 
     @property
     def direction(self) -> np.ndarray:
-        """Unit vector (3,) to the source in the head's frame."""
+        """Unit vector (3,) to the source in the axes of the head, x front, y left, z up."""
         vector = turn(np.subtract(self.source, self.listener), -self.yaw)
         return vector / np.linalg.norm(vector)
 
@@ -183,7 +194,7 @@ class Scene:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Scene":
-        """Return the scene of which :meth:`to_dict` returned this data, exactly."""
+        """Return the scene again from what :meth:`to_dict` returned, exactly as it was."""
         try:
             room = Room(
                 size=_position(data["room"]["size"]),

@@ -30,10 +30,10 @@ class MadeScene:
     Attributes:
         audio: (channels, samples) float32, in [-1, 1].
         rate: Hz.
-        channels: their names, in order.
+        channels: the names of the channels, in order.
         scene: where everything stands.
-        rendered: its RIRs, the source's first.
-        metadata: all that the audio depends on and all that holds of it; plain data for JSON.
+        rendered: its room impulse responses (RIRs), that of the source first.
+        metadata: all that the audio depends on and all that is known of it, as plain data for JSON.
             ``options`` are those of :func:`gram_hear.make_scene`.
     """
 
@@ -63,30 +63,41 @@ def make_scene(
 ) -> MadeScene:
     """Put a sound into a room.
 
-    What is not given is drawn from the seed: the same seed is the same room, listener and source
+    What is not given is drawn from the seed. The same seed is the same room, listener and source
     in both layouts, with and without noise. The sound keeps its own level: at one metre the direct
-    sound is as loud as the sound itself. Where the result exceeds 1, one gain over all channels
-    brings its peak just below.
+    sound is as loud as the sound itself. If the result exceeds 1, one gain over all channels brings
+    its peak just below.
 
     Args:
         audio: (samples,) in [-1, 1].
         rate: of the sound and of the result, Hz.
         layout: ``"binaural"`` or ``"ambisonic"`` (AmbiX).
-        seed: 0 or more; what everything is drawn from.
+        seed: what everything is drawn from, 0 or more.
         azimuth: of the source as the listener hears it, degrees, counter-clockwise, 0 in front.
-        elevation, distance: degrees above the horizon, and metres from the head's centre.
+        elevation: of the source, degrees above the horizon.
+        distance: of the source from the head's centre, metres.
         rt60: reverberation time in the octave of 1 kHz, seconds.
-        snr: dB; None leaves the noise out. Over all channels, where noise and sound meet.
-        noise: what noise is drawn from; None makes synthetic ones. Needs ``snr``.
-        head: whose ears hear, as :func:`load_head` takes it; None is the
-            bundled KEMAR head. Ambisonic scenes have none.
+        snr: signal-to-noise ratio in dB, over all channels, while the noise sounds. None leaves the
+            noise out.
+        noise: what noise is drawn from, as :func:`open_noise` returns it. None makes synthetic
+            noise. Needs ``snr``.
+        head: whose ears hear, as :func:`load_head` takes it. None is the bundled KEMAR head.
+            Ambisonic scenes have no head.
         check_head: as ``check`` of that function.
-        tail: let the room ring on after the sound; otherwise the result is as long as the sound.
+        tail: let the room ring on after the sound. Otherwise the result is as long as the sound.
+
+    Returns:
+        The sound as it is heard, with its room impulse responses and what is known of them.
 
     Raises:
         AudioError: for audio that is not one channel of finite samples.
         OptionError: for an unknown layout, or numbers out of range.
         SceneError: for a room or a position that cannot be, or a head that cannot be read.
+
+    Example::
+
+        made = make_scene(sound, 32000, azimuth=60, seed=1)
+        made.audio  # (2, samples): the left and the right ear
     """
     options = {
         "seed": seed, "azimuth": azimuth, "elevation": elevation, "distance": distance,
