@@ -148,6 +148,12 @@ def test_python_that_starts_in_a_clone_finds_the_weights():
     assert Path(done.stdout.strip()) == CHECKOUT / "weights" / "__init__.py"
 
 
+@pytest.mark.parametrize("name", ["gram_hear", "setup", "tests"])
+def test_what_lies_beside_the_package_is_no_part_of_it(name):
+    """gram_hear.setup would run setup.py."""
+    assert not hasattr(gram_hear, name)
+
+
 def pins(name):
     """The versions of a file of constraints, by the package's name in lower case."""
     lines = (CHECKOUT / name).read_text(encoding="utf-8").splitlines()
