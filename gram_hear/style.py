@@ -75,12 +75,17 @@ def drawing(width: float, height: float, title: str = "") -> Iterator[Any]:
     Raises:
         OptionError: where matplotlib is not installed.
     """
-    figures, matplotlib = need("matplotlib.figure", "plot"), need("matplotlib", "plot")
-    with matplotlib.rc_context(STYLE):
+    figures = need("matplotlib.figure", "plot")
+    with _styled(STYLE):
         figure = figures.Figure(figsize=(width, height), layout="constrained")
         if title:
             figure.suptitle(printable(title), fontsize=9)
         yield figure
+
+
+def _styled(style: dict[str, Any]) -> Any:
+    """Return the context of a style, in which settings of matplotlib of one's own do not count."""
+    return need("matplotlib.style", "plot").context(["default", style])
 
 
 def printable(text: str) -> str:
@@ -120,7 +125,7 @@ def save_figure(figure: Any, path: Path) -> None:
     dpi = min(DPI, LARGEST / max(figure.get_size_inches()))
     options = {"format": suffix[1:], "dpi": dpi, "metadata": METADATA[suffix]}
     file = io.BytesIO()
-    with need("matplotlib", "plot").rc_context(STYLE | WRITING):
+    with _styled(STYLE | WRITING):
         figure.savefig(file, **options)
     data = file.getvalue() if suffix != ".svg" else _with_steady_ids(file.getvalue())
     try:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context, rcParams
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from matplotlib.patches import Circle, Polygon, Rectangle
@@ -95,6 +95,27 @@ def test_every_format_is_the_same_each_time_and_keeps_its_text(tmp_path):
     assert b"/FontFile2" in pdf  # TrueType, embedded
     assert b"/Type3" not in pdf
     assert len(svg) < 1_500_000  # a spectrogram is kept as pixels
+
+
+def test_settings_of_ones_own_change_no_picture(tmp_path):
+    own = {
+        "axes.facecolor": "black",
+        "font.size": 30,
+        "lines.linewidth": 9,
+        "savefig.bbox": "tight",
+        "savefig.facecolor": "black",
+        "text.color": "white",
+        "text.usetex": True,
+        "xtick.color": "white",
+    }
+    for suffix in FORMATS:
+        save_figure(draw_directions(), tmp_path / f"usual{suffix}")
+        with rc_context(own):
+            before = dict(rcParams)
+            save_figure(draw_directions(), tmp_path / f"own{suffix}")
+            assert dict(rcParams) == before
+        drawn, usual = (tmp_path / f"{name}{suffix}" for name in ("own", "usual"))
+        assert drawn.read_bytes() == usual.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a", "png"])
