@@ -72,7 +72,7 @@ format: $(READY)
 	$(BIN)ruff format .
 
 clean:
-	rm -rf $(VENV) .demo build dist docs/_build *.egg-info
+	rm -rf $(VENV) .demo build dist docs/_build docs/jupyter_execute *.egg-info
 
 # The usual Python if it is one that is declared, else the newest of those.
 $(VENV)/ready: setup.cfg setup.py pyproject.toml constraints.txt

@@ -21,7 +21,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "jupyter_execute", "**/.ipynb_checkpoints"]
 nitpicky = True  # a reference that leads nowhere is a warning
 nitpick_ignore_regex = [("py:class", ".*")]  # types of other libraries, whose sites are not asked
 

@@ -5,7 +5,9 @@ Source of the models: GRAM, arXiv 2506.00934.
 What is offered here is imported when it is first used, so that the programs start at once.
 """
 
+import sys
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +33,12 @@ if TYPE_CHECKING:
 
     __version__: str
 
-if not Path(__file__).with_name("weights").exists():
+_beside = Path(__file__).parents[1] / "weights" / "__init__.py"
+if not Path(__file__).with_name("weights").exists() and _beside.exists():
     # A clone: Python that starts in it imports this folder, and the weights lie beside it.
-    __path__.append(str(Path(__file__).parents[1]))
+    _spec = spec_from_file_location("gram_hear.weights", _beside)
+    assert _spec is not None
+    sys.modules["gram_hear.weights"] = module_from_spec(_spec)
 
 __all__ = [
     "Block",

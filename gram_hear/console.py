@@ -21,12 +21,20 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gram_hear.errors import GramError
+from gram_hear.errors import GramError, visible
 from gram_hear.start import INTERRUPTED
 from gram_hear.tables import fitted_lines, plain_lines
 
-messages = Console(stderr=True)
-results = Console()
+
+def _console(stderr: bool) -> Console:
+    """Return where lines go, whatever COLUMNS is: with 0, rich would print nothing."""
+    console = Console(stderr=stderr)
+    if console.width < 1:
+        console.width = 80
+    return console
+
+
+messages, results = _console(stderr=True), _console(stderr=False)
 
 HELP = {"help_option_names": ["-h", "--help"]}  # of every command, as its context's settings
 
@@ -162,9 +170,8 @@ def finish(failed: Sequence[str]) -> None:
 
 
 def say(message: object, console: Console = messages) -> None:
-    """Print a line as it is: names of files may hold brackets, or bytes that are no characters."""
-    text = str(message).encode("utf-8", "replace").decode("utf-8")  # those are shown as "?"
-    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    """Print a line as it is, brackets too; what a terminal cannot show is "?"."""
+    console.print(visible(str(message)), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

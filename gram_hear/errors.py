@@ -1,6 +1,7 @@
 """What goes wrong, by kind. Every message says what was given, what is allowed and what to do."""
 
 import difflib
+import re
 from collections.abc import Collection, Iterable, Sequence
 
 
@@ -38,6 +39,15 @@ class TrainingError(GramError, RuntimeError):
 
 class OptionError(GramError, ValueError):
     """An option that is unknown, out of range, or contradicts another."""
+
+
+def visible(text: str) -> str:
+    """Return text in which "?" stands for what neither XML, LaTeX nor a terminal can show.
+
+    Names of files may hold control characters, and bytes that are no characters. Line breaks and
+    tabs stay.
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "?", text)
 
 
 def short(value: object, most: int = 80) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import OptionError, reason_of
+from gram_hear.errors import OptionError, reason_of, visible
 from gram_hear.extras import need
 from gram_hear.jobs.writing import write_whole
 
@@ -23,6 +23,7 @@ FORMATS = (".png", ".svg", ".pdf")  # what the name of a picture may end in
 WIDTH = 7.2  # inches, 183 mm: both columns of a paper
 COLUMN = 3.35  # inches, 85 mm: one of them
 DPI = 200  # of a PNG, and of what an SVG or a PDF holds as pixels
+LARGEST = 65_000  # pixels that a PNG is high, at most: matplotlib draws below 2^16
 BLUE, VERMILION, TEAL = "#004488", "#c04a00", "#44aa99"
 COLOURS = (BLUE, VERMILION, TEAL, "#aa4499")
 BLACK, LIGHT_GREY, DARK_GREY = "#222222", "#cccccc", "#666666"
@@ -74,17 +75,22 @@ def drawing(width: float, height: float, title: str = "") -> Iterator[Any]:
     Raises:
         OptionError: where matplotlib is not installed.
     """
-    figures, matplotlib = need("matplotlib.figure", "plot"), need("matplotlib", "plot")
-    with matplotlib.rc_context(STYLE):
+    figures = need("matplotlib.figure", "plot")
+    with _styled(STYLE):
         figure = figures.Figure(figsize=(width, height), layout="constrained")
         if title:
             figure.suptitle(printable(title), fontsize=9)
         yield figure
 
 
+def _styled(style: dict[str, Any]) -> Any:
+    """Return the context of a style, in which settings of matplotlib of one's own do not count."""
+    return need("matplotlib.style", "plot").context(["default", style])
+
+
 def printable(text: str) -> str:
-    """Return text, such as the name of a file, as matplotlib draws it: no formulas, all Unicode."""
-    return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
+    """Return text, such as the name of a file, as matplotlib draws it: no formulas, no controls."""
+    return visible(text.expandtabs(1)).replace("$", r"\$")
 
 
 def check_format(path: Path) -> None:
@@ -116,9 +122,10 @@ def save_figure(figure: Any, path: Path) -> None:
     """
     check_format(path)
     suffix = path.suffix.lower()
-    options = {"format": suffix[1:], "dpi": DPI, "metadata": METADATA[suffix]}
+    dpi = min(DPI, LARGEST / max(figure.get_size_inches()))
+    options = {"format": suffix[1:], "dpi": dpi, "metadata": METADATA[suffix]}
     file = io.BytesIO()
-    with need("matplotlib", "plot").rc_context(STYLE | WRITING):
+    with _styled(STYLE | WRITING):
         figure.savefig(file, **options)
     data = file.getvalue() if suffix != ".svg" else _with_steady_ids(file.getvalue())
     try:

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import warnings
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from gram_hear.evaluation.compare.report import (
 from gram_hear.evaluation.compare.significance import compare_models
 from gram_hear.evaluation.predict.metrics import METRICS, named_metric
 from gram_hear.start import hear_eval
+from gram_hear.style import save_figure
 
 CLASSES = 4
 CLIPS = 80
@@ -586,7 +588,7 @@ def tabulars(text):
         assert {len(row) for row in cells} == {len(alignment)}
         for cell in itertools.chain(*cells):
             outside = re.sub(r"\$[^$]*\$", "", re.sub(r"\\[&%$#_{}]", "", cell))
-            outside = re.sub(r"\\text\w+\{\}|\{[\[\]*]\}", "", outside)
+            outside = re.sub(r"\\text\w+\{\}|\{[\[\]*-]\}", "", outside)
             assert not re.search(r"[\\&%$#_^~<>|\"{}]", outside), cell
         tables.append(cells)
     return tables
@@ -639,7 +641,7 @@ def test_models_go_down_in_latex_where_tasks_are_fewer_and_insignificance_is_mar
     assert r"\pm" not in text
 
 
-@pytest.mark.parametrize("name", ["[a]_b&c%d", "*#{}$x", "~^<|>", "back\\slash", "a -- b"])
+@pytest.mark.parametrize("name", ["[a]_b&c%d", "*#{}$x", "~^<|>", "back\\slash", "a -- b---c"])
 def test_names_are_escaped_in_latex(tmp_path, name):
     try:
         write_run(tmp_path / name / "digits-v1", outputs(40))
@@ -653,8 +655,31 @@ def test_names_are_escaped_in_latex(tmp_path, name):
         back = back.replace(command, each)
     back = back.replace(r"\textasciicircum{}", "^").replace(r"\textless{}", "<")
     back = back.replace(r"\textgreater{}", ">").replace(r"\textbar{}", "|")
-    back = re.sub(r"\{([\[\]*])\}", r"\1", back)
+    assert "--" not in back  # a dash
+    back = re.sub(r"\{([\[\]*-])\}", r"\1", back)
     assert re.sub(r"\\([&%$#_{}])", r"\1", back) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["new\nline", "\x01\x1b[31m", "tab\tand\x85", b"\xff".decode(errors="surrogateescape")]
+)
+def test_names_that_no_text_can_hold_are_shown(tmp_path, name):
+    """With "?" for control characters; lines of tables stay whole."""
+    try:
+        write_run(tmp_path / name / "digits-v1", outputs(40))
+    except (OSError, UnicodeError):
+        pytest.skip("the file system takes no such name")
+    write_run(tmp_path / "other" / "digits-v1", outputs(50))
+    report = made(tmp_path, resamples=199)
+    (rows,) = tabulars(latex_of(report))
+    assert len(rows) == 4
+    markdown = markdown_of(report)
+    assert len({len(line.split(" | ")) for line in markdown.splitlines()[4:8]}) == 1
+    for text in (latex_of(report), markdown):
+        text.encode()
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
+    save_figure(report_figure(report), tmp_path / "report.svg")
+    ElementTree.parse(tmp_path / "report.svg")
 
 
 # --- published ------------------------------------------------------------------------------
@@ -812,6 +837,7 @@ def test_gaps_are_warned_of(root):
         (("--plot", "nowhere/x.png"), "There is no folder nowhere"),
         (("--plot", "x.jpg"), "x.jpg must end in .png, .svg or .pdf."),
         (("-o", "nowhere/x.tex"), "There is no folder nowhere"),
+        *((("-o", folder), "a folder; give the name of the files") for folder in ("", ".", "..")),
     ],
 )
 def test_bad_options_are_refused(root, arguments, words):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gram_hear.errors import count, nearest, short
+from gram_hear.errors import count, nearest, short, visible
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,10 @@ from gram_hear.errors import count, nearest, short
 )
 def test_values_are_shown_on_one_line_of_limited_length(value, most, shown):
     assert short(value, most) == shown
+
+
+def test_control_characters_and_broken_ones_are_question_marks():
+    assert visible("a\tb\n\x1b[1m\x7f\ud800\uffff é鳥🐦") == "a\tb\n?[1m??? é鳥🐦"
 
 
 def test_nouns_follow_their_number():

@@ -148,6 +148,22 @@ def test_python_that_starts_in_a_clone_finds_the_weights():
     assert Path(done.stdout.strip()) == CHECKOUT / "weights" / "__init__.py"
 
 
+@pytest.mark.parametrize("name", ["gram_hear", "setup", "tests"])
+def test_what_lies_beside_the_package_is_no_part_of_it(name):
+    """gram_hear.setup would run setup.py."""
+    assert not hasattr(gram_hear, name)
+
+
+def test_what_the_site_leaves_behind_is_neither_committed_nor_packed():
+    ignored = (CHECKOUT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    made = [line for line in ignored if line.startswith("docs/")]
+    assert "docs/jupyter_execute/" in made  # where myst-nb keeps the notebooks it has read
+    manifest = (CHECKOUT / "MANIFEST.in").read_text(encoding="utf-8")
+    for name in made:
+        way = "prune" if name.endswith("/") else "exclude"
+        assert re.search(rf"^{way} .*{re.escape(name.rstrip('/'))}\b", manifest, re.MULTILINE)
+
+
 def pins(name):
     """The versions of a file of constraints, by the package's name in lower case."""
     lines = (CHECKOUT / name).read_text(encoding="utf-8").splitlines()

@@ -207,6 +207,13 @@ def test_locate_prints_directions_and_draws_them(command, tmp_path, binaural, he
     assert imread(tmp_path / "a.png").shape[:2] == (900, 1440)
 
 
+def test_no_angle_is_minus_zero(command):
+    code, out, err = command("locate", SOUNDS / "binaural_room.flac", "--device", "cpu")
+    assert code == 0, err
+    assert "  0  " in out
+    assert " -0 " not in out
+
+
 @pytest.mark.parametrize(("name", "begin"), [("a.svg", b"<?xml"), ("a.PDF", b"%PDF")])
 def test_pictures_are_vectors_where_the_name_says_so(
     command, tmp_path, binaural, head, name, begin

@@ -1,6 +1,7 @@
 """Pictures of scenes, sounds, windows and directions: what they show, looked up in the figure."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context, rcParams
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from matplotlib.patches import Circle, Polygon, Rectangle
@@ -40,7 +41,7 @@ from gram_hear.scenes.acoustics import BANDS
 from gram_hear.scenes.rendering import Rendered
 from gram_hear.scenes.rooms import Room, Scene
 from gram_hear.scenes.single import MadeScene
-from gram_hear.style import COLOURS, CONFIDENCE, DPI, FORMATS, LEVELS, SIGNED, save_figure
+from gram_hear.style import COLOURS, CONFIDENCE, DPI, FORMATS, LEVELS, SIGNED, drawing, save_figure
 
 pytestmark = pytest.mark.slow
 
@@ -96,10 +97,50 @@ def test_every_format_is_the_same_each_time_and_keeps_its_text(tmp_path):
     assert len(svg) < 1_500_000  # a spectrogram is kept as pixels
 
 
+def test_settings_of_ones_own_change_no_picture(tmp_path):
+    own = {
+        "axes.facecolor": "black",
+        "font.size": 30,
+        "lines.linewidth": 9,
+        "savefig.bbox": "tight",
+        "savefig.facecolor": "black",
+        "text.color": "white",
+        "text.usetex": True,
+        "xtick.color": "white",
+    }
+    for suffix in FORMATS:
+        save_figure(draw_directions(), tmp_path / f"usual{suffix}")
+        with rc_context(own):
+            before = dict(rcParams)
+            save_figure(draw_directions(), tmp_path / f"own{suffix}")
+            assert dict(rcParams) == before
+        drawn, usual = (tmp_path / f"{name}{suffix}" for name in ("own", "usual"))
+        assert drawn.read_bytes() == usual.read_bytes()
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "a", "png"])
 def test_an_unknown_format_is_refused_with_those_that_are_known(tmp_path, name):
     with pytest.raises(OptionError, match=r"must end in \.png, \.svg or \.pdf\.$"):
         save_figure(None, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name", ["\x01\x1b[31m\x08.wav", "a\tb\nc", "$x^{2$", "\ud800\uffff", "[b]:smile:"]
+)
+def test_a_title_of_any_name_makes_a_picture_that_can_be_read(tmp_path, name):
+    with drawing(3, 1, name) as figure:
+        pass
+    save_figure(figure, tmp_path / "a.svg")
+    texts = ["".join(each.itertext()) for each in ElementTree.parse(tmp_path / "a.svg").iter()]
+    shown = re.sub(r"[^\t\n -~]", "?", name).replace("\t", " ").split("\n")
+    assert all(line in texts for line in shown)
+
+
+def test_a_png_is_never_higher_than_matplotlib_can_draw(tmp_path):
+    with drawing(0.1, 400) as figure:
+        pass
+    save_figure(figure, tmp_path / "a.png")
+    assert int.from_bytes((tmp_path / "a.png").read_bytes()[20:24], "big") < 2**16
 
 
 def luminance(colour):

@@ -1,6 +1,9 @@
 """Tables: fitted to a terminal, or plain for a pipe; names are never cut."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -87,6 +90,19 @@ def test_what_a_terminal_has_no_room_for_is_said(monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out.splitlines() == ["Models", "name", "---------", "gram-tiny"]
     assert err == "The terminal is too narrow for the columns more.\n"
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "wide", ""])
+def test_lines_are_printed_however_wide_the_terminal_says_it_is(columns):
+    code = "from gram_hear.console import results, say; say('a line'); say('another', results)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"COLUMNS": columns},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("another\n", "a line\n")
 
 
 def test_rows_of_several_models_stay_beside_their_model():

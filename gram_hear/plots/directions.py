@@ -115,7 +115,7 @@ def _draw_circle(axes: Any, found: Located, limit: float, colours: dict[str, Any
         azimuth, elevation, confidence = found.overall
         _draw_arrow(axes, azimuth, confidence, "-")
         title = (
-            f"Overall: azimuth {azimuth:.0f}°, elevation {elevation:.0f}°\n"
+            f"Overall: azimuth {round(azimuth)}°, elevation {round(elevation)}°\n"
             f"confidence {confidence:.2f}"
         )
         if math.isfinite(doubt := found.overall_mirrored):

@@ -142,4 +142,4 @@ def _cells(direction: "Direction | None") -> tuple[str, str, str]:
         return "silent", "", ""
     azimuth, elevation, confidence = direction
     side = "" if round(azimuth) % 180 == 0 else " left" if azimuth > 0 else " right"
-    return f"{azimuth:.0f}{side}", f"{elevation:.0f}", f"{confidence:.2f}"
+    return f"{round(azimuth)}{side}", f"{round(elevation)}", f"{confidence:.2f}"

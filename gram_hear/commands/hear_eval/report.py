@@ -78,6 +78,8 @@ def report(
             f"--resamples is {resamples}; a p-value needs {significance.FEWEST} or more, and 0 "
             "leaves the test out."
         )
+    if output is not None and output.name in ("", ".."):
+        raise OptionError(f"--output is {output}, a folder; give the name of the files in it too.")
     if output is not None and not output.parent.is_dir():
         raise OptionError(f"There is no folder {output.parent} to write {output.name} into.")
     if plot is not None:

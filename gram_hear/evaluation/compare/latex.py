@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from gram_hear.errors import count
+from gram_hear.errors import count, visible
 from gram_hear.evaluation.compare.significance import LEVEL
 
 if TYPE_CHECKING:
@@ -40,8 +40,9 @@ def latex_of(report: "Report") -> str:
 
 def escape(text: str) -> str:
     """Return text with what LaTeX would take for a command escaped, on one line."""
-    printable = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
-    return re.sub(r"[\\~^<>|\"&%$#_{}\[\]*]", lambda each: ESCAPED[each[0]], printable)
+    line = visible(" ".join(text.split()))
+    escaped = re.sub(r"[\\~^<>|\"&%$#_{}\[\]*]", lambda each: ESCAPED[each[0]], line)
+    return re.sub(r"-(?=-)", "{-}", escaped)  # two would become a dash
 
 
 def _scores(report: "Report") -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from gram_hear.errors import TaskError, count, reason_of, short
+from gram_hear.errors import TaskError, count, reason_of, short, visible
 from gram_hear.evaluation.embed.embeddings import DONE, EMPTY, EMPTY_FILES
 from gram_hear.evaluation.predict.knn import NEIGHBOURS
 from gram_hear.evaluation.predict.score_files import FILES
@@ -274,6 +274,10 @@ def write_results(folder: Path, module: str, results: Sequence[Result]) -> None:
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Return the lines of a table in Markdown."""
+    """Return the lines of a table in Markdown, one for each row."""
+
+    def shown(cell: str) -> str:
+        return visible(" ".join(cell.split())).replace("|", "\\|")
+
     every = (columns, ["---"] * len(columns), *rows)
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in every]
+    return ["| " + " | ".join(map(shown, row)) + " |" for row in every]
