@@ -774,6 +774,15 @@ def test_the_picture_shows_scores_spread_and_dry(root):
     assert panels["digits-v1"].get_xlabel() == "top1_acc (0 to 1)\nhigher is better →"
 
 
+def test_names_of_many_lines_do_not_overlap(tmp_path):
+    for name in ("a", f"b{'n' * 200}", "c", "d"):
+        write_run(tmp_path / name / "digits-v1", outputs(50))
+    figure = report_figure(made(tmp_path))
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert all(one.y0 >= other.y1 for one, other in itertools.pairwise(boxes))
+
+
 def test_long_names_of_tasks_and_models_do_not_overlap(tmp_path):
     for model in (
         "a",
