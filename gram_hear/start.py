@@ -90,8 +90,9 @@ def _run(load: Callable[[], Program]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except UnicodeEncodeError as error:
+        around = error.object[max(0, error.start - 40) : error.end + 40]
         _say(
-            f"error: {error.object!a} holds characters that the system's encoding, "
+            f"error: {around!a} holds characters that the system's encoding, "
             f"{error.encoding}, does not have. Set PYTHONUTF8=1, or another locale."
         )
     except (MemoryError, ImportError, OSError, RuntimeError, SystemError) as error:

@@ -10,6 +10,7 @@ colours are perceptually uniform.
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ FORMATS = (".png", ".svg", ".pdf")  # what the name of a picture may end in
 WIDTH = 7.2  # inches, 183 mm: both columns of a paper
 COLUMN = 3.35  # inches, 85 mm: one of them
 DPI = 200  # of a PNG, and of what an SVG or a PDF holds as pixels
+CHARACTER = 0.079  # inches that a character of a title is wide
 LARGEST = 65_000  # pixels that a PNG is high, at most: matplotlib draws below 2^16
 BLUE, VERMILION, TEAL = "#004488", "#c04a00", "#44aa99"
 COLOURS = (BLUE, VERMILION, TEAL, "#aa4499")
@@ -70,7 +72,8 @@ def drawing(width: float, height: float, title: str = "") -> Iterator[Any]:
 
     Args:
         width, height: inches.
-        title: above all; it may hold the name of a file, with dollars and what is no Unicode.
+        title: above all, on as many lines as it needs; it may hold the name of a file, with dollars
+            and what is no Unicode.
 
     Raises:
         OptionError: where matplotlib is not installed.
@@ -79,7 +82,8 @@ def drawing(width: float, height: float, title: str = "") -> Iterator[Any]:
     with _styled(STYLE):
         figure = figures.Figure(figsize=(width, height), layout="constrained")
         if title:
-            figure.suptitle(printable(title), fontsize=9)
+            lines = textwrap.wrap(title, max(1, int(width / CHARACTER)), expand_tabs=False)
+            figure.suptitle(printable("\n".join(lines)), fontsize=9)
         yield figure
 
 

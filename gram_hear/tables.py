@@ -6,6 +6,8 @@ from itertools import zip_longest
 
 from rich.cells import cell_len
 
+from gram_hear.errors import visible
+
 GAP = "  "  # between columns
 READABLE = 24  # characters: a column is not folded to fewer while others can be left out
 
@@ -65,8 +67,10 @@ def fitted_lines(
 
 
 def _tidy(table: Columns) -> dict[str, list[str]]:
-    """Return a table without runs of spaces, tabs and line breaks."""
-    return {head: [" ".join(cell.split()) for cell in cells] for head, cells in table.items()}
+    """Return a table without runs of spaces, tabs and line breaks, and control characters."""
+    return {
+        head: [visible(" ".join(cell.split())) for cell in cells] for head, cells in table.items()
+    }
 
 
 def _parts(table: Columns, width: int, fold: Collection[str], total: bool) -> list[str]:

@@ -98,8 +98,12 @@ def test_codes_and_other_errors(capsys):
 
 
 def test_a_name_that_the_system_cannot_encode_is_one_line(capsys):
-    assert start(lambda: lambda: "\u0142.wav".encode("ascii") and 0) == 1
-    assert "PYTHONUTF8=1" in capsys.readouterr().err
+    text = f"{'text ' * 100}\u0142.wav{' text' * 100}"
+    assert start(lambda: lambda: text.encode("ascii") and 0) == 1
+    said = capsys.readouterr().err
+    assert "\\u0142.wav" in said
+    assert "PYTHONUTF8=1" in said
+    assert len(said) < 300
 
 
 def test_streams_of_a_process_that_are_gone():

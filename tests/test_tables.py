@@ -73,6 +73,10 @@ def test_wide_characters_and_a_total_are_aligned():
     ]
 
 
+def test_control_characters_take_the_place_that_is_seen():
+    assert plain_lines({"a": ("\x1b\x01", "b"), "c": ("1", "2")}) == ["a   c", "??  1", "b   2"]
+
+
 def test_tables_without_rows():
     assert plain_lines({"a": (), "b": ()}) == ["a  b"]
     assert fitted_lines({"a": (), "b": ()}, 80)[0] == ["a  b", "-  -"]

@@ -90,7 +90,9 @@ def _draw_task(axes: Any, report: Report, task: str, labels: list[str]) -> None:
     """Draw the scores of one task into a panel."""
     comparison = report.comparison
     changes = {each.model: each for each in comparison.changes if each.task == task}
-    for row, model in enumerate(comparison.models):
+    heights = [1 + LINE / ROW * label.count("\n") for label in labels]
+    places = [sum(heights[:n]) + (height - 1) / 2 for n, height in enumerate(heights)]
+    for row, model in zip(places, comparison.models, strict=False):
         score = comparison.scores.get((model, task))
         if score is None or score.value is None:
             continue
@@ -101,15 +103,13 @@ def _draw_task(axes: Any, report: Report, task: str, labels: list[str]) -> None:
         axes.errorbar(
             score.value, row, xerr=score.deviation, fmt="o", color=BLUE, ms=4.5, capsize=2.5, lw=1.2
         )
-    row = len(comparison.models)
-    for other in report.published:
-        if scores := report.published_scores(other):
-            if task in scores:
-                axes.plot(scores[task], row, **PUBLISHED)
-            row += 1
-    axes.set_yticks(range(len(labels)), [printable(label) for label in labels])
+    known = [scores for each in report.published if (scores := report.published_scores(each))]
+    for row, scores in zip(places[len(comparison.models) :], known, strict=True):
+        if task in scores:
+            axes.plot(scores[task], row, **PUBLISHED)
+    axes.set_yticks(places, [printable(label) for label in labels])
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_ylim(sum(heights) - 0.5, -0.5)
     axes.margins(x=0.12)
     axes.grid(axis="both", **GRID)
     axes.set_axisbelow(True)

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from gram_hear.errors import OptionError, count, reason_of
+from gram_hear.errors import OptionError, count, reason_of, visible
 from gram_hear.evaluation.compare.comparison import Change, Comparison, Score
 from gram_hear.evaluation.compare.latex import latex_of
 from gram_hear.evaluation.compare.names import shown_names
@@ -276,7 +276,7 @@ def write_report(report: Report, output: Path) -> list[Path]:
     texts = (markdown_of(report), csv_of(report), json_of(report), latex_of(report))
     paths = [stem.with_name(stem.name + ending) for ending in ENDINGS]
     for path, text in zip(paths, texts, strict=True):
-        write = partial(Path.write_text, data=text, encoding="utf-8", newline="")
+        write = partial(Path.write_text, data=text, encoding="utf-8", errors="replace", newline="")
         try:
             write_whole(path, write)
         except OSError as error:
@@ -302,7 +302,7 @@ def markdown_of(report: Report) -> str:
             seed = "" if run.result.seed is None else str(run.result.seed)
             read.append((report.names[score.model], score.task, seed, str(run.folder)))
     lines += ["## What was read", "", *markdown_table(("model", "task", "seed", "folder"), read)]
-    return "\n".join(lines) + "\n"
+    return visible("\n".join(lines)) + "\n"
 
 
 def _bold(cell: str) -> str:
