@@ -193,6 +193,15 @@ def test_a_module_that_fails_leaves_its_traceback(workdir):
         assert log.read_text().endswith("LibraryError: the codec\nis unknown\n")
 
 
+def test_a_module_that_fails_inside_gram_hear_leaves_its_traceback_too(workdir):
+    code, _, stderr = evaluate("embed", "faulty", "--model-options", '{"fault": "gram"}')
+    assert code == 1
+    log = Path("embeddings") / "faulty-fault=gram" / f"{TASK}-traceback.log"
+    assert "AudioError: a mono model takes one channel" in stderr
+    assert f"The traceback is in {log}" in stderr
+    assert "in get_scene_embeddings" in log.read_text()
+
+
 @pytest.mark.parametrize("command", [("embed", "unloadable"), ("check", "unloadable")])
 def test_a_module_that_cannot_be_loaded_leaves_its_traceback(workdir, monkeypatch, command):
     (workdir / "unloadable.py").write_text(

@@ -51,8 +51,10 @@ class Finding:
     traceback: str = field(default="", compare=False)
 
 
-def _of_error(error: ModuleError, level: Literal["warning", "error"] = "error") -> Finding:
-    return Finding(level, str(error), traceback_of(error))
+def _of_error(
+    name: str, error: ModuleError, level: Literal["warning", "error"] = "error"
+) -> Finding:
+    return Finding(level, str(error), traceback_of(error, name))
 
 
 def check_module(
@@ -73,7 +75,7 @@ def check_module(
     try:
         module = load_model(name, model_path, options, device=device)
     except ModuleError as error:
-        return [_of_error(error)]
+        return [_of_error(name, error)]
     findings = [
         Finding("ok", f"{name} has load_model and the two functions that embed; a model loads.")
     ]
@@ -91,7 +93,7 @@ def check_module(
         try:
             findings += check(module)
         except ModuleError as error:
-            findings.append(_of_error(error))
+            findings.append(_of_error(name, error))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -374,7 +376,7 @@ def _of_refused_channels(module: HearModule, refused: Mapping[str, ModuleError])
         other = f', or set model.multichannel = "{CHANNELS_FIRST}" to get {CHANNELS_FIRST_SHAPE}'
     failure = next(iter(refused.values()))
     return replace(
-        _of_error(failure, "warning"),
+        _of_error(module.name, failure, "warning"),
         text=f"Audio of {' and '.join(refused)} channels is not taken: the module cannot be scored "
         f"on tasks in rooms {' or '.join(ROOMS[each] for each in refused)}. Their clips come as "
         f"{shape}. If the encoder is mono, take the mean over channels in the module, "

@@ -38,7 +38,7 @@ def load_module(module: str, model: str, options: dict[str, Any], device: str) -
     try:
         return load_model(module, model, options, device=device)
     except ModuleError as error:
-        raise ModuleError(f"{error}{log_traceback(traceback_of(error), LOG)}") from error
+        raise ModuleError(f"{error}{log_traceback(traceback_of(error, module), LOG)}") from error
 
 
 # --- embedding ------------------------------------------------------------------------------
@@ -81,7 +81,8 @@ def embed_tasks(
                 )
             log.unlink(missing_ok=True)  # of a run that failed
         except GramError as error:
-            say(f"failed: {folder.name}: {error}{log_traceback(traceback_of(error), log)}")
+            logged = log_traceback(traceback_of(error, module.name), log)
+            say(f"failed: {folder.name}: {error}{logged}")
             failed.append(folder.name)
     return embedded, failed
 

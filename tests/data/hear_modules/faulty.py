@@ -5,6 +5,8 @@ import time
 
 import torch
 
+from gram_hear.errors import AudioError
+
 HOP = 800  # 50 ms
 CALLS = []  # the shape of the audio of each call
 
@@ -61,6 +63,8 @@ def _before(audio, model):
         raise kinds.get(model.fault, RuntimeError)("CUDA out of memory. Tried to allocate 2 GiB")
     if model.fault == "library":
         raise LibraryError("the codec\nis unknown")
+    if model.fault == "gram":
+        raise AudioError("a mono model takes one channel")
     if model.fault == "exit":
         raise SystemExit(0)
     if model.fault == "interrupt":
