@@ -399,7 +399,7 @@ def test_the_table_says_what_it_shows(root):
     assert scores.columns == ("task", "good", "poor")  # more tasks than models: tasks go down
     rows = {row[0]: row[1:] for row in scores.rows}
     assert rows["digits-v1 [↑ top1_acc]"] == ("0.8500 ±0.0354 *", "0.3500 ±0.0354")
-    assert rows["where-v1 [↓ MAE]"] == ("12.0000 ±2.8284 *", "42.0000 ±2.8284 ?")
+    assert rows["where-v1 [↓ MAE (degrees)]"] == ("12.0000 ±2.8284 *", "42.0000 ±2.8284 ?")
     assert rows["noisy-v1 [↑ top1_acc]"] == ("0.6250 ±0.0000 *", "")
     assert rows["average of 1"] == ("0.8500", "0.3500")
     assert rows["mean rank of 2"] == ("1.00", "2.00")
@@ -603,7 +603,7 @@ def test_the_latex_table_has_the_best_in_bold_and_says_what_marks_mean(root):
     ]
     assert scores[2][3] == "--"
     assert scores[3][1:] == [
-        r"$\downarrow$ MAE",
+        r"$\downarrow$ MAE (degrees)",
         r"$\mathbf{12.000} \pm 2.828$",
         r"$42.000 \pm 2.828^{\ddagger}$",
     ]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gram_hear.evaluation.compare.report import Report
+from gram_hear.evaluation.predict.metrics import Metric, named_metric
 from gram_hear.extras import need
 from gram_hear.style import (
     BLACK,
@@ -22,16 +23,6 @@ LONGEST = 24  # characters of a line of a model's name
 ROW, LINE = 0.2, 0.12  # inches: the height of a row, and of each further line of a name
 CHARACTER = 0.065  # inches that a character of a name is wide
 PANEL = 1.7  # inches that a panel is wide, at least
-RANGES = {  # of a metric, with its unit; of all others, from 0 to 1
-    "d_prime": "no bounds",
-    "segment_1s_er": "0 or more",
-    "DOA": "degrees, 0 to 180",
-    "MAE": "degrees, 0 to 180",
-    "DOE": "degrees, 0 to 180",
-    **dict.fromkeys(
-        ["3d_source_local", *(f"3d_source_local_{axis}" for axis in "xyz")], "0 or more"
-    ),
-}
 DRY = {"marker": "o", "mfc": "white", "mec": DARK_GREY, "ms": 4.5, "ls": ""}
 PUBLISHED = {"marker": "x", "color": BLACK, "ms": 4.5, "ls": ""}
 
@@ -114,8 +105,15 @@ def _draw_task(axes: Any, report: Report, task: str, labels: list[str]) -> None:
     axes.grid(axis="both", **GRID)
     axes.set_axisbelow(True)
     better = "higher is better →" if comparison.maximised(task) else "← lower is better"
-    metric = comparison.metric(task)
-    axes.set_xlabel(f"{metric} ({RANGES.get(metric, '0 to 1')})\n{better}")
+    axes.set_xlabel(f"{_in_words(named_metric(comparison.metric(task)))}\n{better}")
+
+
+def _in_words(metric: Metric) -> str:
+    """Return a metric's name with its unit and its range."""
+    low, high = metric.bounds
+    bounds = f"{low} or more" if high is None else f"{low} to {high}"
+    words = [metric.unit, "no bounds" if low is None else bounds]
+    return f"{metric.name} ({', '.join(filter(None, words))})"
 
 
 def _draw_key(figure: Any, report: Report) -> None:
