@@ -21,7 +21,7 @@ from gram_hear.evaluation.compare import significance
 from gram_hear.evaluation.compare.comparison import compare, read_runs
 from gram_hear.evaluation.compare.latex import latex_of
 from gram_hear.evaluation.compare.picture import report_figure
-from gram_hear.evaluation.compare.published import choose_published, read_published
+from gram_hear.evaluation.compare.published import Published, choose_published, read_published
 from gram_hear.evaluation.compare.report import (
     Report,
     csv_of,
@@ -746,6 +746,38 @@ def test_the_picture_shows_scores_spread_and_dry(root):
     assert said == ["score; bar: ± standard deviation over 2 seeds", "score on the dry clips"]
     assert panels["where-v1"].get_xlabel() == "MAE (degrees, 0 to 180)\n← lower is better"
     assert panels["digits-v1"].get_xlabel() == "top1_acc (0 to 1)\nhigher is better →"
+
+
+def test_panels_of_a_metric_share_a_range_within_its_bounds(root):
+    write_run(root / "seed42" / "good" / "easy-v1", outputs(CLIPS))
+    report = made(root, resamples=199)
+    theirs = Published("x", "paper", "", {"digits-v1": 0.1}, {"digits-v1": "top1_acc"})
+    for published in ([], [theirs]):
+        figure = report_figure(Report(report.comparison, report.tests, published))
+        limits = {
+            axes.get_title(loc="left"): axes.get_xlim()
+            for axes in figure.axes
+            if axes.get_visible()
+        }
+        assert limits["digits-v1"] == limits["noisy-v1"] == limits["easy-v1"]
+        low, high = limits["digits-v1"]
+        assert high == 1
+        assert (low < 0.1) == bool(published)
+        low, high = limits["where-v1"]
+        assert 0 <= low < 10
+        assert 44 < high < 60
+
+
+def test_models_that_all_tie_are_said_to_be_equal(tmp_path):
+    for name in "abc":
+        write_run(tmp_path / name / "digits-v1", outputs(40))
+    scores, tests = tables_of(made(tmp_path))
+    assert [row[1] for row in scores.rows] == ["0.5000 *"] * 3
+    assert not any("Holm" in note for note in scores.notes)
+    assert (tests.title, tests.rows) == ("Against the best", [])
+    assert tests.notes == ["All models are equal on every task that several have."]
+    low, high = report_figure(made(tmp_path)).axes[0].get_xlim()
+    assert low < 0.5 < high
 
 
 def test_long_names_of_tasks_and_models_do_not_overlap(tmp_path):

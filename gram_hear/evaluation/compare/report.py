@@ -163,7 +163,7 @@ def _score_notes(report: Report, suffix: dict) -> list[str]:
         notes.append("Without ±: one seed, one test; how much another seed would differ is open.")
     if len(comparison.models) > 1:
         notes.append(f"{BEST}: the best.")
-    if report.tests:
+    if _differing(report):
         notes.append(
             f"{NOT_SIGNIFICANT}: not significantly different from the best (p ≥ {LEVEL} after Holm "
             f"for all pairs of the task). {UNTESTED}: could not be tested. Unmarked: significant."
@@ -205,6 +205,9 @@ def _changes_table(report: Report) -> Table:
 
 def _tests_table(report: Report) -> Table:
     """Return the tests of every model against the best of each task."""
+    title = "Against the best"
+    if not _differing(report):
+        return Table(title, (), [], ["All models are equal on every task that several have."])
     rows: list[tuple[str, ...]] = []
     notes = [
         "A paired permutation test: the two models' outputs on a clip are exchanged, for a random "
@@ -233,7 +236,15 @@ def _tests_table(report: Report) -> Table:
                 (task, shown, best, *numbers, f"{test.p:.4f}", f"{test.adjusted:.4f}", verdict)
             )
     columns = ("task", "model", "the best", "difference", "clips", "p", "adjusted", "")
-    return Table("Against the best", columns, rows, notes)
+    return Table(title, columns, rows, notes)
+
+
+def _differing(report: Report) -> bool:
+    """Whether a model that was tested is not among the best of a task."""
+    comparison = report.comparison
+    return any(
+        report.against_best(model, task) for model in comparison.models for task in comparison.tasks
+    )
 
 
 def _shown(report: Report, text: str) -> str:
