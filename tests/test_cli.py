@@ -198,6 +198,15 @@ def test_models_lists_the_registry(command):
     assert all(name in table for name in names)
 
 
+def test_models_shows_the_channels_that_a_file_has(command):
+    entries = json.loads(command("models", "--json")[1])
+    channels = {each["name"]: (each["channels"], each["audio_channels"]) for each in entries}
+    assert channels["gram-tiny-ambisonics"] == (7, 4)
+    assert channels["gram-tiny"] == (2, 2)
+    cells = {row.split()[0]: row.split()[1] for row in command("models")[1].splitlines()}
+    assert (cells["gram-tiny-ambisonics"], cells["gram-tiny"]) == ("4", "2")
+
+
 def test_info_reads_sizes_from_a_published_file(golden_path, command):
     path = golden_path("gramt_frame_7ch.safetensors")
     facts = json.loads(command("info", path, "--heads", 4, "--json")[1])

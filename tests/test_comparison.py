@@ -22,7 +22,7 @@ from gram_hear.evaluation.compare import significance
 from gram_hear.evaluation.compare.comparison import compare, read_runs
 from gram_hear.evaluation.compare.latex import latex_of
 from gram_hear.evaluation.compare.picture import report_figure
-from gram_hear.evaluation.compare.published import choose_published, read_published
+from gram_hear.evaluation.compare.published import Published, choose_published, read_published
 from gram_hear.evaluation.compare.report import (
     Report,
     csv_of,
@@ -401,7 +401,7 @@ def test_the_table_says_what_it_shows(root):
     assert scores.columns == ("task", "good", "poor")  # more tasks than models: tasks go down
     rows = {row[0]: row[1:] for row in scores.rows}
     assert rows["digits-v1 [↑ top1_acc]"] == ("0.8500 ±0.0354 *", "0.3500 ±0.0354")
-    assert rows["where-v1 [↓ MAE]"] == ("12.0000 ±2.8284 *", "42.0000 ±2.8284 ?")
+    assert rows["where-v1 [↓ MAE (degrees)]"] == ("12.0000 ±2.8284 *", "42.0000 ±2.8284 ?")
     assert rows["noisy-v1 [↑ top1_acc]"] == ("0.6250 ±0.0000 *", "")
     assert rows["average of 1"] == ("0.8500", "0.3500")
     assert rows["mean rank of 2"] == ("1.00", "2.00")
@@ -605,7 +605,7 @@ def test_the_latex_table_has_the_best_in_bold_and_says_what_marks_mean(root):
     ]
     assert scores[2][3] == "--"
     assert scores[3][1:] == [
-        r"$\downarrow$ MAE",
+        r"$\downarrow$ MAE (degrees)",
         r"$\mathbf{12.000} \pm 2.828$",
         r"$42.000 \pm 2.828^{\ddagger}$",
     ]
@@ -781,6 +781,38 @@ def test_names_of_many_lines_do_not_overlap(tmp_path):
     figure.draw_without_rendering()
     boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
     assert all(one.y0 >= other.y1 for one, other in itertools.pairwise(boxes))
+
+
+def test_panels_of_a_metric_share_a_range_within_its_bounds(root):
+    write_run(root / "seed42" / "good" / "easy-v1", outputs(CLIPS))
+    report = made(root, resamples=199)
+    theirs = Published("x", "paper", "", {"digits-v1": 0.1}, {"digits-v1": "top1_acc"})
+    for published in ([], [theirs]):
+        figure = report_figure(Report(report.comparison, report.tests, published))
+        limits = {
+            axes.get_title(loc="left"): axes.get_xlim()
+            for axes in figure.axes
+            if axes.get_visible()
+        }
+        assert limits["digits-v1"] == limits["noisy-v1"] == limits["easy-v1"]
+        low, high = limits["digits-v1"]
+        assert high == 1
+        assert (low < 0.1) == bool(published)
+        low, high = limits["where-v1"]
+        assert 0 <= low < 10
+        assert 44 < high < 60
+
+
+def test_models_that_all_tie_are_said_to_be_equal(tmp_path):
+    for name in "abc":
+        write_run(tmp_path / name / "digits-v1", outputs(40))
+    scores, tests = tables_of(made(tmp_path))
+    assert [row[1] for row in scores.rows] == ["0.5000 *"] * 3
+    assert not any("Holm" in note for note in scores.notes)
+    assert (tests.title, tests.rows) == ("Against the best", [])
+    assert tests.notes == ["All models are equal on every task that several have."]
+    low, high = report_figure(made(tmp_path)).axes[0].get_xlim()
+    assert low < 0.5 < high
 
 
 def test_long_names_of_tasks_and_models_do_not_overlap(tmp_path):

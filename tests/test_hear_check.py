@@ -42,7 +42,7 @@ def test_good_modules_pass(name):
         "Silence",
         "0.1 s can",
         "64 s do not drift",
-        "(n, samples, channels)",
+        "2 and 4 channels, channels last, as from the original kit, is taken",
     ):
         assert sum(words in text for text in texts(findings, "ok")) == 1, words
 
@@ -112,7 +112,26 @@ def test_memory(monkeypatch):
 
 def test_channels_first_are_tried():
     findings = check_module("faulty", options={"fault": "channels"})
-    assert any("2 and 4 channels, channels first" in text for text in texts(findings, "ok"))
+    taken = "2 and 4 channels, channels first, is taken"
+    assert any(taken in text for text in texts(findings, "ok"))
+
+
+@pytest.mark.parametrize("fault", ["mono", "mono, channels first", "sizes of channels"])
+def test_a_module_without_several_channels_is_warned_of_tasks_in_rooms(fault):
+    findings = check_module("faulty", options={"fault": fault})
+    assert texts(findings, "error") == []
+    (warning,) = texts(findings, "warning")
+    first = fault == "mono, channels first"
+    for words in (
+        "2 and 4 channels is not taken: the module cannot be scored on tasks in rooms",
+        "two channels (binaural) or of four channels",
+        f"come as ({'clips, channels, samples' if first else 'clips, samples, channels'})",
+        f"audio.mean(dim={1 if first else 2})",
+        "returned embeddings of shape" if fault == "sizes of channels" else "one channel only",
+    ):
+        assert words in warning
+    assert ('"channels_first" to get (clips, channels, samples)' in warning) != first
+    assert not any("of 2 and 4 channels, " in text for text in texts(findings, "ok"))
 
 
 def test_a_load_model_that_needs_a_path(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import pytest
 from hear_tasks import write_task
 from typer.testing import CliRunner
 
+from gram_hear.commands.hear_eval import tasks_run
 from gram_hear.commands.hear_eval.app import app
 from gram_hear.commands.hear_eval.tasks_run import predict_tasks
 from gram_hear.errors import GramError
@@ -83,7 +84,7 @@ def test_everything_in_one_command(workdir):
     assert first.returncode == 0, first.stderr
     assert "beeps" in first.stdout
     assert "top1_acc" in first.stdout
-    assert "warning" not in first.stderr.lower()
+    assert first.stderr.lower().count("warning") == 1  # of the few test clips
     assert "Traceback" not in first.stderr
     folder = workdir / "embeddings" / "logmel"
     scores = json.loads((folder / TASK / "test.predicted-scores.json").read_text())
@@ -193,6 +194,15 @@ def test_a_module_that_fails_leaves_its_traceback(workdir):
         assert log.read_text().endswith("LibraryError: the codec\nis unknown\n")
 
 
+def test_a_module_that_fails_inside_gram_hear_leaves_its_traceback_too(workdir):
+    code, _, stderr = evaluate("embed", "faulty", "--model-options", '{"fault": "gram"}')
+    assert code == 1
+    log = Path("embeddings") / "faulty-fault=gram" / f"{TASK}-traceback.log"
+    assert "AudioError: a mono model takes one channel" in stderr
+    assert f"The traceback is in {log}" in stderr
+    assert "in get_scene_embeddings" in log.read_text()
+
+
 @pytest.mark.parametrize("command", [("embed", "unloadable"), ("check", "unloadable")])
 def test_a_module_that_cannot_be_loaded_leaves_its_traceback(workdir, monkeypatch, command):
     (workdir / "unloadable.py").write_text(
@@ -225,8 +235,30 @@ def test_few_optimizer_steps_are_warned_of(workdir):
     for limit, warned in (("10", False), ("11", True)):
         _, _, stderr = evaluate(*QUICK[:-1], limit, "--force")
         assert "at most 10 optimizer steps" in stderr
-        assert ("warning" in stderr) == warned
+        assert ("undertrained" in stderr) == warned
     assert evaluate(*QUICK, "--probe", "knn", "--min-steps", "1")[0] == 2  # it takes no steps
+
+
+@pytest.mark.parametrize("probe", [(), ("--probe", "knn")])
+def test_few_test_clips_are_warned_of(workdir, monkeypatch, probe):
+    """Once, where the score counts clips."""
+    options = ("--module", "logmel", *probe) if probe else QUICK
+    _, _, stderr = evaluate(*options)
+    warning = f"warning: {TASK}: 12 test clips: a score moves in steps of 0.08."
+    assert stderr.count(warning) == 1
+    assert "steps of" not in evaluate(*options)[2]  # nothing is predicted
+    monkeypatch.setattr(tasks_run, "FEWEST_CLIPS", 12)
+    assert "steps of" not in evaluate(*options, "--force")[2]
+
+
+def test_few_test_clips_of_folds_are_warned_of(capsys):
+    facts = {"counted_clips": 9, "folds": 5}
+    tasks_run._tell_facts("esc-v1", 0, facts)
+    tasks_run._tell_facts("tags-v1", 0, {})
+    assert capsys.readouterr().err == (
+        "warning: esc-v1: 9 test clips in the smallest fold: the score of that fold moves in steps "
+        "of 0.11.\n"
+    )
 
 
 def test_clips_without_samples(workdir):

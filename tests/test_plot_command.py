@@ -18,6 +18,7 @@ from matplotlib.image import imread
 from gram_hear import localisation, style
 from gram_hear.audio.excerpts import read_excerpt
 from gram_hear.checkpoints.store import encoder_only, load_checkpoint, save_checkpoint
+from gram_hear.commands.gram_hear.locate import _cells
 from gram_hear.hear import Options, from_checkpoint, load_model
 from gram_hear.localisation import Head, Locator, describe_head
 from gram_hear.plots import directions, sound
@@ -191,6 +192,26 @@ def test_an_encoder_alone_does_not_reconstruct(command, tmp_path, binaural):
 
 
 # --- locate ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "cell"),
+    [
+        (0.0, "0 front"),
+        (-0.3, "0 front"),
+        (2.0, "2 front"),
+        (49.0, "49 front left"),
+        (90.0, "90 left"),
+        (153.0, "153 behind left"),
+        (179.7, "180 behind"),
+        (-180.0, "-180 behind"),
+        (-115.0, "-115 behind right"),
+        (-57.0, "-57 front right"),
+        (-70.0, "-70 right"),
+    ],
+)
+def test_directions_are_named_in_front_and_behind(azimuth, cell):
+    assert _cells((azimuth, -0.2, 0.5)) == (cell, "0", "0.50")
 
 
 def test_locate_prints_directions_and_draws_them(command, tmp_path, binaural, head):

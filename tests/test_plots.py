@@ -581,6 +581,30 @@ def test_doubt_between_front_and_back_is_drawn_as_strong_as_it_is():
     assert "mirrored, front to back: 0.30" in polar.get_title()
 
 
+@pytest.mark.parametrize(
+    ("found", "key"),
+    [
+        (located([40.0], doubt=0.3), ["found", "mirrored", "overall", "overall, mirrored"]),
+        (located([40.0], doubt=0.0), ["found", "mirrored", "overall"]),  # too short to be seen
+        (located([90.0]), ["found", "overall"]),  # its own mirror image
+        (located([np.nan]), ["silence"]),
+    ],
+)
+def test_the_key_of_directions_lists_what_is_drawn(found, key):
+    figure = draw_directions(found)
+    [legend] = figure.legends
+    shown = [each.get_text() for each in legend.get_texts()]
+    names = {
+        "direction found in a time step": "found",
+        "mirrored, front to back": "mirrored",
+        "overall direction": "overall",
+    }
+    assert [names.get(each, each) for each in shown] == key
+    [polar] = [each for each in figure.axes if each.name == "polar"]
+    arrows = [line for line in polar.lines if len(line.get_xdata()) == 2]
+    assert len(arrows) == sum("overall" in each for each in key)
+
+
 @pytest.mark.parametrize("confidence", [0.0, 0.05, 0.5])
 def test_low_confidence_does_not_vanish_on_white(confidence):
     found = dataclasses.replace(located([40.0]), confidence=np.array([confidence]))

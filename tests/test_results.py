@@ -95,7 +95,9 @@ def test_results_are_written_for_programs_and_for_people(module_folder):
     assert written["results"][1]["deviation"] == 0.0125
     assert written["results"][2]["score"] is None
     assert written["results"][3]["scores"] == {"test_score": 12.5, "test_MAE": 12.5}
+    assert written["results"][3]["metric"] == "MAE"
     lines = (module_folder / RESULTS_TABLE).read_text().splitlines()
+    assert "| where | MAE (degrees, lower is better) | 12.5000 |  | 1.5 |" in lines
     assert lines[:6] == [
         "# my.module",
         "",

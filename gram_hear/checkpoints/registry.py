@@ -6,7 +6,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from gram_hear.config import LAYOUTS
+from gram_hear.config import AUDIO_CHANNELS, LAYOUT_OF_CHANNELS, LAYOUTS
 from gram_hear.errors import OptionError, nearest
 
 
@@ -41,6 +41,11 @@ class Entry:
     def dated_name(self) -> str | None:
         """The name that keeps its weights when the plain name gets newer ones, or None."""
         return f"{self.name}-{self.date}" if self.date else None
+
+    @property
+    def audio_channels(self) -> int:
+        """Channels of the sound that the model hears: 1, 2 or 4."""
+        return AUDIO_CHANNELS[LAYOUT_OF_CHANNELS[self.channels]]
 
     @property
     def trained(self) -> bool:

@@ -33,6 +33,9 @@ LONG = 64.0  # a multiple of the last of the lengths, so that windows and hops e
 LONGEST_WAIT = 60.0  # seconds that the long clip may take; the last of LENGTHS foretells it
 LARGEST_HOP = 50.0  # ms
 IRREGULAR = 1.0  # ms by which a hop may differ from their mean
+CHANNELS_LAST_SHAPE = "(clips, samples, channels)"
+CHANNELS_FIRST_SHAPE = "(clips, channels, samples)"
+ROOMS = {"2": "of two channels (binaural)", "4": "of four channels (Ambisonic)"}
 SAME = 1e-4  # of the largest value: how far equal embeddings may be apart
 
 
@@ -48,8 +51,10 @@ class Finding:
     traceback: str = field(default="", compare=False)
 
 
-def _of_error(error: ModuleError, level: Literal["warning", "error"] = "error") -> Finding:
-    return Finding(level, str(error), traceback_of(error))
+def _of_error(
+    name: str, error: ModuleError, level: Literal["warning", "error"] = "error"
+) -> Finding:
+    return Finding(level, str(error), traceback_of(error, name))
 
 
 def check_module(
@@ -70,7 +75,7 @@ def check_module(
     try:
         module = load_model(name, model_path, options, device=device)
     except ModuleError as error:
-        return [_of_error(error)]
+        return [_of_error(name, error)]
     findings = [
         Finding("ok", f"{name} has load_model and the two functions that embed; a model loads.")
     ]
@@ -88,7 +93,7 @@ def check_module(
         try:
             findings += check(module)
         except ModuleError as error:
-            findings.append(_of_error(error))
+            findings.append(_of_error(name, error))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -339,30 +344,41 @@ def _check_short(module: HearModule) -> Iterator[Finding]:
 
 
 def _check_channels(module: HearModule) -> Iterator[Finding]:
+    """Hand over sound of several channels, as a task in rooms has it."""
     multichannel = getattr(module.model, "multichannel", None)
-    if not module.multichannel:
-        if multichannel is None:
-            text = "The model has no attribute multichannel: files of several channels come as "
-            yield Finding("ok", f"{text}(n, samples, channels), as from the original kit.")
-        else:
-            yield Finding(
-                "warning",
-                f"The model's multichannel is {multichannel!r}; the one value that counts is "
-                f"{CHANNELS_FIRST!r}. Files of several channels come as (n, samples, channels).",
-            )
-        return
+    if not module.multichannel and multichannel is not None:
+        yield Finding(
+            "warning",
+            f"The model's multichannel is {multichannel!r}; the one value that counts is "
+            f"{CHANNELS_FIRST!r}. Files of several channels come as {CHANNELS_LAST_SHAPE}.",
+        )
     taken: list[str] = []
-    refused: list[ModuleError] = []
+    refused: dict[str, ModuleError] = {}
     for channels in (2, 4):
+        audio = _noise(module, 2, 1.0, channels)
         try:
-            _both(module, _noise(module, 2, 1.0, channels))
+            _both(module, audio if module.multichannel else audio.transpose(0, 2, 1))
             taken.append(str(channels))
         except ModuleError as error:
-            refused.append(error)
+            refused[str(channels)] = error
     if taken:
-        yield Finding("ok", f"Audio of {' and '.join(taken)} channels, channels first, is taken.")
-    for failure in refused:
-        yield replace(
-            _of_error(failure, "warning" if taken else "error"),
-            text=f"Not all channels are taken: {failure}",
-        )
+        order = "first" if module.multichannel else "last, as from the original kit"
+        yield Finding("ok", f"Audio of {' and '.join(taken)} channels, channels {order}, is taken.")
+    if refused:
+        yield _of_refused_channels(module, refused)
+
+
+def _of_refused_channels(module: HearModule, refused: Mapping[str, ModuleError]) -> Finding:
+    """Say from which tasks it keeps a module that it does not take so many channels."""
+    shape, axis, other = CHANNELS_FIRST_SHAPE, 1, ""
+    if not module.multichannel:
+        shape, axis = CHANNELS_LAST_SHAPE, 2
+        other = f', or set model.multichannel = "{CHANNELS_FIRST}" to get {CHANNELS_FIRST_SHAPE}'
+    failure = next(iter(refused.values()))
+    return replace(
+        _of_error(module.name, failure, "warning"),
+        text=f"Audio of {' and '.join(refused)} channels is not taken: the module cannot be scored "
+        f"on tasks in rooms {' or '.join(ROOMS[each] for each in refused)}. Their clips come as "
+        f"{shape}. If the encoder is mono, take the mean over channels in the module, "
+        f"audio.mean(dim={axis}) where audio.dim() is 3{other}. What went wrong: {failure}",
+    )

@@ -22,6 +22,8 @@ AZIMUTHS = {
 ELEVATIONS = {90: "above 90°", 0: "level 0°", -90: "below -90°"}
 LIMITS = (0.25, 0.5, 1.0)  # of the scale of probabilities: the first that all of them are below
 LIKELIEST = {"marker": "o", "s": 15, "edgecolors": BLACK, "linewidths": 0.6, "zorder": 4}
+SHORTEST_ARROW = 0.05  # of the circle's radius: a shorter one is hidden by its tip
+OVERALL = {"-": "overall direction", "--": "overall, mirrored"}  # arrows by their style of line
 MIRRORED = {"marker": "D", "s": 9, "edgecolors": BLACK, "linewidths": 0.4, "zorder": 3}
 
 
@@ -65,7 +67,7 @@ def direction_figure(name: str, excerpt: Excerpt, found: Located) -> Any:
             "(colour, and distance from the centre)"
         )
         bar.outline.set_edgecolor(BLACK)
-        _draw_key(figure, found)
+        _draw_key(figure, found, limit)
     return figure
 
 
@@ -110,18 +112,29 @@ def _draw_circle(axes: Any, found: Located, limit: float, colours: dict[str, Any
     axes.spines["polar"].set_color(LIGHT_GREY)
     axes.grid(**GRID)
     axes.set_axisbelow(True)
+    for style, (angle, length) in _arrows(found, limit).items():
+        _draw_arrow(axes, angle, length, style)
     title = "All time steps are silent"
     if found.overall is not None:
         azimuth, elevation, confidence = found.overall
-        _draw_arrow(axes, azimuth, confidence, "-")
         title = (
             f"Overall: azimuth {round(azimuth)}°, elevation {round(elevation)}°\n"
             f"confidence {confidence:.2f}"
         )
         if math.isfinite(doubt := found.overall_mirrored):
-            _draw_arrow(axes, 180.0 - azimuth, doubt, "--")
             title += f"; mirrored, front to back: {doubt:.2f}"
     axes.set_title(title, pad=8, loc="center")
+
+
+def _arrows(found: Located, limit: float) -> dict[str, tuple[float, float]]:
+    """Return the azimuth and length of the arrows that a circle of this radius has, by style."""
+    if found.overall is None:
+        return {}
+    azimuth, _, confidence = found.overall
+    arrows = {"-": (azimuth, confidence)}
+    if found.overall_mirrored >= SHORTEST_ARROW * limit:  # not where it is NaN
+        arrows["--"] = (180.0 - azimuth, found.overall_mirrored)
+    return arrows
 
 
 def _draw_arrow(axes: Any, azimuth: float, length: float, style: str) -> None:
@@ -135,16 +148,19 @@ def _draw_arrow(axes: Any, azimuth: float, length: float, style: str) -> None:
     )  # fmt: skip
 
 
-def _draw_key(figure: Any, found: Located) -> None:
-    """Say below all what each mark means."""
+def _draw_key(figure: Any, found: Located, limit: float) -> None:
+    """Say below all what each mark that is drawn means."""
     lines, patches = need("matplotlib.lines", "plot"), need("matplotlib.patches", "plot")
     disc = {"marker": "o", "ms": 5, "ls": "", "color": LIGHT_GREY, "mec": BLACK, "mew": 0.6}
     diamond = disc | {"marker": "D", "ms": 3.5}
-    handles = [
-        lines.Line2D([], [], label="direction found in a time step", **disc),
-        lines.Line2D([], [], label="mirrored, front to back", **diamond),
-        lines.Line2D([], [], color=VERMILION, lw=1.8, label="overall direction"),
-        lines.Line2D([], [], color=VERMILION, lw=1.8, ls="--", label="overall, mirrored"),
+    handles = []
+    if np.isfinite(found.azimuth).any():
+        handles.append(lines.Line2D([], [], label="direction found in a time step", **disc))
+    if np.isfinite(found.mirrored).any():
+        handles.append(lines.Line2D([], [], label="mirrored, front to back", **diamond))
+    handles += [
+        lines.Line2D([], [], color=VERMILION, lw=1.8, ls=style, label=OVERALL[style])
+        for style in _arrows(found, limit)
     ]
     if np.isnan(found.azimuth).any():
         handles.append(patches.Patch(color=LIGHT_GREY, lw=0, label="silence"))

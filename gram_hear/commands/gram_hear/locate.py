@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from gram_hear.localisation import Direction, Located
 
 SHORTEST_STEP = 0.01  # seconds
+SECTORS = (  # of 45 degrees, from the front to the left
+    *("front", "front left", "left", "behind left"),
+    *("behind", "behind right", "right", "front right"),
+)
 
 
 def locate(
@@ -141,5 +145,5 @@ def _cells(direction: "Direction | None") -> tuple[str, str, str]:
     if direction is None:
         return "silent", "", ""
     azimuth, elevation, confidence = direction
-    side = "" if round(azimuth) % 180 == 0 else " left" if azimuth > 0 else " right"
-    return f"{round(azimuth)}{side}", f"{round(elevation)}", f"{confidence:.2f}"
+    sector = SECTORS[round(azimuth / 45) % 8]
+    return f"{round(azimuth)} {sector}", f"{round(elevation)}", f"{confidence:.2f}"

@@ -12,6 +12,7 @@ def models(as_json: AsJson = False) -> None:
     """List the registered models.
 
     Their names can be given to every command that takes a model. Bundled models need no download.
+    The channels are those of the sound that a model hears: 1 mono, 2 binaural, 4 Ambisonic.
 
     \b
     Examples:
@@ -22,12 +23,13 @@ def models(as_json: AsJson = False) -> None:
         from gram_hear.checkpoints.registry import list_models
     entries = list_models()
     if as_json:
-        typer.echo(json.dumps([vars(entry) for entry in entries], indent=2))
+        facts = [{**vars(entry), "audio_channels": entry.audio_channels} for entry in entries]
+        typer.echo(json.dumps(facts, indent=2))
         return
     rows = [
         (
             entry.name,
-            str(entry.channels),
+            str(entry.audio_channels),
             entry.patching,
             entry.description,
             entry.repository or ("(bundled)" if entry.file else "(built from a seed)"),

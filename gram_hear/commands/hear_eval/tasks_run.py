@@ -10,7 +10,7 @@ import typer
 
 from gram_hear.commands.hear_eval.options import LOG, TRACEBACK_LOG, log_traceback
 from gram_hear.console import print_table, progress_bar, say
-from gram_hear.errors import GramError, ModuleError, some
+from gram_hear.errors import GramError, ModuleError, count, some
 from gram_hear.evaluation.compare.results import (
     RESULTS_FILE,
     columns_of,
@@ -32,13 +32,15 @@ from gram_hear.evaluation.predict.shallow import ShallowProbe
 from gram_hear.jobs.locks import POLL
 from gram_hear.tasks import METADATA, Task, read_task
 
+FEWEST_CLIPS = 50  # with fewer test clips, the steps of a score are said
+
 
 def load_module(module: str, model: str, options: dict[str, Any], device: str) -> HearModule:
     """Load a HEAR module; the traceback of one that fails is kept."""
     try:
         return load_model(module, model, options, device=device)
     except ModuleError as error:
-        raise ModuleError(f"{error}{log_traceback(traceback_of(error), LOG)}") from error
+        raise ModuleError(f"{error}{log_traceback(traceback_of(error, module), LOG)}") from error
 
 
 # --- embedding ------------------------------------------------------------------------------
@@ -81,7 +83,8 @@ def embed_tasks(
                 )
             log.unlink(missing_ok=True)  # of a run that failed
         except GramError as error:
-            say(f"failed: {folder.name}: {error}{log_traceback(traceback_of(error), log)}")
+            logged = log_traceback(traceback_of(error, module.name), log)
+            say(f"failed: {folder.name}: {error}{logged}")
             failed.append(folder.name)
     return embedded, failed
 
@@ -121,7 +124,7 @@ def predict_tasks(folders: Sequence[Path], probe: Probe, force: bool, min_steps:
                 if is_predicted(folder, probe, force):
                     say(f"{folder.name} is predicted already.")
                     continue
-                tell = partial(_tell_steps, folder.name, min_steps)
+                tell = partial(_tell_facts, folder.name, min_steps)
                 with progress_bar(f"predict {folder.name}", "grid points and folds") as progress:
                     predict_task(folder, probe, progress, tell)
             except TaskHeldError:
@@ -135,6 +138,16 @@ def predict_tasks(folders: Sequence[Path], probe: Probe, force: bool, min_steps:
             say(f"Waiting for another run, which is predicting {some([f.name for f in held])}.")
         waiting = held
     return failed
+
+
+def _tell_facts(name: str, min_steps: int, facts: Mapping[str, Any]) -> None:
+    """Say what must be known of a task's score before it is there."""
+    _tell_steps(name, min_steps, facts)
+    if (clips := facts.get("counted_clips", FEWEST_CLIPS)) < FEWEST_CLIPS:
+        several = facts["folds"] > 1
+        said = f"{count(clips, 'test clip')}{' in the smallest fold' if several else ''}"
+        whose = "the score of that fold" if several else "a score"
+        say(f"warning: {name}: {said}: {whose} moves in steps of {1 / clips:.2f}.")
 
 
 def _tell_steps(name: str, min_steps: int, facts: Mapping[str, Any]) -> None:

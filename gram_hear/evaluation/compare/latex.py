@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from gram_hear.errors import count, visible
+from gram_hear.evaluation.compare.comparison import Comparison
 from gram_hear.evaluation.compare.significance import LEVEL
+from gram_hear.evaluation.predict.metrics import named_metric
 
 if TYPE_CHECKING:
     from gram_hear.evaluation.compare.report import Report
@@ -47,11 +49,7 @@ def escape(text: str) -> str:
 
 def _scores(report: "Report") -> str:
     comparison, names = report.comparison, report.names
-    metrics = [
-        rf"$\{'uparrow' if comparison.maximised(task) else 'downarrow'}$ "
-        f"{escape(comparison.metric(task))}"
-        for task in comparison.tasks
-    ]
+    metrics = [_marked_metric(comparison, task) for task in comparison.tasks]
     heads = [escape(names[model]) for model in comparison.models]
     body = [
         [_cell(report, model, task) for task in comparison.tasks] for model in comparison.models
@@ -81,6 +79,12 @@ def _scores(report: "Report") -> str:
         head = [["Model", *tasks], ["", *metrics]]
         aligned = "l" + "c" * len(tasks)
     return _table(aligned, head, rows, _caption(report), "tab:scores")
+
+
+def _marked_metric(comparison: Comparison, task: str) -> str:
+    """Return a task's metric with its unit, and which way is better."""
+    metric = named_metric(comparison.metric(task))
+    return rf"$\{'uparrow' if metric.maximise else 'downarrow'}$ {escape(metric.title)}"
 
 
 def _add(body: list[list[str]], column: Iterable[str]) -> None:
@@ -139,11 +143,10 @@ def _changes(report: "Report") -> str:
     rows = []
     for each in comparison.changes:
         spread = "" if each.deviation is None else rf" \pm {each.deviation:.3f}"
-        arrow = "uparrow" if comparison.maximised(each.task) else "downarrow"
         rows.append(
             [
                 escape(each.task),
-                rf"$\{arrow}$ {escape(comparison.metric(each.task))}",
+                _marked_metric(comparison, each.task),
                 escape(report.names[each.model]),
                 *(f"${value:.3f}$" for value in (each.dry, each.value)),
                 f"${each.difference:+.3f}{spread}$",

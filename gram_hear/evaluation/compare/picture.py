@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gram_hear.evaluation.compare.report import Report
+from gram_hear.evaluation.predict.metrics import Metric, named_metric
 from gram_hear.extras import need
 from gram_hear.style import (
     BLACK,
@@ -22,18 +23,9 @@ LONGEST = 24  # characters of a line of a model's name
 ROW, LINE = 0.2, 0.12  # inches: the height of a row, and of each further line of a name
 CHARACTER = 0.065  # inches that a character of a name is wide
 PANEL = 1.7  # inches that a panel is wide, at least
-RANGES = {  # of a metric, with its unit; of all others, from 0 to 1
-    "d_prime": "no bounds",
-    "segment_1s_er": "0 or more",
-    "DOA": "degrees, 0 to 180",
-    "MAE": "degrees, 0 to 180",
-    "DOE": "degrees, 0 to 180",
-    **dict.fromkeys(
-        ["3d_source_local", *(f"3d_source_local_{axis}" for axis in "xyz")], "0 or more"
-    ),
-}
-DRY = {"marker": "o", "mfc": "white", "mec": DARK_GREY, "ms": 4.5, "ls": ""}
-PUBLISHED = {"marker": "x", "color": BLACK, "ms": 4.5, "ls": ""}
+DRY = {"marker": "o", "mfc": "white", "mec": DARK_GREY, "ms": 4.5, "ls": "", "clip_on": False}
+PUBLISHED = {"marker": "x", "color": BLACK, "ms": 4.5, "ls": "", "clip_on": False}
+MARGIN = 0.12  # of a range, left free on either side
 
 
 def plot_report(report: Report, path: Path) -> None:
@@ -48,9 +40,10 @@ def plot_report(report: Report, path: Path) -> None:
 def report_figure(report: Report) -> Any:
     """Return a matplotlib figure of a report.
 
-    A panel for each task. A disc is the score, its bar the standard deviation; a circle that of
-    the dry clips, where the task is one of scenes; published scores are crosses. The picture of
-    one task is as wide as a column of a paper, that of several as a page.
+    A panel for each task; those of one metric have one range. A disc is the score, its bar the
+    standard deviation; a circle that of the dry clips, where the task is one of scenes; published
+    scores are crosses. The picture of one task is as wide as a column of a paper, that of several
+    as a page.
 
     Raises:
         OptionError: where matplotlib is not installed.
@@ -74,6 +67,7 @@ def report_figure(report: Report) -> Any:
             axes.set_visible(False)
         for axes, task, title in zip(panels.flat, comparison.tasks, titles, strict=False):
             _draw_task(axes, report, task, labels)
+            axes.set_xlim(_range_of(report, comparison.metric(task)))
             axes.set_title(printable(title))
         _draw_key(figure, report)
     return figure
@@ -100,9 +94,10 @@ def _draw_task(axes: Any, report: Report, task: str, labels: list[str]) -> None:
             dry = changes[model].dry
             axes.plot([dry, score.value], [row, row], color=DARK_GREY, lw=0.8, zorder=1)
             axes.plot(dry, row, zorder=2, **DRY)
-        axes.errorbar(
+        bar = axes.errorbar(
             score.value, row, xerr=score.deviation, fmt="o", color=BLUE, ms=4.5, capsize=2.5, lw=1.2
         )
+        bar.lines[0].set_clip_on(False)  # the disc, where it lies on the edge
     known = [scores for each in report.published if (scores := report.published_scores(each))]
     for row, scores in zip(places[len(comparison.models) :], known, strict=True):
         if task in scores:
@@ -110,12 +105,36 @@ def _draw_task(axes: Any, report: Report, task: str, labels: list[str]) -> None:
     axes.set_yticks(places, [printable(label) for label in labels])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(sum(heights) - 0.5, -0.5)
-    axes.margins(x=0.12)
     axes.grid(axis="both", **GRID)
     axes.set_axisbelow(True)
     better = "higher is better →" if comparison.maximised(task) else "← lower is better"
-    metric = comparison.metric(task)
-    axes.set_xlabel(f"{metric} ({RANGES.get(metric, '0 to 1')})\n{better}")
+    axes.set_xlabel(f"{_in_words(named_metric(comparison.metric(task)))}\n{better}")
+
+
+def _range_of(report: Report, metric: str) -> tuple[float, float]:
+    """Return the range that the panels of a metric have: that of all its scores, within bounds."""
+    comparison = report.comparison
+    tasks = [task for task in comparison.tasks if comparison.metric(task) == metric]
+    shown = [change.dry for change in comparison.changes if change.task in tasks]
+    for score in comparison.scores.values():
+        if score.task in tasks and score.value is not None:
+            spread = score.deviation or 0.0
+            shown += [score.value - spread, score.value + spread]
+    for other in report.published:
+        shown += [value for task, value in report.published_scores(other).items() if task in tasks]
+    least, most = named_metric(metric).bounds
+    low, high = min(shown, default=least or 0.0), max(shown, default=most or 1.0)
+    margin = MARGIN * (high - low or abs(high) or 1.0)
+    low, high = low - margin, high + margin
+    return low if least is None else max(low, least), high if most is None else min(high, most)
+
+
+def _in_words(metric: Metric) -> str:
+    """Return a metric's name with its unit and its range."""
+    low, high = metric.bounds
+    bounds = f"{low} or more" if high is None else f"{low} to {high}"
+    words = [metric.unit, "no bounds" if low is None else bounds]
+    return f"{metric.name} ({', '.join(filter(None, words))})"
 
 
 def _draw_key(figure: Any, report: Report) -> None:

@@ -17,6 +17,7 @@ from gram_hear.evaluation.compare.names import shown_names
 from gram_hear.evaluation.compare.published import Published
 from gram_hear.evaluation.compare.results import markdown_table
 from gram_hear.evaluation.compare.significance import LEVEL, PairTest
+from gram_hear.evaluation.predict.metrics import named_metric
 from gram_hear.jobs.writing import write_whole
 
 ENDINGS = (".md", ".csv", ".json", ".tex")
@@ -89,10 +90,7 @@ def _scores_table(report: Report) -> Table:
         [_cell(report, model, task, suffix) for task in comparison.tasks]
         for model in comparison.models
     ]
-    heads = [
-        f"{task} [{_arrow(comparison, task)} {comparison.metric(task)}]"
-        for task in comparison.tasks
-    ]
+    heads = [f"{task} [{_marked_metric(comparison, task)}]" for task in comparison.tasks]
     if comparison.averages:
         heads.append(f"average of {len(comparison.averaged)}")
         for row, model in zip(body, comparison.models, strict=True):
@@ -111,8 +109,10 @@ def _scores_table(report: Report) -> Table:
     return Table("Scores", ("model", *heads), rows, _score_notes(report, suffix))
 
 
-def _arrow(comparison: Comparison, task: str) -> str:
-    return "↑" if comparison.maximised(task) else "↓"
+def _marked_metric(comparison: Comparison, task: str) -> str:
+    """Return a task's metric with its unit, and which way is better."""
+    metric = named_metric(comparison.metric(task))
+    return f"{'↑' if metric.maximise else '↓'} {metric.title}"
 
 
 def _spread_suffixes(comparison: Comparison) -> dict[tuple[str | None, int], str]:
@@ -163,7 +163,7 @@ def _score_notes(report: Report, suffix: dict) -> list[str]:
         notes.append("Without ±: one seed, one test; how much another seed would differ is open.")
     if len(comparison.models) > 1:
         notes.append(f"{BEST}: the best.")
-    if report.tests:
+    if _differing(report):
         notes.append(
             f"{NOT_SIGNIFICANT}: not significantly different from the best (p ≥ {LEVEL} after Holm "
             f"for all pairs of the task). {UNTESTED}: could not be tested. Unmarked: significant."
@@ -185,7 +185,7 @@ def _changes_table(report: Report) -> Table:
     rows: list[tuple[str, ...]] = [
         (
             change.task,
-            f"{_arrow(comparison, change.task)} {comparison.metric(change.task)}",
+            _marked_metric(comparison, change.task),
             report.names[change.model],
             f"{change.dry:.4f}",
             f"{change.value:.4f}",
@@ -205,6 +205,9 @@ def _changes_table(report: Report) -> Table:
 
 def _tests_table(report: Report) -> Table:
     """Return the tests of every model against the best of each task."""
+    title = "Against the best"
+    if not _differing(report):
+        return Table(title, (), [], ["All models are equal on every task that several have."])
     rows: list[tuple[str, ...]] = []
     notes = [
         "A paired permutation test: the two models' outputs on a clip are exchanged, for a random "
@@ -233,7 +236,15 @@ def _tests_table(report: Report) -> Table:
                 (task, shown, best, *numbers, f"{test.p:.4f}", f"{test.adjusted:.4f}", verdict)
             )
     columns = ("task", "model", "the best", "difference", "clips", "p", "adjusted", "")
-    return Table("Against the best", columns, rows, notes)
+    return Table(title, columns, rows, notes)
+
+
+def _differing(report: Report) -> bool:
+    """Whether a model that was tested is not among the best of a task."""
+    comparison = report.comparison
+    return any(
+        report.against_best(model, task) for model in comparison.models for task in comparison.tasks
+    )
 
 
 def _shown(report: Report, text: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from gram_hear.errors import TaskError, count, reason_of, short, visible
 from gram_hear.evaluation.embed.embeddings import DONE, EMPTY, EMPTY_FILES
 from gram_hear.evaluation.predict.knn import NEIGHBOURS
+from gram_hear.evaluation.predict.metrics import describe_metric
 from gram_hear.evaluation.predict.score_files import FILES
 from gram_hear.jobs.locks import LOCK, wait_for_lock
 from gram_hear.jobs.writing import remove_leftovers, write_json, write_text
@@ -226,7 +227,7 @@ def rows_of(results: Sequence[Result]) -> list[tuple[str, ...]]:
 def _cells(result: Result) -> dict[str, str]:
     return {
         "task": result.task,
-        "metric": result.metric,
+        "metric": describe_metric(result.metric),
         "score": "undefined" if result.score is None else f"{result.score:.4f}",
         "deviation": _decimals(result.deviation, ".4f"),
         "dry": _decimals(result.dry, ".4f"),

@@ -99,10 +99,23 @@ def _foreign(failure: str, *, memory_is_short: bool = False) -> Iterator[None]:
         raise ModuleError(f"{failure}: {_reason(error)}") from error
 
 
-def traceback_of(error: BaseException) -> str:
-    """Return the traceback of other people's code behind an error; "" where there is none."""
+def is_ours(name: str) -> bool:
+    """Whether the module of this name is gram_hear, or in it."""
+    return name.split(".")[0] == OURS
+
+
+def traceback_of(error: BaseException, name: str) -> str:
+    """Return the traceback of other people's code behind an error; "" where there is none.
+
+    Args:
+        error: whatever was raised.
+        name: of the module. What gram_hear raises on purpose needs no traceback if it was asked
+            itself, and one if other people's module called it.
+    """
     cause = error.__cause__
-    if not isinstance(error, ModuleError) or cause is None or isinstance(cause, GramError):
+    if not isinstance(error, ModuleError) or cause is None:
+        return ""
+    if is_ours(name) and isinstance(cause, GramError):
         return ""
     return "".join(traceback.format_exception(cause))
 
@@ -203,7 +216,7 @@ class HearModule:
     @cached_property
     def weights(self) -> str:
         """:attr:`model_digest`; for gram_hear, whose models have names, that of what it loaded."""
-        if self.name.split(".")[0] == OURS:
+        if is_ours(self.name):
             return self.model.source.sha256() or self.model_digest
         return self.model_digest
 
@@ -429,7 +442,7 @@ def _slug(text: str) -> str:
 def _code_of(name: str) -> str:
     """Return what :attr:`HearModule.code` is, of an imported module."""
     parts = name.split(".")
-    if parts[0] == OURS:
+    if is_ours(name):
         return f"gram-hear {version('gram-hear')}, embeddings {EMBEDDINGS}"
     # From the outermost package on: its modules import each other. Some are mere folders.
     names = [".".join(parts[: i + 1]) for i in range(len(parts))]

@@ -36,6 +36,8 @@ class Metric:
         of_all: its value where it can only be computed of all clips together. Both are None for
             events.
         parts: what score files list beside it, as ``<name>_<part>``; the first equals the metric.
+        unit: "" for a share or a plain number.
+        bounds: the least and the greatest value; None where there is no bound.
     """
 
     name: str
@@ -44,6 +46,13 @@ class Metric:
     per_clip: Measure | None = None
     of_all: Measure | None = None
     parts: tuple[str, ...] = ()
+    unit: str = ""
+    bounds: tuple[int | None, int | None] = (0, 1)
+
+    @property
+    def title(self) -> str:
+        """The name with the unit, for people."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -190,6 +199,7 @@ def _axis_errors(axis: int) -> Measure:
 
 # --- the registry ---------------------------------------------------------------------------
 
+DEGREES: dict[str, Any] = {"unit": "degrees", "bounds": (0, 180)}
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -198,16 +208,19 @@ METRICS: dict[str, Metric] = {
         Metric("chroma_acc", True, "multiclass", same_chroma),
         Metric("mAP", True, "multilabel", of_all=_mean(class_average_precision)),
         Metric("aucroc", True, "multilabel", of_all=_mean(class_auc)),
-        Metric("d_prime", True, "multilabel", of_all=d_prime),
+        Metric("d_prime", True, "multilabel", of_all=d_prime, bounds=(None, None)),
         *(Metric(name, True, "event", parts=F_MEASURE) for name in COLLARS),
-        Metric(SEGMENT_METRIC, False, "event", parts=("error_rate",)),
-        Metric("DOA", False, "localisation", chord_errors),
-        Metric("MAE", False, "localisation", angular_errors),
-        Metric("DOE", False, "localisation", of_all=_median_angle),
-        Metric("3d_source_local", False, "localisation", absolute_errors),
-        Metric("3d_source_local_x", False, "localisation", _axis_errors(0)),
-        Metric("3d_source_local_y", False, "localisation", _axis_errors(1)),
-        Metric("3d_source_local_z", False, "localisation", _axis_errors(2)),
+        Metric(SEGMENT_METRIC, False, "event", parts=("error_rate",), bounds=(0, None)),
+        Metric("DOA", False, "localisation", chord_errors, **DEGREES),
+        Metric("MAE", False, "localisation", angular_errors, **DEGREES),
+        Metric("DOE", False, "localisation", of_all=_median_angle, **DEGREES),
+        *(
+            Metric(name, False, "localisation", measure, bounds=(0, None))
+            for name, measure in (
+                ("3d_source_local", absolute_errors),
+                *((f"3d_source_local_{axis}", _axis_errors(i)) for i, axis in enumerate("xyz")),
+            )
+        ),
     )
 }
 
@@ -224,6 +237,14 @@ def named_metric(name: str) -> Metric:
             f"{nearest(name, METRICS)}"
         )
     return METRICS[name]
+
+
+def describe_metric(name: str) -> str:
+    """Return a metric's name with what readers must know: its unit, and that less is better."""
+    metric = METRICS.get(name)
+    known = [metric.unit, "" if metric.maximise else "lower is better"] if metric else []
+    words = ", ".join(filter(None, known))
+    return f"{name} ({words})" if words else name
 
 
 def scene_scores(

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from gram_hear.errors import TaskError, reason_of, short
 from gram_hear.evaluation.predict.data import TaskData, open_task
 from gram_hear.evaluation.predict.folds import Fold, folds_of
+from gram_hear.evaluation.predict.metrics import named_metric
 from gram_hear.evaluation.predict.score_files import (
     ProbeFiles,
     publish,
@@ -106,7 +107,9 @@ def predict_task(
         probe: a :class:`~gram_hear.evaluation.predict.shallow.ShallowProbe`, or a
             :class:`~gram_hear.evaluation.predict.knn.NeighbourProbe`.
         progress: called when a grid point or a fold is done.
-        tell: called with :meth:`Probe.facts` before the first fold.
+        tell: called with :meth:`Probe.facts` before the first fold; where the score is a share of
+            the test clips, also with ``counted_clips``, the fewest that a fold is tested on, and
+            ``folds``, how many there are.
 
     Returns:
         What the score file holds.
@@ -142,6 +145,14 @@ def _unfinished(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def _counted(data: TaskData, folds: Sequence[Fold]) -> dict[str, int]:
+    """Return how many test clips the score is a share of; nothing where it is another number."""
+    if named_metric(data.task.evaluation[0]).kind != "multiclass":
+        return {}
+    fewest = min(len(data[fold.test].targets) for fold in folds)
+    return {"counted_clips": fewest, "folds": len(folds)}
+
+
 def _predict(
     task: Task,
     probe: Probe,
@@ -154,7 +165,7 @@ def _predict(
     folds = folds_of(task, probe.validates)
     data = open_task(task, set().union(*(fold.splits for fold in folds)))
     facts = probe.facts(data)
-    tell(facts)
+    tell({**facts, **_counted(data, folds)})
     results, hparams = probe.score(data, folds, unfinished, progress)
     scores = score_content(task, results, hparams)
     directions = task.kind == "localisation"

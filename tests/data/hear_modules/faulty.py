@@ -5,6 +5,8 @@ import time
 
 import torch
 
+from gram_hear.errors import AudioError
+
 HOP = 800  # 50 ms
 CALLS = []  # the shape of the audio of each call
 
@@ -46,7 +48,7 @@ def load_model(model_file_path="", fault="", largest=0, kill_after=0, log="", pa
     if fault == "no size":
         model = torch.nn.Linear(1, 1)
         model.sample_rate = 16000
-    if fault == "channels":
+    if fault in ("channels", "mono, channels first"):
         model.multichannel = "channels_first"
     if fault == "multichannel":
         model.multichannel = "channels_last"
@@ -61,6 +63,8 @@ def _before(audio, model):
         raise kinds.get(model.fault, RuntimeError)("CUDA out of memory. Tried to allocate 2 GiB")
     if model.fault == "library":
         raise LibraryError("the codec\nis unknown")
+    if model.fault == "gram":
+        raise AudioError("a mono model takes one channel")
     if model.fault == "exit":
         raise SystemExit(0)
     if model.fault == "interrupt":
@@ -79,6 +83,10 @@ def _before(audio, model):
 
 
 def _mono(audio, model):
+    if model.fault.startswith("mono") and audio.dim() == 3:
+        raise ValueError("one channel only")
+    if model.fault == "sizes of channels" and audio.dim() == 3:
+        return audio.flatten(0, 1)
     channel_axis = 1 if model.fault == "channels" else 2
     return audio.mean(dim=channel_axis) if audio.dim() == 3 else audio
 
