@@ -70,7 +70,12 @@ def report(
     """
     with importing():
         from gram_hear.evaluation.compare import significance
-        from gram_hear.evaluation.compare.comparison import compare, read_runs, warn_of_gaps
+        from gram_hear.evaluation.compare.comparison import (
+            compare,
+            read_runs,
+            warn_of_gaps,
+            warn_of_mixtures,
+        )
         from gram_hear.evaluation.compare.picture import plot_report
         from gram_hear.evaluation.compare.report import Report, json_of, write_report
     if 0 < resamples < significance.FEWEST or resamples < 0:
@@ -85,6 +90,7 @@ def report(
     others = _published(published, published_file)
     comparison = compare(read_runs(folders, names_in(task) or []))
     warn_of_gaps(comparison)
+    warn_of_mixtures(comparison)
     tests: list[PairTest] = []
     if resamples and len(comparison.models) > 1:
         with progress_bar("test", "pairs of models") as progress:
