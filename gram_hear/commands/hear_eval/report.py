@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gram_hear.console import PICTURE, AsJson, Tasks, names_in, print_table, progress_bar, say
+from gram_hear.console import PICTURE, AsJson, names_in, print_table, progress_bar, say
 from gram_hear.errors import OptionError
 from gram_hear.start import importing
 from gram_hear.style import check_picture
@@ -27,7 +27,14 @@ def report(
             "model with different seeds are taken together."
         ),
     ],
-    task: Tasks = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Report only this task. For several, write --task a,b or --task a --task b. A "
+            "short name, such as sounds for sounds-v1-full, takes its tasks in scenes too.",
+            show_default="all tasks",
+        ),
+    ] = None,
     published: Annotated[
         list[str] | None,
         typer.Option(
