@@ -109,7 +109,9 @@ Tasks = Annotated[
     list[str] | None,
     typer.Option(
         "--task",
-        help="Use only this task. For several, write --task a,b or --task a --task b.",
+        help="Use only this task. For several, write --task a,b or --task a --task b. A short "
+        "name, such as sounds for sounds-v1-full, means the dry task alone. Names of tasks in "
+        "scenes, such as sounds-v1-full-binaural, must be written in full.",
         show_default="all tasks",
     ),
 ]
@@ -214,7 +216,7 @@ def print_table(
 
 @contextmanager
 def progress_bar(description: str, unit: str) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on stderr.
+    """Show a progress bar on stderr; that of a step that fails vanishes.
 
     Yields:
         The function that moves it: ``move(done, total)``; ``note="3.0 s/s"`` is shown beside.
@@ -226,10 +228,19 @@ def progress_bar(description: str, unit: str) -> Iterator[Callable[..., None]]:
         TextColumn(f"{unit} {{task.fields[note]}}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=messages) as bar:
-        task = bar.add_task(description, total=None, note="")
+    bar = Progress(*columns, console=messages)
+    task = bar.add_task(description, total=None, note="")
 
-        def move(done: float, total: float, note: str = "") -> None:
-            bar.update(task, completed=done, total=total, note=note)
+    def move(done: float, total: float, note: str = "") -> None:
+        bar.update(task, completed=done, total=total, note=note)
 
+    bar.start()
+    stop = bar.stop
+    try:
         yield move
+    except Exception:
+        bar.live.transient = True
+        stop = bar.live.stop  # without the empty line that a file would get
+        raise
+    finally:
+        stop()

@@ -55,8 +55,14 @@ BELOW_LOUDEST = 40.0  # and dB below the clip's loudest row from which it is
 NEAR = 25.0  # degrees around the likeliest direction that its mean is taken over
 SHARPNESS = 30.0  # of the von Mises-Fisher kernel that directions are smoothed with: 10 degrees
 BLOCK_SECONDS = 60.0  # of sound whose windows are held at once
+DOUBTFUL = 0.2  # confidence below which an answer may be on the wrong side
+ONE_DIRECTION = 0.75  # least agreement of time steps that hear one source in one place
 STRATEGIES = ("raw", "mean")  # cls says the same of a whole window
-COLUMNS = ("time_s", "azimuth_deg", "elevation_deg", "confidence", "level_dbfs", "silent")
+MIRRORED_COLUMNS = ("mirrored_azimuth_deg", "mirrored_probability")
+COLUMNS = (
+    *("time_s", "azimuth_deg", "elevation_deg", "confidence", "level_dbfs", "silent"),
+    *MIRRORED_COLUMNS,
+)
 
 Direction = tuple[float, float, float]  # azimuth and elevation in degrees, and confidence
 
@@ -154,6 +160,11 @@ def near_mirrored(
     return np.where(apart, np.where(near, probabilities, 0.0).sum(axis=-1), np.nan)
 
 
+def mirrored_azimuth(azimuth: float) -> float:
+    """Return an azimuth in degrees mirrored from front to back, in (-180, 180]."""
+    return (-180.0 if azimuth < 0 else 180.0) - azimuth
+
+
 def pooled(probabilities: np.ndarray) -> np.ndarray:
     """Return the probabilities (directions,) that one or more rows (n, directions) give together.
 
@@ -195,28 +206,33 @@ class Located:
     def table(self, start: float = 0.0) -> list[dict[str, Any]]:
         """Return a dict for each row, with rounded numbers, as ``gram-hear locate --json`` has it.
 
-        The keys are ``time_s``, ``azimuth_deg``, ``elevation_deg``, ``confidence``, ``level_dbfs``
-        and ``silent``. What a silent row lacks is None. ``start`` seconds are added to the times.
+        The keys are ``time_s``, ``azimuth_deg``, ``elevation_deg``, ``confidence``, ``level_dbfs``,
+        ``silent``, ``mirrored_azimuth_deg`` and ``mirrored_probability``. What a silent row lacks
+        is None. ``start`` seconds are added to the times.
         """
         times = start + self.timestamps / 1000
+        mirrored = self.mirrored
+        azimuths = np.where(np.isnan(mirrored), np.nan, [*map(mirrored_azimuth, self.azimuth)])
         columns = (times, self.azimuth, self.elevation, self.confidence, self.level)
         rows = []
-        for silent, *values in zip(self.silent.tolist(), *columns, strict=True):
+        for silent, *values in zip(self.silent.tolist(), *columns, azimuths, mirrored, strict=True):
             plain = [None if np.isnan(value) else round(float(value), 3) for value in values]
-            rows.append(dict(zip(COLUMNS, [*plain, silent], strict=True)))
+            rows.append(dict(zip(COLUMNS, [*plain[:5], silent, *plain[5:]], strict=True)))
         return rows
 
-    def steps(self, seconds: float) -> Iterator[tuple[float, Direction | None, float]]:
+    def steps(self, seconds: float) -> Iterator[tuple[float, Direction | None, float, float]]:
         """Yield one tuple for each step of so many seconds.
 
-        It holds the second at which the step begins, its :meth:`direction`, and its mean level in
-        dBFS. Steps without the centre of a row are left out.
+        It holds the second at which the step begins, its :meth:`direction`, its mean level in dBFS,
+        and the probability of the mirrored direction, as :attr:`overall_mirrored`. Steps without
+        the centre of a row are left out.
         """
         numbers = np.floor(self.timestamps / 1000 / seconds).astype(int)
         for number in np.unique(numbers):
             inside = numbers == number
             level = 10 * np.log10(np.mean(10 ** (self.level[inside] / 10)))
-            yield float(number * seconds), self.direction(inside), float(level)
+            direction, mirrored = self.direction(inside), self._mirrored_of(inside)
+            yield float(number * seconds), direction, float(level), mirrored
 
     @property
     def overall(self) -> Direction | None:
@@ -235,10 +251,27 @@ class Located:
     @property
     def overall_mirrored(self) -> float:
         """What ``mirrored`` is for a row, for the answer of all rows together. NaN without one."""
-        if (overall := self.overall) is None:
+        return self._mirrored_of(np.ones(len(self.silent), dtype=bool))
+
+    def _mirrored_of(self, rows: np.ndarray) -> float:
+        """Return what speaks for the other of front and back of some rows together."""
+        if (direction := self.direction(rows)) is None:
             return math.nan
-        together = pooled(self.probabilities[~self.silent])[None]
-        return float(near_mirrored(together, *np.array(overall[:2])[:, None])[0])
+        together = pooled(self.probabilities[rows & ~self.silent])[None]
+        return float(near_mirrored(together, *np.array(direction[:2])[:, None])[0])
+
+    @property
+    def agreement(self) -> float:
+        """How much the directions of the rows agree: 1 where all are one, 0 where they cancel.
+
+        The length of the mean of their unit vectors, weighted by confidence. Rows of less
+        confidence than ``DOUBTFUL`` do not count; NaN where all have less.
+        """
+        sure = self.confidence >= DOUBTFUL
+        if not sure.any():
+            return math.nan
+        vectors = unit_vector(self.azimuth[sure], self.elevation[sure])
+        return float(np.linalg.norm(np.average(vectors, axis=1, weights=self.confidence[sure])))
 
     def direction(self, rows: np.ndarray) -> Direction | None:
         """Return azimuth and elevation in degrees, and confidence, of some rows together.

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import pytest
 import soundfile
 
 import gram_hear
+from gram_hear.console import progress_bar
 from gram_hear.embed import npz
+from gram_hear.errors import OptionError
 from gram_hear.nn.mamba_kernels import find_kernels
 
 SOUNDS = Path(__file__).parent / "data" / "sounds"
@@ -331,3 +334,13 @@ def test_embed_says_that_an_output_cannot_be_written(tmp_path, published_file, c
     assert (code, out) == (1, "")
     assert "could not be written" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_bar_of_a_step_that_fails_vanishes(capsys, fails):
+    with suppress(OptionError), progress_bar("make sounds", "files") as move:
+        move(1, 2)
+        if fails:
+            raise OptionError("bad")
+    shown = capsys.readouterr().err
+    assert shown == "" if fails else "make sounds" in shown

@@ -870,6 +870,21 @@ def test_gaps_are_warned_of(root):
         run("report", root)
 
 
+def test_models_of_several_versions_are_warned_of(root):
+    for folder in root.glob("seed*/*/*"):
+        code = "old" if folder.match("seed43/good/*") else "new"
+        made = {"module": folder.parent.name, "module_code": code}
+        (folder / "embeddings-done.json").write_text(json.dumps(made))
+    with pytest.warns(UserWarning, match="good: not all embeddings") as said:
+        run("report", root)
+    found = [str(each.message) for each in said if "same version" in str(each.message)]
+    assert len(found) == 1
+    assert re.search(r"seed42.good.\S* differs from .*seed43.*in the code of good\.", found[0])
+    (root / "seed42" / "good" / "digits-v1" / "embeddings-done.json").write_text(json.dumps(made))
+    (change,) = compare(read_runs([root])).changes
+    assert change.count == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -320,7 +320,7 @@ def test_other_embeddings_are_not_overwritten(make_task, tmp_path, change, broke
         (task.folder / "test.json").write_text('{"test_0.wav": ["high"]}')
         task = read_task(task.folder)
     before = contents(tmp_path / "e" / task.name, "*")
-    with pytest.raises(TaskError, match=rf"other embeddings: {change}.*delete it, or choose"):
+    with pytest.raises(TaskError, match=rf"the {change}.* changed since.*delete it, or choose"):
         embed_task(task, other, tmp_path / "e")
     assert contents(tmp_path / "e" / task.name, "*") == before
 
@@ -343,7 +343,11 @@ def test_embeddings_of_a_module_that_was_edited(make_task, tmp_path, monkeypatch
     embed(SMALL)
     embed(SMALL)
     other = SMALL + "# another version\n"
-    with pytest.raises(TaskError, match=r"holds other embeddings: module_code is.*Use --force"):
+    changed = (
+        r"holds other embeddings: the code of edited has changed since "
+        r"\([0-9a-f]{8} there, [0-9a-f]{8} now\)\. Use --force to embed again"
+    )
+    with pytest.raises(TaskError, match=changed):
         embed(other)
     embed(other, force=True)
     embed(other)
@@ -361,7 +365,7 @@ def test_forced_embeddings_replace_others_and_their_scores(make_task, tmp_path, 
     assert contents(out, "*") == before
     assert is_embedded(task, old, tmp_path / "e", force=True)
     assert not is_embedded(task, new, tmp_path / "e", force=True)
-    with pytest.raises(TaskError, match="other embeddings: module is 'logmel'"):
+    with pytest.raises(TaskError, match="other embeddings: the module has changed since"):
         is_embedded(task, new, tmp_path / "e")
     with pytest.raises(KeyboardInterrupt):
         embed_task(task, new, tmp_path / "e", progress=interrupt_after(2), force=True)
@@ -570,7 +574,7 @@ def test_what_another_module_left_unfinished_in_version_0_1_0_is_named(make_task
     out = tmp_path / "e" / task.name
     out.mkdir(parents=True)
     (out / PROGRESS).write_text('{"module": "logmel"}')
-    with pytest.raises(TaskError, match="other embeddings: module is 'logmel'"):
+    with pytest.raises(TaskError, match="other embeddings: the module has changed since"):
         embed_task(task, load_model("faulty", device="cpu"), tmp_path / "e")
     (out / PROGRESS).write_text("[]")
     with pytest.raises(TaskError, match=r"other embeddings: .* given as \[\]"):
@@ -860,7 +864,7 @@ def test_choices_about_clips_without_samples_are_not_mixed(with_empty_clips, mak
     with pytest.warns(UserWarning, match="left out"):
         embed_task(with_empty_clips, module, tmp_path / "e", empty_clips="skip")
     for other in ("zero", "error"):
-        with pytest.raises(TaskError, match=rf"empty_clips is 'skip' there, and '{other}' now"):
+        with pytest.raises(TaskError, match=rf"--empty-clips has .* .'skip' there, '{other}' now"):
             embed_task(with_empty_clips, module, tmp_path / "e", empty_clips=other)
     whole = make_task([800, 800], name="whole-v1-full")  # where none is empty, nothing differs
     embed_task(whole, module, tmp_path / "e")

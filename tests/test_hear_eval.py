@@ -316,7 +316,7 @@ def test_a_changed_task_is_embedded_anew_with_force(workdir):
     code, stdout, stderr = evaluate(*QUICK)
     assert code == 1
     assert TASK in stdout
-    assert "task_sha256" in stderr
+    assert "the task has changed since" in stderr
     assert "Use --force" in stderr
     assert evaluate(*QUICK, "--force")[0] == 0
     assert evaluate(*QUICK)[0] == 0

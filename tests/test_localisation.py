@@ -4,7 +4,7 @@ import importlib.util
 import json
 import sys
 from dataclasses import asdict, replace
-from math import atan2, cos, degrees, radians, sin
+from math import atan2, cos, degrees, nan, radians, sin, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from gram_hear.hear import Options, from_checkpoint, get_timestamp_embeddings
 from gram_hear.localisation import (
     HEAD_KEY,
     Head,
+    Located,
     Locator,
     answers,
     describe_head,
@@ -138,6 +139,25 @@ def test_rows_are_those_of_the_model_whatever_the_blocks(checkpoint, monkeypatch
         assert found.hop_ms == 80
     assert not found.silent.any()
     assert len(found.azimuth) == 63  # the last is centred at 4.995 s
+
+
+@pytest.mark.parametrize(
+    ("azimuths", "confidence", "agreement"),
+    [
+        ((30, 30, 30), 0.5, 1.0),
+        ((0, 90, 180, -90), 0.5, 0.0),
+        ((0, 90), 0.3, sqrt(0.5)),
+        ((0, 90), 0.1, nan),
+    ],
+)
+def test_rows_agree_where_they_have_one_direction(azimuths, confidence, agreement):
+    rows = len(azimuths) + 1  # and one that says nothing
+    empty = np.full(rows, np.nan)
+    found = Located(
+        *(empty, np.array([*azimuths, 100.0]), np.zeros(rows)),
+        *(np.array([confidence] * len(azimuths) + [0.15]), empty, empty > 0, empty[:, None], 80.0),
+    )
+    assert found.agreement == pytest.approx(agreement, nan_ok=True, abs=1e-9)
 
 
 def test_silent_rows_are_marked_and_get_no_direction(checkpoint):

@@ -13,16 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from matplotlib.image import imread
 
 from gram_hear import localisation, style
 from gram_hear.audio.excerpts import read_excerpt
+from gram_hear.audio.files import read_audio
 from gram_hear.checkpoints.store import encoder_only, load_checkpoint, save_checkpoint
 from gram_hear.commands.gram_hear.locate import _cells
 from gram_hear.hear import Options, from_checkpoint, load_model
 from gram_hear.localisation import Head, Locator, describe_head
 from gram_hear.plots import directions, sound
 from gram_hear.plots.sound import picture_sound
+from gram_hear.scenes.geometry import unit_vector
+from gram_hear.scenes.single import make_scene
 
 TESTS = Path(__file__).parent
 SOUNDS = TESTS / "data" / "sounds"
@@ -45,11 +49,13 @@ def head(tmp_path):
     return write_head(tmp_path / "head.safetensors", load_checkpoint(MODEL), MODEL)
 
 
-def write_head(path, checkpoint, name):
+def write_head(path, checkpoint, name, azimuths=(90,)):
+    """Write a head that hears everything at some azimuths."""
     size = checkpoint.config.frequency_patches * checkpoint.config.encoder.width
     options, head = Options(layer=1), Head(size, 0, 256)
     head.output.weight.data.zero_()
-    head.output.bias.data.copy_(40 * head.grid[:, 1])
+    at = torch.tensor(np.array([unit_vector(each, 0.0) for each in azimuths]).T).float()
+    head.output.bias.data.copy_(40 * (head.grid @ at).max(dim=1).values)
     config = describe_head(checkpoint, name, options, size, 0, 256)
     return Locator(from_checkpoint(checkpoint, options), head, config).save(path)
 
@@ -223,7 +229,8 @@ def test_locate_prints_directions_and_draws_them(command, tmp_path, binaural, he
     azimuth, side = sounds[1].split()
     assert (abs(int(azimuth) - 90) < 4, side) == (True, "left")
     assert abs(int(sounds[2])) < 4
-    assert silent[:4] == ["1.00 - 2.00", "silent", "-", "-"]
+    assert silent[:5] == ["1.00 - 2.00", "silent", "-", "-", "-"]
+    assert "note" not in err  # all rows agree, and are sure
     assert "drawn: a.png" in err
     assert imread(tmp_path / "a.png").shape[:2] == (900, 1440)
 
@@ -266,7 +273,66 @@ def test_locate_prints_every_row_as_json_and_csv(command, binaural, head):
     assert [float(row["time_s"]) for row in rows] == times
     assert float(rows[0]["azimuth_deg"]) == found["rows"][0]["azimuth_deg"]
     assert rows[-1]["azimuth_deg"] == ""
+    assert all(row["mirrored_azimuth_deg"] == "" for row in rows)  # from the side
+    assert found["overall"]["mirrored_probability"] is None
     assert math.isclose(float(rows[0]["level_dbfs"]), -20, abs_tol=1.5)
+
+
+@pytest.mark.parametrize(("azimuth", "mirrored"), [(30, 150), (-30, -150), (180, 0), (0, 180)])
+def test_the_mirrored_direction_stands_beside_the_direction(
+    command, tmp_path, binaural, azimuth, mirrored
+):
+    azimuths = (azimuth, mirrored)
+    head = write_head(tmp_path / "h.safetensors", load_checkpoint(MODEL), MODEL, azimuths)
+    code, out, _ = command("locate", binaural, "--locator", head, "--step", 1)
+    assert code == 0
+    columns, sounds, _, overall = (re.split("  +", line) for line in out.splitlines())
+    place = columns.index("mirrored (°)")
+    assert sounds[place] == overall[place]
+    found = re.fullmatch(r"(-?\d+) \((0\.\d\d)\)", sounds[place])
+    assert (180 - int(found[1]) - int(sounds[1].split()[0])) % 360 in (0, 1, 359)
+    assert 0.3 < float(found[2]) < 0.6
+    _, out, _ = command("locate", binaural, "--locator", head, "--json")
+    facts = json.loads(out)
+    for each in (facts["overall"], facts["rows"][0]):
+        turned = 180 - each["azimuth_deg"] - each["mirrored_azimuth_deg"]
+        assert abs(turned) < 0.01 or abs(turned - 360) < 0.01
+        assert -180 < each["mirrored_azimuth_deg"] <= 180
+        assert 0.3 < each["mirrored_probability"] < 0.6
+    assert facts["rows"][-1]["mirrored_probability"] is None
+
+
+def in_a_room(layout):
+    """White noise from one direction in a mild room."""
+    white = 0.1 * np.random.default_rng(0).standard_normal(64000)
+    options = {"azimuth": -45, "elevation": 0, "distance": 1.5, "rt60": 0.3}
+    return make_scene(white, 32000, layout, seed=1, **options).audio
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sound", "words"),
+    [
+        ("binaural_room.flac", "seems to move, or to come from several directions"),
+        ("ambix_circling.wav", "seems to move, or to come from several directions"),
+        ("binaural", ""),
+        ("ambisonic", ""),
+        ("faint", r"doubtful \(confidence 0\.1\d\), and may be on the wrong side\.$"),
+    ],
+)
+def test_what_the_overall_direction_is_worth_is_said(command, tmp_path, sound, words):
+    path = SOUNDS / sound
+    if sound == "faint":
+        vowels = read_audio(SOUNDS / "mono_vowels.mp3", 32000).audio[0]
+        made = make_scene(vowels, 32000, seed=8, azimuth=180, distance=2, rt60=0.5)
+        soundfile.write(path := tmp_path / "faint.wav", made.audio.T, 32000)
+    elif not path.suffix:
+        soundfile.write(path := tmp_path / "white.wav", in_a_room(sound).T, 32000)
+    code, _, err = command("locate", path)
+    assert code == 0
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == bool(words), err
+    assert not words or re.search(words, notes[0])
 
 
 def test_silence_has_no_direction(command, tmp_path, head):
@@ -392,7 +458,7 @@ def test_the_examples_run(command, tmp_path):
         for line in block.splitlines():
             code, out, err = command(*shlex.split(line)[1:])
             assert code == 0, f"{line}: {err}"
-            printed += out
+            printed += out + err
     shown = set(re.findall(r"images/(\w+\.png)", PAGE))
     assert shown == {"sound.png", "window.png", "directions.png"}
     for name in shown | {"scene.png"}:

@@ -1,6 +1,7 @@
 """The table of a module's scores: from several tasks, and from broken files."""
 
 import json
+import re
 
 import pytest
 
@@ -15,6 +16,7 @@ from gram_hear.evaluation.compare.results import (
     read_result,
     read_results,
     rows_of,
+    warn_of_versions,
     write_results,
 )
 from gram_hear.jobs import writing
@@ -211,6 +213,48 @@ def test_natural_scenes_stand_beside_their_dry_task(module_folder):
     assert "| beeps | top1_acc | 0.7500 |  |  |  | fast | 1.5 |" in table
     assert "| esc50-binaural | top1_acc | undefined |  | 0.7000 |  | fast | 1.5 |" in table
     assert "| beeps-faster | top1_acc | 0.5000 |  |  |  | faster | 1.5 |" in table
+
+
+def made_by(folder, **changes):
+    """Write down what the embeddings in a folder are made of."""
+    said = {"module": "mine", "module_code": "1" * 64, "options": {}, "task_sha256": folder.name}
+    (folder / "embeddings-done.json").write_text(json.dumps(said | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"module_code": "2" * 64}, "in the code of mine"),
+        ({"model_sha256": "2" * 64}, ""),  # version 0.1.0 did not write all down
+        ({"options": {"layer": 1}}, r"in the options \(--model-options\)"),
+        ({"embedding_size": 3, "seconds": 2.0}, ""),
+    ],
+)
+def test_scenes_embedded_by_another_version_do_not_stand_beside_their_dry_task(
+    module_folder, changes, words
+):
+    write_scores(module_folder / "beeps-binaural", {"test": TEST}, source="beeps")
+    made_by(module_folder / "beeps")
+    made_by(module_folder / "beeps-binaural", **changes)
+    results = read_results(module_folder)
+    (found,) = (result for result in results if result.source)
+    called = [(result.task, result) for result in results]
+    if not words:
+        assert (found.dry, found.difference) == (0.75, 0.0)
+        warn_of_versions("mine", called)
+        return
+    assert (found.dry, found.difference) == (None, None)
+    assert not set(columns_of(results)) & set(DRY_COLUMNS)
+    with pytest.warns(UserWarning, match="mine: not all") as said:
+        warn_of_versions("mine", called)
+    (warning,) = said
+    assert re.search(
+        rf"beeps differs from beeps-binaural {words}\. Not compared with the dry task: "
+        r"beeps-binaural\. hear-eval --force embeds again",
+        str(warning.message),
+    )
+    with pytest.warns(UserWarning, match=f"beeps-binaural differs from its dry task {words}"):
+        warn_of_versions("mine", [("beeps-binaural", found)])
 
 
 def test_without_dry_tasks_the_table_has_no_place_for_them(module_folder):

@@ -175,6 +175,19 @@ def test_what_would_exceed_full_scale_gets_one_gain(command):
     np.testing.assert_allclose(audio / metadata["gain"], heard("loud.wav", metadata), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("azimuth", "words"),
+    [(37.4, "37° (left)"), (-90, "-90° (right)"), (0.2, "0° (front)"), (180, "180° (behind)")],
+)
+def test_what_was_drawn_is_said_beside_the_path(command, sound, azimuth, words):
+    options = ("--azimuth", azimuth, "--elevation", -2, "--rt60", 0.4, "--no-tail", *AMBISONIC)
+    code, out, err = command("scene", sound, "-o", "s.wav", *options)
+    assert (code, out) == (0, "s.wav\n"), err
+    distance = read("s.wav")[1]["distance"]
+    said = f"azimuth {words}, elevation -2°, distance {distance:.1f} m, RT60 0.40 s"
+    assert err.splitlines() == [said]
+
+
 def test_of_several_channels_the_first_is_used_and_it_is_said(command, sound):
     samples, rate = soundfile.read(sound)
     soundfile.write("two.wav", np.stack([samples, -0.5 * samples], axis=1), rate)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from gram_hear.audio.excerpts import Excerpt
     from gram_hear.localisation import Direction, Located
 
+LEVEL = "level (dBFS)"
 SHORTEST_STEP = 0.01  # seconds
 SECTORS = (  # of 45 degrees, from the front to the left
     *("front", "front left", "left", "behind left"),
@@ -116,29 +118,67 @@ def locate(
         writer.writerows(found.table(excerpt.start))
     else:
         _print_steps(excerpt, found, step)
+    if doubt := _doubt(found):
+        say(f"note: {doubt}")
 
 
 def _facts(audio: Path, excerpt: "Excerpt", found: "Located", model: str) -> dict[str, object]:
-    names = ("azimuth_deg", "elevation_deg", "confidence")
-    overall = found.overall
+    from gram_hear.localisation import MIRRORED_COLUMNS, mirrored_azimuth
+
+    names = ("azimuth_deg", "elevation_deg", "confidence", *MIRRORED_COLUMNS)
+    facts: dict[str, float | None] | None = None
+    if (overall := found.overall) is not None:
+        mirrored = found.overall_mirrored
+        azimuth = math.nan if math.isnan(mirrored) else mirrored_azimuth(overall[0])
+        values = (*overall, azimuth, mirrored)
+        plain = [None if math.isnan(value) else round(value, 3) for value in values]
+        facts = dict(zip(names, plain, strict=True))
     return {
         "file": str(audio),
         "model": model,
-        "overall": overall
-        and {name: round(value, 3) for name, value in zip(names, overall, strict=True)},
+        "overall": facts,
         "rows": found.table(excerpt.start),
     }
+
+
+def _doubt(found: "Located") -> str:
+    """Return what must be said of the overall direction before one relies on it, or ""."""
+    from gram_hear.localisation import DOUBTFUL, ONE_DIRECTION
+
+    if found.agreement < ONE_DIRECTION:
+        return (
+            "The sound seems to move, or to come from several directions, so the overall direction "
+            "means little."
+        )
+    if found.overall is not None and (confidence := found.overall[2]) < DOUBTFUL:
+        return (
+            f"The overall direction is doubtful (confidence {confidence:.2f}), and may be on the "
+            "wrong side."
+        )
+    return ""
 
 
 def _print_steps(excerpt: "Excerpt", found: "Located", seconds: float) -> None:
     """Print the direction of each step of time, and of all."""
     rows = []
-    for offset, direction, level in found.steps(seconds):
+    for offset, direction, level, mirrored in found.steps(seconds):
         begin = excerpt.start + offset
         end = min(begin + seconds, excerpt.end)
-        rows.append((f"{begin:.2f} - {end:.2f}", *_cells(direction), f"{level:.0f}"))
-    columns = ("time (s)", "azimuth (°)", "elevation (°)", "confidence", "level (dBFS)")
-    print_table(columns, rows, total=("overall", *_cells(found.overall), ""))
+        cells = (*_cells(direction), _mirrored_cell(direction, mirrored))
+        rows.append((f"{begin:.2f} - {end:.2f}", *cells, f"{level:.0f}"))
+    columns = ("time (s)", "azimuth (°)", "elevation (°)", "confidence", "mirrored (°)", LEVEL)
+    mirrored_cell = _mirrored_cell(found.overall, found.overall_mirrored)
+    total = ("overall", *_cells(found.overall), mirrored_cell, "")
+    print_table(columns, rows, spare=(LEVEL,), total=total)
+
+
+def _mirrored_cell(direction: "Direction | None", probability: float) -> str:
+    """Return the azimuth mirrored from front to back and its probability; "" where none is."""
+    if direction is None or math.isnan(probability):
+        return ""
+    from gram_hear.localisation import mirrored_azimuth
+
+    return f"{mirrored_azimuth(direction[0]):.0f} ({probability:.2f})"
 
 
 def _cells(direction: "Direction | None") -> tuple[str, str, str]:

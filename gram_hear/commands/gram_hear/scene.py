@@ -166,7 +166,19 @@ def scene(
     _write(made, output, description, text)
     if plot is not None:
         save_figure(scene_figure(made), plot)
+    say(_where(made))
     typer.echo(text if as_json else output, nl=not as_json)
+
+
+def _where(made: "MadeScene") -> str:
+    """Return where the source is, and how long the room rings, as one line."""
+    azimuth = round(made.scene.azimuth)
+    side = "left" if azimuth > 0 else "right"
+    side = {0: "front", 180: "behind", -180: "behind"}.get(azimuth, side)
+    return (
+        f"azimuth {azimuth}° ({side}), elevation {round(made.scene.elevation)}°, "
+        f"distance {made.scene.distance:.1f} m, RT60 {made.scene.room.rt60:.2f} s"
+    )
 
 
 def _read_first(audio: Path, rate: int) -> "np.ndarray":

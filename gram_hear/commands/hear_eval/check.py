@@ -23,7 +23,7 @@ def check(
 
     \b
     Examples:
-      hear-eval check gram_hear
+      hear-eval check gram_hear --model gram-tiny
       hear-eval check my_module --model weights.pt
     """
     options = parse_options(model_options)

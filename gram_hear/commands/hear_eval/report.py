@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gram_hear.console import PICTURE, AsJson, Tasks, names_in, print_table, progress_bar, say
+from gram_hear.console import PICTURE, AsJson, names_in, print_table, progress_bar, say
 from gram_hear.errors import OptionError
 from gram_hear.start import importing
 from gram_hear.style import check_picture
@@ -27,7 +27,14 @@ def report(
             "model with different seeds are taken together."
         ),
     ],
-    task: Tasks = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Report only this task. For several, write --task a,b or --task a --task b. A "
+            "short name, such as sounds for sounds-v1-full, takes its tasks in scenes too.",
+            show_default="all tasks",
+        ),
+    ] = None,
     published: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,7 +77,12 @@ def report(
     """
     with importing():
         from gram_hear.evaluation.compare import significance
-        from gram_hear.evaluation.compare.comparison import compare, read_runs, warn_of_gaps
+        from gram_hear.evaluation.compare.comparison import (
+            compare,
+            read_runs,
+            warn_of_gaps,
+            warn_of_mixtures,
+        )
         from gram_hear.evaluation.compare.picture import plot_report
         from gram_hear.evaluation.compare.report import Report, json_of, write_report
     if 0 < resamples < significance.FEWEST or resamples < 0:
@@ -87,6 +99,7 @@ def report(
     others = _published(published, published_file)
     comparison = compare(read_runs(folders, names_in(task) or []))
     warn_of_gaps(comparison)
+    warn_of_mixtures(comparison)
     tests: list[PairTest] = []
     if resamples and len(comparison.models) > 1:
         with progress_bar("test", "pairs of models") as progress:

@@ -18,6 +18,7 @@ from gram_hear.evaluation.compare.results import (
     notes_of,
     read_results,
     rows_of,
+    warn_of_versions,
     write_results,
 )
 from gram_hear.evaluation.embed.embed_task import EmptyClips, embed_task, is_embedded
@@ -180,6 +181,7 @@ def show_results(folder: Path) -> list[str]:
     except GramError as error:
         say(f"failed: {error}")
         failed.append(RESULTS_FILE)
+    warn_of_versions(folder.name, [(result.task, result) for result in results])
     typer.echo(heading_of(results))
     print_table(columns_of(results), rows_of(results), spare=("minutes",))
     for note in notes_of(results):

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from gram_hear.errors import OptionError, TaskError, count
-from gram_hear.evaluation.compare.results import Result, read_results
+from gram_hear.evaluation.compare.results import Result, read_results, warn_of_versions
 from gram_hear.evaluation.predict.metrics import METRICS, named_metric
 from gram_hear.evaluation.predict.score_files import FILES
 
@@ -370,3 +370,11 @@ def warn_of_gaps(comparison: Comparison) -> None:
             f"{len(comparison.shared)} of {len(comparison.tasks)} tasks that all models have.",
             stacklevel=2,
         )
+
+
+def warn_of_mixtures(comparison: Comparison) -> None:
+    """Warn of models whose tasks or seeds were embedded by different code, weights or options."""
+    for model in comparison.models:
+        of_model = [score for key, score in comparison.scores.items() if key[0] == model]
+        runs = [run for score in of_model for run in score.runs]
+        warn_of_versions(model, [(str(run.folder), run.result) for run in runs])

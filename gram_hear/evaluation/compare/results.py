@@ -2,12 +2,20 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from gram_hear.errors import TaskError, count, reason_of, short, visible
-from gram_hear.evaluation.embed.embeddings import DONE, EMPTY, EMPTY_FILES
+from gram_hear.errors import TaskError, count, reason_of, short, some, visible
+from gram_hear.evaluation.embed.embeddings import (
+    DONE,
+    EMPTY,
+    EMPTY_FILES,
+    MADE_BY,
+    difference_of,
+    in_words,
+)
 from gram_hear.evaluation.predict.knn import NEIGHBOURS
 from gram_hear.evaluation.predict.metrics import describe_metric
 from gram_hear.evaluation.predict.score_files import FILES
@@ -42,6 +50,8 @@ class Result:
         empty_clips: what was done about clips without samples, ``"skip"`` or ``"zero"``; None where
             the task has none.
         empty_files: those clips, as "split/file".
+        made_by: what made the embeddings (:data:`MADE_BY`), as far as their folder says it.
+        dry_made_by: the same of the dry task, where it is something else: ``dry`` is None then.
     """
 
     task: str
@@ -61,6 +71,8 @@ class Result:
     folds: tuple[float | None, ...] = ()
     empty_clips: str | None = None
     empty_files: tuple[str, ...] = ()
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+    dry_made_by: Mapping[str, Any] | None = None
 
     @property
     def comparable(self) -> tuple:
@@ -124,6 +136,7 @@ def read_result(folder: Path, probe: str = "shallow") -> Result | None:
             folds=folds,
             empty_clips=None if made.get(EMPTY) is None else str(made[EMPTY]),
             empty_files=tuple(map(str, made.get(EMPTY_FILES) or ())),
+            made_by={key: made[key] for key in MADE_BY if key in made},
         )
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TaskError(
@@ -177,8 +190,45 @@ def _beside_dry(result: Result, dry: Result | None) -> Result:
     """Return the result of a task in scenes with its dry task's, where they can be compared."""
     if dry is None or dry.comparable != result.comparable or dry.score is None:
         return result
+    if _other_maker(result.made_by, dry.made_by):
+        return replace(result, dry_made_by=dry.made_by)
     difference = None if result.score is None else result.score - dry.score
     return replace(result, dry=dry.score, difference=difference)
+
+
+def _other_maker(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """Return the key by which two embeddings were made by different things; "" if none is known."""
+    return difference_of(first, second, [key for key in MADE_BY if key in first and key in second])
+
+
+def warn_of_versions(model: str, results: Iterable[tuple[str, Result]]) -> None:
+    """Warn of results that count as one model's, and are of different code, weights or options.
+
+    Args:
+        model: what it is called.
+        results: each with what it is called.
+    """
+    known = [(name, result) for name, result in results if result.made_by]
+    if not known:
+        return
+    first, reference = known[0]
+    others: dict[str, list[str]] = {}  # by what differs
+    for name, result in known:
+        if key := _other_maker(reference.made_by, result.made_by):
+            others.setdefault(in_words(key, result.made_by), []).append(name)
+    said = [f"{first} differs from {some(names)} in {what}" for what, names in others.items()]
+    apart = {name: result for name, result in known if result.dry_made_by is not None}
+    if not said:  # the dry tasks are not among the results
+        for name, result in apart.items():
+            key = _other_maker(result.made_by, result.dry_made_by or {})
+            said.append(f"{name} differs from its dry task in {in_words(key, result.made_by)}")
+    if said:
+        lacking = f" Not compared with the dry task: {some(list(apart))}." if apart else ""
+        warnings.warn(
+            f"{model}: not all embeddings were made by the same version: {some(said, '; ')}."
+            f"{lacking} hear-eval --force embeds again what the present version did not make.",
+            stacklevel=2,
+        )
 
 
 def columns_of(results: Sequence[Result]) -> tuple[str, ...]:

@@ -33,7 +33,10 @@ from gram_hear.evaluation.embed.embeddings import (
     PREDICTED,
     PROGRESS,
     begun_of,
+    difference_of,
     event_labels,
+    in_words,
+    shown,
 )
 from gram_hear.evaluation.embed.hear_module import HearModule, is_out_of_memory
 from gram_hear.evaluation.embed.task_audio import SILENCE, ClipFile, TaskAudio
@@ -177,8 +180,8 @@ def _is_done(out: Path, task: Task, identity: dict[str, Any]) -> bool:
         return False
     if difference := _difference(out, identity):
         raise TaskError(
-            f"{out} holds other embeddings: {difference}. Use --force to replace them and their "
-            f"scores, {TO_DELETE}."
+            f"{out} holds other embeddings: {difference}. Use --force to embed again and discard "
+            f"the scores, {TO_DELETE}."
         )
     if not (out / DONE).is_file():
         return False
@@ -203,11 +206,13 @@ def _difference(out: Path, identity: dict[str, Any]) -> str:
         return ""
     if not isinstance(found, dict):
         return f"what they are made of is given as {short(found)}"
-    for key, value in identity.items():
-        there = found.get(key)
-        if there != value and not (key == EMPTY and there is None):  # none of its clips is empty
-            return f"{key} is {short(there)} there, and {value!r} now"
-    return ""
+    # Where nothing is said of empty clips, there were none.
+    keys = [key for key in identity if key != EMPTY or found.get(EMPTY) is not None]
+    if not (key := difference_of(found, identity, keys)):
+        return ""
+    have = "have" if key in ("model_sha256", "options") else "has"
+    there, now = shown(found.get(key)), shown(identity[key])
+    return f"{in_words(key, identity)} {have} changed since ({there} there, {now} now)"
 
 
 def _discard(out: Path) -> None:

@@ -8,8 +8,9 @@ writes ``embeddings-done.json`` last.
 A row is one embedding vector: of a whole clip, or, in tasks of events, of a clip at one time.
 """
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,8 @@ PREDICTED = "prediction-done.json"  # marker: scores belong to the embeddings be
 NEIGHBOURS_DONE = "prediction-done-knn.json"  # the same for k-NN scores
 EMPTY = "empty_clips"  # key of how clips without samples were treated; None where there are none
 EMPTY_FILES = "empty_files"  # key of their names, as "split/file"
+# What made embeddings, beside their task: keys of what they are made of.
+MADE_BY = ("module", "module_code", "model", "model_sha256", "options", "sample_rate")
 EVENT_END = 0.0001  # ms by which an event lasts past its end, so that its last timestamp is in it
 CHUNK_BYTES = 2**26  # of embeddings that are checked at once
 
@@ -207,6 +210,32 @@ def begun_of(folder: Path) -> Any:
         return read_json(folder / PROGRESS)
     found = job.begun_of(folder)
     return found if isinstance(found, dict) and "module_code" in found else None
+
+
+def difference_of(first: Mapping[str, Any], second: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """Return the first of some keys by which embeddings are made of different things, or ""."""
+    return next((key for key in keys if first.get(key) != second.get(key)), "")
+
+
+def in_words(key: str, made_of: Mapping[str, Any]) -> str:
+    """Return what a key of what embeddings are made of means, as a message says it."""
+    names = {
+        "module_code": f"the code of {made_of.get('module', 'the module')}",
+        "model_sha256": "the weights of the model",
+        "options": "the options (--model-options)",
+        "sample_rate": "the sample rate",
+        "embedding_size": "the size of the embeddings",
+        "task_sha256": "the task",
+        EMPTY: "the choice of --empty-clips",
+    }
+    return names.get(key, f"the {key}")
+
+
+def shown(value: Any) -> str:
+    """Return a value of what embeddings are made of, for a message; of a SHA-256 the beginning."""
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return value[:8]
+    return "nothing" if value in (None, "") else short(value)
 
 
 def _has_labels(row: Any, labels: list, kinds: tuple[type, ...]) -> bool:
