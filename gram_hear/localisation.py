@@ -264,14 +264,16 @@ class Located:
     def agreement(self) -> float:
         """How much the directions of the rows agree: 1 where all are one, 0 where they cancel.
 
-        The length of the mean of their unit vectors, weighted by confidence. Rows of less
-        confidence than ``DOUBTFUL`` do not count; NaN where all have less.
+        The length of the mean of their unit vectors, weighted by confidence and amplitude. Rows of
+        less confidence than ``DOUBTFUL`` do not count; NaN where all have less.
         """
         sure = self.confidence >= DOUBTFUL
         if not sure.any():
             return math.nan
         vectors = unit_vector(self.azimuth[sure], self.elevation[sure])
-        return float(np.linalg.norm(np.average(vectors, axis=1, weights=self.confidence[sure])))
+        level = self.level[sure] - self.level[sure].max()
+        weights = self.confidence[sure] * 10 ** (level / 20)
+        return float(np.linalg.norm(np.average(vectors, axis=1, weights=weights)))
 
     def direction(self, rows: np.ndarray) -> Direction | None:
         """Return azimuth and elevation in degrees, and confidence, of some rows together.

@@ -142,20 +142,22 @@ def test_rows_are_those_of_the_model_whatever_the_blocks(checkpoint, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("azimuths", "confidence", "agreement"),
+    ("azimuths", "confidence", "quieter", "agreement"),
     [
-        ((30, 30, 30), 0.5, 1.0),
-        ((0, 90, 180, -90), 0.5, 0.0),
-        ((0, 90), 0.3, sqrt(0.5)),
-        ((0, 90), 0.1, nan),
+        ((30, 30, 30), 0.5, 0, 1.0),
+        ((0, 90, 180, -90), 0.5, 0, 0.0),
+        ((0, 90), 0.3, 0, sqrt(0.5)),
+        ((0, 180), 0.3, 20, 0.9 / 1.1),  # dB by which the second is quieter
+        ((0, 90), 0.1, 0, nan),
     ],
 )
-def test_rows_agree_where_they_have_one_direction(azimuths, confidence, agreement):
+def test_rows_agree_where_they_have_one_direction(azimuths, confidence, quieter, agreement):
     rows = len(azimuths) + 1  # and one that says nothing
-    empty = np.full(rows, np.nan)
+    empty, level = np.full(rows, np.nan), np.full(rows, -20.0)
+    level[1] -= quieter
     found = Located(
         *(empty, np.array([*azimuths, 100.0]), np.zeros(rows)),
-        *(np.array([confidence] * len(azimuths) + [0.15]), empty, empty > 0, empty[:, None], 80.0),
+        *(np.array([confidence] * len(azimuths) + [0.15]), level, empty > 0, empty[:, None], 80.0),
     )
     assert found.agreement == pytest.approx(agreement, nan_ok=True, abs=1e-9)
 

@@ -147,8 +147,8 @@ def _doubt(found: "Located") -> str:
 
     if found.agreement < ONE_DIRECTION:
         return (
-            "The sound seems to move, or to come from several directions, so the overall direction "
-            "means little."
+            "The sound seems to move, or to come from several directions, or the model cannot tell "
+            "which. The overall direction means little."
         )
     if found.overall is not None and (confidence := found.overall[2]) < DOUBTFUL:
         return (
