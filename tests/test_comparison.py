@@ -854,6 +854,7 @@ def test_the_command(root, tmp_path):
     assert "No score of these tasks is published" in beside.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.svg", "a.pdf", "a.png"])
 def test_the_picture_is_the_same_each_time(root, tmp_path, name):
     for turn in "12":

@@ -484,6 +484,7 @@ def seconds_before(pages, subtype, rate):
     return max(0, granule) / (48000 if subtype == "OPUS" else rate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 @pytest.mark.parametrize("damage", ["lost", "bit", "mark", "twice"])
 def test_a_lost_or_damaged_ogg_page_is_an_error_that_says_where(tmp_path, subtype, damage):

@@ -188,6 +188,7 @@ def completed(program, *words):
     return names
 
 
+@pytest.mark.slow
 def test_words_are_completed():
     models = [entry.name for entry in list_models()]
     assert completed("gram-hear", "info", "") == models

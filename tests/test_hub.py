@@ -194,6 +194,7 @@ def test_the_environment_directs_the_client(hub, tmp_path):
     assert paths[0].startswith(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_left_within_five_seconds(hub, tmp_path):
     """With nothing cached an error, with a copy the copy; side by side."""
     gram_hear.load_model("gramt-mono", cache_dir=tmp_path / "full")
@@ -638,6 +639,7 @@ def commits(hub):
     return [path for command, path in hub.requests if command == "POST" and "/commit/" in path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["transformer", "mamba2", "mamba1"])
 def test_what_is_pushed_loads_again(backbone, logged_in, small_model, noise, tmp_path):
     model = small_model(2, backbone=backbone)
@@ -680,6 +682,7 @@ def test_the_card_says_what_it_is(logged_in, small_model):
     assert "None" not in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "sizes"),
     [

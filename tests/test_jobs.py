@@ -201,6 +201,7 @@ def test_a_part_that_fails_stops_no_other_and_is_tried_again(job):
     assert [each.part for each in outcomes(job, ["broken", "a"])] == ["broken"]
 
 
+@pytest.mark.slow
 def test_processes_side_by_side_make_the_same_parts(job, tmp_path, monkeypatch):
     (tmp_path / "maker_of_parts.py").write_text(MAKER)
     monkeypatch.syspath_prepend(tmp_path)

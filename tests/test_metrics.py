@@ -67,6 +67,7 @@ def scored_classes(draw):
     return scores.astype(draw(st.sampled_from([np.float32, np.float64]))), target
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(case=scored_classes())
 def test_ranking_metrics_are_those_of_scikit_learn(case):

@@ -242,6 +242,7 @@ def test_no_angle_is_minus_zero(command):
     assert " -0 " not in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "begin"), [("a.svg", b"<?xml"), ("a.PDF", b"%PDF")])
 def test_pictures_are_vectors_where_the_name_says_so(
     command, tmp_path, binaural, head, name, begin
@@ -278,6 +279,7 @@ def test_locate_prints_every_row_as_json_and_csv(command, binaural, head):
     assert math.isclose(float(rows[0]["level_dbfs"]), -20, abs_tol=1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("azimuth", "mirrored"), [(30, 150), (-30, -150), (180, 0), (0, 180)])
 def test_the_mirrored_direction_stands_beside_the_direction(
     command, tmp_path, binaural, azimuth, mirrored

@@ -448,6 +448,7 @@ def stopped(fit, tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_each_signal_stops_a_run(stopped, number):
     stopped(number)

@@ -170,6 +170,7 @@ def test_a_file_does_not_say_that_it_is_untrained(small_model):
         small_model(2)
 
 
+@pytest.mark.slow
 @EACH_UNTRAINED
 def test_an_offline_model_is_the_same_each_time(name, two_tones):
     first, second = load_checkpoint(name), load_checkpoint(name)

@@ -175,6 +175,7 @@ def test_what_would_exceed_full_scale_gets_one_gain(command):
     np.testing.assert_allclose(audio / metadata["gain"], heard("loud.wav", metadata), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("azimuth", "words"),
     [(37.4, "37° (left)"), (-90, "-90° (right)"), (0.2, "0° (front)"), (180, "180° (behind)")],
