@@ -238,7 +238,7 @@ def progress_bar(description: str, unit: str) -> Iterator[Callable[..., None]]:
     stop = bar.stop
     try:
         yield move
-    except Exception:
+    except GramError:
         bar.live.transient = True
         stop = bar.live.stop  # without the empty line that a file would get
         raise
