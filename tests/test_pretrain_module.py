@@ -13,7 +13,7 @@ from gram_hear.errors import CheckpointError, ConfigError, OptionError
 from gram_hear.frontend import FrontEnd
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
-from gram_hear.nn.masks import random_mask
+from gram_hear.nn.masks import random_mask, split_mask
 from gram_hear.pretrain.datamodule import PretrainingData, accumulation
 from gram_hear.pretrain.module import Pretraining, schedule_factor
 
@@ -37,6 +37,8 @@ def drawn(layout, dry=(False, True, False), seed=0):
     def tensor(array):
         return torch.from_numpy(np.asarray(array, np.float32))
 
+    masks = random_mask(2 * batch, 200, 160, torch.Generator().manual_seed(seed))
+    visible, hidden = split_mask(masks)
     return {
         "index": torch.arange(batch) + 7,
         "clip": 0.2 * tensor(generator.standard_normal((batch, SAMPLES))),
@@ -47,9 +49,9 @@ def drawn(layout, dry=(False, True, False), seed=0):
         "length": torch.from_numpy(length),
         "snr": torch.tensor([5.0, 20.0, 40.0][:batch]),
         "window_starts": torch.tensor([[0, 60], [3, 11], [30, 55]])[:batch],
-        "masks": random_mask(2 * batch, 200, 160, torch.Generator().manual_seed(seed)).view(
-            batch, 2, 200
-        ),
+        "masks": masks.view(batch, 2, 200),
+        "visible": visible.reshape(batch, 2, 40),
+        "hidden": hidden.reshape(batch, 2, 160),
         "skipped": torch.zeros(batch, dtype=torch.int64),
     }
 
@@ -117,7 +119,8 @@ def test_loss_and_gradients_are_those_of_float64(layout):
 
     with torch.no_grad():
         windows = module.log_mel_windows(batch).double()
-    expected = reference(windows.as_subclass(Doubles), batch["masks"].flatten(0, 1))
+    indices = (batch[name].flatten(0, 1) for name in ("visible", "hidden"))
+    expected = reference(windows.as_subclass(Doubles), *indices)
     assert expected.prediction.dtype == expected.target.dtype == torch.float64
     error = (expected.prediction - expected.target).square().mean(dim=-1)
     mean = error[batch["masks"].flatten(0, 1)].mean() * module.config.front_end.feature_channels

@@ -125,9 +125,8 @@ class Pretraining(LightningModule):
 
     def forward(self, batch: Sample) -> Reconstruction:
         """Reconstruct a batch's windows."""
-        reconstruction: Reconstruction = self.autoencoder(
-            self.log_mel_windows(batch), batch["masks"].flatten(0, 1)
-        )
+        indices = (batch[name].flatten(0, 1) for name in ("visible", "hidden"))
+        reconstruction: Reconstruction = self.autoencoder(self.log_mel_windows(batch), *indices)
         return reconstruction
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
