@@ -1,6 +1,10 @@
 """The training step against plain references, its schedule, and how a batch is shared out."""
 
 import math
+import platform
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -149,6 +153,35 @@ def test_the_mask_token_and_the_cls_token_learn():
     assert without == []
     names = dict(module.named_parameters())
     assert {"autoencoder.decoder.mask_token", "autoencoder.patches.cls_token"} <= names.keys()
+
+
+def test_training_on_a_cpu_keeps_the_memory_that_it_frees(monkeypatch):
+    calls = []
+    monkeypatch.setattr("gram_hear.pretrain.module.keep_freed_memory", lambda: calls.append(1))
+    Pretraining("binaural", **SMALL).on_fit_start()
+    assert calls == [1]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of the GNU C library")
+def test_memory_that_was_kept_is_not_asked_for_again():
+    program = """
+        import resource, numpy
+        from gram_hear.pretrain.memory import keep_freed_memory
+
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            numpy.ones(1 << 23)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        returned = min(faults(), faults())
+        keep_freed_memory()
+        faults()
+        print(returned, faults())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    returned, kept = map(int, done.stdout.split())
+    assert kept < 10 <= returned / 2
 
 
 def test_schedule():

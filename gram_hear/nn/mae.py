@@ -17,7 +17,6 @@ from gram_hear.nn.patches import (
     normalise_windows,
     patchify,
     position_table,
-    take_tokens,
 )
 from gram_hear.nn.transformer import Attention, TransformerBlock
 from gram_hear.nn.windowed_attention import WindowedAttention
@@ -132,5 +131,6 @@ class MaskedAutoencoder(nn.Module):
                 f"{tokens} columns together, one for each token."
             )
         prediction = self.decoder(self.encoder(self.patches(target, visible)), visible)
-        error = F.mse_loss(take_tokens(prediction, hidden).float(), take_tokens(target, hidden))
-        return Reconstruction(error * self.config.front_end.feature_channels, prediction, target)
+        error = F.mse_loss(prediction.float(), target, reduction="none").mean(dim=-1)
+        loss = error.gather(1, hidden).mean() * self.config.front_end.feature_channels
+        return Reconstruction(loss, prediction, target)

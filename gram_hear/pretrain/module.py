@@ -19,6 +19,7 @@ from gram_hear.config import ModelConfig
 from gram_hear.errors import AudioError, CheckpointError, OptionError, TrainingError
 from gram_hear.frontend import FrontEnd
 from gram_hear.nn.mae import Reconstruction
+from gram_hear.pretrain.memory import keep_freed_memory
 from gram_hear.pretrain.new_model import first_weights, make_config, require_same
 from gram_hear.pretrain.samples import Sample
 from gram_hear.scenes.mixing import mix
@@ -95,6 +96,11 @@ class Pretraining(LightningModule):
         self.skipped = torch.zeros((), dtype=torch.int64)  # since training began, on this process
         self._losses: list[Tensor] = []
         self._indices: list[Tensor] = []
+
+    def on_fit_start(self) -> None:
+        """Keep the memory of a step for the next one, on a CPU."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     # --- the step ---------------------------------------------------------------------------
 
