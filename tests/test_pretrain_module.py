@@ -274,6 +274,23 @@ def test_a_batch_is_shared_out_whole(batch, devices, most):
     assert all(most is not None and share / n > most for n in fewer)
 
 
+class Opened(list):
+    """What the state of a stream asks of a set that is open."""
+
+    rooms = None
+
+
+def test_a_checkpoint_from_before_there_were_masks_has_random_ones():
+    data, other = PretrainingData(), PretrainingData(masks="time")
+    data.training = other.training = Opened([0])
+    state = {"position": 96} | data._stream()
+    del state["masks"]
+    data.load_state_dict(state)
+    assert data.position == 96
+    with pytest.raises(CheckpointError, match="masks: random there, time here"):
+        other.load_state_dict(state)
+
+
 @pytest.mark.parametrize("name", ["batch", "rooms", "validation_batches", "validate_every"])
 def test_options_of_the_data_are_checked(name):
     with pytest.raises(OptionError, match=f"data.{name} is 0; it must be at least 1"):
