@@ -20,4 +20,7 @@ def _load() -> Program:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if "gram_hear.pretrain.stopping" in sys.modules:
+        sys.modules["gram_hear.pretrain.stopping"].leave_signals()
+    sys.exit(code)
