@@ -295,10 +295,9 @@ def _loader(trainer: Trainer) -> TimedLoader:
 
 def spoken_time(seconds: float) -> str:
     """Return a time with its two largest units: ``"2 d 9 h"``, ``"4 h 12 min"``, ``"40 s"``."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
+    if seconds < 59.5:
         return f"{seconds:.0f} s"
-    hours, minutes = divmod(minutes, 60)
+    hours, minutes = divmod(round(seconds / 60), 60)
     if hours < 1:
         return f"{minutes} min"
     days, hours = divmod(hours, 24)
