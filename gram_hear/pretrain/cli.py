@@ -48,9 +48,13 @@ DEFAULT = ["fit", "--config", "tiny"]
 INTERRUPTED = "Interrupted. Nothing was saved since; the checkpoints that were written are kept."
 BOARD = "tensorboard"  # in the folder of the run
 DESCRIPTION = (
-    "Pretrain a GRAM model. Without a command, this is fit, which trains a model. Without "
-    "arguments, this is a tiny one, on synthetic sounds. To learn about the options, write fit "
-    "--help or validate --help."
+    "Pretrain a GRAM model (fit), or print the validation loss of a checkpoint (validate). Without "
+    "a command, this is fit. Without arguments, it trains a tiny model on synthetic sounds. To "
+    "learn about the options, write fit --help or validate --help."
+)
+CHECKPOINT = (
+    "The checkpoint that training goes on from, or that is validated: last or best of the run's "
+    "folder, or a file. Training with last begins anew where nothing was saved yet."
 )
 FIT = "Train a model, or go on training it with --ckpt_path last."
 FIT_EXAMPLE = (
@@ -109,16 +113,17 @@ class PretrainingCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the commands, and the arguments of Lightning that they leave out."""
-        skipped = {"model", "datamodule", "weights_only"}
+        skipped = {"model", "datamodule", "ckpt_path", "weights_only"}
         return {
             "fit": skipped | {"train_dataloaders", "val_dataloaders"},
             "validate": skipped | {"dataloaders", "verbose"},
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options of the callbacks."""
+        """Add the options of the callbacks, and the checkpoint."""
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(Pictures, "pictures")
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=CHECKPOINT)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line without ``--trust-config``, which Lightning does not know.
@@ -146,7 +151,6 @@ class PretrainingCLI(LightningCLI):
             self.found = find_checkpoint(self.asked, root)
         else:
             self.found = checkpoint_to_validate(self.asked, root, options.model.init)
-        options.ckpt_path = None if self.found is None else str(self.found)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer with this package's precision, logger and checkpoints."""
@@ -222,13 +226,17 @@ class PretrainingCLI(LightningCLI):
         if self.asked == "last" and self.found is None:
             say(f"There is no {root / FOLDER / LAST} yet; training begins anew.")
 
+    def fit(self, **arguments: Any) -> None:
+        """Train."""
+        self.trainer.fit(**arguments, ckpt_path=self.found)
+
     def validate(self, **arguments: Any) -> None:
         """Compute the validation loss, and print it as one line on stdout.
 
         Raises:
             TrainingError: where it is not finite.
         """
-        self.trainer.validate(**arguments, verbose=False)
+        self.trainer.validate(**arguments, ckpt_path=self.found, verbose=False)
         loss = float(self.trainer.callback_metrics["validation/loss"])
         if not math.isfinite(loss):
             raise TrainingError(f"The validation loss of {self.found or 'the model'} is {loss}.")
