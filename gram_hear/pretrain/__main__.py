@@ -3,6 +3,7 @@
 import sys
 
 from gram_hear.extras import need
+from gram_hear.pretrain.stopping import leave_signals
 from gram_hear.start import Program, start
 
 
@@ -21,6 +22,5 @@ def _load() -> Program:
 
 if __name__ == "__main__":
     code = main()
-    if "gram_hear.pretrain.stopping" in sys.modules:
-        sys.modules["gram_hear.pretrain.stopping"].leave_signals()
+    leave_signals()
     sys.exit(code)

@@ -90,8 +90,7 @@ class Curves(StepCounter):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and begin or go on with curves.csv."""
         super().on_train_start(trainer, pl_module)
-        self._first: tuple[float, int] | None = None  # time and step of the first entry
-        self._start_step = trainer.global_step
+        self._first: tuple[float, int] | None = None  # when the first step of this run ended
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = Path(trainer.default_root_dir) / CURVES
             self._file = CurveFile(path, COLUMNS, trainer.global_step)
@@ -126,8 +125,9 @@ class Curves(StepCounter):
     def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Log every trainer.log_every_n_steps steps, and the last step."""
         assert isinstance(module, Pretraining)
-        if step == self._start_step + 1:
-            seconds = time.perf_counter() - self._time
+        if self._first is None:
+            self._first = (time.perf_counter(), step)
+            seconds = self._first[0] - self._time
             _report(trainer, f"The first step of this run took {spoken_time(seconds)}.")
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if step < trainer.max_steps and (not every or step % every):
@@ -146,7 +146,7 @@ class Curves(StepCounter):
         self._unwritten = values
         if not is_validated(trainer, step):
             self._write(step, {})
-        hours = values["speed/hours_to_go"]
+        hours = values.get("speed/hours_to_go")
         _report(
             trainer,
             f"step {step} of {trainer.max_steps}: loss {loss:.4f}, "
@@ -174,21 +174,19 @@ class Curves(StepCounter):
     def _speed(self, trainer: Trainer, step: int) -> dict[str, float]:
         data, now = _data(trainer), time.perf_counter()
         seconds = max(1e-9, now - self._time - self._validated)
-        rate = (step - self._step) / seconds
-        clips = rate * data.batch
-        # Until the end it goes as since the first entry: with validation, without the first steps.
-        to_go = trainer.max_steps - step
-        if self._first is None:
-            self._first = (now, step)
-        elif now > self._first[0]:
-            rate = (step - self._first[1]) / (now - self._first[0])
-        return {
-            "speed/steps_per_second": clips / data.batch,
-            "speed/windows_per_second": clips * data.windows,
-            "speed/audio_hours_per_hour": clips * data.seconds,
+        steps = (step - self._step) / seconds
+        speed = {
+            "speed/steps_per_second": steps,
+            "speed/windows_per_second": steps * data.batch * data.windows,
+            "speed/audio_hours_per_hour": steps * data.batch * data.seconds,
             "speed/data_wait": (_loader(trainer).waited - self._waited) / seconds,
-            "speed/hours_to_go": to_go / rate / 3600,
         }
+        assert self._first is not None
+        begin, first = self._first
+        if step > first:  # with validation and checkpoints, without the slow first step
+            each = (now - begin) / (step - first)
+            speed["speed/hours_to_go"] = (trainer.max_steps - step) * each / 3600
+        return speed
 
 
 class Pictures(Callback):

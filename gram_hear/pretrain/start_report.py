@@ -1,6 +1,7 @@
 """What a run says before its first step, and which of its options are logged."""
 
 import shutil
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -69,8 +70,8 @@ class StartReport(Callback):
             )
         if trainer.world_size > 1:
             say(
-                f"Process {trainer.global_rank} of 0 to {trainer.world_size - 1} is ready on "
-                f"{pl_module.device}, and waits for the others."
+                f"process {trainer.global_rank}: ready on {socket.gethostname()}, "
+                f"{pl_module.device}; it waits for the other {trainer.world_size - 1}."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
