@@ -638,7 +638,7 @@ def test_ctrl_c_again_ends_a_run_at_once_but_not_within_a_checkpoint(
     monkeypatch.setattr(Pictures, "on_train_batch_start", pressed_twice)
     assert fit("--ckpt_path", "last") == 130
     assert stopped_once(tmp_path, 2)
-    assert "Nothing was saved since" in capsys.readouterr().err
+    assert "Interrupted, without saving" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("moment", ["first step", "validation", "loading"])
@@ -666,7 +666,10 @@ def test_whenever_it_is_asked_to_stop_a_run_is_saved(fit, whole, tmp_path, monke
 
 @pytest.mark.parametrize(
     ("where", "code", "said"),
-    [("setup", 143, "Interrupted."), ("train_dataloader", 143, "Stopped at step 0, as it began")],
+    [
+        ("setup", 143, "Interrupted, without saving"),
+        ("train_dataloader", 143, "Stopped at step 0, as it began"),
+    ],
 )
 def test_asked_to_stop_before_its_first_step_a_run_ends(
     fit, tmp_path, monkeypatch, capsys, where, code, said

@@ -45,7 +45,7 @@ from gram_hear.pretrain.trust import LARGEST_TEXT, TRUST, Parser, restrict
 CONFIGS = Path(__file__).parent / "configs"
 SUFFIXES = (".yaml", ".yml", ".json")
 DEFAULT = ["fit", "--config", "tiny"]
-INTERRUPTED = "Interrupted. Nothing was saved since; the checkpoints that were written are kept."
+INTERRUPTED = "Interrupted, without saving. Checkpoints that were written before are kept."
 BOARD = "tensorboard"  # in the folder of the run
 DESCRIPTION = (
     "Pretrain a GRAM model (fit), or print the validation loss of a checkpoint (validate). Without "
@@ -143,7 +143,7 @@ class PretrainingCLI(LightningCLI):
         """Read nothing from the checkpoint, where Lightning would read hyperparameters."""
 
     def _find_checkpoint(self) -> None:
-        """Find the checkpoint that is gone on from, or validated, before anything is made."""
+        """Find the checkpoint to go on from, or to validate, before anything is made."""
         options = self.config[self.config.subcommand]
         root = Path(options.trainer.default_root_dir or ".")
         self.asked = options.ckpt_path

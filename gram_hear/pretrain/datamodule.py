@@ -186,7 +186,7 @@ class PretrainingData(LightningDataModule):
 
     def _held_out_clips(self, clips: ClipSet | None) -> ClipSet:
         if self.validation_clips is None and self.clips is not None:
-            return clips or open_clips(self.clips, self.seed)
+            return open_clips(self.clips, self.seed) if clips is None else clips
         return open_clips(self.validation_clips, self.seed + HELD_OUT)
 
     def _open(self, clips: ClipSet, config: ModelConfig, held_out: bool) -> SampleSet:

@@ -18,6 +18,7 @@ from gram_hear.start import INTERRUPTED
 
 # The signals that ask training to stop; clusters announce the end of a job with the latter two.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
+LEFT = (signal.SIG_IGN, None)  # handlers that stay: the latter is one that Python did not set
 AGAIN = 1.0  # seconds after which Ctrl-C counts as pressed again
 
 
@@ -42,23 +43,28 @@ class StopSignals:
         self._since = 0.0
 
     def __enter__(self) -> "StopSignals":
-        """Set the handlers; off the main thread, which alone gets signals, do nothing."""
+        """Set the handlers; off the main thread, which alone gets signals, do nothing.
+
+        A signal that is ignored stays so, as Ctrl-C is by what a script runs in the background.
+        """
         self._reset()
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in SIGNALS}
+            handlers = {number: signal.getsignal(number) for number in SIGNALS}
+            self._before = {n: each for n, each in handlers.items() if each not in LEFT}
             if hasattr(signal, "pthread_sigmask"):
                 self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])  # asks alone
             self._set()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Set the handlers of before."""
+        """Set the handlers of before; a signal that is still held is too late."""
+        self._leaving = True
         if self._before:
+            if hasattr(signal, "pthread_sigmask"):
+                signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
             for number, handler in self._before.items():
                 signal.signal(number, handler)
             self._before = {}
-            if hasattr(signal, "pthread_sigmask"):
-                signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def _set(self) -> None:
         for number in self._before:
