@@ -3,6 +3,7 @@
 import io
 import sys
 import time
+from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from gram_hear.pretrain.module import Pretraining
 
 PICTURES, CURVES = "pictures", "curves.csv"  # in the folder of the run
 DPI = 150
+RECENT = 10  # entries of the log, of whose time it is reckoned how long the others take
 COLUMNS = (  # of curves.csv
     "time",
     "train/loss",
@@ -90,7 +92,7 @@ class Curves(StepCounter):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and begin or go on with curves.csv."""
         super().on_train_start(trainer, pl_module)
-        self._first: tuple[float, int] | None = None  # when the first step of this run ended
+        self._entries = deque[tuple[float, int]](maxlen=RECENT)  # time and step, from the first one
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = Path(trainer.default_root_dir) / CURVES
             self._file = CurveFile(path, COLUMNS, trainer.global_step)
@@ -125,9 +127,9 @@ class Curves(StepCounter):
     def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Log every trainer.log_every_n_steps steps, and the last step."""
         assert isinstance(module, Pretraining)
-        if self._first is None:
-            self._first = (time.perf_counter(), step)
-            seconds = self._first[0] - self._time
+        if not self._entries:
+            self._entries.append((time.perf_counter(), step))
+            seconds = self._entries[0][0] - self._time
             _report(trainer, f"The first step of this run took {spoken_time(seconds)}.")
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if step < trainer.max_steps and (not every or step % every):
@@ -181,11 +183,11 @@ class Curves(StepCounter):
             "speed/audio_hours_per_hour": steps * data.batch * data.seconds,
             "speed/data_wait": (_loader(trainer).waited - self._waited) / seconds,
         }
-        assert self._first is not None
-        begin, first = self._first
-        if step > first:  # with validation and checkpoints, without the slow first step
+        begin, first = self._entries[0]
+        if step > first:  # with validation and checkpoints
             each = (now - begin) / (step - first)
             speed["speed/hours_to_go"] = (trainer.max_steps - step) * each / 3600
+            self._entries.append((now, step))
         return speed
 
 
