@@ -198,6 +198,8 @@ class PretrainingCLI(LightningCLI):
                 self._take_folder()
             options = self.config[self.config.subcommand]
             self.report.announce(self.trainer, self.model, data, options.checkpoints.keep_every)
+            if self.model.origin and self.found is None:
+                say(self.model.origin)
             if data.clean_fraction == 1 and data.clips and not data.validation_clips:
                 say(
                     "All clips stay dry and data.validation_clips is not given: the validation "
@@ -205,6 +207,7 @@ class PretrainingCLI(LightningCLI):
                 )
             made_with = {name: options[name].as_dict() for name in ("model", "data")}
             log_hyperparameters(self.trainer.loggers, made_with)
+            say("Opening the clips, rooms and noises.")
 
     def _take_folder(self) -> None:
         """Keep other runs out of the folder until this process ends.

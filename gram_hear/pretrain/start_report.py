@@ -58,7 +58,6 @@ class StartReport(Callback):
                 f"A checkpoint takes about {size:.2g} GB. In the end, {written} of them take "
                 f"{written * size:.2g} GB; {free:.3g} GB are free there."
             )
-        say("Opening the clips, rooms and noises.")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was opened, and which processes are ready."""
