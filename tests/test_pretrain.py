@@ -355,7 +355,7 @@ def test_times_to_go(seconds, said):
 
 
 def test_the_time_to_go_leaves_out_the_first_step(fit, monkeypatch, capsys):
-    clock = [0.0, 0.0]  # now, and the time of a step
+    clock = [0.0]
     monkeypatch.setattr(callbacks.time, "perf_counter", lambda: clock[0])
 
     def work(self, trainer, pl_module, batch, batch_idx):
@@ -378,14 +378,14 @@ def test_validate_prints_what_training_did(fit, whole, tmp_path, capsys, data):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     options = {"trainer__default_root_dir": whole, "data__clips": "away"}  # not needed
     options |= {"data__validation_clips": data / "audioset", "trainer__max_steps": -1}
-    files = {"last": 6, "best": 6}
-    for name, step in files.items():
+    for name in ("last", "best"):
         assert fit("--ckpt_path", name, command="validate", **options) == 0
-        assert capsys.readouterr().out == f"step {step}: validation loss {loss[step]:.7g}\n"
+        assert capsys.readouterr().out == f"step 6: validation loss {loss[6]:.7g}\n"
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_kept_checkpoint_and_a_model_are_validated_too(fit, whole, capsys, data):
     kept = str(whole / "checkpoints" / "step-000000004.ckpt")
     assert fit("--ckpt_path", kept, command="validate") == 0
@@ -399,6 +399,7 @@ def test_a_kept_checkpoint_and_a_model_are_validated_too(fit, whole, capsys, dat
     assert capsys.readouterr().out == f"step 0: validation loss {losses[6]:.7g}\n"
 
 
+@pytest.mark.slow
 def test_validate_says_what_is_wrong(fit, whole, capsys, tmp_path):
     last = ["--ckpt_path", str(whole / "checkpoints" / "last.ckpt")]
     for given, message in (
@@ -601,8 +602,8 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(fit, stopped, whole, tmp_pat
     )
 
 
-def stopped_once(folder, step):
-    """That a run was stopped after a step, with a whole checkpoint."""
+def was_saved_at(folder, step):
+    """Whether last.ckpt of a run is whole, and of this step."""
     return load(folder / "run" / "checkpoints" / "last.ckpt")["global_step"] == step
 
 
@@ -617,10 +618,11 @@ def test_further_signals_while_it_saves_do_not_stop_the_saving(fit, tmp_path, mo
     monkeypatch.setattr(torch, "save", signalled)
     stop_at(monkeypatch, 2)
     assert fit() == 143
-    assert stopped_once(tmp_path, 2)
+    assert was_saved_at(tmp_path, 2)
     assert capfd.readouterr().err.count("SIGTERM: the run stops after this step") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_again_ends_a_run_at_once_but_not_within_a_checkpoint(
     fit, tmp_path, monkeypatch, capsys
 ):
@@ -635,7 +637,7 @@ def test_ctrl_c_again_ends_a_run_at_once_but_not_within_a_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", interrupted)
         assert fit() == 130
-    assert stopped_once(tmp_path, 2)
+    assert was_saved_at(tmp_path, 2)
 
     def pressed_twice(self, trainer, pl_module, batch, batch_idx):
         signal.raise_signal(signal.SIGINT)
@@ -643,10 +645,11 @@ def test_ctrl_c_again_ends_a_run_at_once_but_not_within_a_checkpoint(
 
     monkeypatch.setattr(Pictures, "on_train_batch_start", pressed_twice)
     assert fit("--ckpt_path", "last") == 130
-    assert stopped_once(tmp_path, 2)
+    assert was_saved_at(tmp_path, 2)
     assert "Interrupted, without saving" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["first step", "validation", "loading"])
 def test_whenever_it_is_asked_to_stop_a_run_is_saved(fit, whole, tmp_path, monkeypatch, moment):
     def ask(process=None):
@@ -665,7 +668,7 @@ def test_whenever_it_is_asked_to_stop_a_run_is_saved(fit, whole, tmp_path, monke
         monkeypatch.setattr(Pretraining, name, patched(getattr(Pretraining, name)))
     options = {"data__workers": 1} if moment == "loading" else {}
     assert fit(data__validate_every=3, **options) == 138
-    assert stopped_once(tmp_path, 3 if moment == "validation" else 1)
+    assert was_saved_at(tmp_path, 3 if moment == "validation" else 1)
     if moment == "validation":
         assert curve(tmp_path / "run", "validation/loss")[3] == curve(whole, "validation/loss")[3]
 
@@ -874,7 +877,7 @@ def test_a_killed_run_leaves_no_process(data, tmp_path):
 
 # --- SLURM ----------------------------------------------------------------------------------
 
-SCRIPT = Path(gram_hear.__file__).parents[1] / "docs" / "how-to" / "pretrain.sbatch"
+SCRIPT = Path(__file__).parent.parent / "docs" / "how-to" / "pretrain.sbatch"
 
 
 @pytest.fixture

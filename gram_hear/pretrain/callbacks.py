@@ -27,7 +27,7 @@ from gram_hear.pretrain.module import Pretraining
 
 PICTURES, CURVES = "pictures", "curves.csv"  # in the folder of the run
 DPI = 150
-RECENT = 10  # entries of the log, of whose time it is reckoned how long the others take
+RECENT = 10  # entries of the log that the time to go is computed from
 COLUMNS = (  # of curves.csv
     "time",
     "train/loss",
