@@ -653,7 +653,7 @@ def test_ctrl_c_again_ends_a_run_at_once_but_not_within_a_checkpoint(
 @pytest.mark.parametrize("moment", ["first step", "validation", "loading"])
 def test_whenever_it_is_asked_to_stop_a_run_is_saved(fit, whole, tmp_path, monkeypatch, moment):
     def ask(process=None):
-        os.kill(process or os.getpid(), signal.SIGUSR1)
+        os.kill(process or os.getpid(), signal.SIGTERM)
 
     def patched(function):
         return lambda *arguments: (ask(), function(*arguments))[1]
@@ -667,7 +667,7 @@ def test_whenever_it_is_asked_to_stop_a_run_is_saved(fit, whole, tmp_path, monke
         name = "training_step" if moment == "first step" else "validation_step"
         monkeypatch.setattr(Pretraining, name, patched(getattr(Pretraining, name)))
     options = {"data__workers": 1} if moment == "loading" else {}
-    assert fit(data__validate_every=3, **options) == 138
+    assert fit(data__validate_every=3, **options) == 143
     assert was_saved_at(tmp_path, 3 if moment == "validation" else 1)
     if moment == "validation":
         assert curve(tmp_path / "run", "validation/loss")[3] == curve(whole, "validation/loss")[3]
