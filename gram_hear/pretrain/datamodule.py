@@ -1,6 +1,5 @@
 """The data of a run: opened, and loaded in batches that are divided among devices."""
 
-import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,14 +9,14 @@ from torch.utils.data import DataLoader
 
 from gram_hear.config import FrontEndConfig, ModelConfig
 from gram_hear.errors import CheckpointError, GramError, OptionError
+from gram_hear.jobs.interrupts import signals_blocked
 from gram_hear.pretrain.batches import EpochSampler, collate
 from gram_hear.pretrain.clips import ClipSet, open_clips
 from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.pools import Rooms, open_noises, open_rooms
 from gram_hear.pretrain.samples import Sample, SampleRecipe, SampleSet
+from gram_hear.pretrain.stopping import SIGNALS, leave_signals
 
-# The signals that ask training to stop; clusters announce the end of a job with the latter two.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
 HELD_OUT = 2**31  # added to the seed for validation, which so has other draws and other sounds
 # Beside the sizes of the sets: the options on which the samples depend.
 SAME = ("seconds", "level", "clean_fraction", "windows", "clip_frames", "masked", "masks")
@@ -31,7 +30,8 @@ class TimedLoader(DataLoader[Sample]):
     waited = 0.0  # seconds in all
 
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
-        samples = super().__iter__()
+        with signals_blocked(SIGNALS):  # until its processes ignore them
+            samples = super().__iter__()
         while True:
             start = time.perf_counter()
             try:
@@ -168,6 +168,8 @@ class PretrainingData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the data, read a sample of each set, and divide the batch among devices.
 
+        Without training ("validate"), nothing is opened that is for training alone.
+
         Raises:
             OptionError, SceneError, AudioError: for what does not fit or cannot be read.
         """
@@ -184,13 +186,15 @@ class PretrainingData(LightningDataModule):
         trainer.accumulate_grad_batches = steps
         trainer.val_check_interval = self.validate_every * steps  # in Lightning's smaller batches
         trainer.check_val_every_n_epoch = None  # counted over all of training
-        clips = open_clips(self.clips, self.seed)
-        self.training = self._open(clips, model.config, held_out=False)
+        clips = None
+        if stage == "fit":
+            clips = open_clips(self.clips, self.seed)
+            self.training = self._open(clips, model.config, held_out=False)
         self.validation = self._open(self._held_out_clips(clips), model.config, held_out=True)
 
-    def _held_out_clips(self, clips: ClipSet) -> ClipSet:
+    def _held_out_clips(self, clips: ClipSet | None) -> ClipSet:
         if self.validation_clips is None and self.clips is not None:
-            return clips
+            return open_clips(self.clips, self.seed) if clips is None else clips
         return open_clips(self.validation_clips, self.seed + HELD_OUT)
 
     def _open(self, clips: ClipSet, config: ModelConfig, held_out: bool) -> SampleSet:
@@ -277,11 +281,14 @@ class PretrainingData(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume the stream at the position of a checkpoint.
+        """Resume the stream at the position of a checkpoint, if there is a stream.
 
         Raises:
             CheckpointError: where the data or their options differ, so that the stream would too.
         """
+        if self.training is None:  # a checkpoint may be validated on other data
+            self.position = state_dict["position"]
+            return
         state_dict = EARLIER | state_dict
         different = [
             f"{name}: {state_dict.get(name)} there, {value} here"
@@ -298,13 +305,7 @@ class PretrainingData(LightningDataModule):
 
 
 def _leave_signals(worker: int) -> None:
-    """Ignore the signals to stop in a process that loads data.
-
-    A terminal or a cluster sends them to all processes, but the training process needs data to
-    finish its step. When it ends, those that load for it end too.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals()
 
 
 def accumulation(batch: int, devices: int, most: int | None) -> int:
