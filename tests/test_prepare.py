@@ -182,7 +182,9 @@ def test_interrupted_run_goes_on(tmp_path, sounds, monkeypatch):
     seen = []
     write = module.write_group
     monkeypatch.setattr(
-        module, "write_group", lambda o, p, group: seen.append(group.number) or write(o, p, group)
+        module,
+        "write_group",
+        lambda *given: seen.append(given[-1].number) or write(*given),
     )
     assert run(sounds, out, tar_size=0.15) == expected
     assert seen
@@ -370,10 +372,10 @@ def test_files_that_another_run_adds_meanwhile_are_in_the_summary(tmp_path, soun
 def test_other_options_are_refused_while_a_run_is_at_work(tmp_path, sounds, monkeypatch):
     write = module.write_group
 
-    def meanwhile(output, preparation, group):
+    def meanwhile(output, preparation, cache, group):
         with pytest.raises(OptionError, match="Another run is at work"):
             run(sounds, tmp_path / "out", seconds=2.0, force=True)
-        return write(output, preparation, group)
+        return write(output, preparation, cache, group)
 
     monkeypatch.setattr(module, "write_group", meanwhile)
     run(sounds, tmp_path / "out")
