@@ -211,7 +211,7 @@ def _make_groups(
 def _find(inputs: Sequence[Path | str], output: Path) -> tuple[list[str], Counter[str]]:
     """Return the absolute paths and URLs of the files, each once, and the suffixes of others.
 
-    What lies in the output is not taken for input.
+    Tars in the output are not taken for input.
     """
     left_out: Counter[str] = Counter()
     try:
@@ -221,9 +221,9 @@ def _find(inputs: Sequence[Path | str], output: Path) -> tuple[list[str], Counte
     warn_of_left_out(left_out)
     own = output.absolute()
     names = [source.address if isinstance(source, Shard) else _full(source) for source in found]
-    names = [name for name in names if is_address(name) or own not in Path(name).parents]
+    names = [name for name in names if not (_is_tar(name) and Path(name).parent == own)]
     if not names:
-        raise AudioError(f"No sound was found in {', '.join(map(str, inputs))}.")
+        raise AudioError(f"No sound file was found in {', '.join(map(str, inputs))}.")
     return list(dict.fromkeys(names)), +left_out
 
 
@@ -231,9 +231,13 @@ def _full(path: Path | str) -> str:
     return str(path) if is_address(path) else str(Path(path).absolute())
 
 
+def _is_tar(file: str) -> bool:
+    return not is_address(file) and file.lower().endswith(TARS)
+
+
 def _holds_many(file: str) -> bool:
     """Whether a file holds many sounds, and so is a group of its own."""
-    return is_address(file) or file.lower().endswith((*TARS, PARQUET))
+    return is_address(file) or _is_tar(file) or file.lower().endswith(PARQUET)
 
 
 # --- what is to be done ---------------------------------------------------------------------

@@ -345,7 +345,7 @@ class OpenShard:
         try:
             if sys.platform != "win32":
                 fcntl.flock(self._file, fcntl.LOCK_SH)
-                if os.fstat(self._file.fileno()).st_nlink == 0:  # evicted just now
+                if self.was_removed():  # just now
                     raise FileNotFoundError(path)
             with suppress(OSError):  # the time of use, by which shards are evicted
                 os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
@@ -359,6 +359,10 @@ class OpenShard:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def was_removed(self) -> bool:
+        """Whether somebody removed the tar, although it is in use."""
+        return os.fstat(self._file.fileno()).st_nlink == 0
 
     def close(self) -> None:
         """Let go of the shard."""
@@ -397,6 +401,10 @@ class ShardReader:
             SceneError: where it cannot be read, or has no such sound.
             OptionError: where the cache cannot be written or is too small.
         """
+        there = self._open.get(shard)
+        if isinstance(there, OpenShard) and there.was_removed():
+            self._open.pop(shard)
+            there.close()
         if shard not in self._open:
             while len(self._open) >= self.most:
                 oldest = self._open.popitem(last=False)[1]
