@@ -39,6 +39,7 @@ from gram_hear.jobs.writing import write_json, write_whole, writing
 FORMAT, VERSION = "gram-hear clips", 1
 GROUPS = "groups.json"  # in the job's state: the files of each group
 OLD_STATE = ".preparing"  # where gram-hear 0.1.0 kept what was done
+UNFETCHED = [-1]  # instead of the stamp of a file that could not be fetched
 LEAST = 1.0  # seconds of what remains at the end of a file that is cut, to be a clip
 MEGABYTE = 10**6
 TAR_OVERHEAD = 1536  # bytes: a member's header, and its padding
@@ -169,6 +170,7 @@ def prepare(
         _take_over(output)
         # Never finished: there may be files to add.
         job.begin(force=force, finished=lambda: None, clear=partial(_clear, output))
+        _try_again(job)
         make = partial(write_group, output, preparation, cache)
         summarise = partial(_summarise, job, preparation, others)
         return _make_groups(job, files, preparation, make, summarise, jobs, progress or silent)
@@ -315,13 +317,20 @@ def _is_due(job: Job, group: FileGroup) -> bool:
     record = job.record(group.name)
     if record is None:
         return True
-    if all(
-        _stamp(failed.get("source", failed["file"])) == failed["stamp"]
-        for failed in record["failed"]
-    ):
-        return False
-    job.withdraw(group.name, record)
-    return True
+    for failed in record["failed"]:
+        stamp = _stamp(failed.get("source", failed["file"]))
+        if failed["stamp"] not in (UNFETCHED, stamp):
+            job.withdraw(group.name, record)
+            return True
+    return False
+
+
+def _try_again(job: Job) -> None:
+    """Forget the groups whose files an earlier call could not fetch."""
+    for group in _number(read_state(job.state / GROUPS) or []):
+        record = job.record(group.name)
+        if record and any(failed["stamp"] == UNFETCHED for failed in record["failed"]):
+            job.withdraw(group.name, record)
 
 
 def _stamp(file: str) -> list[int] | None:
@@ -418,8 +427,7 @@ def _clips(
                     yield from _try_clips(member, file, prefix, stamp, preparation, found)
         except SceneError as error:
             found.sounds += 1
-            # The next call tries again whatever could not be fetched.
-            stamp = [-1] if is_address(file) else stamp
+            stamp = UNFETCHED if is_address(file) else stamp
             found.failed.append({"file": file, "reason": str(error), "stamp": stamp})
 
 

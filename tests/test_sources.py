@@ -15,9 +15,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from fsspec.registry import known_implementations
+from huggingface_hub import HfFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from huggingface_hub import HfFileSystem
 from packed import encoded, write_tar
 
 from gram_hear.audio import archives, shards, sources
