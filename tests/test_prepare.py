@@ -325,7 +325,7 @@ def test_options_that_cannot_be(options, message):
 
 
 def test_inputs_that_cannot_be(tmp_path):
-    with pytest.raises(AudioError, match=r"no file or folder .*missing"):
+    with pytest.raises(AudioError, match=r"no folder or file .*missing"):
         run(tmp_path / "missing", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(AudioError, match="No sound file was found in"):

@@ -502,6 +502,14 @@ def test_what_is_in_use_is_not_evicted(memory, tmp_path, monkeypatch):
     cache.open(found[1]).close()
 
 
+def test_files_that_others_are_writing_are_left_alone(memory, cache):
+    cache.place.mkdir()
+    (cache.place / ".0123456789ab.0.partial").write_text("of an index that is being written")
+    (cache.place / "0123456789ab.partial").write_text("of a process that was killed")
+    cache.open(shard_of(f"{memory}/t-000.tar")).close()
+    assert [path.name for path in cache.place.glob("*.partial")] == [".0123456789ab.0.partial"]
+
+
 def test_caches_that_are_too_small(memory, tmp_path, monkeypatch):
     small = ShardCache(tmp_path / "cache", 1e-5)
     with pytest.raises(OptionError, match=r"the cache .* may have 1e-05 GB; raise cache_size"):

@@ -38,6 +38,7 @@ GIGABYTES = 100.0  # of the cache
 GIGABYTE = 10**9
 THREADS = 8  # shards that are looked at side by side
 ROOM_SECONDS = 300.0  # in which other processes may let go of shards, where the cache is full
+PARTIAL = "[0-9a-f]*.partial"  # shards being written; what is hidden is somebody else's
 POLL = 0.5  # seconds between looks whether they have
 
 Watch = Callable[[], AbstractContextManager[Progress]]
@@ -167,13 +168,13 @@ class ShardCache:
 
     def _make_room(self, needed: int) -> bool:
         """Remove what killed processes left, and evict shards until there is room."""
-        for left in self.place.glob("*.partial"):
+        for left in self.place.glob(PARTIAL):
             with try_lock(self.place / f"{left.name.partition('.')[0]}.lock") as held:
                 if held:
                     left.unlink(missing_ok=True)
         there = []
         promised = 0  # bytes that files being written will yet take of the disk
-        for path in (*self.place.glob("*.tar"), *self.place.glob("*.partial")):
+        for path in (*self.place.glob("*.tar"), *self.place.glob(PARTIAL)):
             with suppress(FileNotFoundError):
                 status = path.stat()
                 there.append((status.st_atime_ns, status.st_size, path))
