@@ -1280,6 +1280,12 @@ def test_yaml_that_explodes_is_refused(fit, capsys, tmp_path, name):
     assert "configuration" in wrong(fit, capsys, "--config", "mine", "--print_config")
 
 
+def test_patterns_of_urls_are_values():
+    for text in ("s3://bucket/clips-{000..869}.tar", "hf://datasets/o/n/*.parquet", "a&b{"):
+        trust.check_yaml(text)
+        assert trust.load_yaml(text) == text
+
+
 def test_configs_that_are_too_long_or_no_text(fit, capsys, tmp_path):
     (tmp_path / "mine.yaml").write_text("# " + "x" * 2**20)
     assert f"at most {2**20}" in wrong(fit, capsys, "--config", "mine")

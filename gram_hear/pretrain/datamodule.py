@@ -2,16 +2,20 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from gram_hear.audio.shards import GIGABYTES, ShardCache
 from gram_hear.config import FrontEndConfig, ModelConfig
+from gram_hear.console import progress_bar, say
 from gram_hear.errors import CheckpointError, GramError, OptionError
 from gram_hear.jobs.interrupts import signals_blocked
 from gram_hear.pretrain.batches import EpochSampler, collate
-from gram_hear.pretrain.clips import ClipSet, open_clips
+from gram_hear.pretrain.clips import OPEN_SHARDS, ClipSet, open_clips
 from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.pools import Rooms, open_noises, open_rooms
 from gram_hear.pretrain.samples import Sample, SampleRecipe, SampleSet
@@ -78,11 +82,17 @@ class PretrainingData(LightningDataModule):
         validation_noises: str | None = None,
         validation_batches: int = 1,
         validate_every: int = 1000,
+        audio_column: str | None = None,
+        cache: str | None = None,
+        cache_size: float = GIGABYTES,
+        open_shards: int = OPEN_SHARDS,
     ) -> None:
         """The data to learn from. The defaults are the published recipe for frame patches.
 
         Args:
-            clips: Folders of sound files, or tars of them. null makes synthetic sounds.
+            clips: Folders of sound files, tars of them, or Parquet files, one or a list. They may
+                be URLs, such as hf://datasets/OWNER/NAME/data/*.parquet. null makes synthetic
+                sounds.
             rirs: A set of RIRs, of which the training scenes are used. null simulates rooms.
             noises: A set of noises. null makes synthetic ones.
             seconds: Length of a clip.
@@ -109,6 +119,12 @@ class PretrainingData(LightningDataModule):
             validation_noises: Noises for validation. null takes the training noises.
             validation_batches: Number of batches for validation, each as large as in training.
             validate_every: Number of optimizer steps from one validation to the next.
+            audio_column: Column of Parquet files that holds the sounds. null takes the only one of
+                bytes and path.
+            cache: Folder in which Parquet files and remote tars are kept while they are used. null
+                is gram-hear/shards in the user's cache directory.
+            cache_size: Largest size of that folder, in GB.
+            open_shards: Number of Parquet files or remote tars whose clips are mixed at a time.
         """
         super().__init__()
         self.clips, self.rirs, self.noises = clips, rirs, noises
@@ -123,13 +139,17 @@ class PretrainingData(LightningDataModule):
         self.validation_noises = validation_noises
         self.validation_batches = validation_batches
         self.validate_every = validate_every
+        self.audio_column, self.open_shards = audio_column, open_shards
+        self.cache = ShardCache(None if cache is None else Path(cache), cache_size, audio_column)
         self.training: SampleSet | None = None
         self.validation: SampleSet | None = None
         self.position = 0  # samples of the stream that were learned from before this run
         self._check()
 
     def _check(self) -> None:
-        least = dict.fromkeys(("batch", "rooms", "validation_batches", "validate_every"), 1)
+        least = dict.fromkeys(
+            ("batch", "rooms", "validation_batches", "validate_every", "open_shards"), 1
+        )
         for name, value in (least | {"workers": 0, "seed": 0}).items():
             if getattr(self, name) < value:
                 raise OptionError(
@@ -188,14 +208,24 @@ class PretrainingData(LightningDataModule):
         trainer.check_val_every_n_epoch = None  # counted over all of training
         clips = None
         if stage == "fit":
-            clips = open_clips(self.clips, self.seed)
+            clips = self._open_clips(self.clips, self.seed)
             self.training = self._open(clips, model.config, held_out=False)
         self.validation = self._open(self._held_out_clips(clips), model.config, held_out=True)
 
     def _held_out_clips(self, clips: ClipSet | None) -> ClipSet:
         if self.validation_clips is None and self.clips is not None:
-            return open_clips(self.clips, self.seed) if clips is None else clips
-        return open_clips(self.validation_clips, self.seed + HELD_OUT)
+            return self._open_clips(self.clips, self.seed) if clips is None else clips
+        return self._open_clips(self.validation_clips, self.seed + HELD_OUT)
+
+    def _open_clips(self, paths: str | list[str] | None, seed: int) -> ClipSet:
+        return open_clips(
+            paths,
+            seed,
+            cache=self.cache,
+            open_shards=self.open_shards,
+            report=say,
+            watch=partial(progress_bar, "count", "shards"),
+        )
 
     def _open(self, clips: ClipSet, config: ModelConfig, held_out: bool) -> SampleSet:
         front_end, recipe = config.front_end, self.recipe(config)
@@ -275,6 +305,7 @@ class PretrainingData(LightningDataModule):
             "batch": self.batch,
             "seed": self.seed,
             "clips": len(self.training),
+            "shards": self.training.clips.shards_key,
             "rooms": 0 if self.training.rooms is None else len(self.training.rooms),
             "snr": list(self.snr),
             **{name: getattr(self, name) for name in SAME},
