@@ -158,7 +158,7 @@ class BoundedMember(tarfile.TarInfo):
 def parse_header(
     head: bytes, size: int, name: str, error: type[GramError], *types: type[np.generic]
 ) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Return what the header of a ``.npy`` file says: shape, Fortran order, type, and where it ends.
+    """Return what the header of a ``.npy`` file says: shape, Fortran order, type, where it ends.
 
     Args:
         head: the file's first :data:`LONGEST_HEADER` bytes, or all of a shorter one.
