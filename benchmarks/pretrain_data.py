@@ -1,26 +1,24 @@
 """What a clip of training costs a loading process, against what decoding and stacking alone cost.
 
-    python benchmarks/pretrain_data.py --make /tmp/sets
+    python benchmarks/pretrain_data.py --make sets
     python benchmarks/pretrain_data.py --clips clips --rirs rirs --noises noise
 
-``--make`` makes the sets in a new folder: tars of FLAC clips of 10 s, as ``gram-hear prepare`` makes
-them; tars of RIRs as published, float16 (6, 2, 96000); and three sets of noise, FLAC files of 10
-minutes, WAV files of 10 minutes at 44.1 kHz, and a tar of ``.npy`` arrays. A folder that is there
-already is used again. Sets that are named must be of the same kinds.
+``--make`` makes the sets in a new folder: tars of FLAC clips of 10 s, as ``gram-hear prepare``
+makes them; tars of RIRs as published, float16 (6, 2, 96000); and three sets of noise, FLAC files of
+10 minutes, WAV files of 10 minutes at 44.1 kHz, and a tar of ``.npy`` arrays. A folder that is
+there is used again. Sets that are named must be of the same kinds.
 
-CPU time of one thread, milliseconds a clip, the median of alternating runs. The plain way decodes
-the bytes of the same clip with soundfile, takes the same RIRs with np.frombuffer (the first two as
-float32), decodes an excerpt of the same noise, and stacks; it has no levels, fades, draws or checks.
-Then both run in a process that loads data, and the CPU time of that process is taken: with them
-batches are put into the memory that the processes share.
+Milliseconds of CPU time a clip, on one thread, the median of alternating runs. The plain way
+decodes the bytes of the same clips with soundfile, takes the same RIRs with np.frombuffer (the
+first two as float32), decodes an excerpt of the same noises, and stacks. It has no levels, fades,
+draws or checks. "In a process" is the CPU time of a process that loads batches for another.
 """
 
-import argparse
 import io
 import resource
 import statistics
 import tarfile
-import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +40,8 @@ from gram_hear.pretrain.samples import SampleRecipe, SampleSet
 
 RATE, SAMPLES, BATCH = 32000, 320_000, 24
 CLIPS, SCENES, ARRAYS, MINUTES = 64, 32, 32, 10
+LOADED = 4  # batches that a process loads
+PROCESS = "in a process"
 WANTED = 1.6
 KINDS = ("flac", "wav", "npy")
 
@@ -145,36 +145,49 @@ class Samples(Dataset[Any]):
 # --- measuring ------------------------------------------------------------------------------
 
 
-def parts_of(samples: SampleSet) -> dict[str, Callable[[int], object]]:
-    """Return what a sample is made of, by name, as functions of its number."""
-    generator = np.random.default_rng(0)
-    return {
-        "clip": samples._draw_clip,
-        "RIRs": lambda i: samples._draw_room(generator, False),
-        "noise": lambda i: samples._draw_noise(generator, i, False),
-        "windows, masks": samples._draw_windows,
-    }
+class Side:
+    """One way to draw samples: by parts, whole, and stacked."""
+
+    def __init__(
+        self,
+        parts: dict[str, Callable[[int], object]],
+        draw: Callable[[int], Any],
+        stack: Callable[[list[Any]], Any],
+    ) -> None:
+        self.parts, self.draw, self.stack = parts, draw, stack
+        self.times: dict[str, list[float]] = defaultdict(list)
+
+    def measure(self, numbers: range) -> None:
+        """Add the milliseconds a clip of each part, for the samples of these numbers."""
+        for part, draw in self.parts.items():
+            self._add(part, lambda draw=draw: [draw(i) for i in numbers] and None)
+        drawn = [self.draw(i) for i in numbers]
+        self._add("collation", lambda: self.stack(drawn))
+        self._add("whole", lambda: self.stack([self.draw(i) for i in numbers]))
+
+    def _add(self, part: str, call: Callable[[], object]) -> None:
+        self.times[part].append(1000 * cpu_seconds(call) / BATCH)
+
+    def median(self, part: str) -> float | None:
+        return statistics.median(self.times[part]) if part in self.times else None
+
+    def in_a_process(self, batches: int) -> None:
+        """Add the milliseconds a clip of a process that loads batches, without its start."""
+
+        def seconds(count: int) -> float:
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            loader = DataLoader(
+                Samples(self.draw, count * BATCH), BATCH, num_workers=1, collate_fn=self.stack
+            )
+            for _ in loader:
+                pass
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+        self.times[PROCESS].append(1000 * (seconds(1 + batches) - seconds(1)) / (batches * BATCH))
 
 
-def in_a_process(draw: Callable[[int], Any], stack: Callable[..., Any], batches: int) -> float:
-    """Return the CPU seconds a batch of a process that loads batches, without its start."""
-
-    def seconds(count: int) -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        loader = DataLoader(
-            Samples(draw, count * BATCH), BATCH, num_workers=1, collate_fn=stack, prefetch_factor=2
-        )
-        for _ in loader:
-            pass
-        del loader
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    return (seconds(1 + batches) - seconds(1)) / batches
-
-
-def measure(clips: str, rirs: str, noises: str, repeats: int) -> float:
-    """Print the table of one set of noises; return how often a sample costs the plain way."""
+def ours(clips: str, rirs: str, noises: str) -> Side:
     samples = SampleSet(
         open_clips(clips),
         open_rooms(rirs, "binaural", RATE),
@@ -183,53 +196,37 @@ def measure(clips: str, rirs: str, noises: str, repeats: int) -> float:
         "binaural",
         seed=0,
     )
+    generator, rooms = np.random.default_rng(0), len(samples.rooms or ())
+    parts: dict[str, Callable[[int], object]] = {
+        "clip": samples._draw_clip,
+        "RIRs": lambda i: samples._read_room(i % rooms),
+        "noise": lambda i: samples._draw_noise(generator, i, False),
+        "windows and masks": samples._draw_windows,
+    }
+    return Side(parts, samples.__getitem__, collate)
+
+
+def measure(clips: str, rirs: str, noises: str, repeats: int) -> None:
     plain = Plain(clips, rirs, noises)
-    ours = parts_of(samples)
-    theirs = {"clip": plain.clip, "RIRs": plain.room, "noise": plain.noise}
-    times: dict[tuple[str, str], list[float]] = {}
-
-    def clock(who: str, part: str, call: Callable[[], object]) -> Any:
-        kept: list[object] = []
-        seconds = cpu_seconds(lambda: kept.append(call()))
-        times.setdefault((who, part), []).append(1000 * seconds / BATCH)
-        return kept[0]
-
+    peer = Side(
+        {"clip": plain.clip, "RIRs": plain.room, "noise": plain.noise}, plain.sample, plain.stack
+    )
+    sides = (ours(clips, rirs, noises), peer)
     for turn in range(1 + repeats):
-        numbers = range(turn * BATCH, (turn + 1) * BATCH)
-        if turn == 1:
-            times.clear()  # the first does not count
-        for who, parts in (("ours", ours), ("plain", theirs)):
-            for part, draw in parts.items():
-                clock(who, part, lambda draw=draw: run(draw, numbers))
-        for who, draw, stack in (
-            ("ours", samples.__getitem__, collate),
-            ("plain", plain.sample, plain.stack),
-        ):
-            drawn = [draw(i) for i in numbers]
-            clock(who, "collation", lambda stack=stack, drawn=drawn: stack(drawn))
-            del drawn
-            clock(who, "whole", lambda draw=draw, stack=stack: stack([draw(i) for i in numbers]))
-    rows = [*ours, "collation", "whole"]
-    medians = {key: statistics.median(each) for key, each in times.items()}
-    for who, draw, stack in (
-        ("ours", samples.__getitem__, collate),
-        ("plain", plain.sample, plain.stack),
-    ):
-        found = [in_a_process(draw, stack, repeats) for _ in range(3)]
-        medians[who, "in a process"] = 1000 * statistics.median(found) / BATCH
-    print(f"{'':18}{'ours, ms':>10}{'plain, ms':>11}{'ratio':>8}")
-    for part in [*rows, "in a process"]:
-        mine, its = medians["ours", part], medians.get(("plain", part))
-        tail = f"{its:>11.2f}{mine / its:>8.2f}" if its else ""
-        print(f"{part:18}{mine:>10.2f}{tail}")
-    whole = medians["ours", "in a process"]
-    print(f"{1000 / whole:.0f} clips a second and core; plain {1000 / medians['plain', 'in a process']:.0f}")
-    return whole / medians["plain", "in a process"]
-
-
-def run(draw: Callable[[int], object], numbers: range) -> None:
-    for i in numbers:
-        draw(i)
+        for side in sides:
+            if turn == 1:
+                side.times.clear()  # the first does not count
+            side.measure(range(turn * BATCH, (turn + 1) * BATCH))
+    for _ in range(repeats):
+        for side in sides:
+            side.in_a_process(LOADED)
+    print(f"{'':22}{'ours, ms':>10}{'plain, ms':>11}{'ratio':>8}")
+    for part in sides[0].times:
+        mine, its = (side.median(part) for side in sides)
+        assert mine is not None
+        print(f"{part:22}{mine:>10.2f}" + (f"{its:>11.2f}{mine / its:>8.2f}" if its else ""))
+    rates = ", plain ".join(f"{1000 / (side.median(PROCESS) or 1):.0f}" for side in sides)
+    print(f"Clips a second from a process that loads data: {rates}.\n", flush=True)
 
 
 def main() -> None:
@@ -238,7 +235,7 @@ def main() -> None:
     parser.add_argument("--clips", help="tars or a folder of clips")
     parser.add_argument("--rirs", help="RIRs in the published layout")
     parser.add_argument("--noises", nargs="*", default=[], help="sets of noise")
-    options: argparse.Namespace = parser.parse_args()
+    options = parser.parse_args()
     clips, rirs, noises = options.clips, options.rirs, options.noises
     if options.make:
         if not options.make.exists():
@@ -248,11 +245,9 @@ def main() -> None:
     if not (clips and rirs and noises):
         parser.error("give --make FOLDER, or --clips, --rirs and --noises")
     for noise in noises:
-        start = time.perf_counter()
         print(f"noise: {noise}")
-        ratio = measure(clips, rirs, noise, options.repeats)
-        print(f"{ratio:.2f} times the plain way (aim: at most {WANTED}), ", end="")
-        print(f"measured in {time.perf_counter() - start:.0f} s\n", flush=True)
+        measure(clips, rirs, noise, options.repeats)
+    print(f"Wanted: a ratio of at most {WANTED} for the whole and for the process.")
 
 
 if __name__ == "__main__":
