@@ -96,9 +96,9 @@ class PretrainingData(LightningDataModule):
             seconds: Length of a clip.
             level: RMS level of clips and noises, in dBFS.
             snr: Lowest and highest signal-to-noise ratio, in dB.
-            noise_gain: Rule for the level of the noise: scene (one gain for all channels, by energies
-                while the noise sounds; it keeps the noise's level difference between the ears) or
-                channel (a gain for each channel, by energies of the whole clip).
+            noise_gain: Rule for the level of the noise: scene (one gain for all channels, by
+                energies while the noise sounds; it keeps the noise's level difference between the
+                ears) or channel (a gain for each channel, by energies of the whole clip).
             clean_fraction: Probability that a clip stays dry. At 1, no rooms or noises are used.
             windows: Number of windows cut from each clip.
             clip_frames: Number of frames that windows are cut from. It may exceed the clip; the
