@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from packed import encoded, npy, write_tar
 from torch.utils.data import DataLoader
 
-from gram_hear.errors import AudioError, OptionError, SceneError
+from gram_hear.errors import AudioError, OptionError, SceneError, TrainingError
 from gram_hear.pretrain.batches import EpochSampler, collate
 from gram_hear.pretrain.clips import ClipSet, open_clips
+from gram_hear.pretrain.datamodule import TimedLoader
 from gram_hear.pretrain.pools import (
     Pool,
     SimulatedRooms,
@@ -138,6 +139,17 @@ def test_batch_pads_rirs_to_the_longest():
         assert torch.equal(batch["rirs"][i, ..., :own], sample["rirs"])
         assert not batch["rirs"][i, ..., own:].any()
         assert all(torch.equal(batch[n][i], sample[n]) for n in sample if n != "rirs")
+
+
+def test_full_shared_memory_is_an_error_that_names_it(monkeypatch):
+    def fail(size):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    samples = make()
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", fail)
+    loader = TimedLoader(samples, 4, sampler=EpochSampler(1, 4), num_workers=1, collate_fn=collate)
+    with pytest.raises(TrainingError, match=r"^The memory .* \(/dev/shm\) is full: .*--shm-size"):
+        next(iter(loader))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -306,6 +318,14 @@ def test_windows_and_masks_are_drawn_evenly():
     assert ((share - 0.8).abs() < 0.06).all()  # 4.5 deviations of 900 draws
     masks = {tuple(mask.tolist()) for sample in drawn for mask in sample["masks"]}
     assert len(masks) == math.comb(10, 8)
+
+
+def test_noise_keeps_its_own_level_where_channels_have_their_gains():
+    samples = make(noises=Noises(16001), noise_gain="channel")
+    noise = Noises(16001).draw([0, 3, 1, 0], 16000).audio
+    ramp = np.minimum(1, np.arange(16000)[::-1] / (0.2 * RATE - 1))
+    np.testing.assert_allclose(samples[1]["noise"], noise * ramp, atol=1e-6)
+    assert torch.equal(samples[1]["clip"], make()[1]["clip"])
 
 
 def test_snr_is_drawn_evenly_between_its_bounds():
@@ -596,6 +616,7 @@ def test_pool_of_noises(tmp_path, kept):
         ({"snr": (40.0, 5.0)}, "snr is"),
         ({"snr": (5.0,)}, "snr is"),
         ({"clean_fraction": 1.5}, r"clean_fraction is 1\.5"),
+        ({"noise_gain": "ear"}, "noise gain 'ear'"),
         ({"windows": 0}, "0 windows"),
         ({"window_frames": 65}, "windows of 65 frames .* clips of 64 frames"),
         ({"seconds": 1.0}, "1 s has 101 frames, and clip_frames is 64"),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler, get_worker_info
 
-from gram_hear.errors import OptionError
+from gram_hear.errors import OptionError, TrainingError
 from gram_hear.pretrain.samples import Sample
 
 
@@ -32,10 +32,22 @@ def collate(samples: Sequence[Sample]) -> Sample:
 
 
 def _new(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return a tensor without values, in shared memory where this process loads data."""
-    if get_worker_info() is None:
+    """Return a tensor without values, in shared memory where this process loads data.
+
+    Raises:
+        TrainingError: where there is not enough shared memory.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size == 0 or get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    try:
+        storage = torch.UntypedStorage._new_shared(size)
+    except RuntimeError as error:
+        raise TrainingError(
+            f"The memory that processes share (/dev/shm) is full: a part of a batch, of {size:,} "
+            "bytes, found no room. In a container give more, as by docker run --shm-size 16g; or "
+            "lower data.workers or data.batch_per_device."
+        ) from error
     return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]
 
 
