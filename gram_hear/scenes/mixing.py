@@ -97,20 +97,28 @@ def fade(noises: Tensor, lengths: PerClip, whole: PerClip, rate: int = 32000) ->
     lengths = _whole_numbers("lengths", lengths, noises)
     whole = _one_each("whole", whole, noises)
     _check_window(torch.zeros_like(lengths), lengths, noises.shape[-1])
+    faded = noises.to(torch.float32, copy=True)
+    for sound, length, is_whole in zip(faded, lengths.tolist(), whole.tolist(), strict=True):
+        fade_ends(sound[:length], is_whole, rate)
+        sound[length:] = 0
+    return faded
+
+
+def fade_ends(sound: Tensor, whole: bool, rate: int = 32000) -> None:
+    """Fade one noise (samples,) float32 in place, as :func:`fade` does.
+
+    Raises:
+        OptionError: for a rate at which a fade has fewer than two samples.
+    """
     steps = round(FADE * rate) - 1
     if steps < 1:
         raise OptionError(
             f"The rate is {rate} Hz, too low for a fade of {FADE} s; give the true one."
         )
-    ramp = torch.arange(steps, device=noises.device) / steps
-    faded = noises.to(torch.float32, copy=True)
-    for sound, length, is_whole in zip(faded, lengths.tolist(), whole.tolist(), strict=True):
-        edge = ramp[:length]
-        if is_whole:
-            sound[: len(edge)] *= edge
-        sound[length - len(edge) : length] *= edge.flip(0)
-        sound[length:] = 0
-    return faded
+    ramp = torch.arange(min(steps, len(sound)), device=sound.device) / steps
+    if whole:
+        sound[: len(ramp)] *= ramp
+    sound[len(sound) - len(ramp) :] *= ramp.flip(0)
 
 
 def pad_to_clips(noises: Tensor, starts: PerClip, lengths: PerClip, samples: int) -> Tensor:

@@ -25,7 +25,7 @@ from gram_hear.audio.files import (
 from gram_hear.audio.synthesis import synthesise_noise
 from gram_hear.config import SOUND_RATES
 from gram_hear.errors import AudioError, OptionError, SceneError
-from gram_hear.scenes.mixing import fade, pad_to_clips, to_level
+from gram_hear.scenes.mixing import fade_ends, to_level
 
 # Formats in which libsndfile finds any sample, and whose headers state the true length.
 SEEKABLE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC")
@@ -47,11 +47,12 @@ class Noise:
 
         Before, it is brought to ``level``, in dBFS; None leaves it as it is.
         """
-        sound = torch.from_numpy(self.audio)[None]
-        if level is not None:
-            sound = to_level(sound, level)
-        faded = fade(sound, [sound.shape[1]], [self.whole], rate)
-        return pad_to_clips(faded, [start], [sound.shape[1]], samples)
+        sound = torch.from_numpy(self.audio)
+        padded = torch.zeros(1, samples)
+        inside = padded[0, start : start + len(sound)]
+        inside.copy_(sound if level is None else to_level(sound, level))
+        fade_ends(inside, self.whole, rate)
+        return padded
 
     def describe(self, start: int) -> dict[str, Any]:
         """Return what there is to say of the noise, as plain data."""
