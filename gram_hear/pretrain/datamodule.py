@@ -25,9 +25,12 @@ from gram_hear.pretrain.samples import Sample, SampleRecipe, SampleSet
 SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
 HELD_OUT = 2**31  # added to the seed for validation, which so has other draws and other sounds
 # Beside the sizes of the sets: the options on which the samples depend.
-SAME = ("seconds", "level", "noise_gain", "clean_fraction", "windows", "clip_frames", "masked")
+SAME = (
+    *("seconds", "level", "noise_gain", "clean_fraction"),
+    *("windows", "clip_frames", "masked", "masks"),
+)
 # What checkpoints mean that were written before there was such an option.
-EARLIER = {"noise_gain": "scene"}
+EARLIER = {"masks": "random", "noise_gain": "scene"}
 SIMULATED = "simulated"  # folder of rooms and noises that are simulated, in the folder of the run
 SIMULATED_FIRST = 256  # so many rooms, at most, are simulated before the first step
 LINE_SECONDS = 10.0  # between lines of progress where there is no terminal
@@ -76,6 +79,7 @@ class PretrainingData(LightningDataModule):
         windows: int = 16,
         clip_frames: int = 1024,
         masked: int = 160,
+        masks: str = "random",
         batch: int = 96,
         batch_per_device: int | None = None,
         workers: int = 0,
@@ -104,6 +108,8 @@ class PretrainingData(LightningDataModule):
             clip_frames: Number of frames that windows are cut from. It may exceed the clip; the
                 frames beyond its end are filled as model.window_fill says.
             masked: Number of tokens that are hidden in each window.
+            masks: Which tokens are hidden: random, cluster (squares of 3 to 5 tokens a side),
+                frequency (whole rows of patches) or time (whole columns).
             batch: Number of clips of an optimizer step, on all devices together.
             batch_per_device: Largest number of clips that a device takes at once. Gradients are
                 accumulated until the batch is complete. null takes the whole batch at once.
@@ -124,7 +130,8 @@ class PretrainingData(LightningDataModule):
         self.seconds, self.level, self.snr = seconds, level, snr
         self.noise_gain = noise_gain
         self.clean_fraction = clean_fraction
-        self.windows, self.clip_frames, self.masked = windows, clip_frames, masked
+        self.windows, self.clip_frames = windows, clip_frames
+        self.masked, self.masks = masked, masks
         self.batch, self.batch_per_device = batch, batch_per_device
         self.workers, self.seed, self.rooms = workers, seed, rooms
         self.validation_clips = validation_clips
@@ -170,7 +177,9 @@ class PretrainingData(LightningDataModule):
             window_frames=config.window_frames,
             clip_frames=self.clip_frames,
             masked=self.masked,
+            masks=self.masks,
             tokens=config.tokens,
+            frequency_patches=config.frequency_patches,
         )
 
     # --- opening ----------------------------------------------------------------------------

@@ -61,9 +61,10 @@ class Pretraining(LightningModule):
                 published training, 1e-5, or 1e-6 for Ambisonic models.
             window_fill: Content of windows beyond the end of a clip: silence, or zero (the value 0
                 in the log-mel).
-            seed: Seed of the first weights.
-            init: A checkpoint of the same model to start from, instead of random weights. It may be
-                published or trained here; a file, a folder or a repository of the Hub.
+            seed: Seed of the first weights, or of those that init does not have.
+            init: A checkpoint to start from, instead of random weights: a registered model, a
+                file, a folder or a repository of the Hub. Its encoder must have the shape of this
+                model's. Where its decoder is missing or has another shape, a new one is drawn.
             compile: Use torch.compile.
             learning_rate: Learning rate of AdamW after the warm-up. From there it falls as a half
                 cosine, to zero at trainer.max_steps.
@@ -88,7 +89,7 @@ class Pretraining(LightningModule):
         self.warmup = warmup
         self.front_end = FrontEnd(self.config.front_end)
         self.noise_gain = "scene"  # of the data, which set it
-        self.autoencoder = first_weights(self.config, seed, init)
+        self.autoencoder, self.origin = first_weights(self.config, seed, init)
         if compile:
             self.autoencoder.compile()
         self.step_loss = torch.zeros(())  # the mean over an optimizer step, on this process
