@@ -9,9 +9,11 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ import gram_hear
 from gram_hear.commands.gram_hear.app import app
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.jobs.locks import locked
-from gram_hear.pretrain import callbacks, cli, datamodule, stopping, trust
+from gram_hear.pretrain import callbacks, cli, datamodule, pools, stopping, trust
 from gram_hear.pretrain.__main__ import main
 from gram_hear.pretrain.callbacks import Curves, Pictures
 from gram_hear.pretrain.curve_file import CurveFile, read_curves
@@ -1037,6 +1039,35 @@ def test_what_goes_wrong_in_a_loading_process_is_one_line(
 
 
 @pytest.mark.slow
+def test_rooms_are_simulated_once_before_the_first_step(fit, capsys, tmp_path, monkeypatch):
+    def simulated(room):  # in no time
+        rng = np.random.default_rng(room)
+        return SimpleNamespace(rirs=rng.standard_normal((3, 2, 99)).astype(np.float32))
+
+    made = []
+    monkeypatch.setattr(pools, "draw_room_and_scene", lambda room: made.append(room) or room)
+    monkeypatch.setattr(pools, "tune", lambda room: room)
+    monkeypatch.setattr(pools, "render", lambda room, layout, rate: simulated(room))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    base = TINY | {"data.rooms": 3, "data.noise_gain": "channel"}
+    assert fit("--trainer.fast_dev_run", "true", base=base) == 0
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert not (tmp_path / "run" / "simulated").exists()
+    made.clear()
+    capsys.readouterr()
+    assert fit(base=base, trainer__max_steps=3) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"Simulating \d rooms.*\n\d of \d rooms are simulated\.\nstep 1", said)
+    assert len(made) == len({tuple(room) for room in made})
+    rooms = [path.name for path in (tmp_path / "run" / "simulated").glob("room-*")]
+    assert len(rooms) == len(made)
+    assert fit("--ckpt_path", "last", base=base, trainer__max_steps=4) == 0
+    assert "Simulating" not in capsys.readouterr().err
+    assert len(rooms) == len(made)
+
+
+@pytest.mark.slow
 def test_rooms_that_are_not_held_out_are_not_validated_on(fit, capsys, data):
     alone = data / "binaural" / "train"
     assert "data.validation_rirs" in wrong(fit, capsys, data__rirs=alone)
@@ -1050,12 +1081,13 @@ def test_a_checkpoint_of_another_model_or_run_is_refused(fit, whole, capsys, tmp
     assert "depth: 1 there, 2 here" in wrong(fit, capsys, *last, model__depth=2)
     assert "seed: 0 there, 5 here" in wrong(fit, capsys, *last, data__seed=5)
     others = {"data__snr": "[0, 10]", "data__level": -20, "data__clean_fraction": 0.5}
-    others |= {"data__clip_frames": 301}
+    others |= {"data__clip_frames": 301, "data__noise_gain": "channel"}
     said = wrong(fit, capsys, *last, **others)
     assert "snr: [5.0, 40.0] there, [0.0, 10.0] here" in said
     assert "level: -14.0 there, -20.0 here" in said
     assert "clean_fraction: 0.0 there, 0.5 here" in said
     assert "clip_frames: 201 there, 301 here" in said
+    assert "noise_gain: scene there, channel here" in said
     assert "There is no checkpoint nowhere" in wrong(fit, capsys, "--ckpt_path", "nowhere")
     (tmp_path / "broken.ckpt").write_bytes(b"not a checkpoint")
     assert "not a whole checkpoint" in wrong(fit, capsys, "--ckpt_path", "broken.ckpt")
