@@ -19,7 +19,16 @@ import numpy as np
 from gram_hear.audio.containers import Part
 from gram_hear.audio.files import SUFFIXES, find_audio, warn_of_left_out
 from gram_hear.errors import SceneError, count, reason_of
-from gram_hear.foreign import FLOATS, TAR_FAULTS, ZIP_FAULTS, BoundedMember, parse_array, read_array
+from gram_hear.foreign import (
+    FLOATS,
+    LONGEST_HEADER,
+    TAR_FAULTS,
+    ZIP_FAULTS,
+    BoundedMember,
+    parse_array,
+    parse_header,
+    read_array,
+)
 from gram_hear.jobs.locks import wait_for_lock
 from gram_hear.jobs.writing import write_whole
 
@@ -44,21 +53,23 @@ COMPRESSIONS = {  # how files begin, and the program that unpacks them
 class Member(Part):
     """A file in a tar, by its position."""
 
-    def read(self) -> bytes:
-        """Return the member's bytes.
+    def read(self, start: int = 0, size: int | None = None) -> bytearray:
+        """Return the member's bytes, or ``size`` of them from its byte ``start`` on.
 
         Raises:
             SceneError: where the tar cannot be read or is shorter than it was.
         """
-        if self.size > LARGEST:
-            raise SceneError(f"{self} has {self.size:,} bytes; {LARGEST:,} are read at most.")
+        size = self.size - start if size is None else size
+        if size > LARGEST:
+            raise SceneError(f"{self} has {size:,} bytes; {LARGEST:,} are read at most.")
+        data = bytearray(size)
         try:
             with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                data = file.read(self.size)
+                file.seek(self.offset + start)
+                found = file.readinto(data)
         except OSError as error:
             raise SceneError(f"{self.path} cannot be read: {reason_of(error)}.") from error
-        if len(data) < self.size:
+        if found < size:
             raise SceneError(f"{self} ends early; the tar was cut or altered. Fetch it anew.")
         return data
 
@@ -298,11 +309,11 @@ def _member(path: Path, found: tarfile.TarInfo) -> Member:
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """Return the floating-point array of a ``.npy`` file, as :func:`parse_npy`."""
+    """Return the array of a ``.npy`` file, as :func:`parse_npy`."""
     return parse_npy(read_whole(path, LARGEST), str(path))
 
 
-def read_whole(path: Path, largest: int) -> bytes:
+def read_whole(path: Path, largest: int) -> bytearray:
     """Return a file's bytes.
 
     Raises:
@@ -313,37 +324,77 @@ def read_whole(path: Path, largest: int) -> bytes:
     try:
         if (size := path.stat().st_size) > largest:
             raise SceneError(f"{path} has {size:,} bytes; {largest:,} are read at most.")
-        return path.read_bytes()
+        data = bytearray(size)
+        with open(path, "rb") as file:
+            del data[file.readinto(data) :]
+        return data
     except OSError as error:
         raise SceneError(f"{path} cannot be read: {reason_of(error)}.") from error
 
 
-def parse_npy(data: bytes, name: str) -> np.ndarray:
-    """Return the array of a ``.npy`` file's bytes, float32 and checked.
+def parse_npy(data: bytearray, name: str) -> np.ndarray:
+    """Return the array of a ``.npy`` file's bytes, which share its memory; perhaps with NaN.
 
     Raises:
-        SceneError: for what is no ``.npy`` file of float16, float32 or float64, is cut short, or
-            holds NaN or infinite values.
+        SceneError: for what is no ``.npy`` file of float16, float32 or float64, or is cut short.
     """
+    values = parse_array(data, name, SceneError, *FLOATS)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _checked(values: np.ndarray, name: str) -> np.ndarray:
+    """Return an array as float32; raise a SceneError where it is not finite."""
     with np.errstate(over="ignore"):
-        values = parse_array(data, name, SceneError, *FLOATS).astype(np.float32)
+        values = values.astype(np.float32)
     if not np.isfinite(values).all():
         raise SceneError(f"{name} holds NaN or infinite values; repair it or leave it out.")
     return values
 
 
+class ArrayReader:
+    """The first channel of a ``.npy`` member (samples,) or (channels, samples), read in parts.
+
+    Attributes:
+        length: its samples.
+    """
+
+    def __init__(self, member: Member) -> None:
+        """Read the header.
+
+        Raises:
+            SceneError: for what is no such array of floats, or is empty or cut.
+        """
+        self._member = member
+        head = bytes(member.read(0, min(member.size, LONGEST_HEADER)))
+        shape, fortran_order, self._type, self._start = parse_header(
+            head, member.size, str(member), SceneError, *FLOATS
+        )
+        if len(shape) not in (1, 2) or 0 in shape:
+            raise SceneError(
+                f"{member} has the shape {shape}; it must be (samples,) or (channels, samples)."
+            )
+        if len(shape) == 2 and shape[0] > shape[1]:
+            raise SceneError(
+                f"{member} has the shape {shape}; channels must come first: (channels, samples)."
+            )
+        self._step = shape[0] if len(shape) == 2 and fortran_order else 1
+        self.length = shape[-1]
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Return samples from ``first`` on, (count,) float32.
+
+        Raises:
+            SceneError: where they are not finite, or the tar cannot be read.
+        """
+        size = self._type.itemsize * self._step
+        data = self._member.read(self._start + first * size, count * size)
+        return _checked(np.frombuffer(data, self._type)[:: self._step], str(self._member))
+
+
 def first_channel(member: Member) -> np.ndarray:
-    """Return the first channel of a ``.npy`` member that is (samples,) or (channels, samples)."""
-    audio = parse_npy(member.read(), str(member))
-    if audio.ndim not in (1, 2) or 0 in audio.shape:
-        raise SceneError(
-            f"{member} has the shape {audio.shape}; it must be (samples,) or (channels, samples)."
-        )
-    if audio.ndim == 2 and audio.shape[0] > audio.shape[1]:
-        raise SceneError(
-            f"{member} has the shape {audio.shape}; channels must come first: (channels, samples)."
-        )
-    return audio if audio.ndim == 1 else audio[0]
+    """Return the first channel of a ``.npy`` member, as :class:`ArrayReader` reads it."""
+    reader = ArrayReader(member)
+    return reader.read(0, reader.length)
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:

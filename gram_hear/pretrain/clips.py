@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gram_hear.audio.archives import NPY, NPY_RATE, Member, first_channel, sounds_of
+from gram_hear.audio.archives import NPY, NPY_RATE, ArrayReader, Member, sounds_of
 from gram_hear.audio.containers import ByteView
 from gram_hear.audio.files import UNKNOWN, check_rate, decoding_faults, resample
 from gram_hear.audio.shards import ShardCache, ShardReader, Watch
@@ -233,7 +233,7 @@ class RecordedClips(ClipSet):
             if isinstance(sound, Path):
                 audio = _decode(ByteView(sound), str(sound), samples, rate, generator)
             elif sound.name.lower().endswith(NPY):
-                audio = _excerpt(first_channel(sound), samples, rate, generator)
+                audio = _excerpt(ArrayReader(sound), samples, rate, generator)
             else:
                 view = ByteView(sound.path, sound.offset, sound.size)
                 audio = _decode(view, str(sound), samples, rate, generator)
@@ -301,12 +301,13 @@ def open_clips(
 
 
 def _excerpt(
-    audio: np.ndarray, samples: int, rate: int, generator: np.random.Generator
+    sound: ArrayReader, samples: int, rate: int, generator: np.random.Generator
 ) -> np.ndarray:
     """Return an excerpt of an array, resampled."""
     wanted = _span(samples, NPY_RATE, rate)
-    start = _draw_start(generator, len(audio), samples, NPY_RATE, rate)
-    return resample(audio[start : start + wanted], NPY_RATE, rate)[:samples]
+    start = _draw_start(generator, sound.length, samples, NPY_RATE, rate)
+    audio = sound.read(start, min(wanted, sound.length - start))
+    return resample(audio, NPY_RATE, rate)[:samples]
 
 
 def _decode(
@@ -318,10 +319,11 @@ def _decode(
     try:
         with io.BufferedReader(view, 2**16) as file, soundfile.SoundFile(file) as sound:
             check_rate(sound.samplerate, "its header")
-            if sound.frames >= UNKNOWN:  # a header that does not know: from the start, and as it is
-                sound.seekable = lambda: False
-            else:
-                sound.seek(_draw_start(generator, sound.frames, samples, sound.samplerate, rate))
+            if sound.frames < UNKNOWN:  # else its header does not know: from the start
+                start = _draw_start(generator, sound.frames, samples, sound.samplerate, rate)
+                if start:
+                    sound.seek(start)
+            sound.seekable = lambda: False  # or soundfile would seek after reading
             wanted = _span(samples, sound.samplerate, rate)
             audio = sound.read(wanted, dtype="float32", always_2d=True)[:, 0]
             if view.error is not None:

@@ -24,7 +24,7 @@ from gram_hear.errors import AudioError, GramError, OptionError, SceneError, req
 from gram_hear.nn.masks import MASKS, draw_masks
 from gram_hear.pretrain.clips import ClipSet, Order
 from gram_hear.pretrain.pools import Rooms
-from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, to_level
+from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, NOISE_GAINS, to_level
 from gram_hear.scenes.noises import Noise, NoiseSet
 
 SHORTEST = 0.1  # seconds of a clip: more than one frame of any front-end
@@ -43,13 +43,15 @@ class SampleRecipe:
 
     They are those of :class:`gram_hear.pretrain.datamodule.PretrainingData`, and of the model
     ``sample_rate`` in Hz, the frames of a window, its number of tokens, and the rows of their grid.
-    ``level`` is the RMS of a clip, or of the excerpt of a longer sound, before zero-padding.
+    ``level`` is the RMS of a clip, or of the excerpt of a longer sound, before zero-padding. Noises
+    are brought to it too, but not where each channel gets its own noise gain.
     """
 
     seconds: float = 10.0
     sample_rate: int = 32000
     level: float = LEVEL
     snr: tuple[float, float] = (5.0, 40.0)
+    noise_gain: str = "scene"
     clean_fraction: float = 0.0
     windows: int = 16
     window_frames: int = 200
@@ -72,6 +74,7 @@ class SampleRecipe:
                 f"snr is {self.snr}; give a low and a high number of dB between {-LARGEST_SNR:g} "
                 f"and {LARGEST_SNR:g}, in this order."
             )
+        require_known("noise gain", self.noise_gain, NOISE_GAINS)
         if not 0 <= self.clean_fraction <= 1:
             raise OptionError(f"clean_fraction is {self.clean_fraction}; it must be 0 to 1.")
         self._check_windows()
@@ -205,15 +208,14 @@ class SampleSet(Dataset[Sample]):
         clip, skipped = self._draw_clip(i)
         self._fetch_ahead(i)
         generator = self._generator(SCENE, i)
-        dry = bool(generator.random() < self.recipe.clean_fraction)
-        low, high = self.recipe.snr
+        dry, snr, room = self._draw_scene(generator)
         sample = {
             "index": torch.tensor(i),
             "clip": clip,
             "dry": torch.tensor(dry),
-            "snr": torch.tensor(generator.uniform(low, high), dtype=torch.float32),
+            "snr": torch.tensor(snr, dtype=torch.float32),
         }
-        sample["rirs"], unread = self._draw_room(generator, dry)
+        sample["rirs"], unread = self._read_room(room)
         noise, unheard = self._draw_noise(generator, i, dry)
         starts, masks = self._draw_windows(i)
         skips = torch.tensor(skipped + unread + unheard)
@@ -258,19 +260,39 @@ class SampleSet(Dataset[Sample]):
 
         audio, skipped = _first_readable("clips", len(self.clips), read)
         clip = to_level(torch.from_numpy(audio), self.recipe.level)
-        return F.pad(clip, (0, samples - len(clip))), skipped
+        missing = samples - len(clip)
+        return F.pad(clip, (0, missing)) if missing else clip, skipped
 
-    def _draw_room(self, generator: np.random.Generator, dry: bool) -> tuple[Tensor, int]:
-        """Return RIRs (2, channels, m), and how many scenes could not be read."""
+    def rooms_of(self, count: int) -> set[int]:
+        """Return the numbers of the rooms of the first ``count`` samples."""
+        drawn: set[int] = set()
+        for i in range(count):
+            if self.rooms is None or len(drawn) == len(self.rooms):
+                break
+            room = self._draw_scene(self._generator(SCENE, i))[2]
+            drawn |= set() if room is None else {room}
+        return drawn
+
+    def _draw_scene(self, generator: np.random.Generator) -> tuple[bool, float, int | None]:
+        """Return whether a clip stays dry, the signal-to-noise ratio, and the number of its room.
+
+        Where a clip stays dry, that is None.
+        """
+        dry = bool(generator.random() < self.recipe.clean_fraction)
+        snr = generator.uniform(*self.recipe.snr)
         if dry or self.rooms is None:
+            return dry, snr, None
+        return dry, snr, int(generator.integers(len(self.rooms)))
+
+    def _read_room(self, room: int | None) -> tuple[Tensor, int]:
+        """Return RIRs (2, channels, m), and how many scenes could not be read."""
+        if room is None or self.rooms is None:
             return torch.zeros(2, AUDIO_CHANNELS[self.layout], 1), 0
-        rooms, count = self.rooms, len(self.rooms)
-        drawn = int(generator.integers(count))
+        rooms, count, samples = self.rooms, len(self.rooms), self.recipe.samples
         rirs, skipped = _first_readable(
-            "rooms", count, lambda attempt: rooms.read((drawn + attempt) % count)[0]
+            "rooms", count, lambda attempt: rooms.read_sums((room + attempt) % count, samples)
         )
-        rirs = rirs[..., : self.recipe.samples]
-        return torch.from_numpy(np.stack([rirs[0], rirs[1:].sum(axis=0)])), skipped
+        return torch.from_numpy(rirs), skipped
 
     def _draw_noise(
         self, generator: np.random.Generator, i: int, dry: bool
@@ -288,7 +310,8 @@ class SampleSet(Dataset[Sample]):
         drawn, skipped = _first_readable("noises", TRIES, draw)
         length = len(drawn.audio)
         start = int(generator.integers(samples - length + 1))
-        noise = drawn.put(start, samples, self.recipe.sample_rate, self.recipe.level)[0]
+        level = self.recipe.level if self.recipe.noise_gain == "scene" else None
+        noise = drawn.put(start, samples, self.recipe.sample_rate, level)[0]
         values = {"noise": noise, "start": torch.tensor(start), "length": torch.tensor(length)}
         return values, skipped
 
