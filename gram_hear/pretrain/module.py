@@ -89,6 +89,7 @@ class Pretraining(LightningModule):
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.front_end = FrontEnd(self.config.front_end)
+        self.noise_gain = "scene"  # of the data, which set it
         self.autoencoder, self.origin = first_weights(self.config, seed, init)
         if compile:
             self.autoencoder.compile()
@@ -122,7 +123,7 @@ class Pretraining(LightningModule):
             return copied
         drawn = (batch[name] for name in ("rirs", "noise", "start", "length", "snr"))
         try:
-            audio = mix(clip, *drawn).audio
+            audio = mix(clip, *drawn, noise_gain=self.noise_gain).audio
         except AudioError as error:
             samples = ", ".join(map(str, batch["index"].tolist()))
             raise TrainingError(f"Samples {samples} of the stream: {error}") from error
