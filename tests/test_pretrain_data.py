@@ -317,7 +317,11 @@ def test_windows_lie_in_the_clip_and_masks_hide_exactly_so_many(windows, frames,
 def test_other_masks_leave_all_else_as_it_is(masks):
     grid = {"tokens": 12, "frequency_patches": 3, "masked": 8}
     one, other = (make(masks=kind, **grid)[5] for kind in ("random", masks))
-    assert {name for name in one if not torch.equal(one[name], other[name])} == {"masks"}
+    assert {name for name in one if not torch.equal(one[name], other[name])} == {
+        "masks",
+        "visible",
+        "hidden",
+    }
     assert other["masks"].sum(dim=1).eq(8).all()
     lines = other["masks"].unflatten(1, (3, 4))
     if masks == "frequency":
