@@ -1,6 +1,10 @@
 """The training step against plain references, its schedule, and how a batch is shared out."""
 
 import math
+import platform
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from gram_hear.errors import CheckpointError, ConfigError, OptionError
 from gram_hear.frontend import FrontEnd
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
-from gram_hear.nn.masks import random_mask
+from gram_hear.nn.masks import random_mask, split_mask
 from gram_hear.pretrain.datamodule import PretrainingData, accumulation
 from gram_hear.pretrain.module import Pretraining, schedule_factor
 
@@ -37,6 +41,8 @@ def drawn(layout, dry=(False, True, False), seed=0):
     def tensor(array):
         return torch.from_numpy(np.asarray(array, np.float32))
 
+    masks = random_mask(2 * batch, 200, 160, torch.Generator().manual_seed(seed))
+    visible, hidden = split_mask(masks)
     return {
         "index": torch.arange(batch) + 7,
         "clip": 0.2 * tensor(generator.standard_normal((batch, SAMPLES))),
@@ -47,9 +53,9 @@ def drawn(layout, dry=(False, True, False), seed=0):
         "length": torch.from_numpy(length),
         "snr": torch.tensor([5.0, 20.0, 40.0][:batch]),
         "window_starts": torch.tensor([[0, 60], [3, 11], [30, 55]])[:batch],
-        "masks": random_mask(2 * batch, 200, 160, torch.Generator().manual_seed(seed)).view(
-            batch, 2, 200
-        ),
+        "masks": masks.view(batch, 2, 200),
+        "visible": visible.reshape(batch, 2, 40),
+        "hidden": hidden.reshape(batch, 2, 160),
         "skipped": torch.zeros(batch, dtype=torch.int64),
     }
 
@@ -117,7 +123,8 @@ def test_loss_and_gradients_are_those_of_float64(layout):
 
     with torch.no_grad():
         windows = module.log_mel_windows(batch).double()
-    expected = reference(windows.as_subclass(Doubles), batch["masks"].flatten(0, 1))
+    indices = (batch[name].flatten(0, 1) for name in ("visible", "hidden"))
+    expected = reference(windows.as_subclass(Doubles), *indices)
     assert expected.prediction.dtype == expected.target.dtype == torch.float64
     error = (expected.prediction - expected.target).square().mean(dim=-1)
     mean = error[batch["masks"].flatten(0, 1)].mean() * module.config.front_end.feature_channels
@@ -146,6 +153,35 @@ def test_the_mask_token_and_the_cls_token_learn():
     assert without == []
     names = dict(module.named_parameters())
     assert {"autoencoder.decoder.mask_token", "autoencoder.patches.cls_token"} <= names.keys()
+
+
+def test_training_on_a_cpu_keeps_the_memory_that_it_frees(monkeypatch):
+    calls = []
+    monkeypatch.setattr("gram_hear.pretrain.module.keep_freed_memory", lambda: calls.append(1))
+    Pretraining("binaural", **SMALL).on_fit_start()
+    assert calls == [1]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of the GNU C library")
+def test_memory_that_was_kept_is_not_asked_for_again():
+    program = """
+        import resource, numpy
+        from gram_hear.pretrain.memory import keep_freed_memory
+
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            numpy.ones(1 << 23)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        returned = min(faults(), faults())
+        keep_freed_memory()
+        faults()
+        print(returned, faults())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    returned, kept = map(int, done.stdout.split())
+    assert kept < 10 <= returned / 2
 
 
 def test_schedule():

@@ -1,10 +1,10 @@
 """The data of a run: opened, and loaded in batches that are divided among devices."""
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -12,17 +12,18 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
+from gram_hear.audio.shards import GIGABYTES, ShardCache
 from gram_hear.config import FrontEndConfig, ModelConfig
 from gram_hear.console import progress_bar, say
 from gram_hear.errors import CheckpointError, GramError, OptionError, count
+from gram_hear.jobs.interrupts import signals_blocked
 from gram_hear.pretrain.batches import EpochSampler, collate
-from gram_hear.pretrain.clips import ClipSet, open_clips
+from gram_hear.pretrain.clips import OPEN_SHARDS, ClipSet, open_clips
 from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.pools import Rooms, SimulatedRooms, open_noises, open_rooms, simulate
 from gram_hear.pretrain.samples import Sample, SampleRecipe, SampleSet
+from gram_hear.pretrain.stopping import SIGNALS, leave_signals
 
-# The signals that ask training to stop; clusters announce the end of a job with the latter two.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
 HELD_OUT = 2**31  # added to the seed for validation, which so has other draws and other sounds
 # Beside the sizes of the sets: the options on which the samples depend.
 SAME = (
@@ -42,7 +43,8 @@ class TimedLoader(DataLoader[Sample]):
     waited = 0.0  # seconds in all
 
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
-        samples = super().__iter__()
+        with signals_blocked(SIGNALS):  # until its processes ignore them
+            samples = super().__iter__()
         while True:
             start = time.perf_counter()
             try:
@@ -90,11 +92,17 @@ class PretrainingData(LightningDataModule):
         validation_noises: str | None = None,
         validation_batches: int = 1,
         validate_every: int = 1000,
+        audio_column: str | None = None,
+        cache: str | None = None,
+        cache_size: float = GIGABYTES,
+        open_shards: int = OPEN_SHARDS,
     ) -> None:
         """The data to learn from. The defaults are the published recipe for frame patches.
 
         Args:
-            clips: Folders of sound files, or tars of them. null makes synthetic sounds.
+            clips: Folders of sound files, tars of them, or Parquet files, one or a list. They may
+                be URLs, such as hf://datasets/OWNER/NAME/data/*.parquet. null makes synthetic
+                sounds.
             rirs: A set of RIRs, of which the training scenes are used. null simulates rooms.
             noises: A set of noises. null makes synthetic ones.
             seconds: Length of a clip.
@@ -124,6 +132,12 @@ class PretrainingData(LightningDataModule):
             validation_noises: Noises for validation. null takes the training noises.
             validation_batches: Number of batches for validation, each as large as in training.
             validate_every: Number of optimizer steps from one validation to the next.
+            audio_column: Column of Parquet files that holds the sounds. null takes the only one of
+                bytes and path.
+            cache: Folder in which Parquet files and remote tars are kept while they are used. null
+                is gram-hear/shards in the user's cache directory.
+            cache_size: Largest size of that folder, in GB.
+            open_shards: Number of Parquet files or remote tars whose clips are mixed at a time.
         """
         super().__init__()
         self.clips, self.rirs, self.noises = clips, rirs, noises
@@ -139,6 +153,8 @@ class PretrainingData(LightningDataModule):
         self.validation_noises = validation_noises
         self.validation_batches = validation_batches
         self.validate_every = validate_every
+        self.audio_column, self.open_shards = audio_column, open_shards
+        self.cache = ShardCache(None if cache is None else Path(cache), cache_size, audio_column)
         self.training: SampleSet | None = None
         self.validation: SampleSet | None = None
         self._folder: Path | None = None
@@ -147,7 +163,9 @@ class PretrainingData(LightningDataModule):
         self._check()
 
     def _check(self) -> None:
-        least = dict.fromkeys(("batch", "rooms", "validation_batches", "validate_every"), 1)
+        least = dict.fromkeys(
+            ("batch", "rooms", "validation_batches", "validate_every", "open_shards"), 1
+        )
         for name, value in (least | {"workers": 0, "seed": 0}).items():
             if getattr(self, name) < value:
                 raise OptionError(
@@ -187,6 +205,8 @@ class PretrainingData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the data, read a sample of each set, and divide the batch among devices.
 
+        Without training ("validate"), nothing is opened that is for training alone.
+
         Raises:
             OptionError, SceneError, AudioError: for what does not fit or cannot be read.
         """
@@ -205,8 +225,10 @@ class PretrainingData(LightningDataModule):
         trainer.val_check_interval = self.validate_every * steps  # in Lightning's smaller batches
         trainer.check_val_every_n_epoch = None  # counted over all of training
         self._folder = self._keep(trainer)
-        clips = open_clips(self.clips, self.seed)
-        self.training = self._open(clips, model.config, held_out=False)
+        clips = None
+        if stage == "fit":
+            clips = self._open_clips(self.clips, self.seed)
+            self.training = self._open(clips, model.config, held_out=False)
         self.validation = self._open(self._held_out_clips(clips), model.config, held_out=True)
         self._simulate_rooms(trainer)
 
@@ -241,10 +263,20 @@ class PretrainingData(LightningDataModule):
         if self._temporary is not None:
             self._temporary.cleanup()
 
-    def _held_out_clips(self, clips: ClipSet) -> ClipSet:
+    def _held_out_clips(self, clips: ClipSet | None) -> ClipSet:
         if self.validation_clips is None and self.clips is not None:
-            return clips
-        return open_clips(self.validation_clips, self.seed + HELD_OUT)
+            return self._open_clips(self.clips, self.seed) if clips is None else clips
+        return self._open_clips(self.validation_clips, self.seed + HELD_OUT)
+
+    def _open_clips(self, paths: str | list[str] | None, seed: int) -> ClipSet:
+        return open_clips(
+            paths,
+            seed,
+            cache=self.cache,
+            open_shards=self.open_shards,
+            report=say,
+            watch=partial(progress_bar, "count", "shards"),
+        )
 
     def _open(self, clips: ClipSet, config: ModelConfig, held_out: bool) -> SampleSet:
         front_end, recipe = config.front_end, self.recipe(config)
@@ -325,17 +357,21 @@ class PretrainingData(LightningDataModule):
             "batch": self.batch,
             "seed": self.seed,
             "clips": len(self.training),
+            "shards": self.training.clips.shards_key,
             "rooms": 0 if self.training.rooms is None else len(self.training.rooms),
             "snr": list(self.snr),
             **{name: getattr(self, name) for name in SAME},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume the stream at the position of a checkpoint.
+        """Resume the stream at the position of a checkpoint, if there is a stream.
 
         Raises:
             CheckpointError: where the data or their options differ, so that the stream would too.
         """
+        if self.training is None:  # a checkpoint may be validated on other data
+            self.position = state_dict["position"]
+            return
         state_dict = EARLIER | state_dict
         different = [
             f"{name}: {state_dict.get(name)} there, {value} here"
@@ -370,13 +406,7 @@ def _shown() -> Iterator[Callable[[int, int], object]]:
 
 
 def _leave_signals(worker: int) -> None:
-    """Ignore the signals to stop in a process that loads data.
-
-    A terminal or a cluster sends them to all processes, but the training process needs data to
-    finish its step. When it ends, those that load for it end too.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals()
 
 
 def accumulation(batch: int, devices: int, most: int | None) -> int:

@@ -3,7 +3,7 @@
 Samples form one endless stream. Sample ``i`` depends on the seed and ``i`` alone, so batches are
 the same whatever the number of processes, devices and restarts. Epochs follow one another in the
 stream. Each holds every clip once, in an order of its own. A batch may hold the last clips of one
-epoch and the first of the next.
+epoch and the first of the next. Where clips lie in shards, an epoch goes through them by groups.
 
 Nothing is mixed here: a sample holds the parts of a mixture, and the device mixes them.
 """
@@ -21,13 +21,14 @@ from torch.utils.data import Dataset
 
 from gram_hear.config import AUDIO_CHANNELS, FrontEndConfig
 from gram_hear.errors import AudioError, GramError, OptionError, SceneError, require_known
-from gram_hear.nn.masks import MASKS, draw_masks
-from gram_hear.pretrain.clips import ClipSet
+from gram_hear.nn.masks import MASKS, draw_masks, split_mask
+from gram_hear.pretrain.clips import ClipSet, Order
 from gram_hear.pretrain.pools import Rooms
 from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, NOISE_GAINS, to_level
 from gram_hear.scenes.noises import Noise, NoiseSet
 
 SHORTEST = 0.1  # seconds of a clip: more than one frame of any front-end
+AHEAD = 8  # the next shards are fetched when one part in so many of a group was drawn
 TRIES = 100  # after so many unreadable sounds in a row the set is given up
 LARGEST_SEED = 2**32 - 1  # NumPy splits longer seeds into words, which would collide with streams
 ORDER, CLIP, SCENE, NOISE, WINDOWS = range(5)  # the streams of random numbers of a seed
@@ -148,9 +149,11 @@ class SampleSet(Dataset[Sample]):
         self.recipe = recipe
         self.layout = layout
         self.seed = seed
-        self._orders: dict[int, np.ndarray] = {}
+        self._orders: dict[int, Order] = {}
+        self._ahead = (0, -1)  # the epoch and group after which the next was fetched
         self._check()
         self[0]
+        self.clips.close()  # those that load data open them anew
 
     def _check(self) -> None:
         rate = self.recipe.sample_rate
@@ -194,6 +197,8 @@ class SampleSet(Dataset[Sample]):
             snr: () float32, dB.
             window_starts: (windows,) int64, the first frame of each window.
             masks: (windows, tokens) bool, True where a token is hidden.
+            visible, hidden: (windows, kept) and (windows, masked) int64, the tokens that ``masks``
+                leaves visible, and those that it hides.
             skipped: () int64, how many sounds and rooms could not be read, so that others were
                 drawn instead.
 
@@ -203,6 +208,7 @@ class SampleSet(Dataset[Sample]):
         if i < 0:
             raise IndexError(f"Sample {i} was asked for; the stream begins at 0.")
         clip, skipped = self._draw_clip(i)
+        self._fetch_ahead(i)
         generator = self._generator(SCENE, i)
         dry, snr, room = self._draw_scene(generator)
         sample = {
@@ -214,17 +220,36 @@ class SampleSet(Dataset[Sample]):
         sample["rirs"], unread = self._read_room(room)
         noise, unheard = self._draw_noise(generator, i, dry)
         starts, masks = self._draw_windows(i)
-        skips = torch.tensor(skipped + unread + unheard)
-        return sample | noise | {"window_starts": starts, "masks": masks, "skipped": skips}
+        visible, hidden = split_mask(masks)
+        windows = {"window_starts": starts, "masks": masks, "visible": visible, "hidden": hidden}
+        return sample | noise | windows | {"skipped": torch.tensor(skipped + unread + unheard)}
 
     def clip_of(self, i: int, later: int = 0) -> int:
         """Return the number of sample ``i``'s clip, or of one ``later`` in the epoch's order."""
         epoch, at = divmod(i, len(self.clips))
+        return int(self._order(epoch).clips[(at + later) % len(self.clips)])
+
+    def _order(self, epoch: int) -> Order:
         if epoch not in self._orders:
-            order = self._generator(ORDER, epoch).permutation(len(self.clips))
+            order = self.clips.order(self._generator(ORDER, epoch))
             self._orders = {old: self._orders[old] for old in [*self._orders][-1:]}
             self._orders[epoch] = order
-        return int(self._orders[epoch][(at + later) % len(self.clips)])
+        return self._orders[epoch]
+
+    def _fetch_ahead(self, i: int) -> None:
+        """Let the shards of the next group be fetched, once a part of this one was drawn."""
+        if self.clips.open_shards == 0:
+            return
+        epoch, at = divmod(i, len(self.clips))
+        order = self._order(epoch)
+        group = order.group_at(at)
+        start, end = order.start_of(group), int(order.ends[group])
+        if (epoch, group) <= self._ahead or (at - start) * AHEAD < end - start:
+            return
+        self._ahead = (epoch, group)
+        is_last = group + 1 == len(order.ends)
+        later, following = (self._order(epoch + 1), 0) if is_last else (order, group + 1)
+        self.clips.fetch_ahead(later.clips_of(following))
 
     def _generator(self, stream: int, i: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, stream, i])
