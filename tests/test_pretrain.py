@@ -1065,6 +1065,9 @@ def test_rooms_are_simulated_once_before_the_first_step(fit, capsys, tmp_path, m
     assert fit("--ckpt_path", "last", base=base, trainer__max_steps=4) == 0
     assert "Simulating" not in capsys.readouterr().err
     assert len(rooms) == len(made)
+    kept = sorted(tmp_path.rglob("*"))
+    assert fit("--ckpt_path", "last", command="validate", base=base) == 0
+    assert sorted(tmp_path.rglob("*")) == kept
 
 
 @pytest.mark.slow
