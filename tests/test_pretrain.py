@@ -1058,7 +1058,7 @@ def test_rooms_are_simulated_once_before_the_first_step(fit, capsys, tmp_path, m
     capsys.readouterr()
     assert fit(base=base, trainer__max_steps=3) == 0
     said = capsys.readouterr().err
-    assert re.search(r"Simulating \d rooms.*\n\d of \d rooms are simulated\.\nstep 1", said)
+    assert re.search(r"(?s)Simulating \d rooms.*\n\d of \d rooms are simulated\..*\nstep 1", said)
     assert len(made) == len({tuple(room) for room in made})
     rooms = [path.name for path in (tmp_path / "run" / "simulated").glob("room-*")]
     assert len(rooms) == len(made)
