@@ -1058,13 +1058,16 @@ def test_rooms_are_simulated_once_before_the_first_step(fit, capsys, tmp_path, m
     capsys.readouterr()
     assert fit(base=base, trainer__max_steps=3) == 0
     said = capsys.readouterr().err
-    assert re.search(r"Simulating \d rooms.*\n\d of \d rooms are simulated\.\nstep 1", said)
+    assert re.search(r"(?s)Simulating \d rooms.*\n\d of \d rooms are simulated\..*\nstep 1", said)
     assert len(made) == len({tuple(room) for room in made})
     rooms = [path.name for path in (tmp_path / "run" / "simulated").glob("room-*")]
     assert len(rooms) == len(made)
     assert fit("--ckpt_path", "last", base=base, trainer__max_steps=4) == 0
     assert "Simulating" not in capsys.readouterr().err
     assert len(rooms) == len(made)
+    kept = sorted(tmp_path.rglob("*"))
+    assert fit("--ckpt_path", "last", command="validate", base=base) == 0
+    assert sorted(tmp_path.rglob("*")) == kept
 
 
 @pytest.mark.slow

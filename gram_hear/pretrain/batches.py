@@ -25,9 +25,10 @@ def collate(samples: Sequence[Sample]) -> Sample:
         padded[..., :own] = sample["rirs"]
         padded[..., own:] = 0
     batch = {"rirs": rirs}
-    for name in first.keys() - batch.keys():
-        values = _new((len(samples), *first[name].shape), first[name].dtype)
-        batch[name] = torch.stack([sample[name] for sample in samples], out=values)
+    for name, value in first.items():
+        if name not in batch:
+            stacked = _new((len(samples), *value.shape), value.dtype)
+            batch[name] = torch.stack([sample[name] for sample in samples], out=stacked)
     return batch
 
 

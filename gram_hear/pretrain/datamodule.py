@@ -224,7 +224,7 @@ class PretrainingData(LightningDataModule):
         trainer.accumulate_grad_batches = steps
         trainer.val_check_interval = self.validate_every * steps  # in Lightning's smaller batches
         trainer.check_val_every_n_epoch = None  # counted over all of training
-        self._folder = self._keep(trainer)
+        self._folder = self._keep(trainer, stage)
         clips = None
         if stage == "fit":
             clips = self._open_clips(self.clips, self.seed)
@@ -232,9 +232,12 @@ class PretrainingData(LightningDataModule):
         self.validation = self._open(self._held_out_clips(clips), model.config, held_out=True)
         self._simulate_rooms(trainer)
 
-    def _keep(self, trainer: Trainer) -> Path:
-        """Return the folder of what is simulated; that of a trial is removed when it ends."""
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def _keep(self, trainer: Trainer, stage: str) -> Path:
+        """Return the folder of what is simulated.
+
+        A trial, and validation alone, have one that is removed at the end: they write nothing.
+        """
+        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             return Path(trainer.default_root_dir) / SIMULATED
         self._temporary = TemporaryDirectory(prefix="gram-hear-")
         return Path(self._temporary.name)
