@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -314,6 +315,7 @@ class Opened(list):
     """What the state of a stream asks of a set that is open."""
 
     rooms = None
+    clips = SimpleNamespace(shards_key=None)
 
 
 def test_a_checkpoint_from_before_there_were_masks_has_random_ones():
