@@ -11,7 +11,10 @@ from gram_hear.pretrain.samples import Sample
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Return a batch: the values of the samples stacked, RIRs zero-padded to the longest."""
+    """Return a batch: the values of the samples stacked, RIRs zero-padded to the longest.
+
+    Where all clips are dry, the RIRs have no samples.
+    """
     batch = {
         name: torch.stack([sample[name] for sample in samples])
         for name in samples[0]

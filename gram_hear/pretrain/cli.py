@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from gram_hear.checkpoints.store import describe
 from gram_hear.console import say, show_warning
+from gram_hear.devices import matmul_precision
 from gram_hear.errors import GramError, OptionError, nearest
 from gram_hear.jobs.locks import locked
 from gram_hear.pretrain.callbacks import Curves, Pictures, ProgressBar, shows_progress
@@ -160,6 +161,8 @@ class PretrainingCLI(LightningCLI):
                 f"trainer.max_steps is {self.trainer.max_steps}; the schedule needs it. Begin with "
                 "a config, such as --config gramt-binaural, or give --trainer.max_steps."
             )
+        if self.trainer.strategy.root_device.type == "cuda":
+            self.held.enter_context(matmul_precision(self.model.matmul_precision))
         if _rank() == 0:
             if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._take_folder()

@@ -181,8 +181,8 @@ class SampleSet(Dataset[Sample]):
             clip: (samples,) float32 at the recipe's level, zero-padded.
             dry: () bool, whether the clip stays without room and noise.
             rirs: (2, channels, m) float32, of two ears or in AmbiX: that of the source, then the
-                sum of those of all noise sources, as every noise sounds from all of them. Zeros
-                where dry.
+                sum of those of all noise sources, as every noise sounds from all of them. Of no
+                samples where dry.
             noise: (samples,) float32, faded, silent before and after it; zeros where dry.
             start, length: () int64, the samples in which the noise sounds; length 0 for none.
             snr: () float32, dB.
@@ -238,7 +238,7 @@ class SampleSet(Dataset[Sample]):
     def _draw_room(self, generator: np.random.Generator, dry: bool) -> tuple[Tensor, int]:
         """Return RIRs (2, channels, m), and how many scenes could not be read."""
         if dry or self.rooms is None:
-            return torch.zeros(2, AUDIO_CHANNELS[self.layout], 1), 0
+            return torch.zeros(2, AUDIO_CHANNELS[self.layout], 0), 0
         rooms, count = self.rooms, len(self.rooms)
         drawn = int(generator.integers(count))
         rirs, skipped = _first_readable(
