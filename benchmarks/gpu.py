@@ -227,8 +227,8 @@ def measure_training(setup: Setup) -> Iterator[Row]:
                 "share of torch.mm": operations / seconds / rate,
                 **setup.peak(),
                 f"hours for {STEPS:,} steps": STEPS * seconds / 3600,
-                "loss": float(step.loss),
-                "right": isfinite(float(step.loss)),
+                "loss": step.loss.item(),
+                "right": bool(step.loss.isfinite()),
             }
 
 
@@ -247,8 +247,9 @@ class TrainingStep:
         self.optimizer.zero_grad()
         for _ in range(parts):
             with self.autocast:
-                self.loss = self.module(batch).loss
-            (self.loss / parts).backward()
+                loss = self.module(batch).loss
+            (loss / parts).backward()
+            self.loss = loss.detach()
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 5.0)
         self.optimizer.step()
 

@@ -1,5 +1,6 @@
 """What a GPU computes, where there is one; and the program that measures it, here on the CPU."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -27,7 +28,6 @@ from gram_hear.pretrain.pools import SyntheticNoises
 from gram_hear.pretrain.samples import SampleRecipe, SampleSet
 
 PROGRAM = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
-PYTHONPATH = os.environ.get("PYTHONPATH")
 SMALL = {"size": "tiny", "depth": 2, "decoder_depth": 2}
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -156,38 +156,61 @@ def test_attention_takes_48_clips_on_cuda(patching):
 # --- benchmarks/gpu.py ----------------------------------------------------------------------
 
 
-def measure(folder, *options):
-    command = [sys.executable, PROGRAM, "-o", folder, "--device", "cpu", "--small", *options]
-    beside = {"PYTHONPATH": os.pathsep.join(filter(None, [str(PROGRAM.parent), PYTHONPATH]))}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | beside)
-    return done, json.loads((folder / "gpu.json").read_text())
+@pytest.fixture(scope="module")
+def gpu():
+    """The program's module, which finds those beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(PROGRAM.parent)
+        yield importlib.import_module("gpu")
 
 
 @pytest.mark.slow
-def test_every_part_of_the_program_runs_without_a_gpu(tmp_path):
-    done, found = measure(tmp_path / "out", "--workers", "1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    names = ["machine", "equality", "tests", "training", "embedding", "data", "kernels"]
-    assert [part["part"] for part in found["parts"]] == names
-    rows = {part["part"]: part["rows"] for part in found["parts"]}
+def test_every_part_measures_without_a_gpu(gpu, tmp_path, monkeypatch, capsys):
+    ran = subprocess.CompletedProcess([], 0, stdout="17 skipped in 1 s\n")
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: ran)
+    monkeypatch.setattr("pretrain.POOL", 1)
+    setup = gpu.Setup(torch.device("cpu"), small=True, workers=1, sets=(None,) * 3)
+    for name in gpu.PARTS:
+        gpu.measure(name, setup, tmp_path)
+    rows = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in gpu.PARTS}
     assert all(rows.values())
+    assert all(row.get("right", True) for each in rows.values() for row in each)
     assert rows["equality"][0]["largest difference"] < 1e-4
+    assert rows["tests"][0]["what"] == "pytest: 17 skipped in 1 s"
     assert len(rows["training"]) == 4
-    assert rows["training"][0]["hours for 500,000 steps"] > 0
-    assert "500,000 steps would take" in found["conclusions"][0]
-    assert "of the" in found["conclusions"][1]
-    text = (tmp_path / "out" / "gpu.txt").read_text()
-    assert text in done.stdout
-    assert "torch.mm in bfloat16: TFLOP/s" in text
+    assert len({row["what"] for row in rows["embedding"]}) == 6
+    assert "mamba" in rows["kernels"][0]["what"]
+    for step in rows["training"]:
+        assert step["windows a second"] == pytest.approx(2 * step["clips a second"])
+        hours = 500_000 * 4 / step["clips a second"] / 3600
+        assert step["hours for 500,000 steps"] == pytest.approx(hours)
+    parts = [
+        {"part": name, "state": "done", "seconds": 1.0, "rows": rows[name]} for name in gpu.PARTS
+    ]
+    gpu.report(parts, tmp_path)
+    text = (tmp_path / "gpu.txt").read_text()
+    assert "  torch.mm in bfloat16: TFLOP/s" in text
+    assert "500,000 steps would take" in text
+    assert "one loading process: " in text.splitlines()[-1]
+    assert all(line in text + capsys.readouterr().out for line in map(gpu.line_of, rows["data"]))
 
 
 @pytest.mark.slow
-def test_a_part_that_fails_leaves_the_others_alone(tmp_path):
-    options = ("--only", "data", "machine", "--clips", tmp_path / "nowhere")
-    done, found = measure(tmp_path / "out", *options)
-    assert done.returncode == 1
-    failed, machine = found["parts"]
-    assert failed["state"].startswith("failed with exit code 1")
-    assert "nowhere" in failed["state"]
-    assert machine["state"] == "done"
-    assert machine["rows"]
+def test_a_part_that_fails_or_hangs_leaves_the_others_alone(gpu, tmp_path, monkeypatch, capsys):
+    options = ["--device", "cpu", "--small", "--only", "data", "machine", "kernels"]
+    monkeypatch.setattr(
+        sys, "argv", ["gpu.py", "-o", str(tmp_path), *options, "--clips", str(tmp_path / "none")]
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(PROGRAM.parent), *sys.path]))
+    monkeypatch.setitem(gpu.PARTS, "machine", gpu.Part(gpu.describe_machine, limit=0.1))
+    monkeypatch.setattr(gpu, "LEAST", 0)
+    assert gpu.main() == 1
+    found = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    states = {part["part"]: part["state"] for part in found}
+    assert list(states) == ["data", "machine", "kernels"]
+    assert states["data"].startswith("failed with exit code 1")
+    assert "none" in states["data"]
+    assert states["machine"] == "stopped after its 0 s"
+    assert states["kernels"] == "done"
+    assert found[2]["rows"]
+    assert "data: failed with exit code 1" in capsys.readouterr().out
