@@ -37,6 +37,7 @@ from gram_hear.stream import WindowStream
 from gram_hear.windows import FILLS, WindowPlan, corrected_plan, reference_plan
 
 STRATEGIES = ("raw", "mean", "cls")
+SCENES = ("mean", "mean_std")  # what a whole clip's embedding is of its rows
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -48,6 +49,7 @@ class Options:
     """How a model embeds; see :func:`load_model`."""
 
     strategy: str = "raw"
+    scene: str = "mean"
     layer: int | None = None
     convention: str | None = None
     parity: bool = False
@@ -61,6 +63,12 @@ class Options:
             only = " 'sum' needs parity=True." if self.strategy == "sum" else ""
             raise OptionError(
                 f"Unknown strategy {self.strategy!r}; {allowed(self.strategy, strategies)}{only}"
+            )
+        require_known("scene", self.scene, SCENES)
+        if self.parity and self.scene != "mean":
+            raise OptionError(
+                f"parity=True embeds whole clips as the authors do, by the mean, and scene is "
+                f"{self.scene!r}. Leave one of the two out."
             )
         if self.window_fill is not None:
             require_known("window_fill", self.window_fill, FILLS)
@@ -104,6 +112,7 @@ def load_model(
     model_file_path: str | os.PathLike = "",
     *,
     strategy: str = "raw",
+    scene: str = "mean",
     layer: int | str | None = None,
     convention: str | None = None,
     parity: bool | str = False,
@@ -128,6 +137,9 @@ def load_model(
         strategy: what a row holds: ``"raw"``, its frequency patches side by side; ``"mean"``,
             their mean; ``"cls"``, the CLS token of its window (GRAM-T only); or ``"sum"``, the sum
             of the patches (only with ``parity``).
+        scene: what the embedding of a whole clip holds: ``"mean"``, the mean of its rows; or
+            ``"mean_std"``, their mean and then their standard deviation, twice as many values. The
+            deviation tells how a sound changes.
         layer: embed after this many blocks and the final norm, 1 to depth. None is all blocks.
         convention: of four-channel audio: ``"ambix"`` (also None), ``"fuma"`` or
             ``"soundspaces"``. It counts for arrays, and for files that do not state their own. What
@@ -172,6 +184,7 @@ def load_model(
         )
     options = Options(
         strategy=strategy,
+        scene=scene,
         layer=None if _absent(layer) else _whole_number("layer", layer),
         convention=None if _absent(convention) else convention,
         parity=_truth("parity", parity),
@@ -275,7 +288,7 @@ class HearModel(nn.Module):
     @property
     def scene_embedding_size(self) -> int:
         """The length d of the embedding of a whole clip."""
-        return self.timestamp_embedding_size
+        return self.timestamp_embedding_size * (2 if self.options.scene == "mean_std" else 1)
 
     @property
     def hop_ms(self) -> float:
@@ -467,6 +480,21 @@ def pool(tokens: Tensor, strategy: str, config: ModelConfig, per_window: bool) -
     return grid.mean(dim=1) if strategy == "mean" else grid.transpose(1, 2).flatten(2)
 
 
+def pool_scene(rows: Tensor, scene: str) -> Tensor:
+    """Turn the rows of a clip into the embedding of the whole clip.
+
+    Args:
+        rows: (rows, d).
+        scene: ``"mean"`` or ``"mean_std"``. The standard deviation is that of the rows themselves,
+            divided by their number; 0 for a single row.
+
+    Returns:
+        (d,), or (2 d,) with the deviation.
+    """
+    mean = rows.mean(dim=0)
+    return mean if scene == "mean" else torch.cat([mean, rows.std(dim=0, correction=0)])
+
+
 # --- the HEAR functions ---------------------------------------------------------------------
 
 
@@ -525,7 +553,10 @@ def get_timestamp_embeddings(
 
 
 def get_scene_embeddings(audio: Audio, model: HearModel) -> Tensor:
-    """Embed whole clips: one embedding for each, the mean of its embeddings over time.
+    """Embed whole clips: one embedding for each, made of its embeddings over time.
+
+    It is their mean. A model that was loaded with ``scene="mean_std"`` adds their standard
+    deviation.
 
     Args:
         audio: clips of one length as one array or tensor, (n, samples) or (n, channels, samples).
@@ -550,4 +581,5 @@ def get_scene_embeddings(audio: Audio, model: HearModel) -> Tensor:
         get_scene_embeddings([left_right, mono], model).shape  # (2, model.scene_embedding_size)
     """
     with torch.no_grad():
-        return torch.stack([rows.mean(dim=0) for rows in model.embed(as_clips(audio))])
+        rows = model.embed(as_clips(audio))
+    return torch.stack([pool_scene(each, model.options.scene) for each in rows])

@@ -52,6 +52,7 @@ def test_embed_passes_its_options_on(tmp_path, published_file, command):
     arrays = np.load(tmp_path / "ambix_circling.wav.npz", allow_pickle=False)
     assert json.loads(str(arrays["metadata"]))["options"] == {
         "strategy": "mean",
+        "scene": "mean",
         "layer": 1,
         "convention": "fuma",
         "parity": True,

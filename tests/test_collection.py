@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import soundfile
 import torch
@@ -21,7 +22,7 @@ from gram_hear.embed import npz
 from gram_hear.embed import parquet as parquet_module
 from gram_hear.embed.collection import CollectionRun, FileOutcome, plan_files
 from gram_hear.embed.files import Block, FileDone
-from gram_hear.embed.npz import OutputError
+from gram_hear.embed.npz import OutputError, describe_model, identity
 from gram_hear.embed.parquet import parts_folder
 from gram_hear.errors import OptionError
 from gram_hear.jobs.job import Job
@@ -263,6 +264,36 @@ def test_scene_or_timestamps_can_be_left_out(tmp_path, model, kept, names):
     both, one = (arrays_of(tmp_path / n)["mono_impacts.ogg.npz"] for n in ("both", "one"))
     assert set(one) == names
     assert all(np.array_equal(one[name], both[name]) for name in names)
+
+
+def test_a_collection_of_other_scenes_is_told_apart(tmp_path, model, small_model):
+    sound, spread = SOUNDS / "mono_impacts.ogg", small_model(2, scene="mean_std")
+    embed_collection([sound], tmp_path / "out", spread)
+    [part] = arrays_of(tmp_path / "out").values()
+    assert part["scene"].shape == (2 * part["vectors"].shape[1],)
+    with pytest.raises(OptionError, match="other options"):
+        embed_collection([sound], tmp_path / "out", model)
+
+
+def test_parts_made_before_scenes_had_an_option_go_on(tmp_path, model):
+    metadata = describe_model(model) | {"holds": ["scene"]}
+    before = {**metadata, "options": {**metadata["options"]}}
+    del before["options"]["scene"]
+    assert identity(before) == identity(metadata)
+
+
+def test_a_dataset_holds_vectors_of_one_length(tmp_path, small_model):
+    sound, spread = SOUNDS / "mono_impacts.ogg", small_model(2, scene="mean_std")
+    with pytest.raises(OptionError, match="all have one length"):
+        embed_collection([sound], tmp_path / "out.parquet", spread)
+    for kept in ("scene", "timestamps"):
+        output = tmp_path / f"{kept}.parquet"
+        left_out = {"scene": kept == "scene", "timestamps": kept == "timestamps"}
+        embed_collection([sound], output, spread, **left_out)
+        vectors = pyarrow.parquet.read_table(output).column("vector")
+        assert {len(each) for each in vectors.to_pylist()} == {
+            spread.scene_embedding_size if kept == "scene" else spread.timestamp_embedding_size
+        }
 
 
 def test_one_bad_file_does_not_stop_the_rest(tmp_path, model):

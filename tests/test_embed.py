@@ -100,6 +100,16 @@ def test_every_format_rate_and_layout_is_embedded_as_the_api_does(model):
         assert (result[2].modified, result[2].size) == (stat.st_mtime_ns, stat.st_size)
 
 
+def test_scenes_with_deviation_are_those_of_the_api(tmp_path, small_model):
+    model = small_model(2, scene="mean_std", window_batch=4)
+    paths = [write(tmp_path / f"{i}.wav", seconds) for i, seconds in enumerate((0.02, 3.3, 17))]
+    results, failed = embed(paths, model)
+    assert failed == {}
+    for path, result in results.items():
+        assert result[2].scene.shape == (model.scene_embedding_size,)
+        assert_as_the_whole_file(path, model, result)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "patching", "options"),

@@ -8,7 +8,9 @@ from safetensors.torch import load_file, save_file
 import gram_hear
 from gram_hear.checkpoints.store import build_encoder, load_checkpoint
 from gram_hear.config import Mamba2Config
+from gram_hear.errors import CheckpointError
 from gram_hear.hear import pool
+from gram_hear.nn.patches import normalise_windows, patchify
 from gram_hear.windows import reference_plan
 
 CONTAINERS = [
@@ -76,6 +78,88 @@ def test_timestamp_embeddings_of_layer_2_are_golden(
     model = load(container, strategy="mean", layer=2)
     embeddings, _ = gram_hear.get_timestamp_embeddings(golden_audio(channels), model)
     assert_golden(embeddings, stored["encode_layer2_mean"])
+
+
+# --- AudioSphere ----------------------------------------------------------------------------
+
+
+class Flagged(torch.nn.Module):
+    """A plain reference: windows through a patch embedding of 14 planes, flags given as planes."""
+
+    def __init__(self, patches, weight, flag):
+        super().__init__()
+        self.patches, self.weight, self.flag = patches, weight, flag
+
+    def forward(self, windows):
+        """(windows, 7, frames, mels) -> (windows, tokens, width) without CLS."""
+        windows = normalise_windows(windows).transpose(2, 3)
+        planes = torch.cat([windows, torch.full_like(windows, self.flag)], dim=1)
+        kernel = self.weight.shape[2:]
+        grid = torch.nn.functional.conv2d(planes, self.weight, self.patches.bias, stride=kernel)
+        return grid.flatten(2).transpose(1, 2) + self.patches.positions[:, 1:]
+
+
+@pytest.fixture
+def audiosphere(golden_path, tmp_path, noise):
+    """Return a function that writes the golden Ambisonic model as AudioSphere would.
+
+    It returns the path, and the weight of the patch embedding.
+    """
+
+    def write(flags=True, fill=True, decoder=True):
+        tensors = load_file(golden_path("gramt_frame_7ch.safetensors"))
+        weight = tensors["patch_embed.proj.weight"]
+        if flags:
+            weight = torch.cat([weight, noise(*weight.shape, seed=1)], dim=1)
+            tensors["patch_embed.proj.weight"] = weight
+        if fill:
+            tensors["channel_fill"] = torch.arange(7.0)
+        if not decoder:
+            tensors = {n: t for n, t in tensors.items() if not n.startswith("decoder_")}
+        path = tmp_path / "last.ckpt"
+        torch.save({"state_dict": tensors, "global_step": 50_000}, path)
+        return path, weight
+
+    return write
+
+
+@pytest.mark.parametrize("flags", [True, False])
+@pytest.mark.parametrize("decoder", [True, False])
+def test_a_model_with_masked_channels_embeds_as_with_all_present(
+    audiosphere, golden, golden_audio, flags, decoder
+):
+    path, weight = audiosphere(flags=flags, decoder=decoder)
+    options = {"heads": 4, "parity": True, "convention": "soundspaces", "strategy": "mean"}
+    model = gram_hear.load_model(path, **options)
+    assert model.config.front_end.layout == "ambisonic"
+    assert model.config.decoder is None  # the file's fills in no hidden tokens
+    embeddings = gram_hear.get_scene_embeddings(golden_audio(7), model)
+    assert_golden(embeddings, golden("gramt_frame_7ch.npz")["scene_mean"])
+    if flags:
+        windows = model.gram.front_end(golden_audio(7))[:, :, :200]
+        patches = model.gram.patches
+        with torch.no_grad():
+            found = patches(patchify(normalise_windows(windows), model.config.patch))[:, 1:]
+            torch.testing.assert_close(found, Flagged(patches, weight, 0.0)(windows))
+            masked = Flagged(patches, weight, 1.0)(windows)
+        assert (found - masked).abs().max() > 1
+
+
+def test_a_plain_audiosphere_is_an_ambisonic_model(audiosphere, golden_path):
+    path, _ = audiosphere(flags=False, fill=False)
+    found = load_checkpoint(path, heads=4)
+    expected = load_checkpoint(golden_path("gramt_frame_7ch.safetensors"), heads=4)
+    assert found.config == expected.config
+    assert all(torch.equal(found.tensors[name], each) for name, each in expected.tensors.items())
+
+
+def test_flags_belong_to_ambisonic_models_whole(audiosphere, tmp_path):
+    path, weight = audiosphere()
+    tensors = torch.load(path)["state_dict"]
+    tensors["patch_embed.proj.weight"] = weight[:, :13].contiguous()
+    save_file(tensors, tmp_path / "thirteen.safetensors")
+    with pytest.raises(CheckpointError, match=r"\(48, 13, 16, 8\).*14 with flags"):
+        load_checkpoint(tmp_path / "thirteen.safetensors", heads=4)
 
 
 # --- one window -----------------------------------------------------------------------------

@@ -275,6 +275,20 @@ def test_values_follow_the_slow_path(channels, patching, backbone, strategy, fil
         assert_close(scene, expected.mean(dim=0))
 
 
+def test_a_scene_may_hold_the_deviation_of_its_rows(model_of, noise):
+    plain, spread = model_of(2), model_of(2, scene="mean_std")
+    assert spread.scene_embedding_size == 2 * spread.timestamp_embedding_size
+    clips = [noise(1, 2, 90000)[0], noise(1, 1, 900)[0, 0]]  # the latter has a single row
+    rows, _ = get_timestamp_embeddings(clips, spread)
+    found = get_scene_embeddings(clips, spread)
+    assert found.shape == (2, spread.scene_embedding_size)
+    mean, deviation = found.chunk(2, dim=1)
+    assert torch.equal(mean, get_scene_embeddings(clips, plain))
+    expected = rows[0].double().numpy().std(axis=0)
+    assert np.abs(deviation[0].numpy() - expected).max() < 1e-6 * expected.max()
+    assert deviation[1].eq(0).all()
+
+
 def test_the_fill_matters_only_past_the_clip(model_of, noise):
     models = [model_of(2, window_fill=fill) for fill in FILLS]
     short = [get_scene_embeddings(noise(1, 2, 50000), model) for model in models]
@@ -298,6 +312,8 @@ def test_a_short_clip_is_repeated_unless_something_else_is_asked_for(model_of, n
     ("options", "message"),
     [
         ({"window_fill": "repeet"}, "Did you mean 'repeat'"),
+        ({"scene": "mean_sd"}, "Did you mean 'mean_std'"),
+        ({"scene": "mean_std", "parity": True}, "parity=True .* scene is 'mean_std'"),
         ({"window_fill": "silence", "parity": True}, "Leave one of the two out"),
     ],
 )
@@ -808,7 +824,7 @@ def file(model_of):
     [
         ({"stratgy": "raw"}, r"no option 'stratgy'.*Did you mean 'strategy'"),
         ({"windowbatch": 3}, r"Did you mean 'window_batch'"),
-        ({"batch_size": 3}, r"no option 'batch_size'; its options are strategy, layer"),
+        ({"batch_size": 3}, r"no option 'batch_size'; its options are strategy, scene"),
         ({"strategy": "avg"}, r"Unknown strategy 'avg'; allowed are raw, mean, cls"),
         ({"strategy": "men"}, r"Did you mean 'mean'"),
         ({"strategy": None}, r"strategy"),

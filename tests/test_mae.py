@@ -1,13 +1,10 @@
-"""The masked autoencoder: golden numbers, what it may see, what counts, and new weights."""
-
-import math
+"""The masked autoencoder: golden numbers, what it may see, what counts."""
 
 import numpy as np
 import pytest
 import torch
 
 from gram_hear.checkpoints.store import build_autoencoder, load_checkpoint
-from gram_hear.config import named_config
 from gram_hear.errors import ConfigError
 from gram_hear.frontend import FrontEnd
 from gram_hear.nn.initialise import initialise
@@ -218,65 +215,7 @@ def test_random_mask_hides_every_token_equally_often():
     torch.testing.assert_close(frequency, torch.full((20,), 0.8), rtol=0, atol=0.015)
 
 
-# --- new weights ----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def new_model():
-    """Return a function that makes a tiny binaural autoencoder of new weights from a seed."""
-
-    def make(seed):
-        model = MaskedAutoencoder(named_config("tiny", 2))
-        for parameter in model.parameters():
-            torch.nn.init.constant_(parameter, math.nan)  # whatever is left out shows
-        initialise(model, seed)
-        return model
-
-    return make
-
-
-def test_initialise_is_reproducible(new_model):
-    one, again = dict(new_model(0).named_parameters()), dict(new_model(0).named_parameters())
-    assert all(torch.equal(one[name], again[name]) for name in one)
-
-
-def test_initialise_neither_uses_nor_moves_the_global_generator(autoencoder):
-    one, other = autoencoder(), autoencoder()
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    initialise(one, 0)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(6)
-    initialise(other, 0)
-    assert torch.equal(one.patches.weight, other.patches.weight)
-
-
-def test_initialise_differs_by_seed(new_model):
-    one, other = dict(new_model(0).named_parameters()), dict(new_model(1).named_parameters())
-    constant = [n for n in one if n.endswith(".bias") or ".norm" in n]
-    same = [n for n in one if torch.equal(one[n], other[n])]
-    assert sorted(same) == sorted(constant)
-
-
-def test_new_weights_have_the_documented_statistics(new_model):
-    tables = []
-    for name, parameter in new_model(0).requires_grad_(False).named_parameters():
-        if name.endswith(".bias"):
-            assert parameter.eq(0).all(), name
-        elif ".norm" in name:
-            assert parameter.eq(1).all(), name
-        elif "bias_tables" in name:
-            tables.append(parameter)
-        elif name.endswith("cls_token"):
-            assert parameter.std() == pytest.approx(1.0, rel=0.2)
-        elif name.endswith("mask_token"):
-            assert parameter.std() == pytest.approx(0.02, rel=0.2)
-        else:
-            fan_out, fan_in = parameter.flatten(1).shape
-            bound = math.sqrt(6 / (fan_in + fan_out))
-            assert 0.99 * bound < parameter.abs().max() <= bound, name
-            assert parameter.std() == pytest.approx(bound / math.sqrt(3), rel=0.02), name
-    assert torch.cat(tables).std() == pytest.approx(0.02, rel=0.1)
+# --- types of number ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decoder", ["multi_window", "plain"])

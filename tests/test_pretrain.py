@@ -416,6 +416,12 @@ def test_validation_on_clips_that_are_learned_from_is_said(fit, capsys):
     assert "loss will be of clips that are learned from" in capsys.readouterr().err
 
 
+def test_a_run_says_where_its_first_weights_are_from(fit, capsys):
+    options = {"model__depth": 6, "model__init": "gram-tiny"}
+    assert fit("--trainer.fast_dev_run", "true", **options) == 0
+    assert "Encoder from gram-tiny; its decoder is not in that file" in capsys.readouterr().err
+
+
 def test_a_picture_that_cannot_be_written_is_no_traceback(fit, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

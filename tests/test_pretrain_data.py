@@ -288,6 +288,19 @@ def test_windows_lie_in_the_clip_and_masks_hide_exactly_so_many(windows, frames,
     assert (sample["masks"].sum(dim=1) == masked).all()
 
 
+@pytest.mark.parametrize("masks", ["cluster", "frequency", "time"])
+def test_other_masks_leave_all_else_as_it_is(masks):
+    grid = {"tokens": 12, "frequency_patches": 3, "masked": 8}
+    one, other = (make(masks=kind, **grid)[5] for kind in ("random", masks))
+    assert {name for name in one if not torch.equal(one[name], other[name])} == {"masks"}
+    assert other["masks"].sum(dim=1).eq(8).all()
+    lines = other["masks"].unflatten(1, (3, 4))
+    if masks == "frequency":
+        assert sorted(lines.sum(dim=2)[0].tolist()) == [0, 4, 4]
+    if masks == "time":
+        assert sorted(lines.sum(dim=1)[0].tolist()) == [0, 2, 3, 3]
+
+
 def test_windows_and_masks_are_drawn_evenly():
     samples = make()
     drawn = [samples[i] for i in range(300)]
@@ -553,6 +566,7 @@ def test_pool_of_noises():
         ({"seconds": 1.0}, "1 s has 101 frames, and clip_frames is 64"),
         ({"masked": 10}, "masked is 10 of 10 tokens"),
         ({"masked": 0}, "masked is 0 of 10 tokens"),
+        ({"masks": "clusters"}, "Did you mean 'cluster'"),
     ],
 )
 def test_recipes_that_cannot_be(options, message):

@@ -317,12 +317,48 @@ def test_first_weights_from_a_checkpoint(tmp_path):
     first = Pretraining("binaural", seed=3, log_floor=1e-4, window_fill="zero", **SMALL)
     path = save_model(first.autoencoder, tmp_path / "model.safetensors")
     found = Pretraining("binaural", init=str(path), **SMALL)
-    assert torch.equal(found.autoencoder.patches.weight, first.autoencoder.patches.weight)
+    same_weights(found, first.autoencoder.state_dict())
     assert found.config.front_end.log_floor == 1e-5  # as asked, not as in the file
-    with pytest.raises(CheckpointError, match=r"front_end.layout: binaural there, mono here"):
+    assert found.origin == f"Encoder and decoder from {path}."
+    message = r"front_end.layout: binaural there, mono here.*\. Give --model.layout binaural\."
+    with pytest.raises(CheckpointError, match=message):
         Pretraining("mono", init=str(path), **SMALL)
-    with pytest.raises(CheckpointError, match=r"encoder.depth: 1 there, 2 here"):
+    message = r"encoder.depth: 1 there, 2 here\. Give --model.depth 1\."
+    with pytest.raises(CheckpointError, match=message):
         Pretraining("binaural", init=str(path), **SMALL | {"depth": 2})
+
+
+def same_weights(module, expected):
+    """Check that a module has these weights, and return the names of its other tensors."""
+    tensors = module.autoencoder.state_dict()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    return tensors.keys() - expected.keys()
+
+
+def test_first_weights_from_a_bundled_model_which_has_no_decoder():
+    options = {"size": "tiny", "depth": 6}
+    module = Pretraining("binaural", init="gram-tiny", seed=4, **options)
+    others = same_weights(module, load_checkpoint("gram-tiny").tensors)
+    assert others == {n for n in module.autoencoder.state_dict() if n.startswith("decoder.")}
+    anew = Pretraining("binaural", seed=4, **options).autoencoder.state_dict()
+    assert all(torch.equal(module.autoencoder.state_dict()[n], anew[n]) for n in others)
+    assert module.origin == (
+        "Encoder from gram-tiny; its decoder is not in that file, so a new one is drawn from "
+        "seed 4."
+    )
+    with pytest.raises(CheckpointError, match=r"Give --model.size tiny --model.depth 6\.$"):
+        Pretraining("binaural", init="gram-tiny")
+    with pytest.raises(CheckpointError, match=r"Give --model.backbone transformer\.$"):
+        Pretraining("binaural", backbone="mamba2", init="gram-tiny", **options)
+
+
+def test_first_weights_from_a_checkpoint_with_another_decoder(tmp_path):
+    first = Pretraining("binaural", seed=3, **SMALL)
+    path = save_model(first.autoencoder, tmp_path / "model.safetensors")
+    module = Pretraining("binaural", init=str(path), **SMALL | {"decoder_depth": 2})
+    encoder = {n: t for n, t in first.autoencoder.state_dict().items() if n[:7] != "decoder"}
+    assert all(name.startswith("decoder.") for name in same_weights(module, encoder))
+    assert "another shape (decoder.depth: 1 there, 2 here), so a new one" in module.origin
 
 
 def test_first_weights_from_the_authors_checkpoint(published_file, monkeypatch):
@@ -330,12 +366,17 @@ def test_first_weights_from_the_authors_checkpoint(published_file, monkeypatch):
     config = load_checkpoint(path).config
     monkeypatch.setattr("gram_hear.pretrain.new_model.named_config", lambda *_: config)
     module = Pretraining("binaural", init=str(path), log_floor=1e-5)
-    expected = load_checkpoint(path).tensors
-    assert all(torch.equal(module.autoencoder.state_dict()[n], t) for n, t in expected.items())
+    assert not same_weights(module, load_checkpoint(path).tensors)
     assert module.config.window_fill == "silence"
     assert module.autoencoder.decoder.mask_token.requires_grad
-    with pytest.raises(CheckpointError, match="decoder"):
-        Pretraining("binaural", init=str(published_file(2, decoder=None)))
+    encoder = published_file(2, decoder=None, seed=1)
+    module = Pretraining("binaural", init=str(encoder))
+    others = same_weights(module, load_checkpoint(encoder).tensors)
+    assert others
+    assert all(name.startswith("decoder.") for name in others)
+    monkeypatch.undo()  # no size is as narrow as that model
+    with pytest.raises(CheckpointError, match="No options of model make such a model"):
+        Pretraining("binaural", init=str(path))
 
 
 @pytest.mark.parametrize(
@@ -370,6 +411,23 @@ def test_a_batch_is_shared_out_whole(batch, devices, most):
     share = batch // devices
     fewer = [n for n in range(1, parts) if share % n == 0]
     assert all(most is not None and share / n > most for n in fewer)
+
+
+class Opened(list):
+    """What the state of a stream asks of a set that is open."""
+
+    rooms = None
+
+
+def test_a_checkpoint_from_before_there_were_masks_has_random_ones():
+    data, other = PretrainingData(), PretrainingData(masks="time")
+    data.training = other.training = Opened([0])
+    state = {"position": 96} | data._stream()
+    del state["masks"]
+    data.load_state_dict(state)
+    assert data.position == 96
+    with pytest.raises(CheckpointError, match="masks: random there, time here"):
+        other.load_state_dict(state)
 
 
 @pytest.mark.parametrize("name", ["batch", "rooms", "validation_batches", "validate_every"])

@@ -86,7 +86,7 @@ class XaresModel(nn.Module):
 def _hash(model: HearModel) -> str:
     """Return the beginning of a hash of all that embeddings depend on: weights and options."""
     options = asdict(model.options) | {"window_fill": model.window_fill}
-    del options["window_batch"]
+    del options["window_batch"], options["scene"]  # neither changes a row
     text = json.dumps([EMBEDDINGS, model.hash_weights(), options])
     return hashlib.sha256(text.encode()).hexdigest()[:HASH]
 

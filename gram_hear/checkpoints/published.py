@@ -13,6 +13,7 @@ from torch import Tensor
 from gram_hear.config import (
     AMBISONIC_LOG_FLOOR,
     LAYOUT_OF_CHANNELS,
+    LAYOUTS,
     PUBLISHED_LOG_FLOOR,
     DecoderConfig,
     FrontEndConfig,
@@ -82,6 +83,10 @@ FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 FAULTS_SHOWN = 200  # of the tensors, in one error
 # Left behind when only the decoder_* tensors were removed from a file: known, and not needed.
 DECODER_REMAINS = {"mask_token", "spec_pred.0.weight", "spec_pred.0.bias"}
+# Of AudioSphere's variant that masks feature channels: what stands in for those, and the planes
+# that its patches may have, the features of an Ambisonic model and then a flag for each.
+CHANNEL_FILL = "channel_fill"
+FLAGGED_PLANES = 2 * LAYOUTS["ambisonic"][1]
 
 
 def published_name(name: str, config: ModelConfig) -> str:
@@ -144,6 +149,28 @@ def strip_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): tensor for n, tensor in bare.items()}
 
 
+def masks_channels(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are of AudioSphere's variant that masks feature channels.
+
+    Its decoder never filled in a hidden token, and is of no use here.
+    """
+    return CHANNEL_FILL in tensors or _has_flags(tensors[ANCHOR])
+
+
+def without_flags(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors whose patch embedding takes the features alone.
+
+    A flag is 1 where a channel is masked. In embedding none is, and the flags, all 0, add nothing:
+    their planes of the patch embedding can be left out.
+    """
+    weight = tensors[ANCHOR]
+    return {**tensors, ANCHOR: weight[:, : FLAGGED_PLANES // 2] if _has_flags(weight) else weight}
+
+
+def _has_flags(weight: Tensor) -> bool:
+    return weight.dim() == 4 and weight.shape[1] == FLAGGED_PLANES
+
+
 def _examples(names: Iterable[str]) -> str:
     first = sorted(names)[:5]
     return f", such as {', '.join(first)}" if first else ""
@@ -160,7 +187,8 @@ def _known_names() -> re.Pattern:
 
 def _is_known(name: str) -> bool:
     derived = ("mel_scale.fb", "spectrogram.window", "." + BIAS_INDEX)
-    return name in UNUSED_NORM or name.endswith(derived) or bool(_known_names().fullmatch(name))
+    unused = name in UNUSED_NORM or name == CHANNEL_FILL
+    return unused or name.endswith(derived) or bool(_known_names().fullmatch(name))
 
 
 def read_config(tensors: Mapping[str, Tensor], heads: int | None = None) -> ModelConfig:
@@ -197,7 +225,7 @@ def _read_config(tensors: Mapping[str, Tensor], heads: int | None) -> ModelConfi
     if len(shape) != 4 or shape[1] not in LAYOUT_OF_CHANNELS or 0 in shape:
         raise CheckpointError(
             f"{ANCHOR} has shape {tuple(shape)}; it must be (width, channels, mel, frames) with 1 "
-            "(mono), 2 (binaural) or 7 (Ambisonic) channels."
+            "(mono), 2 (binaural) or 7 (Ambisonic; 14 with flags of masked ones) channels."
         )
     width, channels, patch_mels, patch_frames = shape
     mamba = _is_mamba(tensors)
@@ -351,7 +379,8 @@ def drop_derived(
     """Return the tensors without those that follow from the config, and what is wrong with these.
 
     Those are the front-end's filterbank and window, under any prefix, and the index of the
-    relative bias; what stripping the decoder left behind; and the norm that GRAM-M never applies.
+    relative bias; what stripping the decoder left behind; the norm that GRAM-M never applies; and
+    what stands in for masked channels of Ambisonic models.
     One of the first two that differs means that the model was made in a way that is not computed
     here.
     """
@@ -359,6 +388,8 @@ def drop_derived(
     unused = DECODER_REMAINS if config.decoder is None else set()
     if config.family == "GRAM-M":
         unused = unused | UNUSED_NORM
+    if config.front_end.layout == "ambisonic":
+        unused = unused | {CHANNEL_FILL}
     kept, wrong = {}, []
     for name, tensor in tensors.items():
         if name.endswith("mel_scale.fb"):

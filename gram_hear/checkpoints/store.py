@@ -251,6 +251,7 @@ def _read(source: CheckpointSource, heads: int | None) -> Checkpoint:
     try:
         tensors, metadata = read_tensors(source.path)
         faults: list[str] = []
+        embeds_only = False
         if CONFIG_KEY in metadata:
             if heads is not None:
                 raise OptionError(
@@ -264,11 +265,14 @@ def _read(source: CheckpointSource, heads: int | None) -> Checkpoint:
             source = replace(source, layout="gram-hear")
         else:
             tensors = published.strip_names(tensors)
+            embeds_only = published.masks_channels(tensors)
+            tensors = published.without_flags(tensors)
             config = published.read_config(tensors, heads)
             shapes = expected_shapes(config)
             tensors, faults = published.drop_derived(tensors, config)
             names = {name: published.published_name(name, config) for name in shapes}
-        return Checkpoint(config, _check(tensors, names, shapes, config, faults), source)
+        whole = Checkpoint(config, _check(tensors, names, shapes, config, faults), source)
+        return encoder_only(whole) if embeds_only else whole
     except (CheckpointError, ConfigError, OSError) as error:
         raise CheckpointError(f"{source.path}: {error}") from error
 

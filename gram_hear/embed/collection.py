@@ -208,6 +208,13 @@ class CollectionRun:
         self.is_parquet = self.output.suffix == ".parquet"
         if self.is_parquet:
             import_pyarrow()
+            if len(holds) == 2 and model.options.scene != "mean":
+                raise OptionError(
+                    "The vectors of a Parquet dataset all have one length, and with scene "
+                    f"{model.options.scene!r} those of whole files are longer than those over "
+                    "time. Leave one of the two out (timestamps=False, --no-timestamps), or give "
+                    "an output folder for .npz files."
+                )
         self.model = model
         self.files = files
         self.provenance = {**describe_model(model), "holds": holds}

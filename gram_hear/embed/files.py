@@ -41,8 +41,10 @@ class Block:
 
 @dataclass(frozen=True)
 class FileDone:
-    """The end of a file: ``scene``, (d,) float32, is the mean of all its rows.
+    """The end of a file: ``scene``, float32, is the embedding of the whole file.
 
+    It is (d,), the mean of all rows, or (2 d,), with their standard deviation behind it, as the
+    model's option ``scene`` says.
     ``rows`` is their number, ``duration`` is in seconds, and ``file_rate`` in Hz. ``convention`` is
     that of the file, or None if it is not Ambisonic. ``modified`` is the time of the file in
     nanoseconds, and ``size`` its bytes. Neither changed while it was read.
@@ -93,7 +95,7 @@ def embed_files(
         model = gram_hear.load_model("gram-tiny", strategy="mean")
         for event in embed_files(["bell.flac"], model):
             if isinstance(event, FileDone):
-                event.scene  # (d,), the embedding of the whole file
+                event.scene  # the embedding of the whole file
     """
     if jobs < 1:
         raise OptionError(f"jobs is {jobs}; it must be at least 1.")
@@ -169,7 +171,8 @@ class _FileStream:
         self.samples: int | None = None  # all of them, once known
         self.windows = 0
         self.rows = 0
-        self.scene = np.zeros(model.scene_embedding_size)
+        self._sum = np.zeros(model.timestamp_embedding_size)
+        self._squares = np.zeros(model.timestamp_embedding_size)
         self._pool = pool
         self._peak = 0.0
         self._decoding = self._decode()
@@ -215,18 +218,20 @@ class _FileStream:
         self.windows += len(encoded)
         timestamps = plan.timestamps(self.rows, self.rows + len(vectors))
         self.rows += len(vectors)
-        self.scene += vectors.sum(axis=0, dtype=np.float64)
+        exact = vectors.astype(np.float64)
+        self._sum += exact.sum(axis=0)
+        self._squares += np.square(exact).sum(axis=0)
         return Block(self.path, timestamps, vectors) if len(vectors) else None
 
     def done(self) -> FileDone | FileFailed:
         """Return the clip's end, once all its windows are encoded."""
         try:
-            check_finite(torch.from_numpy(self.scene), str(self.path))  # the sum of all rows
+            check_finite(torch.from_numpy(self._sum), str(self.path))
         except AudioError as error:
             return FileFailed(self.path, str(error))
         return FileDone(
             path=self.path,
-            scene=(self.scene / self.rows).astype(np.float32),
+            scene=self._scene(),
             rows=self.rows,
             duration=self.reader.duration,
             file_rate=self.reader.file_rate,
@@ -235,6 +240,14 @@ class _FileStream:
             modified=self.stat.st_mtime_ns,
             size=self.stat.st_size,
         )
+
+    def _scene(self) -> np.ndarray:
+        """Return the embedding of the whole clip, as :func:`gram_hear.hear.pool_scene`."""
+        mean = self._sum / self.rows
+        if self.model.options.scene == "mean":
+            return mean.astype(np.float32)
+        variance = self._squares / self.rows - np.square(mean)
+        return np.concatenate([mean, np.sqrt(variance.clip(min=0))]).astype(np.float32)
 
 
 @dataclass

@@ -63,6 +63,7 @@ def describe_model(model: HearModel) -> dict[str, Any]:
         "device": str(model.device),
         "hop_ms": model.hop_ms,
         "size": model.timestamp_embedding_size,
+        "scene_size": model.scene_embedding_size,
     }
 
 
@@ -73,6 +74,7 @@ def identity(metadata: dict[str, Any]) -> dict[str, Any]:
     came from.
     """
     options = {key: value for key, value in metadata["options"].items() if key != "window_batch"}
+    options.setdefault("scene", "mean")  # what it was before there was an option
     return {
         "embeddings": metadata.get("embeddings"),
         "model": metadata["model"].get("weights"),
@@ -206,7 +208,7 @@ class PartWriter:
                 if "timestamps" in holds:
                     _write_array(archive, "timestamps", np.concatenate(self._timestamps))
                     self._vectors.seek(0)
-                    shape = (done.rows, len(done.scene))
+                    shape = (done.rows, self.provenance["size"])
                     with archive.open("vectors.npy", "w", force_zip64=True) as member:
                         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                         np.lib.format.write_array_header_1_0(member, header)

@@ -153,12 +153,13 @@ def _write_parquet(
     parts: Sequence[tuple[str, Path]], path: Path, provenance: dict[str, Any], digest: str
 ) -> None:
     pyarrow = import_pyarrow()
-    vector = pyarrow.list_(pyarrow.float32(), provenance["size"])
+    size = provenance["scene_size" if provenance["holds"] == ["scene"] else "size"]
+    vector = pyarrow.list_(pyarrow.float32(), size)
     schema = pyarrow.schema(
         [("file", pyarrow.string()), ("timestamp_ms", pyarrow.float64()), ("vector", vector)],
         metadata={"gram_hear": json.dumps(provenance), "parts": digest},
     )
-    rows = rows_at_once(provenance["size"])
+    rows = rows_at_once(size)
     with pyarrow.parquet.ParquetWriter(path, schema, use_dictionary=["file"]) as writer:
         batches: list[Any] = []
         held = 0

@@ -118,11 +118,10 @@ class Mamba2Mixer(nn.Module):
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
-        """Draw what Xavier does not: steps, decays and the skip, as mamba-ssm does."""
+        """Draw steps, decays and the skip as mamba-ssm does."""
         self.dt_bias.copy_(first_step_bias(len(self.dt_bias), generator))
         self.A_log.uniform_(*FIRST_DECAYS, generator=generator).log_()
         self.D.fill_(1.0)
-        self.conv1d.reset(generator)
 
 
 class Mamba1Mixer(nn.Module):
@@ -162,14 +161,11 @@ class Mamba1Mixer(nn.Module):
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
-        """Draw what Xavier does not: steps, decays and the skip, as mamba-ssm does."""
+        """Draw steps, decays and the skip as mamba-ssm does."""
         inner, state = self.A_log.shape
-        bound = 1 / math.sqrt(self.sizes[0])
-        self.dt_proj.weight.uniform_(-bound, bound, generator=generator)
         self.dt_proj.bias.copy_(first_step_bias(inner, generator))
         self.A_log.copy_(torch.arange(1, state + 1).log().expand(inner, -1))
         self.D.fill_(1.0)
-        self.conv1d.reset(generator)
 
 
 class MambaBlock(nn.Module):

@@ -173,6 +173,8 @@ class PretrainingCLI(LightningCLI):
                 f"{'synthetic sounds' if self.datamodule.clips is None else 'recorded sounds'}; "
                 f"into {self.trainer.default_root_dir}."
             )
+            if self.model.origin and self.found is None:
+                say(self.model.origin)
             data = self.datamodule
             if data.clean_fraction == 1 and data.clips and not data.validation_clips:
                 say(

@@ -20,7 +20,9 @@ from gram_hear.pretrain.samples import Sample, SampleRecipe, SampleSet
 SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
 HELD_OUT = 2**31  # added to the seed for validation, which so has other draws and other sounds
 # Beside the sizes of the sets: the options on which the samples depend.
-SAME = ("seconds", "level", "clean_fraction", "windows", "clip_frames", "masked")
+SAME = ("seconds", "level", "clean_fraction", "windows", "clip_frames", "masked", "masks")
+# What checkpoints mean that were written before there was such an option.
+EARLIER = {"masks": "random"}
 
 
 class TimedLoader(DataLoader[Sample]):
@@ -65,6 +67,7 @@ class PretrainingData(LightningDataModule):
         windows: int = 16,
         clip_frames: int = 1024,
         masked: int = 160,
+        masks: str = "random",
         batch: int = 96,
         batch_per_device: int | None = None,
         workers: int = 0,
@@ -90,6 +93,8 @@ class PretrainingData(LightningDataModule):
             clip_frames: Number of frames that windows are cut from. It may exceed the clip; the
                 frames beyond its end are filled as model.window_fill says.
             masked: Number of tokens that are hidden in each window.
+            masks: Which tokens are hidden: random, cluster (squares of 3 to 5 tokens a side),
+                frequency (whole rows of patches) or time (whole columns).
             batch: Number of clips of an optimizer step, on all devices together.
             batch_per_device: Largest number of clips that a device takes at once. Gradients are
                 accumulated until the batch is complete. null takes the whole batch at once.
@@ -109,7 +114,8 @@ class PretrainingData(LightningDataModule):
         self.clips, self.rirs, self.noises = clips, rirs, noises
         self.seconds, self.level, self.snr = seconds, level, snr
         self.clean_fraction = clean_fraction
-        self.windows, self.clip_frames, self.masked = windows, clip_frames, masked
+        self.windows, self.clip_frames = windows, clip_frames
+        self.masked, self.masks = masked, masks
         self.batch, self.batch_per_device = batch, batch_per_device
         self.workers, self.seed, self.rooms = workers, seed, rooms
         self.validation_clips = validation_clips
@@ -152,7 +158,9 @@ class PretrainingData(LightningDataModule):
             window_frames=config.window_frames,
             clip_frames=self.clip_frames,
             masked=self.masked,
+            masks=self.masks,
             tokens=config.tokens,
+            frequency_patches=config.frequency_patches,
         )
 
     # --- opening ----------------------------------------------------------------------------
@@ -274,6 +282,7 @@ class PretrainingData(LightningDataModule):
         Raises:
             CheckpointError: where the data or their options differ, so that the stream would too.
         """
+        state_dict = EARLIER | state_dict
         different = [
             f"{name}: {state_dict.get(name)} there, {value} here"
             for name, value in self._stream().items()

@@ -80,9 +80,10 @@ class Pretraining(LightningModule):
                 published training, 1e-5, or 1e-6 for Ambisonic models.
             window_fill: Content of windows beyond the end of a clip: silence, or zero (the value 0
                 in the log-mel).
-            seed: Seed of the first weights.
-            init: A checkpoint of the same model to start from, instead of random weights. It may be
-                published or trained here; a file, a folder or a repository of the Hub.
+            seed: Seed of the first weights, or of those that init does not have.
+            init: A checkpoint to start from, instead of random weights: a registered model, a
+                file, a folder or a repository of the Hub. Its encoder must have the shape of this
+                model's. Where its decoder is missing or has another shape, a new one is drawn.
             compile: Use torch.compile.
             matmul_precision: Precision of float32 matrix products on NVIDIA GPUs: highest
                 (float32), high (TF32 where the GPU has it) or medium. The front-end always has the
@@ -111,7 +112,7 @@ class Pretraining(LightningModule):
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.front_end = FrontEnd(self.config.front_end)
-        self.autoencoder = first_weights(self.config, seed, init)
+        self.autoencoder, self.origin = first_weights(self.config, seed, init)
         if compile:
             self.autoencoder.compile()
         # Over all processes: the mean loss and the norm of the gradient before clipping, of the

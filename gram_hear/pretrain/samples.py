@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from gram_hear.config import AUDIO_CHANNELS, FrontEndConfig
 from gram_hear.errors import AudioError, GramError, OptionError, SceneError, require_known
-from gram_hear.nn.masks import random_masks
+from gram_hear.nn.masks import MASKS, draw_masks
 from gram_hear.pretrain.clips import ClipSet
 from gram_hear.pretrain.pools import Rooms
 from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, to_level
@@ -41,8 +41,8 @@ class SampleRecipe:
     """The options of samples; the defaults are the published recipe for 16 x 8 patches.
 
     They are those of :class:`gram_hear.pretrain.datamodule.PretrainingData`, and of the model
-    ``sample_rate`` in Hz, the frames of a window, and its number of tokens. ``level`` is the RMS
-    of a clip, or of the excerpt of a longer sound, before zero-padding.
+    ``sample_rate`` in Hz, the frames of a window, its number of tokens, and the rows of their grid.
+    ``level`` is the RMS of a clip, or of the excerpt of a longer sound, before zero-padding.
     """
 
     seconds: float = 10.0
@@ -54,7 +54,9 @@ class SampleRecipe:
     window_frames: int = 200
     clip_frames: int = 1024
     masked: int = 160
+    masks: str = "random"
     tokens: int = 200
+    frequency_patches: int = 8
 
     def __post_init__(self) -> None:
         if not (SHORTEST <= self.seconds < math.inf and self.sample_rate >= 8000):
@@ -90,6 +92,7 @@ class SampleRecipe:
                 f"masked is {self.masked} of {self.tokens} tokens; at least one must be masked, "
                 "and one must stay visible."
             )
+        require_known("masks", self.masks, MASKS)
 
     @property
     def samples(self) -> int:
@@ -273,7 +276,8 @@ class SampleSet(Dataset[Sample]):
         starts = generator.integers(
             recipe.clip_frames - recipe.window_frames + 1, size=recipe.windows
         )
-        masks = random_masks(recipe.windows, recipe.tokens, recipe.masked, generator)
+        tokens, rows = recipe.tokens, recipe.frequency_patches
+        masks = draw_masks(recipe.masks, recipe.windows, tokens, rows, recipe.masked, generator)
         return torch.from_numpy(starts), masks
 
 

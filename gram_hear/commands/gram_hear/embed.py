@@ -42,6 +42,14 @@ def embed(
             "its patches (sum, only with --parity)."
         ),
     ] = "raw",
+    scene: Annotated[
+        Literal["mean", "mean_std"],
+        typer.Option(
+            help="Choose what the embedding of a whole file is made of: the mean of its embeddings "
+            "over time (mean), or their mean and their standard deviation (mean_std), which is "
+            "twice as long and tells how the sound changes."
+        ),
+    ] = "mean",
     layer: Layer = None,
     convention: Convention = None,
     parity: Annotated[
@@ -74,12 +82,12 @@ def embed(
     revision: Revision = None,
     cache_dir: CacheDir = None,
     heads: Heads = None,
-    scene: Annotated[
-        bool, typer.Option("--scene/--no-scene", help="Write the embedding of each whole file.")
-    ] = True,
-    timestamps: Annotated[
-        bool, typer.Option("--timestamps/--no-timestamps", help="Write the embeddings over time.")
-    ] = True,
+    no_scene: Annotated[
+        bool, typer.Option("--no-scene", help="Leave out the embeddings of whole files.")
+    ] = False,
+    no_timestamps: Annotated[
+        bool, typer.Option("--no-timestamps", help="Leave out the embeddings over time.")
+    ] = False,
     jobs: Annotated[
         int, typer.Option(help="Read this many files at the same time, while the model computes.")
     ] = 1,
@@ -113,6 +121,7 @@ def embed(
     loaded = load_model(
         model,
         strategy=strategy,
+        scene=scene,
         layer=layer,
         convention=convention,
         parity=parity,
@@ -124,7 +133,7 @@ def embed(
         cache_dir=cache_dir,
         heads=heads,
     )
-    collection = CollectionRun(files, output, loaded, scene, timestamps, force)
+    collection = CollectionRun(files, output, loaded, not no_scene, not no_timestamps, force)
     if len(collection.due) < len(files):
         say(f"{len(files) - len(collection.due)} of {len(files)} files are done already.")
     failed = _show_run(collection, jobs)
