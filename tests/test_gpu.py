@@ -22,9 +22,9 @@ from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
 from gram_hear.nn.mamba_kernels import PLAIN
 from gram_hear.pretrain.batches import collate
-from gram_hear.pretrain.clips import SyntheticClips
+from gram_hear.pretrain.clips import open_clips
 from gram_hear.pretrain.module import Pretraining
-from gram_hear.pretrain.pools import SyntheticNoises
+from gram_hear.pretrain.pools import open_noises, open_rooms
 from gram_hear.pretrain.samples import SampleRecipe, SampleSet
 
 PROGRAM = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
@@ -35,25 +35,12 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUD
 # --- on CUDA --------------------------------------------------------------------------------
 
 
-class Rooms:
-    """One room of decaying noise, binaural."""
-
-    layout, rate = "binaural", 32000
-
-    def __len__(self):
-        return 1
-
-    def read(self, i):
-        generator = torch.Generator().manual_seed(0)
-        decay = torch.exp(-torch.arange(4000) / 500)
-        return (torch.randn(3, 2, 4000, generator=generator) * decay).numpy(), {}
-
-
-def batch_of(clips, tokens=200):
-    recipe = SampleRecipe(seconds=1.0, clip_frames=260, windows=2, tokens=tokens)
-    noises = SyntheticNoises(32000, count=1)
-    samples = SampleSet(SyntheticClips(0), Rooms(), noises, recipe, "binaural", seed=0)
-    return collate([samples[i % 3] for i in range(clips)])
+def batch_of(clips):
+    """A batch as it is loaded, of clips of 1 s with two windows each."""
+    recipe = SampleRecipe(seconds=1.0, clip_frames=260, windows=2)
+    rooms, noises = open_rooms(None, "binaural", 32000, count=1), open_noises(None, 32000)
+    samples = SampleSet(open_clips(None), rooms, noises, recipe, "binaural", seed=0)
+    return collate([samples[i % 2] for i in range(clips)])
 
 
 def to_cuda(batch):

@@ -807,13 +807,10 @@ def test_a_gradient_that_is_not_finite_stops_too(fit, capsys, monkeypatch):
 def in_float16(monkeypatch):
     """Train with a scaler and the fused AdamW, as 16-mixed does on a GPU."""
 
-    def fused(*args, **options):
-        return torch.optim.AdamW(*args, **options | {"fused": True})
-
     def plugin(self):
         return MixedPrecision("16-mixed", "cpu")
 
-    monkeypatch.setattr(module, "AdamW", fused)
+    monkeypatch.setattr(Pretraining, "fused", True)
     monkeypatch.setattr(_AcceleratorConnector, "_check_and_init_precision", plugin)
 
 
@@ -881,6 +878,20 @@ def test_in_float16_a_loss_that_is_not_finite_is_an_error(fit, in_float16, capsy
 
     monkeypatch.setattr(Pretraining, "forward", spoilt)
     assert "The loss of step 1 is not finite" in wrong(fit, capsys)
+
+
+@pytest.mark.slow
+def test_in_float16_a_checkpoint_of_another_kind_of_device_goes_on(
+    fit, whole, in_float16, tmp_path, monkeypatch
+):
+    overflow_at(monkeypatch, 25)  # in the one step that is left
+    last = str(whole / "checkpoints" / "last.ckpt")
+    assert fit("--ckpt_path", last, trainer__max_steps=7, data__validate_every=3) == 0
+    before, after = load(last), load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    groups = [each["optimizer_states"][0]["param_groups"][0]["fused"] for each in (before, after)]
+    assert groups == [False, True]
+    assert same(before["state_dict"], after["state_dict"])
+    assert after["MixedPrecision"]["scale"] == 2.0**15
 
 
 # --- matrix products ------------------------------------------------------------------------

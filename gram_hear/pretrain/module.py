@@ -247,6 +247,11 @@ class Pretraining(LightningModule):
 
     # --- optimizer --------------------------------------------------------------------------
 
+    @property
+    def fused(self) -> bool:
+        """Whether AdamW computes all in one kernel, as it does on CUDA."""
+        return self.trainer.strategy.root_device.type == "cuda"
+
     def configure_optimizers(self) -> Any:
         """Return AdamW for all parameters, and the schedule of the learning rate by step."""
         steps = self.trainer.max_steps
@@ -255,7 +260,7 @@ class Pretraining(LightningModule):
             lr=self.learning_rate,
             betas=self.betas,
             weight_decay=self.weight_decay,
-            fused=self.device.type == "cuda",
+            fused=self.fused,
         )
         schedule = LambdaLR(optimizer, lambda step: schedule_factor(step, self.warmup, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -285,6 +290,7 @@ class Pretraining(LightningModule):
         for group in checkpoint["optimizer_states"][0]["param_groups"]:
             group["initial_lr"], group["lr"] = self.learning_rate, self.learning_rate * factor
             group["betas"], group["weight_decay"] = self.betas, self.weight_decay
+            group["fused"] = self.fused  # the checkpoint may come from another kind of device
         checkpoint["lr_schedulers"][0]["base_lrs"] = [self.learning_rate]
 
 
