@@ -2,6 +2,7 @@
 # make test        runs the tests
 # make test-fast   runs those that are not marked slow: they reach every library, in two minutes
 # make test-libraries    runs those that call the libraries, for other versions of these
+# make test-s3     runs those that read from S3, with clients that need older packages, put into .s3
 # make docs        builds the site into docs/_build/html, offline
 # make notebooks runs the tutorials' notebooks and keeps what they print
 # make dist        builds the source distribution and the wheel into dist, and checks them
@@ -30,7 +31,7 @@ LIBRARIES = $(patsubst %,tests/test_%.py,adapters clips collection config errors
 	tests/test_scene_command.py::test_both_formats_hear_the_same_scene_and_say_their_channels \
 	-k "not killed"
 
-.PHONY: demo test test-fast test-libraries docs notebooks dist lint format clean
+.PHONY: demo test test-fast test-libraries test-s3 docs notebooks dist lint format clean
 
 demo: $(READY)
 	$(BIN)gram-hear embed tests/data/sounds --output .demo --model gram-tiny --force
@@ -47,6 +48,10 @@ test-fast: $(READY)
 
 test-libraries: $(READY)
 	$(BIN)pytest $(LIBRARIES)
+
+test-s3: $(READY)
+	$(BIN)python -m pip install --quiet --target .s3 s3fs "moto[server]"
+	PYTHONPATH=.s3 $(BIN)pytest tests/check_s3.py
 
 docs: $(READY)
 	$(BIN)python -m sphinx -W --keep-going -q -j auto docs docs/_build/html

@@ -58,7 +58,7 @@ def make_samples(
     rooms = open_rooms(rirs, "binaural", rate, count=POOL)
     background = open_noises(noises, rate) if noises else SyntheticNoises(rate, count=POOL)
     if rirs is None:
-        seconds = [cpu_seconds(partial(rooms.read, i)) for i in range(POOL)]
+        seconds = [cpu_seconds(partial(rooms.read_sums, i, 1)) for i in range(POOL)]
         print(f"simulating a room, once: {statistics.median(seconds):.2f} s")
     if noises is None:
         for i in range(8 * POOL):  # until all of the pool are there

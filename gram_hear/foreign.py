@@ -45,6 +45,7 @@ HEADER_FAULTS = (  # what numpy's reading of a header's Python literal may raise
     *(RecursionError, MemoryError, OverflowError),
 )
 FLOATS = (np.float16, np.float32, np.float64)
+LONGEST_HEADER = 1 << 15  # bytes of a .npy file's; NumPy reads a third of that at most
 MOST_AXES = 4  # of an array
 LARGEST_RATIO = 100  # of an array to its bytes in a zip ...
 SMALL = 64 << 20  # ... from so many bytes on
@@ -56,7 +57,7 @@ SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character beyond 16 bi
 
 
 def parse_json(
-    data: bytes | str,
+    data: bytes | bytearray | str,
     name: str,
     error: type[GramError],
     largest: int = LARGEST,
@@ -154,16 +155,18 @@ class BoundedMember(tarfile.TarInfo):
         return member
 
 
-def parse_array(
-    data: bytes, name: str, error: type[GramError], *types: type[np.generic]
-) -> np.ndarray:
-    """Return the array of a ``.npy`` file's bytes, which messages call by a name.
+def parse_header(
+    head: bytes, size: int, name: str, error: type[GramError], *types: type[np.generic]
+) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Return what the header of a ``.npy`` file says: shape, Fortran order, type, where it ends.
 
-    Raises:
-        error: for what is no ``.npy`` file of one of these types and at most 4 axes, or has
-            another size than its header says.
+    Args:
+        head: the file's first :data:`LONGEST_HEADER` bytes, or all of a shorter one.
+        size: bytes of the whole file.
+        name: of the file, for messages.
+        error, types: as for :func:`parse_array`, which has the errors.
     """
-    file = io.BytesIO(data)
+    file = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(file)
         read_header = {
@@ -178,17 +181,31 @@ def parse_array(
         names = [each.__name__ for each in types]
         raise error(f"{name} holds {str(dtype)[:100]}; {allowed(dtype, names)}")
     start = file.tell()
-    if len(shape) > MOST_AXES or any(not 0 <= length <= len(data) for length in shape):
+    if len(shape) > MOST_AXES or any(not 0 <= length <= size for length in shape):
         raise error(
-            f"{name} has {len(shape)} axes or lengths that a file of {len(data)} bytes cannot hold."
+            f"{name} has {len(shape)} axes or lengths that a file of {size} bytes cannot hold."
         )
-    count = math.prod(shape)
-    if len(data) - start != count * dtype.itemsize:
+    needed = math.prod(shape) * dtype.itemsize
+    if size - start != needed:
         raise error(
-            f"{name} has {len(data) - start} bytes of values; its shape {shape} of {dtype} needs "
-            f"{count * dtype.itemsize}. It is cut or damaged; fetch it anew."
+            f"{name} has {size - start} bytes of values; its shape {shape} of {dtype} needs "
+            f"{needed}. It is cut or damaged; fetch it anew."
         )
-    values = np.frombuffer(data, dtype, count, start)
+    return shape, fortran_order, dtype, start
+
+
+def parse_array(
+    data: bytes | bytearray, name: str, error: type[GramError], *types: type[np.generic]
+) -> np.ndarray:
+    """Return the array of a ``.npy`` file's bytes, which messages call by a name.
+
+    Raises:
+        error: for what is no ``.npy`` file of one of these types and at most 4 axes, or has
+            another size than its header says.
+    """
+    head = bytes(data[:LONGEST_HEADER])
+    shape, fortran_order, dtype, start = parse_header(head, len(data), name, error, *types)
+    values = np.frombuffer(data, dtype, math.prod(shape), start)
     return values.reshape(shape, order="F" if fortran_order else "C")
 
 

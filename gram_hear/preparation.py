@@ -1,9 +1,9 @@
-"""Sound files of any kind into tars of FLAC clips, the layout that pretraining reads.
+"""Sounds of any kind into tars of FLAC clips, the layout that pretraining reads.
 
 Files are taken in groups, each of which fills a tar (or several, where one file is longer than a
 tar may be). Groups are the parts of a job (:mod:`gram_hear.jobs.job`), whose state stays in the
 output: so the same call goes on after an interruption, tries again files that failed and were
-altered since, and adds files that are new.
+altered since, and adds files that are new. A tar or Parquet file of sounds is a group of its own.
 """
 
 import io
@@ -14,9 +14,9 @@ import shutil
 import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,10 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from gram_hear.audio.archives import SUMMARY, index_tar
-from gram_hear.audio.files import SoundReader, find_audio, warn_of_left_out
+from gram_hear.audio.archives import NPY, NPY_RATE, SUMMARY, TARS, Member, first_channel, index_tar
+from gram_hear.audio.files import SUFFIXES, SoundReader, resample, warn_of_left_out
+from gram_hear.audio.shards import ShardCache
+from gram_hear.audio.sources import PARQUET, Shard, find_sources, is_address
 from gram_hear.config import require_rate
-from gram_hear.errors import AudioError, OptionError
+from gram_hear.errors import AudioError, OptionError, SceneError
 from gram_hear.jobs.callback import Progress, silent
 from gram_hear.jobs.job import Job, Record, read_state, run_parts
 from gram_hear.jobs.locks import wait_for_lock
@@ -37,6 +39,7 @@ from gram_hear.jobs.writing import write_json, write_whole, writing
 FORMAT, VERSION = "gram-hear clips", 1
 GROUPS = "groups.json"  # in the job's state: the files of each group
 OLD_STATE = ".preparing"  # where gram-hear 0.1.0 kept what was done
+UNFETCHED = [-1]  # instead of the stamp of a file that could not be fetched
 LEAST = 1.0  # seconds of what remains at the end of a file that is cut, to be a clip
 MEGABYTE = 10**6
 TAR_OVERHEAD = 1536  # bytes: a member's header, and its padding
@@ -66,7 +69,10 @@ class Preparation:
 
 @dataclass(frozen=True)
 class FileGroup:
-    """Files whose clips share tars: the group's number, that of its first file, and paths."""
+    """Files whose clips share tars: the group's number, that of its first file, and paths.
+
+    A tar, a Parquet file or a URL is a group of its own.
+    """
 
     number: int
     first: int
@@ -87,54 +93,97 @@ class _EncodedClip:
     samples: int
 
 
+@dataclass
+class _Found:
+    """What the files of a group held, beside its clips.
+
+    ``sounds`` counts all. Of the ends of sounds that are too short to be clips, it has the number
+    and the seconds. ``heard`` is the number of samples of the sound that is being cut.
+    """
+
+    sounds: int = 0
+    short_rests: int = 0
+    short_seconds: float = 0.0
+    beside_sounds: Counter[str] = field(default_factory=Counter)  # files in tars, by suffix
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    heard: int = 0
+
+    def record(self) -> Record:
+        """Return all but ``heard``, as it is noted."""
+        noted = {name: value for name, value in vars(self).items() if name != "heard"}
+        return noted | {"beside_sounds": dict(self.beside_sounds)}
+
+    def watch(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield blocks, and count their samples."""
+        self.heard = 0
+        for block in blocks:
+            self.heard += len(block)
+            yield block
+
+
 def prepare(
-    inputs: Sequence[Path],
+    inputs: Sequence[Path | str],
     output: Path,
     preparation: Preparation,
     *,
     jobs: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    cache: ShardCache | None = None,
 ) -> dict[str, Any]:
-    """Make clips of all sound files, or go on with what was interrupted.
+    """Make clips of all sounds, or go on with what was interrupted.
 
     A clip is the first channel of a file, resampled, in 16-bit FLAC; samples beyond full scale are
     clipped. Tars are written whole or not at all, and checked. Several runs may work in one output
     together. With several jobs scripts need ``if __name__ == "__main__":`` around the call.
 
     Args:
-        inputs: sound files, and folders that are searched for them.
+        inputs: what :func:`gram_hear.audio.sources.find_sources` takes: sound files, tars and
+            Parquet files of them, folders that are searched for all of these, and URLs.
         output: the folder of the tars; made where it is not there.
         preparation: how.
         jobs: processes side by side; None is one for each processor.
         force: replace what an earlier call with other inputs or options made.
-        progress: called with the number of files done and that of all.
+        progress: called with the number of files done and that of all; a tar is one file.
+        cache: where Parquet files and remote tars are kept while they are read.
 
     Returns:
         What ``prepared.json`` in the output says: the numbers of ``files`` and ``clips``, their
-        ``sound_seconds``, the ``tars``, ``warnings``, and in ``failed`` each ``file`` that could
-        not be read, with the ``reason``.
+        ``sound_seconds``, the ``tars``, ``warnings``, what was ``left_out``, and in ``failed`` each
+        ``file`` that could not be read, with the ``reason``.
 
     Raises:
-        AudioError: where there is no sound file.
+        AudioError: where there is no sound, or a URL cannot be read.
         OptionError: for a folder with other files, one that was begun with other inputs or options,
             or that cannot be written.
     """
     jobs = cores() if jobs is None else jobs
     if jobs < 1:
         raise OptionError(f"jobs is {jobs}; it must be at least 1.")
-    files = _find(inputs)
-    options = {"inputs": [str(path.absolute()) for path in inputs], **asdict(preparation)}
+    cache = cache or ShardCache()
+    files, others = _find(inputs, output)
+    options = {"inputs": [_full(path) for path in inputs], **asdict(preparation)}
+    if cache.audio_column is not None:
+        options["audio_column"] = cache.audio_column
     job = Job(output, options)
     with writing(output, OptionError):
         _take_over(output)
         # Never finished: there may be files to add.
         job.begin(force=force, finished=lambda: None, clear=partial(_clear, output))
-        return _make_groups(job, files, preparation, jobs, progress or silent)
+        _try_again(job)
+        make = partial(write_group, output, preparation, cache)
+        summarise = partial(_summarise, job, preparation, others)
+        return _make_groups(job, files, preparation, make, summarise, jobs, progress or silent)
 
 
 def _make_groups(
-    job: Job, files: list[str], preparation: Preparation, jobs: int, progress: Progress
+    job: Job,
+    files: list[str],
+    preparation: Preparation,
+    make: Callable[[FileGroup], tuple[Record, list[Path]]],
+    summarise: Callable[[list[FileGroup]], dict[str, Any]],
+    jobs: int,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Make the groups that are due, and those that other runs add meanwhile; sum all up."""
     known = None
@@ -147,13 +196,12 @@ def _make_groups(
             done = total - sum(len(group.files) for group in due.values())
             if not due:
                 progress(done, total)
-                return _summarise(job, groups, preparation)
+                return summarise(groups)
             if groups == known:
                 raise OptionError(job.describe_lost(list(due)))
             (job.output / SUMMARY).unlink(missing_ok=True)
         known = groups
         progress(done, total)
-        make = partial(write_group, job.output, preparation)
         with closing(run_parts(job, due, make, jobs)) as outcomes:
             for outcome in outcomes:
                 if outcome.error is not None:
@@ -162,18 +210,36 @@ def _make_groups(
                 progress(done, total)
 
 
-def _find(inputs: Sequence[Path]) -> list[str]:
-    """Return the absolute paths of the sound files, each once, warning of what is left out."""
-    found: list[Path] = []
+def _find(inputs: Sequence[Path | str], output: Path) -> tuple[list[str], Counter[str]]:
+    """Return the absolute paths and URLs of the files, each once, and the suffixes of others.
+
+    Tars in the output are not taken for input.
+    """
     left_out: Counter[str] = Counter()
-    for path in inputs:
-        if not path.exists():
-            raise AudioError(f"There is no file or folder {path}.")
-        found += find_audio(path, left_out) if path.is_dir() else [path]
+    try:
+        found = [source for path in inputs for source in find_sources(path, left_out)]
+    except SceneError as error:
+        raise AudioError(str(error)) from None
     warn_of_left_out(left_out)
-    if not found:
+    own = output.absolute()
+    names = [source.address if isinstance(source, Shard) else _full(source) for source in found]
+    names = [name for name in names if not (_is_tar(name) and Path(name).parent == own)]
+    if not names:
         raise AudioError(f"No sound file was found in {', '.join(map(str, inputs))}.")
-    return list(dict.fromkeys(str(path.absolute()) for path in found))
+    return list(dict.fromkeys(names)), +left_out
+
+
+def _full(path: Path | str) -> str:
+    return str(path) if is_address(path) else str(Path(path).absolute())
+
+
+def _is_tar(file: str) -> bool:
+    return not is_address(file) and file.lower().endswith(TARS)
+
+
+def _holds_many(file: str) -> bool:
+    """Whether a file holds many sounds, and so is a group of its own."""
+    return is_address(file) or _is_tar(file) or file.lower().endswith(PARQUET)
 
 
 # --- what is to be done ---------------------------------------------------------------------
@@ -229,12 +295,16 @@ def _group(files: Sequence[str], preparation: Preparation) -> list[list[str]]:
     groups: list[list[str]] = []
     room = 0.0
     for file in files:
+        if _holds_many(file):
+            groups.append([file])
+            room = 0.0
+            continue
         try:
             with SoundReader(file, preparation.rate, any_channels=True) as reader:
                 size = 2 * reader.duration * preparation.rate
         except AudioError:
             size = 0.0  # that of a file that fails, as whoever reads it will say
-        if not groups or size > room:
+        if not groups or size > room or _holds_many(groups[-1][-1]):
             groups.append([])
             room = preparation.tar_size * MEGABYTE
         groups[-1].append(file)
@@ -247,14 +317,24 @@ def _is_due(job: Job, group: FileGroup) -> bool:
     record = job.record(group.name)
     if record is None:
         return True
-    if all(_stamp(failed["file"]) == failed["stamp"] for failed in record["failed"]):
-        return False
-    job.withdraw(group.name, record)
-    return True
+    for failed in record["failed"]:
+        stamp = _stamp(failed.get("source", failed["file"]))
+        if failed["stamp"] not in (UNFETCHED, stamp):
+            job.withdraw(group.name, record)
+            return True
+    return False
+
+
+def _try_again(job: Job) -> None:
+    """Forget the groups whose files an earlier call could not fetch."""
+    for group in _number(read_state(job.state / GROUPS) or []):
+        record = job.record(group.name)
+        if record and any(failed["stamp"] == UNFETCHED for failed in record["failed"]):
+            job.withdraw(group.name, record)
 
 
 def _stamp(file: str) -> list[int] | None:
-    """Return a file's size and time; None where it is not there."""
+    """Return a file's size and time; None where it is not there, or is remote."""
     try:
         status = Path(file).stat()
     except OSError:
@@ -262,9 +342,18 @@ def _stamp(file: str) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _summarise(job: Job, groups: list[FileGroup], preparation: Preparation) -> dict[str, Any]:
+def _summarise(
+    job: Job, preparation: Preparation, others: Counter[str], groups: list[FileGroup]
+) -> dict[str, Any]:
     """Write and return what was made, of all calls together."""
-    results = [record for group in groups if (record := job.record(group.name)) is not None]
+    results: list[dict[str, Any]] = [
+        {"sounds": len(group.files)} | record  # that of version 0.1.0 has no number of sounds
+        for group in groups
+        if (record := job.record(group.name)) is not None
+    ]
+    beside: Counter[str] = Counter()
+    for result in results:
+        beside.update(result.get("beside_sounds", {}))
     tars = [tar for result in results for tar in result["tars"]]
     failed = [
         {"file": failed["file"], "reason": failed["reason"]}
@@ -276,11 +365,18 @@ def _summarise(job: Job, groups: list[FileGroup], preparation: Preparation) -> d
         "version": VERSION,
         "gram_hear": version("gram-hear"),
         **asdict(preparation),
-        "files": sum(len(group.files) for group in groups) - len(failed),
+        "files": sum(result["sounds"] for result in results) - len(failed),
         "clips": sum(tar["clips"] for tar in tars),
         "sound_seconds": sum(tar["seconds"] for tar in tars),
         "tars": tars,
         "warnings": [text for result in results for text in result["warnings"]],
+        "left_out": {
+            "files_by_suffix": dict(sorted(others.items())),
+            "beside_sounds_by_suffix": dict(sorted(beside.items())),
+            "short_rests": sum(result.get("short_rests", 0) for result in results),
+            "short_seconds": sum(result.get("short_seconds", 0.0) for result in results),
+            "unreadable": len(failed),
+        },
         "failed": failed,
     }
     write_json(job.output / SUMMARY, summary)
@@ -292,16 +388,16 @@ def _summarise(job: Job, groups: list[FileGroup], preparation: Preparation) -> d
 
 
 def write_group(
-    output: Path, preparation: Preparation, group: FileGroup
+    output: Path, preparation: Preparation, cache: ShardCache, group: FileGroup
 ) -> tuple[Record, list[Path]]:
     """Write the tars of a group, in whichever process; return what is to be noted, and the tars."""
     for old in output.glob(f"{group.name}-*.tar"):
         old.unlink()
     tars: list[dict[str, Any]] = []
-    failed: list[dict[str, Any]] = []
+    found = _Found()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        clips = _clips(group, preparation, failed)
+        clips = _clips(group, preparation, cache, found)
         ahead = next(clips, None)
         while ahead is not None:
             rest = itertools.chain([ahead], clips)
@@ -309,33 +405,91 @@ def write_group(
             ahead, facts = _write_tar(tar, rest, preparation)
             tars.append(facts)
     texts = [str(each.message) for each in caught if each.category is UserWarning]
-    record = {"tars": tars, "warnings": texts, "failed": failed}
+    record = {"tars": tars, "warnings": texts, **found.record()}
     return record, [output / tar["name"] for tar in tars]
 
 
 def _clips(
-    group: FileGroup, preparation: Preparation, failed: list[dict[str, Any]]
+    group: FileGroup, preparation: Preparation, cache: ShardCache, found: _Found
 ) -> Iterator[_EncodedClip]:
-    """Yield the clips of a group; a file that fails gives none, and is added to ``failed``."""
+    """Yield the clips of a group; a file that fails gives none, and is noted in ``found``."""
     for number, file in enumerate(group.files, group.first):
         stamp = _stamp(file)
+        if not _holds_many(file):
+            found.sounds += 1
+            yield from _try_clips(Path(file), file, f"{number:08d}", stamp, preparation, found)
+            continue
         try:
-            yield from list(_clips_of(file, number, preparation))
-        except AudioError as error:
-            failed.append({"file": file, "reason": str(error), "stamp": stamp})
+            with _opened(file, cache, found.beside_sounds) as members:
+                for i, member in enumerate(members):
+                    found.sounds += 1
+                    prefix = f"{number:08d}-{i:06d}"
+                    yield from _try_clips(member, file, prefix, stamp, preparation, found)
+        except SceneError as error:
+            found.sounds += 1
+            stamp = UNFETCHED if is_address(file) else stamp
+            found.failed.append({"file": file, "reason": str(error), "stamp": stamp})
 
 
-def _clips_of(file: str, number: int, preparation: Preparation) -> Iterator[_EncodedClip]:
-    stem = re.sub(r"[^A-Za-z0-9_-]", "-", Path(file).stem)[:STEM]
-    with SoundReader(file, preparation.rate, any_channels=True) as reader:
-        blocks = _first_channel(reader)
+@contextmanager
+def _opened(file: str, cache: ShardCache, left_out: Counter[str]) -> Iterator[list[Member]]:
+    """Give the sounds of a tar or Parquet file; a shard stays in the cache meanwhile.
+
+    ``left_out`` is increased by the other files in a tar, by suffix.
+    """
+    suffixes = (*SUFFIXES, NPY)
+    (source,) = find_sources(file)
+    if isinstance(source, Shard):
+        with cache.open(source) as opened:
+            index_tar(cache.path(source), suffixes, labels=True, left_out=left_out)
+            yield opened.members
+    else:
+        yield index_tar(source, suffixes, labels=True, left_out=left_out)
+
+
+def _try_clips(
+    sound: Path | Member,
+    source: str,
+    prefix: str,
+    stamp: list[int] | None,
+    preparation: Preparation,
+    found: _Found,
+) -> Iterator[_EncodedClip]:
+    try:
+        yield from list(_clips_of(sound, prefix, preparation, found))
+    except (AudioError, SceneError) as error:
+        failure = {"file": str(sound), "source": source, "reason": str(error), "stamp": stamp}
+        found.failed.append(failure)
+
+
+def _clips_of(
+    sound: Path | Member, prefix: str, preparation: Preparation, found: _Found
+) -> Iterator[_EncodedClip]:
+    stem = re.sub(r"[^A-Za-z0-9_-]", "-", Path(sound.name).stem)[:STEM]
+    with _blocks(sound, preparation.rate) as blocks:
         pieces: Iterable[Iterable[np.ndarray]] = [blocks]
         if preparation.seconds is not None:
             samples = round(preparation.seconds * preparation.rate)
-            pieces = ([piece] for piece in _cut(blocks, samples, round(LEAST * preparation.rate)))
+            least = round(LEAST * preparation.rate)
+            pieces = ([piece] for piece in _cut(found.watch(blocks), samples, least))
+        taken = 0
         for i, piece in enumerate(pieces):
             flac, samples = _encode(piece, preparation.rate)
-            yield _EncodedClip(f"{number:08d}_{stem}_{i:04d}.flac", flac, samples)
+            taken += samples
+            yield _EncodedClip(f"{prefix}_{stem}_{i:04d}.flac", flac, samples)
+        if preparation.seconds is not None and (rest := found.heard - taken) > 0:
+            found.short_rests += 1
+            found.short_seconds += rest / preparation.rate
+
+
+@contextmanager
+def _blocks(sound: Path | Member, rate: int) -> Iterator[Iterable[np.ndarray]]:
+    """Give the first channel of a sound, resampled, in blocks (samples,)."""
+    if isinstance(sound, Member) and sound.name.lower().endswith(NPY):
+        yield [resample(first_channel(sound), NPY_RATE, rate)]
+        return
+    with SoundReader(sound, rate, any_channels=True) as reader:
+        yield _first_channel(reader)
 
 
 def _first_channel(reader: SoundReader) -> Iterator[np.ndarray]:

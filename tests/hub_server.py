@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs
 
 import huggingface_hub
 from huggingface_hub import utils
@@ -24,8 +25,11 @@ class Hub:
 
     COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of what was there from the start
     TOKEN = "hf_SecretOfTheTests"
-    RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
-    API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/(revision|preupload|commit)/([^/]+))?")
+    RESOLVE = re.compile(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+    API = re.compile(
+        r"/api/(?:models|datasets)/([^/]+/[^/]+)"
+        r"(?:/(revision|preupload|commit|tree|paths-info)/([^/]+)(/.+)?)?"
+    )
 
     def __init__(self):
         self.repositories = {}
@@ -73,7 +77,7 @@ class Hub:
     def answer(self, request):
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         # Once in a process the client asks for what is of neither models nor repositories.
-        if not re.match("/api/(?!models|repos)", request.path):
+        if not re.match("/api/(?!models|datasets|repos)", request.path):
             self.requests.append((request.command, request.path))
             self.headers.append({name.lower(): value for name, value in request.headers.items()})
         if self.fault == "silence":
@@ -82,6 +86,8 @@ class Hub:
             request.close_connection = True
         elif isinstance(self.fault, int):
             self.refuse(request, self.fault)
+        elif "/paths-info/" in request.path:
+            self.list_files(request, parse_qs(body.decode()).get("paths", []))
         elif request.command in ("POST", "PUT"):
             self.take(request, body)
         elif request.path.startswith("/api/"):
@@ -135,8 +141,15 @@ class Hub:
         if match is None:  # the client reports its use, and what it found, to the Hub
             self.refuse(request, 404)
             return
-        repository, _, revision = match.groups()
+        repository, what, revision, folder = match.groups()
         if self.missing(request, repository, revision or "main"):
+            return
+        if what == "tree":
+            start = f"{folder[1:]}/" if folder else ""
+            below = [n for n in self.repositories[repository] if n.startswith(start)]
+            if "recursive=true" not in request.path:  # the folders stand for what is in them
+                below = {start + n.removeprefix(start).partition("/")[0] for n in below}
+            self.list_files(request, sorted(below))
             return
         files = self.repositories[repository]
         siblings = [
@@ -145,6 +158,19 @@ class Hub:
         ]
         facts = {"id": repository, "private": repository in self.private, "siblings": siblings}
         self.send_json(request, facts | {"sha": self.commit(repository)})
+
+    def list_files(self, request, names):
+        """Describe those of some files and folders that are there."""
+        repository = self.API.fullmatch(request.path.partition("?")[0])[1]
+        there = self.repositories[repository]
+        facts = [
+            {"type": "file", "path": n, "size": len(there[n]), "oid": git_hash(there[n])}
+            if n in there
+            else {"type": "directory", "path": n, "size": 0, "oid": git_hash(n.encode())}
+            for n in names
+            if any(f"{name}/".startswith(f"{n}/") for name in there)
+        ]
+        self.send_json(request, facts)
 
     def resolve(self, request):
         match = self.RESOLVE.fullmatch(request.path)
@@ -167,11 +193,14 @@ class Hub:
         request.end_headers()
 
     def send_file(self, request, content, headers):
-        start = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
+        start = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
         first = int(start[1]) if start else 0
+        whole = len(content)
+        if start and start[2]:
+            content = content[: int(start[2]) + 1]
         request.send_response(206 if start else 200)
         if start:
-            span = f"bytes {first}-{len(content) - 1}/{len(content)}"
+            span = f"bytes {first}-{len(content) - 1}/{whole}"
             request.send_header("Content-Range", span)
         length = {"Content-Length": str(len(content) - first)}
         if self.excess and request.command == "GET":
@@ -216,7 +245,7 @@ class Hub:
                 each["actions"] = {"upload": {"href": href}}
             self.send_json(request, {"transfer": "basic", "objects": objects})
         else:
-            repository, what, revision = self.API.fullmatch(path).groups()
+            repository, what, revision, _ = self.API.fullmatch(path).groups()
             if not self.missing(request, repository, revision):
                 getattr(self, f"take_{what}")(request, repository, body)
 

@@ -38,7 +38,7 @@ def convolved(signal, rir, samples):
     return out
 
 
-def mixed_plainly(clip, rirs, noise, start, length, snr):
+def mixed_plainly(clip, rirs, noise, start, length, snr, noise_gain="scene"):
     """One scene: (n,), (1 + K, C, m) or None, (n,) -> (C, n), gain. One convolution per RIR."""
     samples = len(clip)
     if rirs is None:
@@ -48,6 +48,13 @@ def mixed_plainly(clip, rirs, noise, start, length, snr):
         background = sum(
             np.stack([convolved(noise, each, samples) for each in rir]) for rir in rirs[1:]
         )
+    if noise_gain == "channel":
+        quotients = [
+            np.sum(x**2) / np.sum(n**2) if n.any() else 0
+            for x, n in zip(source, background, strict=True)
+        ]
+        gains = np.sqrt(np.array(quotients) * 10 ** (-snr / 10))
+        return source + gains[:, None] * background, gains
     window = slice(start, start + length)
     energies = [np.sum(sound[:, window] ** 2) for sound in (source, background)]
     gain = math.sqrt(energies[0] / (energies[1] + 1e-9) * 10 ** (-snr / 10))
@@ -228,6 +235,58 @@ def test_mixture_equals_the_plain_one(samples, taps, sources, channels, snr, dry
     # A room or a window of few samples can all but cancel the noise: relative to what is summed.
     scale = max(1.0, np.abs(expected).max()) * max(1.0, gain)
     np.testing.assert_allclose(mixed.audio[0].numpy(), expected, rtol=0, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("level", [1e-6, 1.0, 1e3])
+@pytest.mark.parametrize(("channels", "dry"), [(1, True), (1, False), (2, False), (4, False)])
+def test_gain_of_each_channel_equals_the_plain_one(level, channels, dry):
+    clips, rirs = normal(2, 300, seed=1), normal(2, 3, channels, 40, seed=2)
+    rirs[0, 1:, -1] = 0  # the noise is not heard in this channel
+    rirs[1, 0, -1] = 0  # the clip is not heard in this one
+    noises = pad_to_clips(level * normal(2, 200, seed=3), [30, 0], [200, 150], 300)
+    snr = [7.0, -3.0]
+    given = None if dry else rirs
+    mixed = mix(clips, given, noises, [30, 0], [200, 150], snr, noise_gain="channel")
+    for i, (start, length) in enumerate([(30, 200), (0, 150)]):
+        scene = None if dry else rirs[i]
+        plain, gains = mixed_plainly(
+            clips[i], scene, noises[i], start, length, snr[i], noise_gain="channel"
+        )
+        np.testing.assert_allclose(mixed.gain[i], gains, rtol=2e-4)
+        np.testing.assert_allclose(mixed.audio[i], plain, atol=1e-4)
+    if not dry:
+        assert mixed.gain[0, -1] == 0
+        assert mixed.gain[1, -1] == 0
+
+
+def test_gains_of_channels_bring_noise_to_the_level_differences_of_the_clip():
+    clips, noises = normal(1, 500, seed=1), 1e-3 * normal(1, 500, seed=2)
+    rirs = normal(1, 2, 2, 20, seed=3)
+    rirs[:, 1, 1] *= 10  # the noise is 20 dB louder on the right
+    alone = convolve(noises, rirs[:, 1])
+    for noise_gain, equal in (("scene", False), ("channel", True)):
+        heard = mix(clips, rirs[:, :1]).audio
+        mixed = mix(clips, rirs, noises, snr=[10.0], noise_gain=noise_gain).audio
+        left, right = (energy(heard[0, c]) / energy((mixed - heard)[0, c]) for c in (0, 1))
+        assert (abs(10 * math.log10(left / right)) < 0.01) == equal
+        ratio = energy(alone[0, 1]) / energy(alone[0, 0])
+        own = energy((mixed - heard)[0, 1]) / energy((mixed - heard)[0, 0])
+        assert (abs(10 * math.log10(own / ratio)) < 0.01) == (not equal)
+
+
+@pytest.mark.parametrize("noise_gain", ["scene", "channel"])
+def test_silence_has_no_gain(noise_gain):
+    clips, rirs, noises = normal(3, 200), normal(3, 2, 2, 9), normal(3, 200, seed=1)
+    clips[0], noises[1], rirs[2, 1] = 0, 0, 0
+    mixed = mix(clips, rirs, noises, snr=[0.0] * 3, noise_gain=noise_gain)
+    assert mixed.gain.shape == ((3,) if noise_gain == "scene" else (3, 2))
+    assert not mixed.gain.any()
+    assert torch.equal(mixed.audio, mix(clips, rirs).audio)
+
+
+def test_unknown_noise_gain_is_an_error():
+    with pytest.raises(OptionError, match="Did you mean 'channel'"):
+        mix(normal(1, 9), None, noise_gain="chanel")
 
 
 @settings(max_examples=40, deadline=None)

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed import encoded, npy, write_tar
 
+from gram_hear.audio.archives import Member
+from gram_hear.audio.containers import ByteView
 from gram_hear.errors import OptionError, SceneError
 from gram_hear.scenes.noises import open_noise
 
@@ -112,6 +114,85 @@ def test_tars_of_arrays_and_sounds(tmp_path, sounds):
         np.testing.assert_allclose(noise.audio, expected[noise.name], atol=1e-4)
 
 
+PARTS = [  # format, subtype, rate
+    ("WAV", "PCM_16", 44100),
+    ("WAV", "FLOAT", 96000),
+    ("FLAC", "PCM_16", 32000),
+    ("FLAC", "PCM_24", 48000),
+    ("AIFF", "PCM_16", 22050),
+    ("OGG", "VORBIS", 44100),  # read whole
+    ("MP3", "MPEG_LAYER_III", 44100),  # read whole
+]
+
+
+@pytest.mark.parametrize(("format", "subtype", "rate"), PARTS)
+@pytest.mark.parametrize("in_tar", [False, True])
+def test_excerpt_read_alone_equals_that_of_the_whole(tmp_path, format, subtype, rate, in_tar):
+    audio = 0.2 * np.random.default_rng(1).standard_normal((rate * 2 + 5, 2)).clip(-3, 3)
+    data = encoded(audio, rate, format, subtype=subtype)
+    if in_tar:
+        write_tar(tmp_path / "n.tar", {f"a.{format.lower()}": data})
+    else:
+        (tmp_path / f"a.{format.lower()}").write_bytes(data)
+    whole, parts = open_noise(tmp_path, RATE), open_noise(tmp_path, RATE, in_parts=True)
+    for seed in range(3):
+        for samples in (10**6, 63999, 20000, 1):
+            one, other = whole.draw([seed], samples), parts.draw([seed], samples)
+            assert (one.name, one.offset, one.whole) == (other.name, other.offset, other.whole)
+            assert one.audio.shape == other.audio.shape
+            if rate == RATE:
+                np.testing.assert_array_equal(other.audio, one.audio)
+            else:
+                np.testing.assert_allclose(other.audio, one.audio, atol=1e-6)
+
+
+def test_no_more_of_a_long_sound_is_read_than_its_excerpt(tmp_path, monkeypatch):
+    audio = np.random.default_rng(1).standard_normal(400_000).astype(np.float32)
+    write_tar(tmp_path / "n.tar", {"a.npy": npy(audio), "b.wav": encoded(audio / 9, 32000, "WAV")})
+    taken = []
+    read, readinto = Member.read, ByteView.readinto
+
+    def counted(self, start=0, size=None):
+        data = read(self, start, size)
+        taken.append(len(data))
+        return data
+
+    def counted_into(self, buffer):
+        taken.append(readinto(self, buffer))
+        return taken[-1]
+
+    monkeypatch.setattr(Member, "read", counted)
+    monkeypatch.setattr(ByteView, "readinto", counted_into)
+    noises = open_noise(tmp_path, RATE, in_parts=True)
+    for seed in range(10):
+        taken.clear()
+        noises.draw([seed], 1000)
+        assert 0 < sum(taken) < 300_000  # of 800,000 and 1,600,000
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("kind", ["<f2", "<f4", ">f4", "<f8"])
+def test_excerpts_of_arrays_of_any_order(tmp_path, kind, order):
+    array = np.asarray(np.random.default_rng(0).standard_normal((3, 5000)), kind, order=order)
+    write_tar(tmp_path / "n.tar", {"a.npy": npy(array)})
+    for in_parts in (False, True):
+        noise = open_noise(tmp_path, RATE, in_parts=in_parts).draw([3], 100)
+        expected = array[0, noise.offset : noise.offset + 100].astype(np.float32)
+        np.testing.assert_array_equal(noise.audio, expected)
+
+
+def test_damage_beyond_the_excerpt_is_noticed_by_reading_whole(tmp_path):
+    audio = np.zeros(64000, np.float32)
+    audio[-10:] = np.nan
+    soundfile.write(tmp_path / "a.wav", audio, RATE, subtype="FLOAT")
+    with pytest.raises(SceneError, match="NaN"):
+        open_noise(tmp_path, RATE).draw([0], 100)
+    noises = open_noise(tmp_path, RATE, in_parts=True)
+    assert not noises.draw([0], 100).audio.any()
+    with pytest.raises(SceneError, match="NaN"):
+        noises.draw([0], 64000 - 1)
+
+
 def test_arrays_are_at_32_khz(tmp_path):
     write_tar(tmp_path / "n.tar", {"a.npy": npy(np.ones(32000, np.float16))})
     assert abs(len(open_noise(tmp_path, 16000).draw([0], 10**6).audio) - 16000) < 20
@@ -148,10 +229,11 @@ def test_unreadable_sound_is_named(tmp_path):
         (npy(np.zeros(10, np.float32))[:-1], "a.npy", "cut or damaged"),
     ],
 )
-def test_faulty_members_are_named(tmp_path, data, name, message):
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_faulty_members_are_named(tmp_path, data, name, message, in_parts):
     write_tar(tmp_path / "n.tar", {name: data})
     with pytest.raises(SceneError, match=message) as caught:
-        open_noise(tmp_path, RATE).draw([0], 100)
+        open_noise(tmp_path, RATE, in_parts=in_parts).draw([0], 100)
     assert f"n.tar: {name}" in str(caught.value)
 
 
@@ -160,8 +242,10 @@ def test_frames_that_only_the_header_has_are_not_waited_for(tmp_path):
     data[21] |= 15
     data[22:26] = b"\xff" * 4  # 2^36 - 1 samples: 256 GB
     write_tar(tmp_path / "n.tar", {"a.flac": bytes(data)})
-    with pytest.warns(UserWarning, match=r"n\.tar: a\.flac ends before its header says"):
-        assert len(open_noise(tmp_path, RATE).draw([0], 10**4).audio) == 4000
+    for in_parts in (False, True):
+        with pytest.warns(UserWarning, match=r"n\.tar: a\.flac ends before its header says"):
+            noise = open_noise(tmp_path, RATE, in_parts=in_parts).draw([0], 10**4)
+        assert len(noise.audio) == 4000
 
 
 def test_other_members_and_compressed_tars_are_refused(tmp_path):

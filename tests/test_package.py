@@ -176,7 +176,7 @@ def test_the_lowest_versions_that_are_tested_are_those_declared():
     declared.read(CHECKOUT / "setup.cfg", encoding="utf-8")
     needed = declared["options"]["install_requires"]
     for extra, packages in declared["options.extras_require"].items():
-        needed += packages if extra not in ("mamba", "benchmark") else ""  # not of [dev]
+        needed += packages if extra not in ("mamba", "benchmark", "remote") else ""  # not of [dev]
     floors = dict(re.findall(r"^([\w-]+)(?:\[\w+\])?>=([\d.]+)", needed, re.MULTILINE))
     lowest, newest = pins("constraints-lowest.txt"), pins("constraints.txt")
     assert floors.pop("torch") == "2.6"

@@ -7,14 +7,19 @@ import os
 import shutil
 import tarfile
 
+import fsspec
 import numpy as np
 import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed import encoded, npy, write_tar
+from test_sources import write_parquet
 
 from gram_hear import preparation as module
-from gram_hear.errors import AudioError, OptionError
+from gram_hear.audio import shards, sources
+from gram_hear.audio.shards import ShardCache
+from gram_hear.errors import AudioError, OptionError, SceneError
 from gram_hear.preparation import Preparation, prepare
 from gram_hear.pretrain.clips import open_clips
 
@@ -41,11 +46,21 @@ def sounds(tmp_path):
     return folder
 
 
-def run(inputs, output, jobs=1, force=False, progress=None, **options):
+def tone(samples):
+    return (0.1 * np.sin(np.arange(samples) / 20)).astype(np.float32)
+
+
+def run(inputs, output, jobs=1, force=False, progress=None, cache=None, **options):
     options = {"seconds": 1.0} | options
     inputs = inputs if isinstance(inputs, list) else [inputs]
     return prepare(
-        inputs, output, Preparation(**options), jobs=jobs, force=force, progress=progress
+        inputs,
+        output,
+        Preparation(**options),
+        jobs=jobs,
+        force=force,
+        progress=progress,
+        cache=cache,
     )
 
 
@@ -182,7 +197,9 @@ def test_interrupted_run_goes_on(tmp_path, sounds, monkeypatch):
     seen = []
     write = module.write_group
     monkeypatch.setattr(
-        module, "write_group", lambda o, p, group: seen.append(group.number) or write(o, p, group)
+        module,
+        "write_group",
+        lambda *given: seen.append(given[-1].number) or write(*given),
     )
     assert run(sounds, out, tar_size=0.15) == expected
     assert seen
@@ -308,7 +325,7 @@ def test_options_that_cannot_be(options, message):
 
 
 def test_inputs_that_cannot_be(tmp_path):
-    with pytest.raises(AudioError, match=r"no file or folder .*missing"):
+    with pytest.raises(AudioError, match=r"no folder or file .*missing"):
         run(tmp_path / "missing", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(AudioError, match="No sound file was found in"):
@@ -370,10 +387,10 @@ def test_files_that_another_run_adds_meanwhile_are_in_the_summary(tmp_path, soun
 def test_other_options_are_refused_while_a_run_is_at_work(tmp_path, sounds, monkeypatch):
     write = module.write_group
 
-    def meanwhile(output, preparation, group):
+    def meanwhile(output, preparation, cache, group):
         with pytest.raises(OptionError, match="Another run is at work"):
             run(sounds, tmp_path / "out", seconds=2.0, force=True)
-        return write(output, preparation, group)
+        return write(output, preparation, cache, group)
 
     monkeypatch.setattr(module, "write_group", meanwhile)
     run(sounds, tmp_path / "out")
@@ -488,3 +505,72 @@ def test_command_lists_failures_at_the_end(damaged, command):
     assert "3 files failed:" in err
     assert "cc.wav holds NaN" in err.strip().splitlines()[-1]
     assert command(*arguments)[0] == 1
+
+
+def test_tars_and_parquet_files_give_the_clips_of_their_sounds(tmp_path, sounds):
+    files = {path.name: path.read_bytes() for path in sounds.rglob("*") if path.is_file()}
+    tar = write_tar(tmp_path / "in" / "a.tar", files | {"b.json": b"{}", "e.npy": npy(tone(48000))})
+    write_parquet(tmp_path / "in" / "p.parquet", list(files.values()), paths=list(files))
+    (tmp_path / "in" / "notes.txt").write_text("")
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/prepare/a.tar", tar.read_bytes())
+    cache = ShardCache(tmp_path / "cache", 1.0)
+    inputs = [tmp_path / "in", "memory://prepare/*.tar"]
+    with pytest.warns(UserWarning, match=r"\.txt 1\) left out"):
+        summary = run(inputs, tmp_path / "out", cache=cache)
+    run(sounds, tmp_path / "plain")
+
+    def by_sound(output):
+        """Return the sets of clips, each set of one input."""
+        found = {}
+        for name, data in members(output).items():
+            found.setdefault(name[:8], {})["_".join(name.split("_")[1:])] = data
+        return found
+
+    plain = {k: v for part in by_sound(tmp_path / "plain").values() for k, v in part.items()}
+    parquet, first, second = (part for part in by_sound(tmp_path / "out").values())
+    strip = {"_".join(name.split("_")[1:]): data for name, data in parquet.items()}
+    assert strip == plain
+    assert first == second == plain | {k: v for k, v in first.items() if k.startswith("e_")}
+    assert (summary["files"], len(summary["tars"])) == (4 + 5 + 5, 3)
+    assert summary["left_out"] == {
+        "files_by_suffix": {".txt": 1},
+        "beside_sounds_by_suffix": {".json": 2},
+        "short_rests": 3 * 2 + 2,
+        "short_seconds": pytest.approx(3 * 0.75 + 2 * 0.5),
+        "unreadable": 0,
+    }
+    with pytest.warns(UserWarning, match="left out"):
+        again = run(inputs, tmp_path / "out", cache=cache)
+    assert again == summary
+
+
+def test_what_is_left_out_is_counted(tmp_path, sounds):
+    (sounds / "a.txt").write_text("")
+    (sounds / "broken.wav").write_bytes(b"RIFF")
+    with pytest.warns(UserWarning, match="left out"):
+        summary = run(sounds, tmp_path / "out")
+    assert summary["left_out"] == {
+        "files_by_suffix": {".txt": 1},
+        "beside_sounds_by_suffix": {},
+        "short_rests": 2,  # of 2.5 s and of 1.25 s
+        "short_seconds": pytest.approx(0.75),
+        "unreadable": 1,
+    }
+
+
+def test_shards_that_cannot_be_fetched_are_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PAUSES", ())
+    memory = fsspec.filesystem("memory")
+    tar = write_tar(tmp_path / "a.tar", {"a.wav": encoded(tone(32000), format="WAV")})
+    memory.pipe("/retry/a.tar", tar.read_bytes())
+    cache = ShardCache(tmp_path / "cache", 1.0)
+
+    def fail(shard, file):
+        raise SceneError("the network is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "download", fail)
+        summary = run("memory://retry/*.tar", tmp_path / "out", cache=cache)
+    assert summary["failed"] == [{"file": "memory:///retry/a.tar", "reason": "the network is down"}]
+    assert run("memory://retry/*.tar", tmp_path / "out", cache=cache)["clips"] == 1

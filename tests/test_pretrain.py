@@ -5,29 +5,37 @@ import inspect
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack, nullcontext
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import slurm
 import torch
 import yaml
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from packed import encoded, npy, write_tar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 from typer.testing import CliRunner
 
 import gram_hear
 from gram_hear.commands.gram_hear.app import app
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.jobs.locks import locked
-from gram_hear.pretrain import callbacks, cli, datamodule, module, trust
+from gram_hear.pretrain import callbacks, cli, datamodule, module, pools, stopping, trust
 from gram_hear.pretrain.__main__ import main
 from gram_hear.pretrain.callbacks import Curves, Pictures
+from gram_hear.pretrain.curve_file import CurveFile, read_curves
 from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.samples import SampleSet
 
@@ -92,9 +100,9 @@ def published(data, layout="binaural"):
     }
 
 
-def arguments(config, options, *more):
+def arguments(config, options, *more, command="fit"):
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    return ["fit", "--config", config, *given, *more]
+    return [command, "--config", config, *given, *more]
 
 
 @pytest.fixture
@@ -109,10 +117,11 @@ def fit(tmp_path, monkeypatch, data):
     monkeypatch.setattr(callbacks, "reconstruction_figure", lambda *arguments: None)
     monkeypatch.setattr(callbacks, "rasterise", lambda figure: empty)
 
-    def run(*more, config="tiny", base=None, **options):
+    def run(*more, config="tiny", base=None, command="fit", **options):
         base = TINY | published(data) if base is None else base
         options = base | {name.replace("__", "."): value for name, value in options.items()}
-        monkeypatch.setattr(sys, "argv", ["pretrain", *arguments(config, options, *more)])
+        given = arguments(config, options, *more, command=command)
+        monkeypatch.setattr(sys, "argv", ["pretrain", *given])
         return cli.run()
 
     return run
@@ -285,6 +294,127 @@ def test_a_run_is_seen(whole):
     assert [image.step for image in events.Images("validation/reconstruction")] == [3, 6]
     pictures = sorted(path.name for path in (whole / "pictures").iterdir())
     assert pictures == ["step-000000003.png", "step-000000006.png"]
+
+
+def test_curves_are_a_table_too(whole):
+    rows = read_curves(whole / "curves.csv")
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    for tag in set(rows[0]) - {"step", "time"}:
+        logged = curve(whole, tag)
+        written = {int(row["step"]): float(row[tag]) for row in rows if row[tag]}
+        assert written == pytest.approx(logged)
+    assert [row["step"] for row in rows if row["validation/loss"]] == ["3", "6"]
+    assert float(rows[-1]["speed/hours_to_go"]) == 0
+
+
+def test_a_table_is_gone_on_with_after_the_step_of_its_checkpoint(tmp_path):
+    path = tmp_path / "curves.csv"
+    table = CurveFile(path, ["loss", "speed"], 0)
+    for step in (1, 2, 3):
+        table.add(step, {"loss": step / 10})
+        assert [row["step"] for row in read_curves(path)] == [str(n + 1) for n in range(step)]
+    with open(path, "a") as file:
+        file.write("4,0.")  # as by a crash of the machine
+    table = CurveFile(path, ["loss", "rate"], 2)
+    table.add(3, {"rate": 5})
+    assert path.read_text() == "step,loss,rate\n1,0.1,\n2,0.2,\n3,,5\n"
+    with pytest.raises(ValueError, match="unknown"):
+        table.add(4, {"unknown": 1})
+
+
+def test_a_run_shows_its_options_in_tensorboard(whole):
+    events = EventAccumulator(str(whole / "tensorboard"))
+    events.Reload()
+
+    def content(tag):
+        metadata = events.SummaryMetadata(f"_hparams_/{tag}")
+        return plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content)
+
+    shown = content("session_start_info").session_start_info.hparams
+    assert shown["data.windows"].number_value == 2
+    assert shown["model.layout"].string_value == "binaural"
+    (metric,) = content("experiment").experiment.metric_infos
+    assert metric.name.tag == "validation/loss"
+
+
+def test_without_a_logger_there_is_still_a_table(fit, tmp_path):
+    assert fit(trainer__logger="false", trainer__max_steps=1) == 0
+    assert [row["step"] for row in read_curves(tmp_path / "run" / "curves.csv")] == ["1"]
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_other_loggers_get_the_options_too(fit, tmp_path):
+    logger = {"class_path": "CSVLogger", "init_args": {"save_dir": "logs"}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
+    assert fit("--config", "mine", trainer__max_steps=1) == 0
+    (options,) = tmp_path.rglob("hparams.yaml")
+    assert yaml.safe_load(options.read_text())["data.windows"] == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (59.9, "1 min"), (40, "40 s"), (3600, "1 h 0 min"), (205_000, "2 d 8 h")],
+)
+def test_times_to_go(seconds, said):
+    assert callbacks.spoken_time(seconds) == said
+
+
+def test_the_time_to_go_leaves_out_the_first_step(fit, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: clock[0])
+
+    def work(self, trainer, pl_module, batch, batch_idx):
+        clock[0] += 100 if batch_idx == 0 else 7
+
+    monkeypatch.setattr(Pictures, "on_train_batch_start", work)
+    assert fit(trainer__log_every_n_steps=2) == 0
+    said = capsys.readouterr().err
+    assert "The first step of this run took 2 min." in said
+    assert "0.0187 steps/s, 0.1 windows/s, 0 % of the time waiting for data, 28 s to go" in said
+    assert "0.143 steps/s, 1.1 windows/s, 0 % of the time waiting for data, 14 s to go" in said
+    assert " to go" not in said.partition("step 6 of 6")[2]
+
+
+# --- validating -----------------------------------------------------------------------------
+
+
+def test_validate_prints_what_training_did(fit, whole, tmp_path, capsys, data):
+    loss = curve(whole, "validation/loss")
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    options = {"trainer__default_root_dir": whole, "data__clips": "away"}  # not needed
+    options |= {"data__validation_clips": data / "audioset", "trainer__max_steps": -1}
+    for name in ("last", "best"):
+        assert fit("--ckpt_path", name, command="validate", **options) == 0
+        assert capsys.readouterr().out == f"step 6: validation loss {loss[6]:.7g}\n"
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_kept_checkpoint_and_a_model_are_validated_too(fit, whole, capsys, data):
+    kept = str(whole / "checkpoints" / "step-000000004.ckpt")
+    assert fit("--ckpt_path", kept, command="validate") == 0
+    step, loss = re.fullmatch(
+        r"step (\d): validation loss (\S+)\n", capsys.readouterr().out
+    ).groups()
+    losses = curve(whole, "validation/loss")
+    assert step == "4"
+    assert losses[6] < float(loss) < losses[3]
+    assert fit(command="validate", model__init=whole / "checkpoints" / "last.ckpt") == 0
+    assert capsys.readouterr().out == f"step 0: validation loss {losses[6]:.7g}\n"
+
+
+@pytest.mark.slow
+def test_validate_says_what_is_wrong(fit, whole, capsys, tmp_path):
+    last = ["--ckpt_path", str(whole / "checkpoints" / "last.ckpt")]
+    for given, message in (
+        ([], "Give --ckpt_path best, --ckpt_path last or"),
+        (["--ckpt_path", "best"], "There is no checkpoint run/checkpoints/best.ckpt to validate"),
+        ([*last, "--model.depth", "2"], "depth: 1 there, 2 here"),
+        ([*last, "--data.validation_rirs", "nowhere"], "nowhere"),
+    ):
+        assert message in wrong(fit, capsys, *given, command="validate")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -477,6 +607,102 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(fit, stopped, whole, tmp_pat
     )
 
 
+def was_saved_at(folder, step):
+    """Whether last.ckpt of a run is whole, and of this step."""
+    return load(folder / "run" / "checkpoints" / "last.ckpt")["global_step"] == step
+
+
+def test_further_signals_while_it_saves_do_not_stop_the_saving(fit, tmp_path, monkeypatch, capfd):
+    save = torch.save
+
+    def signalled(content, file):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.raise_signal(number)
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", signalled)
+    stop_at(monkeypatch, 2)
+    assert fit() == 143
+    assert was_saved_at(tmp_path, 2)
+    assert capfd.readouterr().err.count("SIGTERM: the run stops after this step") == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_again_ends_a_run_at_once_but_not_within_a_checkpoint(
+    fit, tmp_path, monkeypatch, capsys
+):
+    save = torch.save
+
+    def interrupted(content, file):
+        signal.raise_signal(signal.SIGINT)
+        save(content, file)
+
+    stop_at(monkeypatch, 2, signal.SIGINT)
+    monkeypatch.setattr(stopping, "AGAIN", -1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", interrupted)
+        assert fit() == 130
+    assert was_saved_at(tmp_path, 2)
+
+    def pressed_twice(self, trainer, pl_module, batch, batch_idx):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Pictures, "on_train_batch_start", pressed_twice)
+    assert fit("--ckpt_path", "last") == 130
+    assert was_saved_at(tmp_path, 2)
+    assert "Interrupted, without saving" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["first step", "validation", "loading"])
+def test_whenever_it_is_asked_to_stop_a_run_is_saved(fit, whole, tmp_path, monkeypatch, moment):
+    def ask(process=None):
+        os.kill(process or os.getpid(), signal.SIGTERM)
+
+    def patched(function):
+        return lambda *arguments: (ask(), function(*arguments))[1]
+
+    if moment == "loading":  # its processes have begun, and do not ignore signals yet
+        leave = datamodule.leave_signals
+        monkeypatch.setattr(
+            datamodule, "leave_signals", lambda: (ask(), ask(os.getppid()), leave())
+        )
+    else:
+        name = "training_step" if moment == "first step" else "validation_step"
+        monkeypatch.setattr(Pretraining, name, patched(getattr(Pretraining, name)))
+    options = {"data__workers": 1} if moment == "loading" else {}
+    assert fit(data__validate_every=3, **options) == 143
+    assert was_saved_at(tmp_path, 3 if moment == "validation" else 1)
+    if moment == "validation":
+        assert curve(tmp_path / "run", "validation/loss")[3] == curve(whole, "validation/loss")[3]
+
+
+@pytest.mark.parametrize(
+    ("where", "code", "said"),
+    [
+        ("setup", 143, "Interrupted, without saving"),
+        ("train_dataloader", 143, "Stopped at step 0, as it began"),
+    ],
+)
+def test_asked_to_stop_before_its_first_step_a_run_ends(
+    fit, tmp_path, monkeypatch, capsys, where, code, said
+):
+    prepare = getattr(datamodule.PretrainingData, where)
+
+    def asked(self, **arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return prepare(self, **arguments)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(datamodule.PretrainingData, where, asked)
+    assert fit() == code
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_under_slurm_no_other_checkpoint_is_written(fit, tmp_path, monkeypatch):
     slurm = {"NTASKS": "1", "JOB_NAME": "gramt", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0"}
     for name, value in slurm.items():
@@ -550,32 +776,162 @@ def test_a_process_that_is_terminated_saves_and_ends_cleanly(data, tmp_path):
 # --- several processes ----------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
-def test_two_processes_learn_what_one_does(data, whole, tmp_path, launcher):
-    more = {"data.validate_every": 3, "trainer.strategy": "ddp", "pictures.every": 2}
-    nodes = {"trainer.devices": 1, "trainer.num_nodes": 2}
-    options = TINY | published(data) | more
-    options |= {"trainer.devices": 2} if launcher == "lightning" else nodes
-    module = ["-m", "gram_hear.pretrain", *arguments("tiny", options)]
-    if launcher == "lightning":
-        commands = [[sys.executable, *module]]
-    else:
-        port = str(29500 + os.getpid() % 2000)
-        start = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
-        start += ["--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", port]
-        commands = [[*start, "--node_rank", str(rank), *module] for rank in (0, 1)]
-    processes = [
-        subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-        for command in commands
-    ]
-    said = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), said
+TWO = {"data.validate_every": 3, "pictures.every": 2, "trainer.strategy": "ddp"}
+
+
+@pytest.fixture(scope="session")
+def two(tmp_path_factory, data):
+    """The folder of a run of six steps in two processes, which Lightning started."""
+    folder = tmp_path_factory.mktemp("two")
+    options = TINY | published(data) | TWO | {"trainer.devices": 2}
+    command = [sys.executable, "-m", "gram_hear.pretrain", *arguments("tiny", options)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^process [01]: ready on .*, cpu; it waits", done.stderr, re.M)) == 2
+    return folder / "run"
+
+
+def agent(rank, nodes, per_node):
+    """Return the beginning of a command that torchrun starts on one of some nodes."""
+    port = str(29500 + os.getpid() % 2000)
+    start = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes)]
+    start += ["--nproc_per_node", str(per_node), "--node_rank", str(rank)]
+    start += ["--master_addr", "127.0.0.1", "--master_port", port]
+    return [*start, "-m", "gram_hear.pretrain"]
+
+
+def assert_alike(folder, other):
+    """That runs whose gradients were summed in another order have the same curves."""
     for tag in ("train/loss", "validation/loss", "train/gradient_norm"):
-        found, expected = (list(curve(f, tag).values()) for f in (tmp_path / "run", whole))
+        found, expected = (list(curve(f, tag).values()) for f in (folder, other))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    saved = load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    saved = load(folder / "checkpoints" / "last.ckpt")
     assert saved["PretrainingData"]["position"] == 24
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(two, whole):
+    assert_alike(two, whole)
+
+
+@pytest.mark.slow
+def test_two_nodes_of_torchrun_learn_what_one_process_does(data, whole, tmp_path):
+    options = TINY | published(data) | TWO | {"trainer.devices": 1, "trainer.num_nodes": 2}
+    processes = [
+        subprocess.Popen(
+            [*agent(rank, 2, 1), *arguments("tiny", options)],
+            cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert_alike(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_terminated_with_torchrun_a_run_is_saved_and_nothing_hangs(data, tmp_path):
+    options = TINY | published(data) | TWO | {"trainer.devices": 2, "trainer.max_steps": 100_000}
+    log = tmp_path / "log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            [*agent(0, 1, 2), *arguments("tiny", options)], cwd=tmp_path, stderr=file
+        )
+    wait_for(lambda: "step 2 of" in log.read_text() or process.poll() is not None)
+    workers = children(process.pid)
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker, signal.SIGTERM)
+    time.sleep(0.1)
+    process.terminate()  # it sends the workers SIGTERM once more
+    assert process.wait(25) == 1  # torchrun's own, whatever its workers return
+    said = log.read_text()
+    assert "forcefully exiting" not in said
+    assert said.count("Traceback") == 1  # torchrun's
+    assert "Stopped after step" in said
+    assert load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] >= 2
+    wait_for(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers))
+
+
+def wait_for(condition, seconds=120):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def children(process):
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True)
+    return [int(each) for each in listed.stdout.split()]
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_process(data, tmp_path):
+    options = TINY | published(data) | {"trainer.max_steps": 100_000, "data.workers": 1}
+    command = [sys.executable, "-m", "gram_hear.pretrain", *arguments("tiny", options)]
+    log = tmp_path / "log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=file)
+    wait_for(lambda: "step 1 of" in log.read_text() or process.poll() is not None)
+    loading = children(process.pid)
+    assert loading
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(os.path.exists(f"/proc/{each}") for each in loading), 20)
+
+
+# --- SLURM ----------------------------------------------------------------------------------
+
+SCRIPT = Path(__file__).parent.parent / "docs" / "how-to" / "pretrain.sbatch"
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Return a function that runs the documented script: (when its time is up) -> code and log."""
+    (tmp_path / "bin").mkdir()
+    slurm.install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+
+    def run(time_up, *options):
+        monkeypatch.setenv("TIME_UP", time_up)
+        code = subprocess.run(["sbatch", *options, str(SCRIPT)], check=False).returncode
+        (log,) = tmp_path.glob("gramt-binaural-*.log")
+        return code, log.read_text()
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_job_is_queued_again_until_its_run_is_complete(job, data, two, tmp_path):
+    options = yaml.safe_load((cli.CONFIGS / "tiny.yaml").read_text())
+    for name, value in (TINY | published(data) | TWO).items():
+        section, option = name.split(".")
+        options.setdefault(section, {})[option] = str(value) if isinstance(value, Path) else value
+    options["trainer"] |= {"devices": "auto"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(options))
+    code, log = job("step 2 of", "--nodes=2", "--ntasks-per-node=1")
+    assert code == 0, log
+    assert log.count("SIGUSR1: the run stops after this step") <= 1  # the other task may be first
+    assert log.count("Stopped after step") == 1
+    assert "Trained 6 steps" in log
+    assert "Traceback" not in log
+    for name in ("last.ckpt", "best.ckpt"):
+        assert_same(*(load(f / "checkpoints" / name) for f in (tmp_path / "run", two)))
+    found, expected = (read_curves(f / "curves.csv") for f in (tmp_path / "run", two))
+    for name in ("step", "train/loss", "validation/loss", "train/gradient_norm"):
+        assert [row[name] for row in found] == [row[name] for row in expected]
+
+
+@pytest.mark.parametrize(("codes", "starts"), [("0", 1), ("1", 1), ("143", 1), ("138 138 0", 3)])
+def test_only_a_job_whose_time_was_up_is_queued_again(job, tmp_path, codes, starts):
+    given = " ".join(f"[ $n = {n} ] && exit {code};" for n, code in enumerate(codes.split()))
+    slurm.write_program(
+        tmp_path / "bin" / "python", f"echo start >> starts; n=$(($(wc -l < starts) - 1)); {given}"
+    )
+    code, _ = job("never", "--nodes=1", "--ntasks-per-node=1")
+    assert code == int(codes.split()[-1])
+    assert (tmp_path / "starts").read_text().count("start") == starts
 
 
 # --- what goes wrong ------------------------------------------------------------------------
@@ -686,6 +1042,35 @@ def test_what_goes_wrong_in_a_loading_process_is_one_line(
 
 
 @pytest.mark.slow
+def test_rooms_are_simulated_once_before_the_first_step(fit, capsys, tmp_path, monkeypatch):
+    def simulated(room):  # in no time
+        rng = np.random.default_rng(room)
+        return SimpleNamespace(rirs=rng.standard_normal((3, 2, 99)).astype(np.float32))
+
+    made = []
+    monkeypatch.setattr(pools, "draw_room_and_scene", lambda room: made.append(room) or room)
+    monkeypatch.setattr(pools, "tune", lambda room: room)
+    monkeypatch.setattr(pools, "render", lambda room, layout, rate: simulated(room))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    base = TINY | {"data.rooms": 3, "data.noise_gain": "channel"}
+    assert fit("--trainer.fast_dev_run", "true", base=base) == 0
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert not (tmp_path / "run" / "simulated").exists()
+    made.clear()
+    capsys.readouterr()
+    assert fit(base=base, trainer__max_steps=3) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"Simulating \d rooms.*\n\d of \d rooms are simulated\.\nstep 1", said)
+    assert len(made) == len({tuple(room) for room in made})
+    rooms = [path.name for path in (tmp_path / "run" / "simulated").glob("room-*")]
+    assert len(rooms) == len(made)
+    assert fit("--ckpt_path", "last", base=base, trainer__max_steps=4) == 0
+    assert "Simulating" not in capsys.readouterr().err
+    assert len(rooms) == len(made)
+
+
+@pytest.mark.slow
 def test_rooms_that_are_not_held_out_are_not_validated_on(fit, capsys, data):
     alone = data / "binaural" / "train"
     assert "data.validation_rirs" in wrong(fit, capsys, data__rirs=alone)
@@ -699,12 +1084,13 @@ def test_a_checkpoint_of_another_model_or_run_is_refused(fit, whole, capsys, tmp
     assert "depth: 1 there, 2 here" in wrong(fit, capsys, *last, model__depth=2)
     assert "seed: 0 there, 5 here" in wrong(fit, capsys, *last, data__seed=5)
     others = {"data__snr": "[0, 10]", "data__level": -20, "data__clean_fraction": 0.5}
-    others |= {"data__clip_frames": 301}
+    others |= {"data__clip_frames": 301, "data__noise_gain": "channel"}
     said = wrong(fit, capsys, *last, **others)
     assert "snr: [5.0, 40.0] there, [0.0, 10.0] here" in said
     assert "level: -14.0 there, -20.0 here" in said
     assert "clean_fraction: 0.0 there, 0.5 here" in said
     assert "clip_frames: 201 there, 301 here" in said
+    assert "noise_gain: scene there, channel here" in said
     assert "There is no checkpoint nowhere" in wrong(fit, capsys, "--ckpt_path", "nowhere")
     (tmp_path / "broken.ckpt").write_bytes(b"not a checkpoint")
     assert "not a whole checkpoint" in wrong(fit, capsys, "--ckpt_path", "broken.ckpt")
@@ -899,16 +1285,18 @@ def test_in_float16_a_checkpoint_of_another_kind_of_device_goes_on(
 
 def test_float32_products_have_their_precision_during_a_run_on_a_gpu(monkeypatch):
     seen = []
-    run = Mock(model=Pretraining(depth=1, decoder_depth=1, matmul_precision="medium"))
-    run.trainer.max_steps = 1
+    run = Mock(found=None, model=Mock(matmul_precision="medium"))
+    run._products = lambda: cli.PretrainingCLI._products(run)
+    for train in (run.trainer.fit, run.trainer.validate):
+        train.side_effect = lambda **_: seen.append(torch.get_float32_matmul_precision())
+    run.trainer.callback_metrics = {"validation/loss": 1.0}
     monkeypatch.setattr(cli, "_rank", lambda: 1)
     for device in ("cuda", "cpu"):
         run.trainer.strategy.root_device = torch.device(device)
-        with ExitStack() as run.held:
-            cli.PretrainingCLI.before_fit(run)
-            seen.append(torch.get_float32_matmul_precision())
-    assert seen == ["medium", "highest"]
-    assert torch.get_float32_matmul_precision() == "highest"
+        cli.PretrainingCLI.fit(run)
+        cli.PretrainingCLI.validate(run)
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert seen == ["medium", "medium", "highest", "highest"]
 
 
 def test_without_its_packages_the_command_names_the_extra(monkeypatch, capsys):
@@ -1038,6 +1426,12 @@ def test_yaml_that_explodes_is_refused(fit, capsys, tmp_path, name):
         trust.check_yaml(BOMBS[name])
     (tmp_path / "mine.yaml").write_text(BOMBS[name])
     assert "configuration" in wrong(fit, capsys, "--config", "mine", "--print_config")
+
+
+def test_patterns_of_urls_are_values():
+    for text in ("s3://bucket/clips-{000..869}.tar", "hf://datasets/o/n/*.parquet", "a&b{"):
+        trust.check_yaml(text)
+        assert trust.load_yaml(text) == text
 
 
 def test_configs_that_are_too_long_or_no_text(fit, capsys, tmp_path):

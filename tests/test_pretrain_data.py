@@ -11,13 +11,23 @@ from hypothesis import strategies as st
 from packed import encoded, npy, write_tar
 from torch.utils.data import DataLoader
 
-from gram_hear.errors import AudioError, OptionError, SceneError
+from gram_hear.errors import AudioError, OptionError, SceneError, TrainingError
 from gram_hear.pretrain.batches import EpochSampler, collate
 from gram_hear.pretrain.clips import ClipSet, open_clips
-from gram_hear.pretrain.pools import SimulatedRooms, SyntheticNoises, open_noises, open_rooms
+from gram_hear.pretrain.datamodule import TimedLoader
+from gram_hear.pretrain.pools import (
+    Pool,
+    SimulatedRooms,
+    SyntheticNoises,
+    open_noises,
+    open_rooms,
+    simulate,
+)
 from gram_hear.pretrain.samples import SampleRecipe, SampleSet
 from gram_hear.scenes.mixing import mix
 from gram_hear.scenes.noises import Noise, NoiseSet
+from gram_hear.scenes.rendering import render, tune
+from gram_hear.scenes.rooms import draw_room_and_scene
 
 pytestmark = pytest.mark.slow
 
@@ -54,11 +64,11 @@ class Rooms:
     def __len__(self):
         return 5
 
-    def read(self, i):
+    def read_sums(self, i, samples):
         if i in self.broken:
             raise SceneError(f"room {i} cannot be read.")
-        shape = (1 + i % 3 + 1, self.channels, 500 + 100 * i)
-        return np.random.default_rng([i]).standard_normal(shape).astype(np.float32), {}
+        shape = (2, self.channels, 500 + 100 * i)
+        return np.random.default_rng([i]).standard_normal(shape).astype(np.float32)[..., :samples]
 
 
 class Noises(NoiseSet):
@@ -129,6 +139,17 @@ def test_batch_pads_rirs_to_the_longest():
         assert torch.equal(batch["rirs"][i, ..., :own], sample["rirs"])
         assert not batch["rirs"][i, ..., own:].any()
         assert all(torch.equal(batch[n][i], sample[n]) for n in sample if n != "rirs")
+
+
+def test_full_shared_memory_is_an_error_that_names_it(monkeypatch):
+    def fail(size):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    samples = make()
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", fail)
+    loader = TimedLoader(samples, 4, sampler=EpochSampler(1, 4), num_workers=1, collate_fn=collate)
+    with pytest.raises(TrainingError, match=r"^The memory .* \(/dev/shm\) is full: .*--shm-size"):
+        next(iter(loader))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -312,6 +333,14 @@ def test_windows_and_masks_are_drawn_evenly():
     assert len(masks) == math.comb(10, 8)
 
 
+def test_noise_keeps_its_own_level_where_channels_have_their_gains():
+    samples = make(noises=Noises(16001), noise_gain="channel")
+    noise = Noises(16001).draw([0, 3, 1, 0], 16000).audio
+    ramp = np.minimum(1, np.arange(16000)[::-1] / (0.2 * RATE - 1))
+    np.testing.assert_allclose(samples[1]["noise"], noise * ramp, atol=1e-6)
+    assert torch.equal(samples[1]["clip"], make()[1]["clip"])
+
+
 def test_snr_is_drawn_evenly_between_its_bounds():
     ratios = np.array([float(make()[i]["snr"]) for i in range(200)])
     assert ratios.min() >= 5
@@ -354,37 +383,18 @@ def test_other_noise_is_whole_with_both_fades_and_a_random_start(length):
     assert np.ptp(starts) >= 0.8 * spare
 
 
-def test_rirs_are_those_of_one_room_and_noise_sources_are_added_up():
-    for layout, channels in (("binaural", 2), ("ambisonic", 4)):
+def test_rirs_are_those_of_one_room():
+    for layout in ("binaural", "ambisonic"):
         samples = make(layout=layout)
-        rooms = [Rooms(layout).read(k)[0] for k in range(5)]
-        summed = [np.stack([rirs[0], rirs[1:].sum(axis=0)]) for rirs in rooms]
-        drawn = set()
-        for i in range(40):
-            rirs = samples[i]["rirs"].numpy()
-            assert rirs.shape[:2] == (2, channels)
-            drawn |= {
-                k for k in range(5) if rirs.shape == summed[k].shape and (rirs == summed[k]).all()
-            }
-        assert drawn == set(range(5))
-
-
-def test_rirs_beyond_the_clip_are_cut():
-    class Long(Rooms):
-        def read(self, i):
-            return np.ones((3, 2, 50000), dtype=np.float32), {}
-
-    assert make(rooms=Long())[0]["rirs"].shape == (2, 2, 16000)
-
-
-def test_room_without_noise_sources_has_silent_ones():
-    class Quiet(Rooms):
-        def read(self, i):
-            return np.ones((1, 2, 50), dtype=np.float32), {}
-
-    rirs = make(rooms=Quiet())[0]["rirs"]
-    assert rirs[0].all()
-    assert not rirs[1].any()
+        rooms = [torch.from_numpy(Rooms(layout).read_sums(k, 16000)) for k in range(5)]
+        drawn = [
+            [k for k, room in enumerate(rooms) if torch.equal(samples[i]["rirs"], room)]
+            for i in range(40)
+        ]
+        assert all(len(each) == 1 for each in drawn)
+        assert samples.rooms_of(40) == {k for (k,) in drawn} == set(range(5))
+        assert samples.rooms_of(3) == {k for (k,) in drawn[:3]}
+    assert make(clean_fraction=1.0).rooms_of(40) == set()
 
 
 def test_dry_clips():
@@ -492,26 +502,83 @@ def test_published_layout_in_workers(published):
 # --- rooms and noises -----------------------------------------------------------------------
 
 
-def test_simulated_rooms_are_kept_and_depend_on_their_seed_alone():
+def test_simulated_rooms_are_kept_and_depend_on_their_seed_alone(tmp_path):
     rooms = open_rooms(None, "ambisonic", 8000, count=3)
     assert len(rooms) == 3
-    first = rooms.read(2)[0]
-    assert rooms.read(2)[0] is first
-    again = SimulatedRooms("ambisonic", 8000, count=9)
-    again.read(1)
-    np.testing.assert_array_equal(again.read(2)[0], first)
-    assert first.shape[1] == 4
+    first = rooms.read_sums(2, 10**6)
+    assert np.shares_memory(rooms.read_sums(2, 10**6), first)
+    again = SimulatedRooms("ambisonic", 8000, count=9, folder=tmp_path / "made")
+    again.read_sums(1, 10)
+    np.testing.assert_array_equal(again.read_sums(2, 10**6), first)
+    np.testing.assert_array_equal(again.read_sums(2, 100), first[..., :100])
+    assert first.shape[:2] == (2, 4)
     others = [
         SimulatedRooms("ambisonic", 8000, seed=1),
         SimulatedRooms("ambisonic", 8000, split="valid"),
     ]
     for other in others:
-        rir = other.read(2)[0]
+        rir = other.read_sums(2, 10**6)
         assert rir.shape != first.shape or not np.array_equal(rir, first)
 
 
+def test_simulated_room_is_the_source_and_the_sum_of_the_noise_sources():
+    rirs = render(tune(draw_room_and_scene([0, 0, 1])), "binaural", 8000).rirs
+    found = SimulatedRooms("binaural", 8000).read_sums(1, 10**6)
+    np.testing.assert_array_equal(found, np.stack([rirs[0], rirs[1:].sum(axis=0)]))
+
+
+def test_pool_makes_each_array_once_for_all_who_share_its_folder(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return np.arange(6, dtype=np.float32).reshape(2, 3)
+
+    one, other = Pool(tmp_path / "pool"), Pool(tmp_path / "pool")
+    assert not one.has("a")
+    np.testing.assert_array_equal(one.get("a", make), make())
+    assert other.has("a")
+    found = other.get("a", make)
+    np.testing.assert_array_equal(found, make())
+    found[:] = 0  # what is given away can be changed, and changes nothing
+    np.testing.assert_array_equal(Pool(tmp_path / "pool").get("a", make), make())
+    assert len(made) == 4
+    assert [path.name for path in (tmp_path / "pool").iterdir()] == ["a.npy"]
+
+
+@pytest.mark.parametrize("data", [b"", b"nothing", npy(np.zeros((2, 3), np.float32))[:-4]])
+def test_pool_makes_a_damaged_array_anew(tmp_path, data):
+    (tmp_path / "a.npy").write_bytes(data)
+    array = np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(Pool(tmp_path).get("a", lambda: array), array)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), array)
+
+
+def test_pool_that_fails_leaves_nothing(tmp_path):
+    def fail():
+        raise SceneError("no room")
+
+    with pytest.raises(SceneError):
+        Pool(tmp_path).get("a", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_rooms_are_simulated_side_by_side(tmp_path, processes):
+    rooms = SimulatedRooms("ambisonic", 8000, count=3, folder=tmp_path)
+    rooms.read_sums(0, 1)
+    seen = []
+    simulate([(rooms, i) for i in range(3)], processes, lambda *each: seen.append(each))
+    assert seen == [(1, 2), (2, 2)]
+    assert all(rooms.has(i) for i in range(3))
+    expected = SimulatedRooms("ambisonic", 8000).read_sums(2, 10**6)
+    np.testing.assert_array_equal(rooms.read_sums(2, 10**6), expected)
+    simulate([(rooms, 0)], processes, lambda *each: seen.append(each))
+    assert len(seen) == 2
+
+
 def test_binaural_rooms_have_two_ears():
-    assert SimulatedRooms("binaural", RATE, count=1).read(0)[0].shape[1] == 2
+    assert SimulatedRooms("binaural", RATE, count=1).read_sums(0, 10).shape == (2, 2, 10)
 
 
 def test_rooms_of_a_split(published):
@@ -533,8 +600,9 @@ def test_set_without_splits_is_for_training_alone(published):
         open_rooms(published / "rirs", "binaural", RATE, split="valid")
 
 
-def test_pool_of_noises():
-    noises = open_noises(None, RATE, seed=2)
+@pytest.mark.parametrize("kept", [False, True])
+def test_pool_of_noises(tmp_path, kept):
+    noises = open_noises(None, RATE, seed=2, folder=tmp_path if kept else None)
     one = noises.draw([5], 1000)
     assert (len(one.audio), one.whole) == (1000, False)
     again = SyntheticNoises(RATE, 2)
@@ -561,6 +629,7 @@ def test_pool_of_noises():
         ({"snr": (40.0, 5.0)}, "snr is"),
         ({"snr": (5.0,)}, "snr is"),
         ({"clean_fraction": 1.5}, r"clean_fraction is 1\.5"),
+        ({"noise_gain": "ear"}, "noise gain 'ear'"),
         ({"windows": 0}, "0 windows"),
         ({"window_frames": 65}, "windows of 65 frames .* clips of 64 frames"),
         ({"seconds": 1.0}, "1 s has 101 frames, and clip_frames is 64"),

@@ -188,10 +188,12 @@ def test_recordings_become_a_table_of_three_models(tmp_path, run_line):
 
 
 def pretraining_commands():
-    """The shell blocks of docs/how-to/pretraining.md, by program; several lines joined."""
-    text = (TESTS.parent / "docs" / "how-to" / "pretraining.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
-    joined = "\n".join(blocks).replace("\\\n", " ")
+    """The shell blocks and the script of docs/how-to/pretraining.md; several lines joined."""
+    folder = TESTS.parent / "docs" / "how-to"
+    text = (folder / "pretraining.md").read_text(encoding="utf-8")
+    script = (folder / "pretrain.sbatch").read_text(encoding="utf-8")
+    blocks = [*re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S), script]
+    joined = re.sub(r"\$SLURM_\w+", "1", "\n".join(blocks).replace("\\\n", " "))
     return [shlex.split(line, comments=True) for line in joined.splitlines()]
 
 

@@ -139,6 +139,15 @@ def files_of(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
+def assert_sums(rirs, i, samples=10**6):
+    """Assert that what training reads of a scene are sums of what is read plainly."""
+    sums = rirs.read_sums(i, samples)
+    whole = rirs.read(i)[0]
+    assert sums.dtype == np.float32
+    expected = np.stack([whole[0], whole[1:].sum(axis=0)])[..., :samples]
+    np.testing.assert_allclose(sums, expected, rtol=1e-6, atol=1e-6)
+
+
 def noise(*shape, dtype=np.float32):
     return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
@@ -177,6 +186,7 @@ def test_what_is_written_is_read(tmp_path, container, layout):
         assert rirs.dtype == np.float32
         assert rirs.flags.c_contiguous
         np.testing.assert_allclose(rirs, expected.rirs, atol=1e-6)
+        assert_sums(found, i)
         if container == "webdataset":
             assert metadata == {}
         else:
@@ -245,6 +255,34 @@ def test_zero_slots_are_dropped(tmp_path_factory, dtype, channels, slots, sample
         kept = from_soundspaces(kept)
     np.testing.assert_array_equal(found, kept)
     assert metadata == {}
+    for cut in (1, samples, 99):
+        assert_sums(open_rirs(folder), 0, cut)
+
+
+@pytest.mark.parametrize("kind", [">f2", ">f4", "<f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_sums_of_arrays_of_any_order(tmp_path, kind, order):
+    write_tar(tmp_path / "0.tar", {"a.npy": npy(np.asarray(noise(3, 2, 20), kind, order=order))})
+    assert_sums(open_rirs(tmp_path), 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({(0, 1, 3): np.nan}, "NaN"),
+        ({(2, 0, 3): np.inf}, "NaN or infinite"),
+        ({0: 0}, "the RIR of the source is silent"),
+    ],
+)
+def test_sums_of_faulty_scenes_are_errors(tmp_path, change, message):
+    rirs = noise(3, 2, 20)
+    write_tar(tmp_path / "0.tar", {"0.npy": npy(rirs)})
+    for where, value in change.items():
+        rirs[where] = value
+    write_tar(tmp_path / "1.tar", {"1.npy": npy(rirs)})
+    with pytest.raises(SceneError, match=message) as caught:
+        open_rirs(tmp_path).read_sums(1, 20)
+    assert "1.npy" in str(caught.value)
 
 
 def test_tars_anywhere_below_and_a_single_one(tmp_path):

@@ -3,12 +3,13 @@
 Nothing is unpickled and nothing is unpacked: a tar's members are read from their position in it.
 """
 
+import hashlib
 import os
 import tarfile
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,17 @@ import numpy as np
 from gram_hear.audio.containers import Part
 from gram_hear.audio.files import SUFFIXES, find_audio, warn_of_left_out
 from gram_hear.errors import SceneError, count, reason_of
-from gram_hear.foreign import FLOATS, TAR_FAULTS, ZIP_FAULTS, BoundedMember, parse_array, read_array
+from gram_hear.foreign import (
+    FLOATS,
+    LONGEST_HEADER,
+    TAR_FAULTS,
+    ZIP_FAULTS,
+    BoundedMember,
+    parse_array,
+    parse_header,
+    read_array,
+)
+from gram_hear.jobs.locks import wait_for_lock
 from gram_hear.jobs.writing import write_whole
 
 NPY = ".npy"
@@ -42,21 +53,23 @@ COMPRESSIONS = {  # how files begin, and the program that unpacks them
 class Member(Part):
     """A file in a tar, by its position."""
 
-    def read(self) -> bytes:
-        """Return the member's bytes.
+    def read(self, start: int = 0, size: int | None = None) -> bytearray:
+        """Return the member's bytes, or ``size`` of them from its byte ``start`` on.
 
         Raises:
             SceneError: where the tar cannot be read or is shorter than it was.
         """
-        if self.size > LARGEST:
-            raise SceneError(f"{self} has {self.size:,} bytes; {LARGEST:,} are read at most.")
+        size = self.size - start if size is None else size
+        if size > LARGEST:
+            raise SceneError(f"{self} has {size:,} bytes; {LARGEST:,} are read at most.")
+        data = bytearray(size)
         try:
             with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                data = file.read(self.size)
+                file.seek(self.offset + start)
+                found = file.readinto(data)
         except OSError as error:
             raise SceneError(f"{self.path} cannot be read: {reason_of(error)}.") from error
-        if len(data) < self.size:
+        if found < size:
             raise SceneError(f"{self} ends early; the tar was cut or altered. Fetch it anew.")
         return data
 
@@ -70,6 +83,51 @@ def find_below(folder: Path, suffixes: str | tuple[str, ...]) -> Iterator[Path]:
                 yield Path(parent) / name
 
 
+def find_files(
+    path: Path, suffixes: tuple[str, ...], left_out: Counter[str] | None = None
+) -> Iterator[Path]:
+    """Yield a file itself, or those below a folder that end so, and at the end its tars.
+
+    Args:
+        path: the file or folder.
+        suffixes: of the files to look for beside tars.
+        left_out: is increased by the files that are left out, by suffix; without it, a warning
+            counts them. A warning names compressed tars.
+
+    Raises:
+        SceneError: where nothing is there.
+    """
+    if path.is_file():
+        yield path
+        return
+    if not path.is_dir():
+        raise SceneError(f"There is no folder or file {path}.")
+    counted: Counter[str] = Counter()
+    tars = []
+    for found in find_audio(path, counted, (*suffixes, *TARS)):
+        if found.name.lower().endswith(TARS):
+            tars.append(found)
+        else:
+            yield found
+    if (path / SUMMARY).is_file():
+        counted -= Counter([os.path.splitext(SUMMARY)[1]])
+    if left_out is None:
+        warn_of_left_out(counted, path)
+    else:
+        left_out += counted
+    for tar in tars:
+        if tar.name.lower().endswith(COMPRESSED_TARS):
+            warnings.warn(
+                f"{tar} is left out: it is compressed. Decompress it to .tar first "
+                f"({_compressor(tar) or 'gzip'} -d).",
+                stacklevel=2,
+            )
+            if left_out is not None:
+                left_out[tar.suffix.lower()] += 1
+        else:
+            yield tar
+
+
 def find_sounds(path: Path) -> Iterator[Path | Member]:
     """Yield a sound file itself, the members of a tar, or both of all below a folder.
 
@@ -80,31 +138,23 @@ def find_sounds(path: Path) -> Iterator[Path | Member]:
         SceneError: where nothing is there, for tars that cannot be read or hold other files alone,
             and for a compressed one that is named.
     """
-    left_out: Counter[str] = Counter()
-    tars = []
-    is_folder = path.is_dir()
-    if not is_folder and not path.is_file():
-        raise SceneError(f"There is no folder or file {path}.")
-    for found in find_audio(path, left_out, (*SUFFIXES, *TARS)) if is_folder else [path]:
-        if found.name.lower().endswith(TARS):
-            tars.append(found)
-        else:
-            yield found
-    if (path / SUMMARY).is_file():
-        left_out -= Counter([os.path.splitext(SUMMARY)[1]])
-    warn_of_left_out(left_out, path)
-    for tar in tars:
-        if is_folder and tar.name.lower().endswith(COMPRESSED_TARS):
-            warnings.warn(
-                f"{tar} is left out: it is compressed. Decompress it to .tar first "
-                f"({_compressor(tar) or 'gzip'} -d).",
-                stacklevel=2,
-            )
-        else:
-            yield from find_members(tar, (*SUFFIXES, NPY), labels=True)
+    for found in find_files(path, SUFFIXES):
+        yield from sounds_of(found)
 
 
-def index_tar(path: Path, suffixes: tuple[str, ...], labels: bool = False) -> list[Member]:
+def sounds_of(file: Path) -> Iterable[Path | Member]:
+    """Return the members of a tar that are sounds or arrays, or any other file itself."""
+    if file.name.lower().endswith(TARS):
+        return find_members(file, (*SUFFIXES, NPY), labels=True)
+    return [file]
+
+
+def index_tar(
+    path: Path,
+    suffixes: tuple[str, ...],
+    labels: bool = False,
+    left_out: Counter[str] | None = None,
+) -> list[Member]:
     """Return the members of a tar, in its order; folders and hidden files are passed over.
 
     Args:
@@ -113,6 +163,7 @@ def index_tar(path: Path, suffixes: tuple[str, ...], labels: bool = False) -> li
         labels: whether files of other kinds may be there too, and are passed over: those that
             WebDataset keeps beside each sound, such as key.json or key.txt beside key.flac. A
             warning counts the keys that have no other member.
+        left_out: is increased by the files that are passed over, by suffix.
 
     Raises:
         SceneError: for a file that is no whole, uncompressed tar, for members of other kinds, and
@@ -140,6 +191,8 @@ def index_tar(path: Path, suffixes: tuple[str, ...], labels: bool = False) -> li
             f"{path} holds {others[0]}; its members must end in {', '.join(suffixes)}. Make a "
             "tar without the others."
         )
+    if left_out is not None:
+        left_out.update(os.path.splitext(name)[1].lower() for name in others)
     keys = {_key(member.name) for member in members}
     if alone := [name for name in others if _key(name) not in keys]:
         warnings.warn(
@@ -156,21 +209,50 @@ def index_tar(path: Path, suffixes: tuple[str, ...], labels: bool = False) -> li
 def find_members(path: Path, suffixes: tuple[str, ...], labels: bool = False) -> list[Member]:
     """Return the members of a tar as :func:`index_tar`, from what an earlier call found.
 
-    That is kept beside the tar, where the folder can be written to, and is good for as long as the
-    tar has the same size and time.
+    That is kept beside the tar, or, where its folder cannot be written to, in
+    :func:`default_cache`. It is good for as long as the tar has the same size and time. Of several
+    processes that ask for it one makes it, and the others wait.
     """
     try:
         status = path.stat()
     except OSError:
         return index_tar(path, suffixes, labels)  # which says what is wrong
     stamp = np.array([status.st_size, status.st_mtime_ns])
-    kept = path.with_name(f".{path.name}.index.npz")
-    found = _read_index(kept, path, stamp)
-    if found is not None and all(
-        each.name.lower().endswith(suffixes) and not _is_hidden(each.name) for each in found
-    ):
+    beside = path.with_name(f".{path.name}.index.npz")
+    name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
+    elsewhere = default_cache() / "indexes" / f"{name}.npz"
+
+    def kept() -> list[Member] | None:
+        for file in (beside, elsewhere):
+            found = _read_index(file, path, stamp)
+            if found is not None and all(
+                each.name.lower().endswith(suffixes) and not _is_hidden(each.name) for each in found
+            ):
+                return found
+        return None
+
+    if (found := kept()) is not None:
         return found
-    members = index_tar(path, suffixes, labels)
+    members = None
+    for file in (beside, elsewhere):
+        with suppress(OSError):  # a folder that cannot be written to
+            if file is elsewhere:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            with wait_for_lock(file.with_suffix(".lock")):
+                if members is None and (found := kept()) is not None:
+                    return found
+                members = members or index_tar(path, suffixes, labels)
+                _write_index(file, stamp, members)
+                return members
+    return members or index_tar(path, suffixes, labels)
+
+
+def default_cache() -> Path:
+    """Return the folder of what can be made again: gram-hear, in the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gram-hear"
+
+
+def _write_index(path: Path, stamp: np.ndarray, members: list[Member]) -> None:
     spans = np.array([(m.offset, m.size) for m in members], dtype=np.int64).reshape(-1, 2)
     names = np.frombuffer(b"\0".join(os.fsencode(m.name) for m in members), dtype=np.uint8)
 
@@ -178,9 +260,7 @@ def find_members(path: Path, suffixes: tuple[str, ...], labels: bool = False) ->
         with open(temporary, "wb") as file:
             np.savez(file, stamp=stamp, places=spans, names=names)
 
-    with suppress(OSError):  # in a folder that cannot be written to, tars are indexed every time
-        write_whole(kept, write)
-    return members
+    write_whole(path, write)
 
 
 def _read_index(path: Path, tar: Path, stamp: np.ndarray) -> list[Member] | None:
@@ -229,11 +309,11 @@ def _member(path: Path, found: tarfile.TarInfo) -> Member:
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """Return the floating-point array of a ``.npy`` file, as :func:`parse_npy`."""
+    """Return the array of a ``.npy`` file, as :func:`parse_npy`."""
     return parse_npy(read_whole(path, LARGEST), str(path))
 
 
-def read_whole(path: Path, largest: int) -> bytes:
+def read_whole(path: Path, largest: int) -> bytearray:
     """Return a file's bytes.
 
     Raises:
@@ -244,37 +324,77 @@ def read_whole(path: Path, largest: int) -> bytes:
     try:
         if (size := path.stat().st_size) > largest:
             raise SceneError(f"{path} has {size:,} bytes; {largest:,} are read at most.")
-        return path.read_bytes()
+        data = bytearray(size)
+        with open(path, "rb") as file:
+            del data[file.readinto(data) :]
+        return data
     except OSError as error:
         raise SceneError(f"{path} cannot be read: {reason_of(error)}.") from error
 
 
-def parse_npy(data: bytes, name: str) -> np.ndarray:
-    """Return the array of a ``.npy`` file's bytes, float32 and checked.
+def parse_npy(data: bytearray, name: str) -> np.ndarray:
+    """Return the array of a ``.npy`` file's bytes, which share its memory; perhaps with NaN.
 
     Raises:
-        SceneError: for what is no ``.npy`` file of float16, float32 or float64, is cut short, or
-            holds NaN or infinite values.
+        SceneError: for what is no ``.npy`` file of float16, float32 or float64, or is cut short.
     """
+    values = parse_array(data, name, SceneError, *FLOATS)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _checked(values: np.ndarray, name: str) -> np.ndarray:
+    """Return an array as float32; raise a SceneError where it is not finite."""
     with np.errstate(over="ignore"):
-        values = parse_array(data, name, SceneError, *FLOATS).astype(np.float32)
+        values = values.astype(np.float32)
     if not np.isfinite(values).all():
         raise SceneError(f"{name} holds NaN or infinite values; repair it or leave it out.")
     return values
 
 
+class ArrayReader:
+    """The first channel of a ``.npy`` member (samples,) or (channels, samples), read in parts.
+
+    Attributes:
+        length: its samples.
+    """
+
+    def __init__(self, member: Member) -> None:
+        """Read the header.
+
+        Raises:
+            SceneError: for what is no such array of floats, or is empty or cut.
+        """
+        self._member = member
+        head = bytes(member.read(0, min(member.size, LONGEST_HEADER)))
+        shape, fortran_order, self._type, self._start = parse_header(
+            head, member.size, str(member), SceneError, *FLOATS
+        )
+        if len(shape) not in (1, 2) or 0 in shape:
+            raise SceneError(
+                f"{member} has the shape {shape}; it must be (samples,) or (channels, samples)."
+            )
+        if len(shape) == 2 and shape[0] > shape[1]:
+            raise SceneError(
+                f"{member} has the shape {shape}; channels must come first: (channels, samples)."
+            )
+        self._step = shape[0] if len(shape) == 2 and fortran_order else 1
+        self.length = shape[-1]
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Return samples from ``first`` on, (count,) float32.
+
+        Raises:
+            SceneError: where they are not finite, or the tar cannot be read.
+        """
+        size = self._type.itemsize * self._step
+        data = self._member.read(self._start + first * size, count * size)
+        return _checked(np.frombuffer(data, self._type)[:: self._step], str(self._member))
+
+
 def first_channel(member: Member) -> np.ndarray:
-    """Return the first channel of a ``.npy`` member that is (samples,) or (channels, samples)."""
-    audio = parse_npy(member.read(), str(member))
-    if audio.ndim not in (1, 2) or 0 in audio.shape:
-        raise SceneError(
-            f"{member} has the shape {audio.shape}; it must be (samples,) or (channels, samples)."
-        )
-    if audio.ndim == 2 and audio.shape[0] > audio.shape[1]:
-        raise SceneError(
-            f"{member} has the shape {audio.shape}; channels must come first: (channels, samples)."
-        )
-    return audio if audio.ndim == 1 else audio[0]
+    """Return the first channel of a ``.npy`` member, as :class:`ArrayReader` reads it."""
+    reader = ArrayReader(member)
+    return reader.read(0, reader.length)
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:

@@ -54,7 +54,7 @@ def interrupts_held() -> Iterator[None]:
 
     Processes that start in the block never see one, where the system can block signals.
     """
-    with _blocked_for_children():
+    with signals_blocked((signal.SIGINT,)):
         before = signal.getsignal(signal.SIGINT)
         # None is a handler that Python did not set: it raises nothing, and could not be set again.
         if threading.current_thread() is not threading.main_thread() or before is None:
@@ -76,14 +76,17 @@ def interrupts_held() -> Iterator[None]:
 
 
 @contextmanager
-def _blocked_for_children() -> Iterator[None]:
-    """Block Ctrl-C for this thread; its new processes inherit that, where the system has it."""
+def signals_blocked(numbers: Collection[int]) -> Iterator[None]:
+    """Block signals for this thread, where the system has that.
+
+    Its new threads and processes inherit it, and get none until they unblock them.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])  # asks alone
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # may raise KeyboardInterrupt
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # may raise KeyboardInterrupt
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -3,6 +3,7 @@
 import sys
 
 from gram_hear.extras import need
+from gram_hear.pretrain.stopping import leave_signals
 from gram_hear.start import Program, start
 
 
@@ -20,4 +21,6 @@ def _load() -> Program:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    leave_signals()
+    sys.exit(code)

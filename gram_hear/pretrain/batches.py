@@ -1,28 +1,54 @@
 """Batches of samples: which samples of the stream each process takes, and how they are stacked."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
-from torch.utils.data import Sampler
+from torch import Tensor
+from torch.utils.data import Sampler, get_worker_info
 
-from gram_hear.errors import OptionError
+from gram_hear.errors import OptionError, TrainingError
 from gram_hear.pretrain.samples import Sample
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
     """Return a batch: the values of the samples stacked, RIRs zero-padded to the longest.
 
-    Where all clips are dry, the RIRs have no samples.
+    In a process that loads data, the batch lies in memory shared with the process that trains, so
+    that it is written once. Where all clips are dry, the RIRs have no samples.
     """
-    batch = {
-        name: torch.stack([sample[name] for sample in samples])
-        for name in samples[0]
-        if name != "rirs"
-    }
+    first = samples[0]
     longest = max(sample["rirs"].shape[-1] for sample in samples)
-    padded = [F.pad(s["rirs"], (0, longest - s["rirs"].shape[-1])) for s in samples]
-    return batch | {"rirs": torch.stack(padded)}
+    rirs = _new((len(samples), *first["rirs"].shape[:-1], longest), torch.float32)
+    for padded, sample in zip(rirs, samples, strict=True):
+        own = sample["rirs"].shape[-1]
+        padded[..., :own] = sample["rirs"]
+        padded[..., own:] = 0
+    batch = {"rirs": rirs}
+    for name in first.keys() - batch.keys():
+        values = _new((len(samples), *first[name].shape), first[name].dtype)
+        batch[name] = torch.stack([sample[name] for sample in samples], out=values)
+    return batch
+
+
+def _new(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return a tensor without values, in shared memory where this process loads data.
+
+    Raises:
+        TrainingError: where there is not enough shared memory.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size == 0 or get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    try:
+        storage = torch.UntypedStorage._new_shared(size)
+    except RuntimeError as error:
+        raise TrainingError(
+            f"The memory that processes share (/dev/shm) is full: a part of a batch, of {size:,} "
+            "bytes, found no room. In a container give more, as by docker run --shm-size 16g; or "
+            "lower data.workers or data.batch_per_device."
+        ) from error
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]
 
 
 class EpochSampler(Sampler[int]):

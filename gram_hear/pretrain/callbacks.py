@@ -3,6 +3,8 @@
 import io
 import sys
 import time
+from collections import deque
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
@@ -18,11 +21,26 @@ from gram_hear.errors import OptionError
 from gram_hear.extras import need
 from gram_hear.jobs.writing import write_whole
 from gram_hear.plots.reconstruction import reconstruction_figure, unpatchify
+from gram_hear.pretrain.curve_file import CurveFile
 from gram_hear.pretrain.datamodule import PretrainingData, TimedLoader
 from gram_hear.pretrain.module import Pretraining
 
-PICTURES = "pictures"  # in the folder of the run
+PICTURES, CURVES = "pictures", "curves.csv"  # in the folder of the run
 DPI = 150
+RECENT = 10  # entries of the log that the time to go is computed from
+COLUMNS = (  # of curves.csv
+    "time",
+    "train/loss",
+    "validation/loss",
+    "train/learning_rate",
+    "train/gradient_norm",
+    "speed/steps_per_second",
+    "speed/windows_per_second",
+    "speed/audio_hours_per_hour",
+    "speed/data_wait",
+    "speed/hours_to_go",
+    "data/skipped",
+)
 
 
 class StepCounter(Callback):
@@ -51,17 +69,38 @@ class StepCounter(Callback):
         """Act after ``step`` optimizer steps; for subclasses."""
 
 
+def is_training(trainer: Trainer) -> bool:
+    """Whether a validation is part of training, not one of its own or Lightning's sanity check."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+
+def is_validated(trainer: Trainer, step: int) -> bool:
+    """Whether a validation follows after a step."""
+    return bool(trainer.enable_validation) and step % _data(trainer).validate_every == 0
+
+
 class Curves(StepCounter):
     """Logs loss, learning rate, gradient norm and speed every trainer.log_every_n_steps steps.
 
-    Where that is 0, it logs the last step alone. Without a progress bar, as off a terminal, it
-    also prints them.
+    Where that is 0, it logs the last step alone. All is written into curves.csv too. Without a
+    progress bar, as off a terminal, it also prints a line for each entry.
     """
 
+    _file: CurveFile | None = None  # in the first process
+    _unwritten: dict[str, float] | None = None  # of a step that is being validated
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and begin or go on with curves.csv."""
         super().on_train_start(trainer, pl_module)
+        self._entries = deque[tuple[float, int]](maxlen=RECENT)  # time and step, from the first one
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            path = Path(trainer.default_root_dir) / CURVES
+            self._file = CurveFile(path, COLUMNS, trainer.global_step)
         self._restart(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the row of a last step that was not validated, since the run was to end."""
+        self._write(trainer.global_step, {})
 
     def _restart(self, trainer: Trainer) -> None:
         self._time, self._step = time.perf_counter(), trainer.global_step
@@ -74,18 +113,24 @@ class Curves(StepCounter):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock again, and log the validation loss."""
-        if trainer.sanity_checking:
+        if not is_training(trainer):
             return
         self._validated += time.perf_counter() - self._validation_start
         loss = float(trainer.callback_metrics["validation/loss"])
         step = trainer.global_step  # Lightning would log it one step earlier
         for logger in trainer.loggers:
             logger.log_metrics({"validation/loss": loss}, step=step)
+        self._unwritten = self._unwritten or {}
+        self._write(step, {"validation/loss": loss})
         _report(trainer, f"step {step}: validation loss {loss:.4f}")
 
     def on_step(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Log every trainer.log_every_n_steps steps, and the last step."""
         assert isinstance(module, Pretraining)
+        if not self._entries:
+            self._entries.append((time.perf_counter(), step))
+            seconds = self._entries[0][0] - self._time
+            _report(trainer, f"The first step of this run took {spoken_time(seconds)}.")
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if step < trainer.max_steps and (not every or step % every):
             return
@@ -98,14 +143,27 @@ class Curves(StepCounter):
         }
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
+        self._unwritten = values
+        if not is_validated(trainer, step):
+            self._write(step, {})
+        hours = values.get("speed/hours_to_go")
         _report(
             trainer,
             f"step {step} of {trainer.max_steps}: loss {module.step_loss:.4f}, "
+            f"{values['speed/steps_per_second']:.3g} steps/s, "
             f"{values['speed/windows_per_second']:.1f} windows/s, "
             f"{100 * values['speed/data_wait']:.0f} % of the time waiting for data"
+            + (f", {spoken_time(3600 * hours)} to go" if hours else "")
             + (f", {module.skipped} sounds or rooms could not be read" if module.skipped else ""),
         )
         self._restart(trainer)
+
+    def _write(self, step: int, more: dict[str, float]) -> None:
+        """Write a row of curves.csv, if there is one to write."""
+        if self._file is not None and self._unwritten is not None:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self._file.add(step, {"time": now, **self._unwritten, **more})
+        self._unwritten = None
 
     def _rate(self, trainer: Trainer) -> float:
         """Return the learning rate of the step that was just made."""
@@ -114,14 +172,21 @@ class Curves(StepCounter):
         return float(scheduler.base_lrs[0] * factor)
 
     def _speed(self, trainer: Trainer, step: int) -> dict[str, float]:
-        data = _data(trainer)
-        seconds = max(1e-9, time.perf_counter() - self._time - self._validated)
-        clips = (step - self._step) * data.batch / seconds
-        return {
-            "speed/windows_per_second": clips * data.windows,
-            "speed/audio_hours_per_hour": clips * data.seconds,
+        data, now = _data(trainer), time.perf_counter()
+        seconds = max(1e-9, now - self._time - self._validated)
+        steps = (step - self._step) / seconds
+        speed = {
+            "speed/steps_per_second": steps,
+            "speed/windows_per_second": steps * data.batch * data.windows,
+            "speed/audio_hours_per_hour": steps * data.batch * data.seconds,
             "speed/data_wait": (_loader(trainer).waited - self._waited) / seconds,
         }
+        begin, first = self._entries[0]
+        if step > first:  # with validation and checkpoints
+            each = (now - begin) / (step - first)
+            speed["speed/hours_to_go"] = (trainer.max_steps - step) * each / 3600
+            self._entries.append((now, step))
+        return speed
 
 
 class Pictures(Callback):
@@ -148,7 +213,7 @@ class Pictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the first window of the first batch."""
-        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero:
+        if batch_idx or not is_training(trainer) or not trainer.is_global_zero:
             return
         self._validations += 1
         if (self._validations - 1) % self.every:
@@ -232,6 +297,17 @@ def _loader(trainer: Trainer) -> TimedLoader:
     loader = trainer.train_dataloader
     assert isinstance(loader, TimedLoader)
     return loader
+
+
+def spoken_time(seconds: float) -> str:
+    """Return a time with its two largest units: ``"2 d 9 h"``, ``"4 h 12 min"``, ``"40 s"``."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours < 1:
+        return f"{minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if days else f"{hours} h {minutes} min"
 
 
 def shows_progress() -> bool:

@@ -3,11 +3,8 @@
 import json
 import math
 import os
-import signal
-import threading
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,9 +14,10 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from gram_hear.errors import CheckpointError, GramError, reason_of
 from gram_hear.foreign import TORCH_FAULTS
+from gram_hear.jobs.interrupts import interrupts_held
 from gram_hear.jobs.writing import link_or_copy, write_json, write_whole
-from gram_hear.pretrain.callbacks import StepCounter
-from gram_hear.pretrain.datamodule import SIGNALS
+from gram_hear.pretrain.callbacks import StepCounter, is_training, is_validated
+from gram_hear.pretrain.stopping import stop_signals
 
 FOLDER = "checkpoints"  # in the folder of the run
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -28,11 +26,8 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 class Stopped(GramError):
     """Training was asked to stop, and has saved its state."""
 
-    def __init__(self, path: Path, step: int, code: int) -> None:
-        super().__init__(
-            f"Stopped after step {step}; {path} is saved. The same command with "
-            "--ckpt_path last goes on from there."
-        )
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(f"{message} The same command with --ckpt_path last goes on from there.")
         self.code = code  # of the process: 128 plus the number of the signal
 
 
@@ -117,41 +112,26 @@ class Checkpoints(StepCounter, Checkpoint):
         self.every = every
         self.keep_every = keep_every
         self.best: float | None = None  # the validation loss of best.ckpt
-        self._received: int | None = None
         self._saved: int | None = None  # the step of last.ckpt
-        self._before: dict[int, Any] = {}
 
     # --- signals ----------------------------------------------------------------------------
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hold the signals to stop, until they are taken back from Lightning."""
+        stop_signals.hold()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals to stop, on which Lightning would act in the middle of a step."""
+        """Take the signals to stop, on which Lightning would act in the middle of a step.
+
+        Raises:
+            Stopped: where a process was asked to stop before its first step.
+        """
         super().on_train_start(trainer, pl_module)
         # From the folder, not the checkpoint: best.ckpt may be newer than what is resumed from.
         self.best = trainer.strategy.broadcast(read_best(self.folder(trainer)))
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received is not None:  # asked twice: at once, without saving
-            self._give_back()
-            signal.raise_signal(number)
-            return
-        self._received = number
-
-    def _give_back(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        self._give_back()
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Give the signals back."""
-        self._give_back()
+        stop_signals.begin()
+        if asked := _asked(trainer):
+            raise Stopped(f"Stopped at step {trainer.global_step}, as it began.", 128 + asked)
 
     # --- saving -----------------------------------------------------------------------------
 
@@ -165,12 +145,11 @@ class Checkpoints(StepCounter, Checkpoint):
         After a step that is followed by validation, this waits for it: a run that is resumed from
         here would leave the validation out.
         """
-        every = trainer.datamodule.validate_every  # type: ignore[attr-defined]
-        if not trainer.enable_validation or step % every:
+        if not is_validated(trainer, step):
             self._save_if_due(trainer, step)
 
     def _save_if_due(self, trainer: Trainer, step: int) -> None:
-        stop = trainer.strategy.reduce_boolean_decision(self._received is not None, all=False)
+        stop = _asked(trainer)
         keep = step % self.keep_every == 0
         due = stop or keep or step % self.every == 0 or step >= trainer.max_steps
         if not due or _is_trial(trainer):
@@ -180,11 +159,12 @@ class Checkpoints(StepCounter, Checkpoint):
             # last.ckpt is only ever replaced, so a second name for it keeps its content.
             write_whole(last.with_name(f"step-{step:09d}.ckpt"), partial(link_or_copy, last))
         if stop:
-            raise Stopped(last, step, 128 + (self._received or signal.SIGTERM))
+            raise Stopped(f"Stopped after step {step}; {last} is saved.", 128 + stop)
 
     def _save_last(self, trainer: Trainer) -> Path:
         last = self.folder(trainer) / LAST
-        trainer.save_checkpoint(last)
+        with interrupts_held():
+            trainer.save_checkpoint(last)
         self._saved = trainer.global_step
         return last
 
@@ -195,17 +175,30 @@ class Checkpoints(StepCounter, Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save best.ckpt where no validation loss was lower."""
-        if trainer.sanity_checking or _is_trial(trainer):
+        if not is_training(trainer) or _is_trial(trainer):
             return
         loss = float(trainer.callback_metrics["validation/loss"])
         if math.isfinite(loss) and (self.best is None or loss < self.best):
             self.best = loss
             path = self.folder(trainer) / BEST
-            trainer.save_checkpoint(path)
+            with interrupts_held():
+                trainer.save_checkpoint(path)
             if trainer.is_global_zero:
                 found = {"step": trainer.global_step, "validation/loss": loss}
                 write_json(path.with_suffix(".json"), found, indent=None)
         self._save_if_due(trainer, trainer.global_step)
+
+
+def _asked(trainer: Trainer) -> int:
+    """Return the number of the signal by which any process of a run was asked to stop, or 0.
+
+    The first process, whose exit code counts, may not have received it yet.
+    """
+    number = stop_signals.received or 0
+    if trainer.world_size == 1:
+        return number
+    here = torch.tensor(number, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(here, reduce_op="max"))
 
 
 def _is_trial(trainer: Trainer) -> bool:
@@ -222,6 +215,11 @@ def read_best(folder: Path) -> float | None:
         return None
 
 
+def own_checkpoints(root: Path) -> dict[str, Path]:
+    """Return the checkpoints of a run that have names on the command line."""
+    return {"last": root / FOLDER / LAST, "best": root / FOLDER / BEST}
+
+
 def find_checkpoint(asked: str | None, root: Path) -> Path | None:
     """Return the checkpoint that a run resumes from; None where it begins anew.
 
@@ -234,7 +232,7 @@ def find_checkpoint(asked: str | None, root: Path) -> Path | None:
         CheckpointError: where the file is not there, or a new run would begin in the folder of
             another.
     """
-    own = {"last": root / FOLDER / LAST, "best": root / FOLDER / BEST}
+    own = own_checkpoints(root)
     there = next((name for name, path in own.items() if path.exists()), None)
     if there and (asked is None or (asked == "last" and there == "best")):
         raise CheckpointError(
@@ -248,4 +246,28 @@ def find_checkpoint(asked: str | None, root: Path) -> Path | None:
         return None
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint {path} to resume from.")
+    return path
+
+
+def checkpoint_to_validate(asked: str | None, root: Path, init: str | None) -> Path | None:
+    """Return the checkpoint to validate; None for the first weights of ``--model.init``.
+
+    Args:
+        asked: a file, "last" or "best" of the run's own, or None.
+        root: the folder of the run.
+        init: the checkpoint that a model would start from.
+
+    Raises:
+        CheckpointError: where none was given, or it is not there.
+    """
+    if asked is None and init is None:
+        raise CheckpointError(
+            "Which checkpoint is to be validated? Give --ckpt_path best, --ckpt_path last or "
+            "--ckpt_path FILE; or a model without its training as --model.init."
+        )
+    if asked is None:
+        return None
+    path = own_checkpoints(root).get(asked, Path(asked))
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint {path} to validate.")
     return path

@@ -3,10 +3,11 @@
 import codecs
 import locale
 import logging
+import math
 import os
 import sys
 import warnings
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,9 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from gram_hear.checkpoints.store import describe
-from gram_hear.console import say, show_warning
+from gram_hear.console import results, say, show_warning
 from gram_hear.devices import matmul_precision
-from gram_hear.errors import GramError, OptionError, nearest
+from gram_hear.errors import GramError, OptionError, TrainingError, nearest
 from gram_hear.jobs.locks import locked
 from gram_hear.pretrain.callbacks import Curves, Pictures, ProgressBar, shows_progress
 from gram_hear.pretrain.checkpoints import (
@@ -34,30 +34,47 @@ from gram_hear.pretrain.checkpoints import (
     Checkpoints,
     Stopped,
     WholeCheckpointIO,
+    checkpoint_to_validate,
     find_checkpoint,
 )
 from gram_hear.pretrain.datamodule import PretrainingData
 from gram_hear.pretrain.module import Pretraining
+from gram_hear.pretrain.start_report import StartReport, log_hyperparameters
+from gram_hear.pretrain.stopping import stop_signals
 from gram_hear.pretrain.trust import LARGEST_TEXT, TRUST, Parser, restrict
-from gram_hear.start import INTERRUPTED
 
 CONFIGS = Path(__file__).parent / "configs"
 SUFFIXES = (".yaml", ".yml", ".json")
 DEFAULT = ["fit", "--config", "tiny"]
+INTERRUPTED = "Interrupted, without saving. Checkpoints that were written before are kept."
 BOARD = "tensorboard"  # in the folder of the run
 DESCRIPTION = (
-    "Pretrain a GRAM model. Without arguments, a tiny model is trained on synthetic sounds. To "
-    "learn about the options, write fit --help."
+    "Pretrain a GRAM model (fit), or print the validation loss of a checkpoint (validate). Without "
+    "a command, this is fit. Without arguments, it trains a tiny model on synthetic sounds. To "
+    "learn about the options, write fit --help or validate --help."
 )
-EXAMPLE = (
+CHECKPOINT = (
+    "The checkpoint that training goes on from, or that is validated: last or best of the run's "
+    "folder, or a file. Training with last begins anew where nothing was saved yet."
+)
+FIT = "Train a model, or go on training it with --ckpt_path last."
+FIT_EXAMPLE = (
     "Example: python -m gram_hear.pretrain fit --config gramt-binaural --data.clips clips "
     "--trainer.default_root_dir runs/mine"
+)
+VALIDATE = (
+    "Print the validation loss of a checkpoint, as training did at its step. Nothing is written. "
+    "Give the options of the training. Of its data, those of the validation alone are opened."
+)
+VALIDATE_EXAMPLE = (
+    "Example: python -m gram_hear.pretrain validate --config gramt-binaural --data.clips clips "
+    "--trainer.default_root_dir runs/mine --ckpt_path best"
 )
 TRUST_HELP = f"{TRUST} lets configurations name any class: they can then run any code."
 
 
 class PretrainingCLI(LightningCLI):
-    """``python -m gram_hear.pretrain fit``: a model, its data and a trainer from one config."""
+    """``python -m gram_hear.pretrain fit`` and ``validate``: a model, its data and a trainer."""
 
     trainer: Trainer
     model: Pretraining
@@ -66,6 +83,7 @@ class PretrainingCLI(LightningCLI):
     def __init__(self, held: ExitStack) -> None:
         """Run the command line; whoever closes ``held`` lets go of the lock of the run's folder."""
         self.held = held
+        self.report = StartReport()
         super().__init__(
             Pretraining,
             PretrainingData,
@@ -75,14 +93,18 @@ class PretrainingCLI(LightningCLI):
                 "allow_abbrev": False,
                 "prog": "python -m gram_hear.pretrain",
                 "description": DESCRIPTION,
-                "fit": {"epilog": f"{TRUST_HELP} {EXAMPLE}"},
+                "fit": {"description": FIT, "epilog": f"{TRUST_HELP} {FIT_EXAMPLE}"},
+                "validate": {
+                    "description": VALIDATE,
+                    "epilog": f"{TRUST_HELP} {VALIDATE_EXAMPLE}",
+                },
             },
             trainer_defaults={
                 # The stream is shared out here, and begins where it should after a restart.
                 "use_distributed_sampler": False,
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
-                "callbacks": [Curves()],
+                "callbacks": [self.report, Curves()],
             },
             seed_everything_default=False,
             auto_configure_optimizers=False,
@@ -91,14 +113,18 @@ class PretrainingCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the one command, fit, and the arguments of it that are left out."""
-        skipped = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"}
-        return {"fit": skipped}
+        """Return the commands, and the arguments of Lightning that they leave out."""
+        skipped = {"model", "datamodule", "ckpt_path", "weights_only"}
+        return {
+            "fit": skipped | {"train_dataloaders", "val_dataloaders"},
+            "validate": skipped | {"dataloaders", "verbose"},
+        }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options of the callbacks."""
+        """Add the options of the callbacks, and the checkpoint."""
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(Pictures, "pictures")
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=CHECKPOINT)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line without ``--trust-config``, which Lightning does not know.
@@ -118,12 +144,14 @@ class PretrainingCLI(LightningCLI):
         """Read nothing from the checkpoint, where Lightning would read hyperparameters."""
 
     def _find_checkpoint(self) -> None:
-        """Find the checkpoint that the run goes on from, before anything is made."""
+        """Find the checkpoint to go on from, or to validate, before anything is made."""
         options = self.config[self.config.subcommand]
         root = Path(options.trainer.default_root_dir or ".")
         self.asked = options.ckpt_path
-        self.found = find_checkpoint(self.asked, root)
-        options.ckpt_path = None if self.found is None else str(self.found)
+        if self.config.subcommand == "fit":
+            self.found = find_checkpoint(self.asked, root)
+        else:
+            self.found = checkpoint_to_validate(self.asked, root, options.model.init)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer with this package's precision, logger and checkpoints."""
@@ -132,13 +160,16 @@ class PretrainingCLI(LightningCLI):
         root = Path(given.default_root_dir or ".")
         progress = given.enable_progress_bar is not False and shows_progress()
         if progress:
-            self.trainer_defaults["callbacks"] = [Curves(), ProgressBar()]
+            self.trainer_defaults["callbacks"] += [ProgressBar()]
         kwargs |= {
             "default_root_dir": root,
             "precision": given.precision or best_precision(given.accelerator),
             "enable_progress_bar": progress,
         }
-        if given.logger is None:
+        if self.subcommand == "validate":
+            kwargs["logger"] = False
+            self.save_config_callback = None
+        elif given.logger is None:
             kwargs["logger"] = TensorBoardLogger(root, name=None, version=BOARD)
         try:
             asked = given.plugins or []
@@ -151,7 +182,7 @@ class PretrainingCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Take the folder for this run alone, and print what is going to be trained.
+        """Take the folder for this run alone, and say what is going to be trained.
 
         Raises:
             OptionError: where trainer.max_steps is missing, or another run writes the folder.
@@ -161,26 +192,23 @@ class PretrainingCLI(LightningCLI):
                 f"trainer.max_steps is {self.trainer.max_steps}; the schedule needs it. Begin with "
                 "a config, such as --config gramt-binaural, or give --trainer.max_steps."
             )
-        if self.trainer.strategy.root_device.type == "cuda":
-            self.held.enter_context(matmul_precision(self.model.matmul_precision))
+        stop_signals.is_first = _rank() == 0
         if _rank() == 0:
+            data = self.datamodule
             if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._take_folder()
-            parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-            say(
-                f"A {describe(self.model.config)} with {parameters / 1e6:.1f} million parameters, "
-                f"{self.datamodule.batch} clips x {self.datamodule.windows} windows a step; "
-                f"{'synthetic sounds' if self.datamodule.clips is None else 'recorded sounds'}; "
-                f"into {self.trainer.default_root_dir}."
-            )
+            options = self.config[self.config.subcommand]
+            self.report.announce(self.trainer, self.model, data, options.checkpoints.keep_every)
             if self.model.origin and self.found is None:
                 say(self.model.origin)
-            data = self.datamodule
             if data.clean_fraction == 1 and data.clips and not data.validation_clips:
                 say(
                     "All clips stay dry and data.validation_clips is not given: the validation "
                     "loss will be of clips that are learned from."
                 )
+            made_with = {name: options[name].as_dict() for name in ("model", "data")}
+            log_hyperparameters(self.trainer.loggers, made_with)
+            say("Opening the clips, rooms and noises.")
 
     def _take_folder(self) -> None:
         """Keep other runs out of the folder until this process ends.
@@ -201,6 +229,31 @@ class PretrainingCLI(LightningCLI):
             )
         if self.asked == "last" and self.found is None:
             say(f"There is no {root / FOLDER / LAST} yet; training begins anew.")
+
+    def fit(self, **arguments: Any) -> None:
+        """Train."""
+        with self._products():
+            self.trainer.fit(**arguments, ckpt_path=self.found)
+
+    def _products(self) -> AbstractContextManager[None]:
+        """Return in what float32 matrix products on a GPU have their precision."""
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        return matmul_precision(self.model.matmul_precision) if on_gpu else nullcontext()
+
+    def validate(self, **arguments: Any) -> None:
+        """Compute the validation loss, and print it as one line on stdout.
+
+        Raises:
+            TrainingError: where it is not finite.
+        """
+        with self._products():
+            self.trainer.validate(**arguments, ckpt_path=self.found, verbose=False)
+        loss = float(self.trainer.callback_metrics["validation/loss"])
+        if not math.isfinite(loss):
+            raise TrainingError(f"The validation loss of {self.found or 'the model'} is {loss}.")
+        if _rank() == 0:
+            step = self.datamodule.position // self.datamodule.batch
+            say(f"step {step}: validation loss {loss:.7g}", results)
 
     def after_fit(self) -> None:
         """Print what was trained, and what to do with it."""
@@ -328,7 +381,7 @@ def run() -> int:
         restrict(sys.argv[1:])
         set_dumper("yaml", _dump_yaml)
         _quieten()
-        with ExitStack() as held:
+        with stop_signals, ExitStack() as held:
             PretrainingCLI(held)
     except Stopped as stopped:
         return _leave(str(stopped), stopped.code)
@@ -336,7 +389,7 @@ def run() -> int:
         cause = leaving.__context__ if isinstance(leaving, SystemExit) else leaving
         if not isinstance(cause, KeyboardInterrupt):
             raise
-        return _leave("Interrupted before there was anything to save.", INTERRUPTED)
+        return _leave(INTERRUPTED, stop_signals.code, anyway=True)
     except (GramError, MisconfigurationException) as error:
         return _leave(f"error: {error}", 1)
     except RuntimeError as error:
@@ -361,10 +414,11 @@ def _rank() -> int:
     return getattr(rank_zero_only, "rank", None) or 0
 
 
-def _leave(message: str, code: int) -> int:
+def _leave(message: str, code: int, anyway: bool = False) -> int:
     """Print why this process ends, and return its exit code.
 
-    Where a run was stopped, its first process alone prints that, and returns another code than 0.
+    Where a run was stopped, its first process alone prints that, and returns another code than 0,
+    unless ``anyway`` asks for it: the others may wait for this one, and must be ended.
     """
     rank = _rank()
     if rank == 0:
@@ -373,7 +427,7 @@ def _leave(message: str, code: int) -> int:
     if message.startswith("error"):
         say(f"process {rank}: {message}")
         return code
-    return 0
+    return code if anyway else 0
 
 
 def _quieten() -> None:

@@ -1,28 +1,40 @@
 """The data of a run: opened, and loaded in batches that are divided among devices."""
 
-import signal
+import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
+from gram_hear.audio.shards import GIGABYTES, ShardCache
 from gram_hear.config import FrontEndConfig, ModelConfig
-from gram_hear.errors import CheckpointError, GramError, OptionError
+from gram_hear.console import progress_bar, say
+from gram_hear.errors import CheckpointError, GramError, OptionError, count
+from gram_hear.jobs.interrupts import signals_blocked
 from gram_hear.pretrain.batches import EpochSampler, collate
-from gram_hear.pretrain.clips import ClipSet, open_clips
+from gram_hear.pretrain.clips import OPEN_SHARDS, ClipSet, open_clips
 from gram_hear.pretrain.module import Pretraining
-from gram_hear.pretrain.pools import Rooms, open_noises, open_rooms
+from gram_hear.pretrain.pools import Rooms, SimulatedRooms, open_noises, open_rooms, simulate
 from gram_hear.pretrain.samples import Sample, SampleRecipe, SampleSet
+from gram_hear.pretrain.stopping import SIGNALS, leave_signals
 
-# The signals that ask training to stop; clusters announce the end of a job with the latter two.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
 HELD_OUT = 2**31  # added to the seed for validation, which so has other draws and other sounds
 # Beside the sizes of the sets: the options on which the samples depend.
-SAME = ("seconds", "level", "clean_fraction", "windows", "clip_frames", "masked", "masks")
+SAME = (
+    *("seconds", "level", "noise_gain", "clean_fraction"),
+    *("windows", "clip_frames", "masked", "masks"),
+)
 # What checkpoints mean that were written before there was such an option.
-EARLIER = {"masks": "random"}
+EARLIER = {"masks": "random", "noise_gain": "scene"}
+SIMULATED = "simulated"  # folder of rooms and noises that are simulated, in the folder of the run
+SIMULATED_FIRST = 256  # so many rooms, at most, are simulated before the first step
+LINE_SECONDS = 10.0  # between lines of progress where there is no terminal
 
 
 class TimedLoader(DataLoader[Sample]):
@@ -31,7 +43,8 @@ class TimedLoader(DataLoader[Sample]):
     waited = 0.0  # seconds in all
 
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
-        samples = super().__iter__()
+        with signals_blocked(SIGNALS):  # until its processes ignore them
+            samples = super().__iter__()
         while True:
             start = time.perf_counter()
             try:
@@ -63,6 +76,7 @@ class PretrainingData(LightningDataModule):
         seconds: float = 10.0,
         level: float = -14.0,
         snr: tuple[float, float] = (5.0, 40.0),
+        noise_gain: Literal["scene", "channel"] = "scene",
         clean_fraction: float = 0.0,
         windows: int = 16,
         clip_frames: int = 1024,
@@ -78,16 +92,25 @@ class PretrainingData(LightningDataModule):
         validation_noises: str | None = None,
         validation_batches: int = 1,
         validate_every: int = 1000,
+        audio_column: str | None = None,
+        cache: str | None = None,
+        cache_size: float = GIGABYTES,
+        open_shards: int = OPEN_SHARDS,
     ) -> None:
         """The data to learn from. The defaults are the published recipe for frame patches.
 
         Args:
-            clips: Folders of sound files, or tars of them. null makes synthetic sounds.
+            clips: Folders of sound files, tars of them, or Parquet files, one or a list. They may
+                be URLs, such as hf://datasets/OWNER/NAME/data/*.parquet. null makes synthetic
+                sounds.
             rirs: A set of RIRs, of which the training scenes are used. null simulates rooms.
             noises: A set of noises. null makes synthetic ones.
             seconds: Length of a clip.
             level: RMS level of clips and noises, in dBFS.
             snr: Lowest and highest signal-to-noise ratio, in dB.
+            noise_gain: Rule for the level of the noise: scene (one gain for all channels, by
+                energies while the noise sounds; it keeps the noise's level difference between the
+                ears) or channel (a gain for each channel, by energies of the whole clip).
             clean_fraction: Probability that a clip stays dry. At 1, no rooms or noises are used.
             windows: Number of windows cut from each clip.
             clip_frames: Number of frames that windows are cut from. It may exceed the clip; the
@@ -109,10 +132,17 @@ class PretrainingData(LightningDataModule):
             validation_noises: Noises for validation. null takes the training noises.
             validation_batches: Number of batches for validation, each as large as in training.
             validate_every: Number of optimizer steps from one validation to the next.
+            audio_column: Column of Parquet files that holds the sounds. null takes the only one of
+                bytes and path.
+            cache: Folder in which Parquet files and remote tars are kept while they are used. null
+                is gram-hear/shards in the user's cache directory.
+            cache_size: Largest size of that folder, in GB.
+            open_shards: Number of Parquet files or remote tars whose clips are mixed at a time.
         """
         super().__init__()
         self.clips, self.rirs, self.noises = clips, rirs, noises
         self.seconds, self.level, self.snr = seconds, level, snr
+        self.noise_gain = noise_gain
         self.clean_fraction = clean_fraction
         self.windows, self.clip_frames = windows, clip_frames
         self.masked, self.masks = masked, masks
@@ -123,13 +153,19 @@ class PretrainingData(LightningDataModule):
         self.validation_noises = validation_noises
         self.validation_batches = validation_batches
         self.validate_every = validate_every
+        self.audio_column, self.open_shards = audio_column, open_shards
+        self.cache = ShardCache(None if cache is None else Path(cache), cache_size, audio_column)
         self.training: SampleSet | None = None
         self.validation: SampleSet | None = None
+        self._folder: Path | None = None
+        self._temporary: TemporaryDirectory[str] | None = None
         self.position = 0  # samples of the stream that were learned from before this run
         self._check()
 
     def _check(self) -> None:
-        least = dict.fromkeys(("batch", "rooms", "validation_batches", "validate_every"), 1)
+        least = dict.fromkeys(
+            ("batch", "rooms", "validation_batches", "validate_every", "open_shards"), 1
+        )
         for name, value in (least | {"workers": 0, "seed": 0}).items():
             if getattr(self, name) < value:
                 raise OptionError(
@@ -153,6 +189,7 @@ class PretrainingData(LightningDataModule):
             sample_rate=config.front_end.sample_rate,
             level=self.level,
             snr=self.snr,
+            noise_gain=self.noise_gain,
             clean_fraction=self.clean_fraction,
             windows=self.windows,
             window_frames=config.window_frames,
@@ -168,6 +205,8 @@ class PretrainingData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the data, read a sample of each set, and divide the batch among devices.
 
+        Without training ("validate"), nothing is opened that is for training alone.
+
         Raises:
             OptionError, SceneError, AudioError: for what does not fit or cannot be read.
         """
@@ -175,6 +214,7 @@ class PretrainingData(LightningDataModule):
         assert trainer is not None
         model = trainer.lightning_module
         assert isinstance(model, Pretraining)
+        model.noise_gain = self.noise_gain
         steps = accumulation(self.batch, trainer.world_size, self.batch_per_device)
         if trainer.accumulate_grad_batches not in (1, steps):
             raise OptionError(
@@ -184,14 +224,59 @@ class PretrainingData(LightningDataModule):
         trainer.accumulate_grad_batches = steps
         trainer.val_check_interval = self.validate_every * steps  # in Lightning's smaller batches
         trainer.check_val_every_n_epoch = None  # counted over all of training
-        clips = open_clips(self.clips, self.seed)
-        self.training = self._open(clips, model.config, held_out=False)
+        self._folder = self._keep(trainer)
+        clips = None
+        if stage == "fit":
+            clips = self._open_clips(self.clips, self.seed)
+            self.training = self._open(clips, model.config, held_out=False)
         self.validation = self._open(self._held_out_clips(clips), model.config, held_out=True)
+        self._simulate_rooms(trainer)
 
-    def _held_out_clips(self, clips: ClipSet) -> ClipSet:
+    def _keep(self, trainer: Trainer) -> Path:
+        """Return the folder of what is simulated; that of a trial is removed when it ends."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return Path(trainer.default_root_dir) / SIMULATED
+        self._temporary = TemporaryDirectory(prefix="gram-hear-")
+        return Path(self._temporary.name)
+
+    def _simulate_rooms(self, trainer: Trainer) -> None:
+        """Simulate the rooms of this run, once for all its processes, and show how far it is."""
+        drawn = [(self.training, trainer.max_steps), (self.validation, self.validation_batches)]
+        wanted = [
+            (samples.rooms, i)
+            for samples, batches in drawn
+            if samples is not None and isinstance(samples.rooms, SimulatedRooms)
+            for i in sorted(samples.rooms_of(batches * self.batch))[:SIMULATED_FIRST]
+        ]
+        missing = sum(not rooms.has(i) for rooms, i in wanted)
+        if trainer.is_global_zero and missing:
+            say(
+                f"Simulating {count(missing, 'room')}, which takes about a second each. The first "
+                "step waits for them."
+            )
+            with _shown() as progress:
+                simulate(wanted, max(1, self.workers), progress)
+        trainer.strategy.barrier("rooms")
+
+    def teardown(self, stage: str) -> None:
+        """Remove what a trial has simulated."""
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def _held_out_clips(self, clips: ClipSet | None) -> ClipSet:
         if self.validation_clips is None and self.clips is not None:
-            return clips
-        return open_clips(self.validation_clips, self.seed + HELD_OUT)
+            return self._open_clips(self.clips, self.seed) if clips is None else clips
+        return self._open_clips(self.validation_clips, self.seed + HELD_OUT)
+
+    def _open_clips(self, paths: str | list[str] | None, seed: int) -> ClipSet:
+        return open_clips(
+            paths,
+            seed,
+            cache=self.cache,
+            open_shards=self.open_shards,
+            report=say,
+            watch=partial(progress_bar, "count", "shards"),
+        )
 
     def _open(self, clips: ClipSet, config: ModelConfig, held_out: bool) -> SampleSet:
         front_end, recipe = config.front_end, self.recipe(config)
@@ -200,7 +285,7 @@ class PretrainingData(LightningDataModule):
         if self.clean_fraction < 1:
             rooms = self._held_out_rooms(front_end) if held_out else self._rooms(front_end, "train")
             path = (held_out and self.validation_noises) or self.noises
-            noises = open_noises(path, front_end.sample_rate, seed=seed)
+            noises = open_noises(path, front_end.sample_rate, seed=seed, folder=self._folder)
         return SampleSet(clips, rooms, noises, recipe, front_end.layout, seed)
 
     def _rooms(self, front_end: FrontEndConfig, split: str, path: str | None = None) -> Rooms:
@@ -211,6 +296,7 @@ class PretrainingData(LightningDataModule):
             split=split,
             seed=self.seed,
             count=self.rooms,
+            folder=self._folder,
         )
 
     def _held_out_rooms(self, front_end: FrontEndConfig) -> Rooms:
@@ -271,17 +357,21 @@ class PretrainingData(LightningDataModule):
             "batch": self.batch,
             "seed": self.seed,
             "clips": len(self.training),
+            "shards": self.training.clips.shards_key,
             "rooms": 0 if self.training.rooms is None else len(self.training.rooms),
             "snr": list(self.snr),
             **{name: getattr(self, name) for name in SAME},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume the stream at the position of a checkpoint.
+        """Resume the stream at the position of a checkpoint, if there is a stream.
 
         Raises:
             CheckpointError: where the data or their options differ, so that the stream would too.
         """
+        if self.training is None:  # a checkpoint may be validated on other data
+            self.position = state_dict["position"]
+            return
         state_dict = EARLIER | state_dict
         different = [
             f"{name}: {state_dict.get(name)} there, {value} here"
@@ -297,14 +387,26 @@ class PretrainingData(LightningDataModule):
         self.position = state_dict["position"]
 
 
-def _leave_signals(worker: int) -> None:
-    """Ignore the signals to stop in a process that loads data.
+@contextmanager
+def _shown() -> Iterator[Callable[[int, int], object]]:
+    """Show how many rooms are simulated: a bar on a terminal, else a line now and then."""
+    if sys.stderr.isatty():
+        with progress_bar("Simulating", "rooms") as move:
+            yield move
+        return
+    said = time.monotonic()
 
-    A terminal or a cluster sends them to all processes, but the training process needs data to
-    finish its step. When it ends, those that load for it end too.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= LINE_SECONDS or done == total:
+            said = time.monotonic()
+            say(f"{done} of {total} rooms are simulated.")
+
+    yield tell
+
+
+def _leave_signals(worker: int) -> None:
+    leave_signals()
 
 
 def accumulation(batch: int, devices: int, most: int | None) -> int:

@@ -112,6 +112,7 @@ class Pretraining(LightningModule):
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.front_end = FrontEnd(self.config.front_end)
+        self.noise_gain = "scene"  # of the data, which set it
         self.autoencoder, self.origin = first_weights(self.config, seed, init)
         if compile:
             self.autoencoder.compile()
@@ -143,7 +144,8 @@ class Pretraining(LightningModule):
             return copied
         drawn = (batch[name] for name in ("rirs", "noise", "start", "length", "snr"))
         # Those who drew the values have checked them.
-        audio = mix(clip, *drawn, check_values=False).audio
+        mixed = mix(clip, *drawn, noise_gain=self.noise_gain, check_values=False)
+        audio = mixed.audio
         if self.config.front_end.layout == "ambisonic":
             audio = to_soundspaces(audio, CONVENTION)
         return torch.where(dry[:, None, None], copied, audio)

@@ -3,7 +3,7 @@
 Samples form one endless stream. Sample ``i`` depends on the seed and ``i`` alone, so batches are
 the same whatever the number of processes, devices and restarts. Epochs follow one another in the
 stream. Each holds every clip once, in an order of its own. A batch may hold the last clips of one
-epoch and the first of the next.
+epoch and the first of the next. Where clips lie in shards, an epoch goes through them by groups.
 
 Nothing is mixed here: a sample holds the parts of a mixture, and the device mixes them.
 """
@@ -22,12 +22,13 @@ from torch.utils.data import Dataset
 from gram_hear.config import AUDIO_CHANNELS, FrontEndConfig
 from gram_hear.errors import AudioError, GramError, OptionError, SceneError, require_known
 from gram_hear.nn.masks import MASKS, draw_masks
-from gram_hear.pretrain.clips import ClipSet
+from gram_hear.pretrain.clips import ClipSet, Order
 from gram_hear.pretrain.pools import Rooms
-from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, to_level
+from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, NOISE_GAINS, to_level
 from gram_hear.scenes.noises import Noise, NoiseSet
 
 SHORTEST = 0.1  # seconds of a clip: more than one frame of any front-end
+AHEAD = 8  # the next shards are fetched when one part in so many of a group was drawn
 TRIES = 100  # after so many unreadable sounds in a row the set is given up
 LARGEST_SEED = 2**32 - 1  # NumPy splits longer seeds into words, which would collide with streams
 ORDER, CLIP, SCENE, NOISE, WINDOWS = range(5)  # the streams of random numbers of a seed
@@ -42,13 +43,15 @@ class SampleRecipe:
 
     They are those of :class:`gram_hear.pretrain.datamodule.PretrainingData`, and of the model
     ``sample_rate`` in Hz, the frames of a window, its number of tokens, and the rows of their grid.
-    ``level`` is the RMS of a clip, or of the excerpt of a longer sound, before zero-padding.
+    ``level`` is the RMS of a clip, or of the excerpt of a longer sound, before zero-padding. Noises
+    are brought to it too, but not where each channel gets its own noise gain.
     """
 
     seconds: float = 10.0
     sample_rate: int = 32000
     level: float = LEVEL
     snr: tuple[float, float] = (5.0, 40.0)
+    noise_gain: str = "scene"
     clean_fraction: float = 0.0
     windows: int = 16
     window_frames: int = 200
@@ -71,6 +74,7 @@ class SampleRecipe:
                 f"snr is {self.snr}; give a low and a high number of dB between {-LARGEST_SNR:g} "
                 f"and {LARGEST_SNR:g}, in this order."
             )
+        require_known("noise gain", self.noise_gain, NOISE_GAINS)
         if not 0 <= self.clean_fraction <= 1:
             raise OptionError(f"clean_fraction is {self.clean_fraction}; it must be 0 to 1.")
         self._check_windows()
@@ -145,9 +149,11 @@ class SampleSet(Dataset[Sample]):
         self.recipe = recipe
         self.layout = layout
         self.seed = seed
-        self._orders: dict[int, np.ndarray] = {}
+        self._orders: dict[int, Order] = {}
+        self._ahead = (0, -1)  # the epoch and group after which the next was fetched
         self._check()
         self[0]
+        self.clips.close()  # those that load data open them anew
 
     def _check(self) -> None:
         rate = self.recipe.sample_rate
@@ -200,16 +206,16 @@ class SampleSet(Dataset[Sample]):
         if i < 0:
             raise IndexError(f"Sample {i} was asked for; the stream begins at 0.")
         clip, skipped = self._draw_clip(i)
+        self._fetch_ahead(i)
         generator = self._generator(SCENE, i)
-        dry = bool(generator.random() < self.recipe.clean_fraction)
-        low, high = self.recipe.snr
+        dry, snr, room = self._draw_scene(generator)
         sample = {
             "index": torch.tensor(i),
             "clip": clip,
             "dry": torch.tensor(dry),
-            "snr": torch.tensor(generator.uniform(low, high), dtype=torch.float32),
+            "snr": torch.tensor(snr, dtype=torch.float32),
         }
-        sample["rirs"], unread = self._draw_room(generator, dry)
+        sample["rirs"], unread = self._read_room(room)
         noise, unheard = self._draw_noise(generator, i, dry)
         starts, masks = self._draw_windows(i)
         skips = torch.tensor(skipped + unread + unheard)
@@ -218,11 +224,29 @@ class SampleSet(Dataset[Sample]):
     def clip_of(self, i: int, later: int = 0) -> int:
         """Return the number of sample ``i``'s clip, or of one ``later`` in the epoch's order."""
         epoch, at = divmod(i, len(self.clips))
+        return int(self._order(epoch).clips[(at + later) % len(self.clips)])
+
+    def _order(self, epoch: int) -> Order:
         if epoch not in self._orders:
-            order = self._generator(ORDER, epoch).permutation(len(self.clips))
+            order = self.clips.order(self._generator(ORDER, epoch))
             self._orders = {old: self._orders[old] for old in [*self._orders][-1:]}
             self._orders[epoch] = order
-        return int(self._orders[epoch][(at + later) % len(self.clips)])
+        return self._orders[epoch]
+
+    def _fetch_ahead(self, i: int) -> None:
+        """Let the shards of the next group be fetched, once a part of this one was drawn."""
+        if self.clips.open_shards == 0:
+            return
+        epoch, at = divmod(i, len(self.clips))
+        order = self._order(epoch)
+        group = order.group_at(at)
+        start, end = order.start_of(group), int(order.ends[group])
+        if (epoch, group) <= self._ahead or (at - start) * AHEAD < end - start:
+            return
+        self._ahead = (epoch, group)
+        is_last = group + 1 == len(order.ends)
+        later, following = (self._order(epoch + 1), 0) if is_last else (order, group + 1)
+        self.clips.fetch_ahead(later.clips_of(following))
 
     def _generator(self, stream: int, i: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, stream, i])
@@ -236,19 +260,39 @@ class SampleSet(Dataset[Sample]):
 
         audio, skipped = _first_readable("clips", len(self.clips), read)
         clip = to_level(torch.from_numpy(audio), self.recipe.level)
-        return F.pad(clip, (0, samples - len(clip))), skipped
+        missing = samples - len(clip)
+        return F.pad(clip, (0, missing)) if missing else clip, skipped
 
-    def _draw_room(self, generator: np.random.Generator, dry: bool) -> tuple[Tensor, int]:
-        """Return RIRs (2, channels, m), and how many scenes could not be read."""
+    def rooms_of(self, count: int) -> set[int]:
+        """Return the numbers of the rooms of the first ``count`` samples."""
+        drawn: set[int] = set()
+        for i in range(count):
+            if self.rooms is None or len(drawn) == len(self.rooms):
+                break
+            room = self._draw_scene(self._generator(SCENE, i))[2]
+            drawn |= set() if room is None else {room}
+        return drawn
+
+    def _draw_scene(self, generator: np.random.Generator) -> tuple[bool, float, int | None]:
+        """Return whether a clip stays dry, the signal-to-noise ratio, and the number of its room.
+
+        Where a clip stays dry, that is None.
+        """
+        dry = bool(generator.random() < self.recipe.clean_fraction)
+        snr = generator.uniform(*self.recipe.snr)
         if dry or self.rooms is None:
+            return dry, snr, None
+        return dry, snr, int(generator.integers(len(self.rooms)))
+
+    def _read_room(self, room: int | None) -> tuple[Tensor, int]:
+        """Return RIRs (2, channels, m), and how many scenes could not be read."""
+        if room is None or self.rooms is None:
             return torch.zeros(2, AUDIO_CHANNELS[self.layout], 0), 0
-        rooms, count = self.rooms, len(self.rooms)
-        drawn = int(generator.integers(count))
+        rooms, count, samples = self.rooms, len(self.rooms), self.recipe.samples
         rirs, skipped = _first_readable(
-            "rooms", count, lambda attempt: rooms.read((drawn + attempt) % count)[0]
+            "rooms", count, lambda attempt: rooms.read_sums((room + attempt) % count, samples)
         )
-        rirs = rirs[..., : self.recipe.samples]
-        return torch.from_numpy(np.stack([rirs[0], rirs[1:].sum(axis=0)])), skipped
+        return torch.from_numpy(rirs), skipped
 
     def _draw_noise(
         self, generator: np.random.Generator, i: int, dry: bool
@@ -266,7 +310,8 @@ class SampleSet(Dataset[Sample]):
         drawn, skipped = _first_readable("noises", TRIES, draw)
         length = len(drawn.audio)
         start = int(generator.integers(samples - length + 1))
-        noise = drawn.put(start, samples, self.recipe.sample_rate, self.recipe.level)[0]
+        level = self.recipe.level if self.recipe.noise_gain == "scene" else None
+        noise = drawn.put(start, samples, self.recipe.sample_rate, level)[0]
         values = {"noise": noise, "start": torch.tensor(start), "length": torch.tensor(length)}
         return values, skipped
 

@@ -102,7 +102,7 @@ def check_yaml(text: str) -> None:
                 raise OptionError(f"The alias *{event.anchor} of a configuration has no value yet.")
             size += sizes[event.anchor]
         elif isinstance(event, yaml.ScalarEvent):
-            _check_value(event.value)
+            _check_value(event.value, is_all=event.value == text)
             size += 1
             if event.anchor is not None:
                 sizes[event.anchor] = 1
@@ -121,8 +121,11 @@ def check_yaml(text: str) -> None:
             )
 
 
-def _check_value(value: str) -> None:
-    """Check one value; where it looks like YAML itself, it may be read as such later."""
+def _check_value(value: str, is_all: bool) -> None:
+    """Check one value; where it looks like YAML itself, it may be read as such later.
+
+    A value that is all of a text, such as ``s3://a/{0..9}.tar``, is read as the same value again.
+    """
     number = re.fullmatch(r"[-+]?[0-9][0-9a-fx_:.]*", value, re.IGNORECASE)
     longest = LONGEST_NUMBER if number else LONGEST_VALUE
     if len(value) > longest:
@@ -130,7 +133,7 @@ def _check_value(value: str) -> None:
             f"A value of a configuration has {len(value)} characters ({value[:20]!r} ...); at most "
             f"{longest} are read."
         )
-    if re.search(r"[\[{&*]", value):
+    if not is_all and re.search(r"[\[{&*]", value):
         try:
             check_yaml(value)
         except yaml.YAMLError:

@@ -24,11 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gram_hear.errors import AudioError, OptionError
+from gram_hear.errors import AudioError, OptionError, require_known
 
 LEVEL = -14.0  # dBFS: the RMS of a clip
 FADE = 0.2  # seconds of the linear fades of a noise
 LARGEST_SNR = 100.0  # dB, positive or negative; beyond it float32 cannot hold both sounds
+NOISE_GAINS = ("scene", "channel")  # what has a gain of its own
 ENERGY_FLOOR = 1e-9  # added to the energy of the noise before the gain divides by it
 BLOCK_SAMPLES = 2**25  # samples of all clips and channels that a GPU transforms at once
 FULL_SCALE = 1.0 - 2.0**-12  # peaks above 1 are brought to this
@@ -42,8 +43,8 @@ class Mixed:
     """A batch of mixtures."""
 
     audio: Tensor  # (batch, channels, samples) float32
-    # (batch,) float32, the noise gain. It is 0 where there was no noise, or where the noise or the
-    # clip was silent inside the window of the noise.
+    # (batch,) float32, the noise gain, or (batch, channels). It is 0 where there was no noise, and
+    # where the noise or the clip was silent: inside the window of the noise, or in the channel.
     gain: Tensor
 
 
@@ -96,15 +97,28 @@ def fade(noises: Tensor, lengths: PerClip, whole: PerClip, rate: int = 32000) ->
     lengths = _whole_numbers("lengths", lengths, noises)
     whole = _one_each("whole", whole, noises)
     _check_window(torch.zeros_like(lengths), lengths, noises.shape[-1])
+    faded = noises.to(torch.float32, copy=True)
+    for sound, length, is_whole in zip(faded, lengths.tolist(), whole.tolist(), strict=True):
+        fade_ends(sound[:length], is_whole, rate)
+        sound[length:] = 0
+    return faded
+
+
+def fade_ends(sound: Tensor, whole: bool, rate: int = 32000) -> None:
+    """Fade one noise (samples,) float32 in place, as :func:`fade` does.
+
+    Raises:
+        OptionError: for a rate at which a fade has fewer than two samples.
+    """
     steps = round(FADE * rate) - 1
     if steps < 1:
         raise OptionError(
             f"The rate is {rate} Hz, too low for a fade of {FADE} s; give the true one."
         )
-    sample = torch.arange(noises.shape[-1], device=noises.device)
-    fade_in = torch.where(whole.bool()[:, None], (sample / steps).clamp(max=1.0), 1.0)
-    fade_out = ((lengths[:, None] - 1 - sample) / steps).clamp(0.0, 1.0)
-    return noises.float() * fade_in * fade_out
+    ramp = torch.arange(min(steps, len(sound)), device=sound.device) / steps
+    if whole:
+        sound[: len(ramp)] *= ramp
+    sound[len(sound) - len(ramp) :] *= ramp.flip(0)
 
 
 def pad_to_clips(noises: Tensor, starts: PerClip, lengths: PerClip, samples: int) -> Tensor:
@@ -127,9 +141,11 @@ def pad_to_clips(noises: Tensor, starts: PerClip, lengths: PerClip, samples: int
     lengths = _whole_numbers("lengths", lengths, noises)
     _check_window(torch.zeros_like(lengths), lengths, noises.shape[-1])
     _check_window(starts, lengths, samples)
-    sample = torch.arange(samples, device=noises.device) - starts[:, None]
-    padded = noises.float().gather(1, sample.clamp(0, noises.shape[-1] - 1))
-    return torch.where((sample >= 0) & (sample < lengths[:, None]), padded, 0.0)
+    padded = noises.new_zeros(len(noises), samples, dtype=torch.float32)
+    spans = zip(starts.tolist(), lengths.tolist(), strict=True)
+    for row, noise, (start, length) in zip(padded, noises, spans, strict=True):
+        row[start : start + length] = noise[:length]
+    return padded
 
 
 @lru_cache
@@ -191,17 +207,23 @@ def mix(
     snr: PerClip | None = None,
     *,
     channels: int | None = None,
+    noise_gain: str = "scene",
     check_values: bool = True,
 ) -> Mixed:
     """Return clips as they are heard in their rooms, each with its noise.
 
-    Every noise sounds from all noise sources of its room at once. The noise gain, one for all
-    channels, brings it to its signal-to-noise ratio: a = sqrt(Ex / (En + 1e-9) * 10^(-snr / 10)).
-    Ex and En are the energies of clip and noise after convolution, over all channels, inside the
-    window of the noise. The reverberation of the noise goes on after the window.
+    Every noise sounds from all noise sources of its room at once. The noise gain brings it to its
+    signal-to-noise ratio. Ex and En are energies of clip and noise after convolution:
 
-    A clip that is silent inside the window gets no noise, and a silent noise, or one with silent
-    RIRs, adds nothing.
+    - ``scene``: one gain for all channels, a = sqrt(Ex / (En + 1e-9) * 10^(-snr / 10)). Energies
+      are over all channels, inside the window of the noise. It keeps the noise's level differences
+      between channels.
+    - ``channel``: a gain for each channel, a = sqrt(Ex / En * 10^(-snr / 10)). Energies are of each
+      channel, over the whole clip. So in every channel the noise has the same distance in level to
+      the clip.
+
+    The reverberation of the noise goes on after the window. A clip that is silent there (or in a
+    channel) gets no noise, and a silent noise, or one with silent RIRs, adds nothing.
 
     Args:
         clips: (batch, samples).
@@ -213,6 +235,7 @@ def mix(
         lengths: (batch,) samples of each window; None for the rest of the clip. 0 for no noise.
         snr: (batch,) dB, at most :data:`LARGEST_SNR` either way.
         channels: of a dry mixture; None is 1. Leave it out where RIRs are given.
+        noise_gain: ``"scene"`` or ``"channel"``.
         check_values: False checks types and shapes alone, for values that are right already: each
             check of values makes the processor wait for the GPU.
 
@@ -223,6 +246,7 @@ def mix(
             options that contradict each other.
     """
     _check_audio("The clips", clips, (2,), "(batch, samples)")
+    require_known("noise gain", noise_gain, NOISE_GAINS)
     channels = _check_rooms(clips, rirs, noises, channels)
     heard = _heard(clips, None if rirs is None else rirs[:, 0])
     if noises is None:
@@ -236,10 +260,15 @@ def mix(
         noise = _heard(
             noises, None if rirs is None else rirs[:, 1:].sum(dim=1, dtype=torch.float32)
         )
-        energy = _energy(noise * inside[:, None])
-        gain = (_energy(heard * inside[:, None]) / (energy + ENERGY_FLOOR) * ratio).sqrt()
+        if noise_gain == "scene":
+            energy = _energy(noise * inside[:, None])
+            gain = (_energy(heard * inside[:, None]) / (energy + ENERGY_FLOOR) * ratio).sqrt()
+        else:  # of noise of any level: the quotient of squares would leave float32 sooner
+            energy = _energy(noise, by_channel=True)
+            loud = _energy(heard, by_channel=True) * ratio[:, None]
+            gain = loud.sqrt() / energy.sqrt()
         gain = torch.where(energy == 0, 0.0, gain)
-        audio = heard + gain[:, None, None] * noise
+        audio = heard + gain.view(len(gain), -1, 1) * noise
     if check_values and not audio.isfinite().all():
         _check_finite({"The clips": clips, "The RIRs": rirs, "The noises": noises})
         raise AudioError("A mixture overflows float32. Bring the clips to a level first: to_level.")
@@ -251,13 +280,14 @@ def _heard(signals: Tensor, rirs: Tensor | None) -> Tensor:
     return signals.float()[:, None] if rirs is None else convolve(signals, rirs)
 
 
-def _energy(audio: Tensor) -> Tensor:
-    """Return the sum of squares of each clip, (B, C, n) -> (B,).
+def _energy(audio: Tensor, by_channel: bool = False) -> Tensor:
+    """Return the sum of squares of each clip, (B, C, n) -> (B,), or of each channel, (B, C).
 
     It is summed in two steps of a fixed order, whatever the batch and the number of threads.
     """
     squares = F.pad(audio.square(), (0, -audio.shape[-1] % SUM_SAMPLES))
-    return squares.unflatten(-1, (-1, SUM_SAMPLES)).sum(dim=-1).sum(dim=(1, 2))
+    sums = squares.unflatten(-1, (-1, SUM_SAMPLES)).sum(dim=-1)
+    return sums.sum(dim=2 if by_channel else (1, 2))
 
 
 def _window(

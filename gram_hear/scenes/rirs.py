@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gram_hear.audio.archives import (
     NPY,
@@ -49,6 +50,7 @@ SPLITS = ("train", "valid", "test")
 PUBLISHED_RATE = 32000  # Hz, of sets that do not say it
 KEYS = {"binaural": "binaural_rir_path", "ambisonic": "ambisonic_rir_path"}
 LONGEST_LINE = 1 << 20  # bytes, of what is known of a scene
+SILENT = "{}: the RIR of the source is silent; leave the scene out."
 SPLIT_NAME = re.compile(r"(train|val|test)(?:id|idation|ing)?(?![a-z])", re.IGNORECASE)
 
 
@@ -84,8 +86,12 @@ class RirSet(ABC):
         """Return "train", "valid" or "test", or None if the set does not say."""
 
     @abstractmethod
-    def _load(self, i: int) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return RIRs (1 + slots, channels, samples) in the files' convention, and metadata."""
+    def _load(self, i: int) -> tuple[Sequence[np.ndarray], dict[str, Any]]:
+        """Return RIRs, each (channels, samples) as it is in the files, and metadata.
+
+        They are floats of any size and in the convention of the files, perhaps with NaN. Where a
+        noise source is missing, its RIR may be zeros.
+        """
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
@@ -119,22 +125,69 @@ class RirSet(ABC):
             SceneError: for files that are missing, unreadable, of another shape than (1 + noise
                 sources, channels, samples), or hold NaN.
         """
-        rirs, metadata = self._load(i)
+        found, metadata = self._load(i)
         where = f"{self.path}: {self.name(i)}"
+        rirs = np.zeros((len(found), len(found[0]), _longest(found)), dtype=np.float32)
+        with np.errstate(over="ignore"):
+            for rir, values in zip(rirs, found, strict=True):
+                rir[:, : values.shape[1]] = values
+        _check_finite(where, rirs)
+        heard = np.asarray(rirs.any(axis=(1, 2)))
+        if not heard[0]:
+            raise SceneError(SILENT.format(where))
+        rirs = rirs[heard]
+        if self.convention == "soundspaces":
+            rirs = from_soundspaces(rirs)
+        _check_metadata(where, metadata, rirs.shape[-1] / self.rate)
+        return np.ascontiguousarray(rirs), metadata
+
+    def read_sums(self, i: int, samples: int) -> np.ndarray:
+        """Read a scene for a noise that sounds from all its noise sources at once.
+
+        It takes less time than :meth:`read`: no more is converted than is used.
+
+        Args:
+            i: the scene.
+            samples: so many are read of each RIR, at most.
+
+        Returns:
+            (2, channels, m) float32, with m up to ``samples``: the RIR of the source, and the sum
+            of those of all noise sources. Ambisonic ones are AmbiX.
+
+        Raises:
+            SceneError: as :meth:`read`, but for NaN after ``samples``, and wrong metadata.
+        """
+        found, _ = self._load(i)
+        where = f"{self.path}: {self.name(i)}"
+        # PyTorch converts float16 ten times as fast as NumPy.
+        sums = torch.zeros(2, len(found[0]), min(samples, _longest(found)))
+        for source, values in enumerate(found):
+            part = torch.from_numpy(values[:, :samples])
+            sums[min(source, 1), :, : part.shape[1]] += part
+        rirs = sums.numpy()
+        _check_finite(where, rirs)
+        if not (rirs[0].any() or found[0].any()):
+            raise SceneError(SILENT.format(where))
+        return from_soundspaces(rirs) if self.convention == "soundspaces" else rirs
+
+    def _slots(self, where: str, rirs: np.ndarray) -> list[np.ndarray]:
+        """Return the RIRs of an array of (1 + slots, channels, samples)."""
         channels = AUDIO_CHANNELS[self.layout]
         if rirs.ndim != 3 or rirs.shape[1] != channels or 0 in rirs.shape:
             raise SceneError(
                 f"{where} has the shape {rirs.shape}; it must be (1 + noise sources, {channels}, "
                 f"samples), as the set is {self.layout}."
             )
-        heard = np.asarray(rirs.any(axis=(1, 2)))
-        if not heard[0]:
-            raise SceneError(f"{where}: the RIR of the source is silent; leave the scene out.")
-        rirs = rirs[heard]
-        if self.convention == "soundspaces":
-            rirs = from_soundspaces(rirs)
-        _check_metadata(where, metadata, rirs.shape[-1] / self.rate)
-        return np.ascontiguousarray(rirs), metadata
+        return list(rirs)
+
+
+def _longest(rirs: Sequence[np.ndarray]) -> int:
+    return max(rir.shape[1] for rir in rirs)
+
+
+def _check_finite(where: str, rirs: np.ndarray) -> None:
+    if not np.isfinite(rirs).all():
+        raise SceneError(f"{where} holds NaN or infinite values; repair it or leave it out.")
 
 
 def _check_metadata(where: str, metadata: Any, seconds: float) -> None:
@@ -335,13 +388,14 @@ class IndexedRirs(RirSet):
             raise SceneError(f"{where} describes no scene; build the set anew.")
         return entry
 
-    def _load(self, i: int) -> tuple[np.ndarray, dict[str, Any]]:
+    def _load(self, i: int) -> tuple[Sequence[np.ndarray], dict[str, Any]]:
         entry = self._entry(i)
         relative = str(entry["files"].get(self.layout))
         path = _inside(self.path, self.path, relative)
         if path is None:
             raise SceneError(f"{self.path}: {entry['name']} names {relative}, outside the set.")
-        return read_npy(path), entry["metadata"].get(self.layout, {})
+        rirs = self._slots(f"{self.path}: {entry['name']}", read_npy(path))
+        return rirs, entry["metadata"].get(self.layout, {})
 
 
 def _find_lines(path: Path, split: str) -> list[tuple[str, int, int]]:
@@ -384,9 +438,9 @@ class WebDatasetRirs(RirSet):
         """Return what the name of a folder or tar begins with: train, val (valid) or test."""
         return _find_split(self.members[i].path.relative_to(self._top))
 
-    def _load(self, i: int) -> tuple[np.ndarray, dict[str, Any]]:
+    def _load(self, i: int) -> tuple[Sequence[np.ndarray], dict[str, Any]]:
         member = self.members[i]
-        return parse_npy(member.read(), str(member)), {}
+        return self._slots(str(member), parse_npy(member.read(), str(member))), {}
 
 
 def _open_tars(path: Path, layout: str | None, rate: int) -> WebDatasetRirs:
@@ -437,7 +491,7 @@ class SoundSpacesRirs(RirSet):
         """Return what the name of a folder or file begins with: train, val (valid) or test."""
         return _find_split(self._regions[i][0].relative_to(self.path))
 
-    def _load(self, i: int) -> tuple[np.ndarray, dict[str, Any]]:
+    def _load(self, i: int) -> tuple[Sequence[np.ndarray], dict[str, Any]]:
         file, _, region = self._regions[i]
         where = f"{self.path}: {self.name(i)}"
         try:
@@ -458,9 +512,8 @@ class SoundSpacesRirs(RirSet):
                     f"{where}: {name} has the shape {rir.shape}; it must be "
                     f"({AUDIO_CHANNELS[self.layout]}, samples), as it is {self.layout}."
                 )
-        longest = max(rir.shape[1] for rir in found)
-        padded = [np.pad(rir, ((0, 0), (0, longest - rir.shape[1]))) for rir in found]
-        return np.stack(padded), metadata
+            _check_finite(f"{where}: {name}", rir)
+        return found, metadata
 
     def _find(self, file: Path, name: str) -> Path:
         """Return the file that a JSON means."""
