@@ -32,6 +32,7 @@ from gram_hear.config import ModelConfig, TransformerConfig
 from gram_hear.pretrain.batches import EpochSampler, collate
 from gram_hear.pretrain.clips import open_clips
 from gram_hear.pretrain.datamodule import TimedLoader
+from gram_hear.pretrain.memory import keep_freed_memory
 from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.pools import SyntheticNoises, open_noises, open_rooms
 from gram_hear.pretrain.samples import Sample, SampleRecipe, SampleSet
@@ -40,7 +41,8 @@ CONFIGS = Path(gram_hear.pretrain.__file__).parent / "configs"
 POOL = 4  # rooms, and noises: steps take as long with more
 MM = 1024
 WARM = 2  # steps that do not count
-WANTED_SHARE, WANTED_WAIT = 0.75, 0.05
+WANTED_SHARES = {"tiny": 0.5, "base": 0.85}
+WANTED_WAIT = 0.05  # at tiny size
 
 
 # --- data -----------------------------------------------------------------------------------
@@ -180,7 +182,9 @@ def mm_rate(a: Tensor, b: Tensor, out: Tensor) -> float:
     return 2 * MM**3 / cpu_seconds(lambda: torch.mm(a, b, out=out))
 
 
-def measure_parts(step: Step, batches: list[Sample], operations: dict[str, float]) -> None:
+def measure_parts(
+    step: Step, batches: list[Sample], operations: dict[str, float], size: str
+) -> None:
     a, b, out = torch.randn(3, MM, MM)
     for batch in batches[:WARM]:
         mm_rate(a, b, out)
@@ -201,7 +205,8 @@ def measure_parts(step: Step, batches: list[Sample], operations: dict[str, float
     shares = [sum(operations.values()) / sum(parts.values()) / rate for parts in found]
     print(
         f"{'step':<22}{whole:>10.4f}{1:>10.1%}{statistics.median(shares):>14.2f}"
-        f"   ({min(shares):.2f} to {max(shares):.2f})   aim at base size: {WANTED_SHARE}"
+        f"   ({min(shares):.2f} to {max(shares):.2f})"
+        + (f"   aim: {WANTED_SHARES[size]}" if size in WANTED_SHARES else "")
     )
 
 
@@ -237,6 +242,7 @@ def main() -> None:
     batch = arguments.batch or (4 if tiny else 1)
     steps = WARM + (arguments.steps or (15 if tiny else 5))
     torch.manual_seed(0)
+    keep_freed_memory()  # as training does
     name = "tiny" if tiny else "gramt-binaural"
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     options = config["data"]
@@ -256,7 +262,7 @@ def main() -> None:
     step = Step(module)
     operations = count_operations(module.config, windows, options["masked"])
     print(f"matrix products of a step: {sum(operations.values()) / 1e9:.1f} GFLOP")
-    measure_parts(step, drawn, operations)
+    measure_parts(step, drawn, operations, arguments.size)
     measure_wait(step, load(samples, batch, steps, arguments.workers))
 
 

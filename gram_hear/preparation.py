@@ -27,7 +27,7 @@ import numpy as np
 from gram_hear.audio.archives import NPY, NPY_RATE, SUMMARY, TARS, Member, first_channel, index_tar
 from gram_hear.audio.files import SUFFIXES, SoundReader, resample, warn_of_left_out
 from gram_hear.audio.shards import ShardCache
-from gram_hear.audio.sources import PARQUET, Shard, find_sources, is_address
+from gram_hear.audio.sources import PARQUET, Shard, find_sources, hide_secrets, is_address
 from gram_hear.config import require_rate
 from gram_hear.errors import AudioError, OptionError, SceneError
 from gram_hear.jobs.callback import Progress, silent
@@ -356,7 +356,7 @@ def _summarise(
         beside.update(result.get("beside_sounds", {}))
     tars = [tar for result in results for tar in result["tars"]]
     failed = [
-        {"file": failed["file"], "reason": failed["reason"]}
+        {"file": hide_secrets(failed["file"]), "reason": failed["reason"]}
         for result in results
         for failed in result["failed"]
     ]

@@ -213,7 +213,7 @@ def test_a_model_is_needed(modules, capsys):
 def test_untrained_is_what_training_begins_with(place, tmp_path, modules):
     path = modules["evidence"].save_untrained(str(place / "scenes.safetensors"), tmp_path)
     config = load_checkpoint(place / "scenes.safetensors").config
-    first, tensors = first_weights(config, 0, None).state_dict(), load_checkpoint(path).tensors
+    first, tensors = first_weights(config, 0, None)[0].state_dict(), load_checkpoint(path).tensors
     assert tensors
     assert all(torch.equal(tensor, first[name]) for name, tensor in tensors.items())
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from gram_hear.config import named_config
+from gram_hear.model import GramModel
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
 
@@ -173,3 +174,14 @@ def test_the_seed_alone_decides(make_config, backbone):
         pattern = next(each for each in table if re.fullmatch(each, alike(name)))
         fixed = pattern in constant or (backbone == "mamba1" and name.endswith("A_log"))
         assert torch.equal(tensor, dict(other.named_parameters())[name]) == fixed, name
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_an_encoder_starts_alike_with_a_decoder_and_without(make_config, backbone):
+    config = make_config(2, backbone=backbone)
+    encoder = GramModel(replace(config, decoder=None))
+    initialise(encoder, 0)
+    whole = autoencoder(config).state_dict()
+    tensors = encoder.state_dict()
+    assert {name for name in whole if not name.startswith("decoder.")} <= tensors.keys()
+    assert all(torch.equal(whole[n], t) for n, t in tensors.items() if n in whole)

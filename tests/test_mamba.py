@@ -9,7 +9,7 @@ from gram_hear.config import Mamba1Config, Mamba2Config
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
 from gram_hear.nn.mamba import MambaEncoder, RMSNorm
-from gram_hear.nn.masks import random_mask
+from gram_hear.nn.masks import random_mask, split_mask
 from gram_hear.nn.state_space import (
     CPU_CHUNK,
     GPU_CHUNK,
@@ -334,7 +334,7 @@ def test_masked_autoencoder_learns(make_config, noise, backbone, channels, patch
     mask = random_mask(3, config.tokens, config.tokens * 4 // 5, torch.Generator().manual_seed(0))
     features = noise(3, channels, 200, 128)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
-    before = model(features, mask).loss
+    before = model(features, *split_mask(mask)).loss
     before.backward()
     assert before.isfinite()
     idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -342,7 +342,7 @@ def test_masked_autoencoder_learns(make_config, noise, backbone, channels, patch
     assert all(p.grad.isfinite().all() for p in model.parameters())
     optimizer.step()
     with torch.no_grad():
-        after = model(features, mask).loss
+        after = model(features, *split_mask(mask)).loss
     assert after < before
 
 
@@ -353,9 +353,9 @@ def test_masked_autoencoder_runs_under_autocast(make_config, noise, backbone):
     initialise(model, 0)
     mask = random_mask(2, config.tokens, 160, torch.Generator().manual_seed(0))
     features = noise(2, 2, 200, 128)
-    expected = model(features, mask).loss
+    expected = model(features, *split_mask(mask)).loss
     with torch.autocast("cpu", torch.bfloat16):
-        found = model(features, mask).loss
+        found = model(features, *split_mask(mask)).loss
     found.backward()
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0)

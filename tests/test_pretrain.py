@@ -1081,16 +1081,18 @@ def test_rooms_that_are_not_held_out_are_not_validated_on(fit, capsys, data):
 @pytest.mark.slow
 def test_a_checkpoint_of_another_model_or_run_is_refused(fit, whole, capsys, tmp_path):
     last = ["--ckpt_path", str(whole / "checkpoints" / "last.ckpt")]
-    assert "depth: 1 there, 2 here" in wrong(fit, capsys, *last, model__depth=2)
+    said = wrong(fit, capsys, *last, model__depth=2)
+    assert "depth: 1 there, 2 here. Give --model.depth 1." in said
     assert "seed: 0 there, 5 here" in wrong(fit, capsys, *last, data__seed=5)
     others = {"data__snr": "[0, 10]", "data__level": -20, "data__clean_fraction": 0.5}
-    others |= {"data__clip_frames": 301, "data__noise_gain": "channel"}
+    others |= {"data__clip_frames": 301, "data__noise_gain": "channel", "data__masks": "time"}
     said = wrong(fit, capsys, *last, **others)
     assert "snr: [5.0, 40.0] there, [0.0, 10.0] here" in said
     assert "level: -14.0 there, -20.0 here" in said
     assert "clean_fraction: 0.0 there, 0.5 here" in said
     assert "clip_frames: 201 there, 301 here" in said
     assert "noise_gain: scene there, channel here" in said
+    assert "masks: random there, time here" in said
     assert "There is no checkpoint nowhere" in wrong(fit, capsys, "--ckpt_path", "nowhere")
     (tmp_path / "broken.ckpt").write_bytes(b"not a checkpoint")
     assert "not a whole checkpoint" in wrong(fit, capsys, "--ckpt_path", "broken.ckpt")

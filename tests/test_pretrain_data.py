@@ -124,6 +124,8 @@ def test_sample_has_the_promised_shapes_and_types():
         "snr": ((), torch.float32),
         "window_starts": ((3,), torch.int64),
         "masks": ((3, 10), torch.bool),
+        "visible": ((3, 2), torch.int64),
+        "hidden": ((3, 8), torch.int64),
         "skipped": ((), torch.int64),
     }
     assert sample["index"] == 3
@@ -307,6 +309,8 @@ def test_windows_lie_in_the_clip_and_masks_hide_exactly_so_many(windows, frames,
     assert ((sample["window_starts"] >= 0) & (sample["window_starts"] <= 64 - frames)).all()
     assert sample["masks"].shape == (windows, tokens)
     assert (sample["masks"].sum(dim=1) == masked).all()
+    for name, where in (("hidden", sample["masks"]), ("visible", ~sample["masks"])):
+        assert sample[name].tolist() == [row.nonzero()[:, 0].tolist() for row in where]
 
 
 @pytest.mark.parametrize("masks", ["cluster", "frequency", "time"])

@@ -1,6 +1,10 @@
 """The training step against plain references, its schedule, and how a batch is shared out."""
 
 import math
+import platform
+import subprocess
+import sys
+import textwrap
 from contextlib import nullcontext
 from unittest.mock import Mock
 
@@ -18,9 +22,8 @@ from gram_hear.devices import matmul_precision
 from gram_hear.errors import CheckpointError, ConfigError, OptionError, TrainingError
 from gram_hear.frontend import FrontEnd
 from gram_hear.nn.initialise import initialise
-from gram_hear.nn.mae import MaskedAutoencoder, Reconstruction
-from gram_hear.nn.masks import random_mask
-from gram_hear.nn.patches import normalise_windows, patchify
+from gram_hear.nn.mae import MaskedAutoencoder
+from gram_hear.nn.masks import random_mask, split_mask
 from gram_hear.pretrain.datamodule import PretrainingData, accumulation
 from gram_hear.pretrain.module import Pretraining, schedule_factor
 
@@ -46,6 +49,8 @@ def drawn(layout, dry=(False, True, False), seed=0):
     def tensor(array):
         return torch.from_numpy(np.asarray(array, np.float32))
 
+    masks = random_mask(2 * batch, 200, 160, torch.Generator().manual_seed(seed))
+    visible, hidden = split_mask(masks)
     return {
         "index": torch.arange(batch) + 7,
         "clip": 0.2 * tensor(generator.standard_normal((batch, SAMPLES))),
@@ -56,9 +61,9 @@ def drawn(layout, dry=(False, True, False), seed=0):
         "length": torch.from_numpy(length),
         "snr": torch.tensor([5.0, 20.0, 40.0][:batch]),
         "window_starts": torch.tensor([[0, 60], [3, 11], [30, 55]])[:batch],
-        "masks": random_mask(2 * batch, 200, 160, torch.Generator().manual_seed(seed)).view(
-            batch, 2, 200
-        ),
+        "masks": masks.view(batch, 2, 200),
+        "visible": visible.reshape(batch, 2, 40),
+        "hidden": hidden.reshape(batch, 2, 160),
         "skipped": torch.zeros(batch, dtype=torch.int64),
     }
 
@@ -126,7 +131,8 @@ def test_loss_and_gradients_are_those_of_float64(layout):
 
     with torch.no_grad():
         windows = module.log_mel_windows(batch).double()
-    expected = reference(windows.as_subclass(Doubles), batch["masks"].flatten(0, 1))
+    indices = (batch[name].flatten(0, 1) for name in ("visible", "hidden"))
+    expected = reference(windows.as_subclass(Doubles), *indices)
     assert expected.prediction.dtype == expected.target.dtype == torch.float64
     error = (expected.prediction - expected.target).square().mean(dim=-1)
     mean = error[batch["masks"].flatten(0, 1)].mean() * module.config.front_end.feature_channels
@@ -175,21 +181,11 @@ class Crossings(TorchDispatchMode):
         return result
 
 
-def by_index(self, features, mask):
-    """MaskedAutoencoder.forward without reading values of the mask; 160 tokens are masked."""
-    target = patchify(normalise_windows(features.float()), self.config.patch)
-    visible = (~mask).int().argsort(dim=1, descending=True, stable=True)[:, :40]
-    prediction = self.decoder(self.encoder(self.patches(target, visible)), visible, mask)
-    error = (prediction.float() - target).square().mean(dim=-1)
-    return Reconstruction((error * mask).sum() / (160 * len(mask)), prediction, target)
-
-
 @pytest.mark.parametrize("backbone", ["transformer", "mamba2", "mamba1"])
 @pytest.mark.parametrize("layout", ["mono", "binaural", "ambisonic"])
 def test_a_batch_never_waits_for_the_device(monkeypatch, layout, backbone):
     """A tensor on meta has no values: what asks for one, as a GPU would have to answer, fails."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on meta
-    monkeypatch.setattr(MaskedAutoencoder, "forward", by_index)
     module = Pretraining(layout, backbone=backbone, **SMALL).to("meta")
     batch = {name: value.to("meta") for name, value in drawn(layout).items()}
     with Crossings() as crossings:
@@ -268,7 +264,8 @@ def test_every_parameter_has_a_gradient(backbone, patching):
     module = Pretraining("binaural", backbone=backbone, patching=patching, **SMALL)
     batch, tokens = drawn("binaural"), module.config.tokens
     masks = random_mask(6, tokens, 4 * tokens // 5, torch.Generator().manual_seed(0))
-    module.training_step(batch | {"masks": masks.view(3, 2, tokens)}, 0).backward()
+    visible, hidden = (indices.unflatten(0, (3, 2)) for indices in split_mask(masks))
+    module.training_step(batch | {"visible": visible, "hidden": hidden}, 0).backward()
     assert [name for name, value in module.named_parameters() if value.grad is None] == []
 
 
@@ -284,6 +281,35 @@ def test_clips_whose_windows_are_not_finite_are_known():
 
 
 # --- schedule and first weights -------------------------------------------------------------
+
+
+def test_training_on_a_cpu_keeps_the_memory_that_it_frees(monkeypatch):
+    calls = []
+    monkeypatch.setattr("gram_hear.pretrain.module.keep_freed_memory", lambda: calls.append(1))
+    Pretraining("binaural", **SMALL).on_fit_start()
+    assert calls == [1]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of the GNU C library")
+def test_memory_that_was_kept_is_not_asked_for_again():
+    program = """
+        import resource, numpy
+        from gram_hear.pretrain.memory import keep_freed_memory
+
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            numpy.ones(1 << 23)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        returned = min(faults(), faults())
+        keep_freed_memory()
+        faults()
+        print(returned, faults())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    returned, kept = map(int, done.stdout.split())
+    assert kept < 10 <= returned / 2
 
 
 def test_schedule():
@@ -417,6 +443,7 @@ class Opened(list):
     """What the state of a stream asks of a set that is open."""
 
     rooms = None
+    clips = Mock(shards_key=None)
 
 
 def test_a_checkpoint_from_before_there_were_masks_has_random_ones():

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from gram_hear.config import PATCHINGS
-from gram_hear.nn.windowed_attention import WindowedAttention
+from gram_hear.nn import windowed_attention
+from gram_hear.nn.windowed_attention import WindowedAttention, block_length
 
 LISTS = [
     (200, PATCHINGS["frame"][1]),
@@ -61,8 +64,16 @@ def assert_equals_the_reference(tokens, windows):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
 
 
+@pytest.fixture(params=["products", "fused"])
+def path(request, monkeypatch):
+    """Both ways to attend, whatever the device would take."""
+    monkeypatch.setattr(
+        windowed_attention, "prefers_products", lambda _: request.param == "products"
+    )
+
+
 @pytest.mark.parametrize(("tokens", "windows"), LISTS)
-def test_values_and_gradients_equal_full_masked_attention(tokens, windows):
+def test_values_and_gradients_equal_full_masked_attention(path, tokens, windows):
     assert_equals_the_reference(tokens, windows)
 
 
@@ -70,6 +81,43 @@ def test_values_and_gradients_equal_full_masked_attention(tokens, windows):
 @given(st.lists(st.sampled_from([0, 1, 2, 3, 4, 6, 8, 12, 24]), min_size=1, max_size=6))
 def test_any_list_of_windows_equals_full_masked_attention(windows):
     assert_equals_the_reference(24, tuple(windows))
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 100))
+def test_blocks_are_of_whole_windows_and_no_longer_than_allowed(window, count, longest):
+    tokens = window * count
+    block = block_length(window, tokens, longest)
+    assert block % window == tokens % block == 0
+    assert block <= max(window, longest)
+    longer = range(block + window, longest + 1, window)
+    assert all(tokens % length for length in longer)
+
+
+class Batches(TorchFunctionMode):
+    """Counts the matrices that each call of attention or batched product gets."""
+
+    CALLS = (F.scaled_dot_product_attention, torch.bmm, torch.baddbmm)
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        if function in self.CALLS:
+            query = arguments[1 if function is torch.baddbmm else 0]
+            self.sizes.append(query.shape[:-2].numel())
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("patching", PATCHINGS)
+def test_no_kernel_gets_more_than_65535_matrices(path, patching):
+    """More crash CUDA's kernels; this is a published batch on two devices."""
+    tokens, windows = {"frame": 200, "time": 100}[patching], PATCHINGS[patching][1]
+    with torch.device("meta"), Batches() as batches:
+        found = WindowedAttention(512, windows)(torch.empty(48 * 16, tokens, 512))
+    assert found.shape == (48 * 16, tokens, 512)
+    assert len(batches.sizes) >= len(windows)
+    assert max(batches.sizes) <= 65535
 
 
 def test_only_windowed_heads_have_bias_tables():

@@ -214,7 +214,7 @@ def _suffix_of(address: str) -> str:
 def hide_secrets(text: str) -> str:
     """Return text without what may be secret: queries and passwords of URLs, tokens of the Hub."""
     text = re.sub(r"(\w+://)[^\s/@]*@", r"\1", text)
-    text = re.sub(r"(\w+://[^\s?'\"]*)\?[^\s'\")]*", r"\1?...", text)
+    text = re.sub(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*", r"\1?...", text)
     return re.sub(r"\bhf_\w+|(?<=Bearer )\S+", "...", text)
 
 

@@ -18,7 +18,7 @@ TOKEN_DEVIATION = 0.02  # of the mask token and the relative bias tables
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
-    """Give a new model its weights, the same for the same seed.
+    """Give a new model its weights, the same for the same seed, with a decoder or without.
 
     Patch embeddings, weight and bias, are drawn as PyTorch draws a convolution: uniform within
     1 / sqrt(inputs). Norms are at identity, and tokens and bias tables normal, with the standard
@@ -32,12 +32,15 @@ def initialise(model: nn.Module, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     depths = [len(each.blocks) for each in model.modules() if isinstance(each, MambaEncoder)]
-    for module in reversed(list(model.modules())):  # what a module redraws of its parts comes last
+
+    def draw(module: nn.Module) -> None:
         if depths:
             _draw_mamba(module, depths[0], generator)
         elif isinstance(module, nn.Linear):
             _xavier(module, generator)
         _draw_common(module, CAUSAL_CLS_DEVIATION if depths else CLS_DEVIATION, generator)
+
+    model.apply(draw)  # parts come before what they are parts of, which may redraw them
 
 
 def _draw_common(module: nn.Module, cls_deviation: float, generator: torch.Generator) -> None:

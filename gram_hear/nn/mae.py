@@ -6,6 +6,7 @@ Data and optimizer are those of pretraining.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gram_hear.config import DecoderConfig, ModelConfig
@@ -40,6 +41,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, decoder: DecoderConfig) -> None:
         super().__init__()
         self.keeps_cls = not decoder.windows
+        self.tokens = config.tokens
         self.embedding = nn.Linear(config.encoder.width, decoder.width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder.width))
         self.register_buffer("positions", position_table(decoder.width, config, self.keeps_cls))
@@ -57,20 +59,19 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(decoder.width, eps=self.EPSILON)
         self.prediction = nn.Linear(decoder.width, config.patch_values)
 
-    def forward(self, encoded: Tensor, visible: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, encoded: Tensor, visible: Tensor) -> Tensor:
         """Predict every patch.
 
         Args:
             encoded: (windows, 1 + kept, encoder width), the CLS token first.
             visible: (windows, kept) indices of the kept tokens.
-            mask: (windows, tokens), True where a token was masked.
 
         Returns:
             (windows, tokens, patch values).
         """
         embedded = self.embedding(encoded)
         cls, kept = embedded[:, :1], embedded[:, 1:]
-        tokens = self.mask_token.to(kept.dtype).expand(*mask.shape, -1)
+        tokens = self.mask_token.to(kept.dtype).expand(len(kept), self.tokens, -1)
         tokens = tokens.scatter(1, visible[..., None].expand_as(kept), kept)
         if self.keeps_cls:
             tokens = torch.cat([cls, tokens], dim=1)
@@ -100,41 +101,36 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = make_encoder(config.encoder)
         self.decoder = Decoder(config, config.decoder)
 
-    def forward(self, features: Tensor, mask: Tensor) -> Reconstruction:
+    def forward(self, features: Tensor, visible: Tensor, hidden: Tensor) -> Reconstruction:
         """Reconstruct masked windows.
+
+        :func:`gram_hear.nn.masks.split_mask` makes the indices of a mask. They must lie below the
+        number of tokens, which is not checked here: on a GPU the host would wait for the answer.
 
         Args:
             features: (windows, feature channels, window frames, mels) of the front-end, not yet
                 normalised.
-            mask: (windows, tokens) bool, True = masked; the same count in every window.
+            visible: (windows, kept) int64, the tokens that the encoder sees.
+            hidden: (windows, masked) int64, all others.
 
         The loss is the mean over masked patches of the mean squared error of a patch, times the
         number of channels.
+
+        Raises:
+            ConfigError: for indices of another number of windows or tokens.
         """
         target = patchify(normalise_windows(features.float()), self.config.patch)
-        visible = visible_tokens(mask, target.shape[:2])
-        encoded = self.encoder(self.patches(target, visible))
-        prediction = self.decoder(encoded, visible, mask)
-        error = (prediction.float() - target).square().mean(dim=-1)
-        loss = error[mask].mean() * self.config.front_end.feature_channels
+        windows, tokens = target.shape[:2]
+        if (
+            not len(visible) == len(hidden) == windows
+            or visible.shape[1] + hidden.shape[1] != tokens
+        ):
+            raise ConfigError(
+                f"The visible tokens are of shape {tuple(visible.shape)} and the hidden ones of "
+                f"{tuple(hidden.shape)}; both need {windows} rows, one for each window, and "
+                f"{tokens} columns together, one for each token."
+            )
+        prediction = self.decoder(self.encoder(self.patches(target, visible)), visible)
+        error = F.mse_loss(prediction.float(), target, reduction="none").mean(dim=-1)
+        loss = error.gather(1, hidden).mean() * self.config.front_end.feature_channels
         return Reconstruction(loss, prediction, target)
-
-
-def visible_tokens(mask: Tensor, shape: torch.Size) -> Tensor:
-    """Return the indices of the tokens that are not masked, (windows, kept), in order.
-
-    Raises:
-        ConfigError: for a mask of another shape or type, with unequal counts, or of everything.
-    """
-    if mask.dtype != torch.bool or mask.shape != shape:
-        raise ConfigError(
-            f"The mask is {mask.dtype} of shape {tuple(mask.shape)}; it must be bool of shape "
-            f"{tuple(shape)} (windows, tokens), True where a token is masked."
-        )
-    counts = mask.sum(dim=1).unique().tolist()
-    if len(counts) != 1 or counts[0] in (0, mask.shape[1]):
-        raise ConfigError(
-            f"The mask hides {counts} of {mask.shape[1]} tokens; every window must hide the same "
-            "number, at least one and not all."
-        )
-    return torch.nonzero(~mask)[:, 1].view(len(mask), -1)

@@ -24,8 +24,9 @@ class Attention(nn.Module):
 
 def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """(batch, tokens, 3 * width) -> query, key and value, each (batch, heads, tokens, d)."""
-    query, key, value = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    return query, key, value
+    # Unbound before transposing, so that backward writes one gradient in the order of ``qkv``.
+    query, key, value = qkv.unflatten(-1, (3, heads, -1)).unbind(2)
+    return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
 
 class Mlp(nn.Module):

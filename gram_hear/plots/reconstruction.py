@@ -11,7 +11,7 @@ from gram_hear.audio.layouts import CHANNEL_NAMES, to_layout
 from gram_hear.checkpoints.store import build_autoencoder, build_encoder, load_checkpoint
 from gram_hear.config import ModelConfig
 from gram_hear.errors import OptionError
-from gram_hear.nn.masks import random_mask
+from gram_hear.nn.masks import random_mask, split_mask
 from gram_hear.plots.mel import band_centres, draw_hertz
 from gram_hear.style import LEVELS, LIGHT_GREY, WIDTH, drawing
 
@@ -53,7 +53,7 @@ def picture_reconstruction(
     mask = random_mask(1, config.tokens, round(MASKED * config.tokens), generator)
     with torch.inference_mode():
         window = build_encoder(checkpoint).windows_of(sound[None], [0], config.window_fill)
-        made = build_autoencoder(checkpoint)(window, mask)
+        made = build_autoencoder(checkpoint)(window, *split_mask(mask))
         hidden = mask[..., None].expand_as(made.target)
         target, prediction, hidden = (
             unpatchify(each, config)[0].numpy() for each in (made.target, made.prediction, hidden)

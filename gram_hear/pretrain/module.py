@@ -24,6 +24,7 @@ from gram_hear.devices import matmul_precision
 from gram_hear.errors import CheckpointError, OptionError, TrainingError, require_known
 from gram_hear.frontend import FrontEnd
 from gram_hear.nn.mae import Reconstruction
+from gram_hear.pretrain.memory import keep_freed_memory
 from gram_hear.pretrain.new_model import first_weights, make_config, require_same
 from gram_hear.pretrain.samples import Sample
 from gram_hear.scenes.mixing import mix
@@ -124,6 +125,11 @@ class Pretraining(LightningModule):
         self._overflows = 0  # steps in a row
         self._seen: list[_Seen] = []
 
+    def on_fit_start(self) -> None:
+        """Keep the memory of a step for the next one, on a CPU."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
+
     # --- the step ---------------------------------------------------------------------------
 
     def log_mel_windows(self, batch: Sample) -> Tensor:
@@ -152,9 +158,8 @@ class Pretraining(LightningModule):
 
     def forward(self, batch: Sample) -> Reconstruction:
         """Reconstruct a batch's windows."""
-        reconstruction: Reconstruction = self.autoencoder(
-            self.log_mel_windows(batch), batch["masks"].flatten(0, 1)
-        )
+        indices = (batch[name].flatten(0, 1) for name in ("visible", "hidden"))
+        reconstruction: Reconstruction = self.autoencoder(self.log_mel_windows(batch), *indices)
         return reconstruction
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from gram_hear.config import AUDIO_CHANNELS, FrontEndConfig
 from gram_hear.errors import AudioError, GramError, OptionError, SceneError, require_known
-from gram_hear.nn.masks import MASKS, draw_masks
+from gram_hear.nn.masks import MASKS, draw_masks, split_mask
 from gram_hear.pretrain.clips import ClipSet, Order
 from gram_hear.pretrain.pools import Rooms
 from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, NOISE_GAINS, to_level
@@ -197,6 +197,8 @@ class SampleSet(Dataset[Sample]):
             snr: () float32, dB.
             window_starts: (windows,) int64, the first frame of each window.
             masks: (windows, tokens) bool, True where a token is hidden.
+            visible, hidden: (windows, kept) and (windows, masked) int64, the tokens that ``masks``
+                leaves visible, and those that it hides.
             skipped: () int64, how many sounds and rooms could not be read, so that others were
                 drawn instead.
 
@@ -218,8 +220,9 @@ class SampleSet(Dataset[Sample]):
         sample["rirs"], unread = self._read_room(room)
         noise, unheard = self._draw_noise(generator, i, dry)
         starts, masks = self._draw_windows(i)
-        skips = torch.tensor(skipped + unread + unheard)
-        return sample | noise | {"window_starts": starts, "masks": masks, "skipped": skips}
+        visible, hidden = split_mask(masks)
+        windows = {"window_starts": starts, "masks": masks, "visible": visible, "hidden": hidden}
+        return sample | noise | windows | {"skipped": torch.tensor(skipped + unread + unheard)}
 
     def clip_of(self, i: int, later: int = 0) -> int:
         """Return the number of sample ``i``'s clip, or of one ``later`` in the epoch's order."""
