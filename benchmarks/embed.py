@@ -1,10 +1,9 @@
 """How fast a model embeds, as ratios taken in one run.
 
-    python benchmarks/embed.py                  # CPU: against torch.mm and torch.bmm, CPU time
-    python benchmarks/embed.py --device cuda    # GPU: audio-hours per minute, share of torch.mm
+    python benchmarks/embed.py    # against torch.mm and torch.bmm
 
-Weights are random. On the CPU every figure is CPU time of the process (by default on one thread),
-the median of alternating runs of the model and of its peers.
+Weights are random. Every figure is CPU time of the process (by default on one thread), the median
+of alternating runs of the model and of its peers. For a GPU there is benchmarks/gpu.py.
 """
 
 import statistics
@@ -13,7 +12,7 @@ from collections import defaultdict
 
 import torch
 import torch.nn.functional as F
-from measure import cpu_seconds, gpu_seconds, parser_of, random_model
+from measure import cpu_seconds, parser_of, random_model
 from torch.overrides import TorchFunctionMode
 
 from gram_hear.config import ModelConfig, named_config
@@ -34,6 +33,13 @@ class OperationTimer(TorchFunctionMode):
         if function in self.names:
             self.seconds[self.names[function]] += time.process_time() - start
         return result
+
+
+def count_operations(config: ModelConfig, windows: int) -> float:
+    """Return the floating point operations of a Transformer's blocks."""
+    encoder, tokens = config.encoder, config.tokens + 1
+    layer = 2 * tokens * encoder.width * (4 * encoder.width + 2 * encoder.mlp_width)
+    return windows * encoder.depth * (layer + 4 * tokens**2 * encoder.width)
 
 
 def matrix_calls(config: ModelConfig, windows: int):
@@ -71,7 +77,7 @@ def matrix_calls(config: ModelConfig, windows: int):
 
 
 @torch.inference_mode()
-def measure_cpu(config: ModelConfig, windows: int, repeats: int) -> None:
+def measure(config: ModelConfig, windows: int, repeats: int) -> None:
     model = random_model(config)
     channels = config.front_end.audio_channels
     samples = config.window_frames * config.front_end.hop
@@ -109,38 +115,6 @@ def measure_cpu(config: ModelConfig, windows: int, repeats: int) -> None:
         print(f"{name:<62} {median:7.3f}   ({values[0]:.3f} to {values[-1]:.3f})")
 
 
-@torch.inference_mode()
-def measure_gpu(config: ModelConfig, windows: int, repeats: int, device: str) -> None:
-    samples = config.window_frames * config.front_end.hop
-    encoder, tokens = config.encoder, config.tokens + 1
-    layer = 2 * tokens * encoder.width * (4 * encoder.width + 2 * encoder.mlp_width)
-    products = 4 * tokens**2 * encoder.width
-    operations = windows * encoder.depth * (layer + products)
-    for dtype in (torch.float32, torch.bfloat16):
-        model = random_model(config).to(device)
-        model.patches.to(dtype)
-        model.encoder.to(dtype)
-        waveform = torch.rand(windows, config.front_end.audio_channels, samples, device=device)
-        square = torch.randn(8192, 8192, device=device, dtype=dtype)
-
-        def embed(model=model, waveform=waveform):
-            model(model.windows_of(waveform, [0], "zero"))
-
-        def multiply(square=square):
-            torch.mm(square, square)
-
-        seconds = {}
-        for name, call in (("embed", embed), ("multiply", multiply)):
-            call()
-            seconds[name] = statistics.median(gpu_seconds(call) for _ in range(repeats))
-        hours = windows * samples / config.front_end.sample_rate / 3600
-        rate, peak = operations / seconds["embed"], 2 * 8192**3 / seconds["multiply"]
-        print(
-            f"{str(dtype).removeprefix('torch.'):<10} {60 * hours / seconds['embed']:8.1f} "
-            f"audio-hours per minute, {rate / peak:.2f} of torch.mm's {peak / 1e12:.0f} TFLOP/s"
-        )
-
-
 def compare_windows(config: ModelConfig) -> None:
     """Print the windows that each rule computes."""
     print("clip seconds: windows computed / by the authors' rule")
@@ -153,7 +127,6 @@ def compare_windows(config: ModelConfig) -> None:
 
 def main() -> None:
     parser = parser_of(__doc__, repeats=5)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", default="base", choices=("tiny", "small", "base"))
     parser.add_argument("--channels", type=int, default=2, choices=(1, 2, 7))
     parser.add_argument("--patching", default="frame", choices=("frame", "time"))
@@ -165,12 +138,9 @@ def main() -> None:
     config = named_config(arguments.size, arguments.channels, arguments.patching)
     print(
         f"{arguments.size}, {arguments.channels} channels, {arguments.patching} patches, "
-        f"{arguments.windows} windows, {arguments.device}, {arguments.threads} threads"
+        f"{arguments.windows} windows, {arguments.threads} threads"
     )
-    if arguments.device == "cpu":
-        measure_cpu(config, arguments.windows, arguments.repeats)
-    else:
-        measure_gpu(config, arguments.windows, arguments.repeats, arguments.device)
+    measure(config, arguments.windows, arguments.repeats)
     compare_windows(config)
 
 

@@ -1,10 +1,10 @@
 """What GRAM-M's encoder costs, as ratios taken in one run.
 
-    python benchmarks/mamba.py                  # CPU time, on one thread
-    python benchmarks/mamba.py --only peer      # against transformers: gram-hear[benchmark]
-    python benchmarks/mamba.py --device cuda    # plain PyTorch against mamba-ssm's kernels
+    python benchmarks/mamba.py                # CPU time, on one thread
+    python benchmarks/mamba.py --only peer    # against transformers: gram-hear[benchmark]
 
-Weights are random. Ratios are of alternating runs: median, and smallest to largest.
+Weights are random. Ratios are of alternating runs: median, and smallest to largest. mamba-ssm's
+kernels are measured by benchmarks/gpu.py.
 """
 
 import math
@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
-from measure import Call, alternate, gpu_seconds, parser_of
+from measure import Call, alternate, parser_of
 from torch import Tensor
 
 from gram_hear.config import EncoderConfig, Mamba1Config, Mamba2Config, TransformerConfig
@@ -21,7 +21,6 @@ from gram_hear.extras import install_command
 from gram_hear.nn.encoder import make_encoder
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mamba import MambaEncoder
-from gram_hear.nn.mamba_kernels import PLAIN, find_kernels
 from gram_hear.nn.state_space import ssd
 
 CHUNKS = (32, 64, 128, 256)
@@ -155,55 +154,14 @@ def cheapest_chunk(windows: int, repeats: int) -> None:
         )
 
 
-def against_kernels(windows: int, repeats: int, device: str) -> None:
-    kernels = find_kernels()
-    if kernels.ssd is None:
-        raise SystemExit(f"There is nothing to compare with: {kernels.description}.")
-    print(kernels.description)
-    encoder = new_encoder(Mamba2Config()).to(device)
-    for dtype in (torch.float32, torch.bfloat16):
-        encoder.to(dtype)
-        tokens = torch.randn(windows, 201, 768, device=device, dtype=dtype)
-
-        def forward(chosen, tokens=tokens):
-            encoder.kernels = chosen
-            with torch.inference_mode():
-                return encoder(tokens)
-
-        def both(chosen, tokens=tokens):
-            encoder.kernels = chosen
-            encoder.zero_grad()
-            encoder(tokens).float().square().mean().backward()
-
-        one, other = forward(kernels).float(), forward(PLAIN).float()
-        largest = (one - other).abs().max().item()
-        cosine = F.cosine_similarity(one.flatten(), other.flatten(), dim=0).item()
-        print(f"{dtype}: cosine of the two outputs {cosine:.6f}, largest difference {largest:.1e}")
-        for name, call in (("forward", forward), ("forward and backward", both)):
-            times = alternate(
-                {
-                    "plain": lambda call=call: call(PLAIN),
-                    "kernels": lambda call=call: call(kernels),
-                },
-                repeats,
-                gpu_seconds,
-            )
-            title = f"{dtype}, {windows} x 201 tokens, {name}: plain time / kernels"
-            report(title, times["plain"], times["kernels"])
-
-
 def main() -> None:
     parser = parser_of(__doc__, repeats=7)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="CPU parts")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="some parts")
     parser.add_argument("--windows", type=int, default=1, help="windows of 201 tokens in a batch")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
-    if arguments.device != "cpu":
-        against_kernels(arguments.windows, arguments.repeats, arguments.device)
-        return
     if find_spec("transformers") is None:
         print(f"peer is left out: it needs {install_command('benchmark')}")
         arguments.only = [part for part in arguments.only or PARTS if part != "peer"]

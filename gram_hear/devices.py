@@ -1,4 +1,7 @@
-"""The device that computes, by its name."""
+"""The device that computes, by its name; how exactly it multiplies matrices."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -24,3 +27,19 @@ def find_device(name: str | torch.device) -> torch.device:
             "the best that is there."
         ) from error
     return device
+
+
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Multiply float32 matrices with this precision in a block, and as before after it.
+
+    Args:
+        name: ``"highest"`` is float32, ``"high"`` allows TF32 on GPUs that have it, ``"medium"``
+            allows bfloat16 too.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

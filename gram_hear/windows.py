@@ -142,14 +142,12 @@ def cut_windows(features: Tensor, starts: Tensor, config: ModelConfig, fill: str
         period = (2 * (own - 1)).clamp(min=1)
         offsets = torch.minimum(offsets % period, period - offsets % period)
     frames = starts[:, :, None] + offsets
-    inside = frames < features.shape[2]
     clips = torch.arange(len(features), device=features.device)[:, None, None]
     # (clips, windows, window frames, channels, mels), as the indices stand apart
     cut = features[clips, :, frames.clamp(max=features.shape[2] - 1)]
-    if not bool(inside.all()):
+    if fill in ("silence", "zero"):  # always: to ask whether it is needed would wait for a GPU
         filling = features.new_zeros(features.shape[1], 1)
         if fill == "silence":  # the log-mels hold the log of the floor; intensities stay 0
-            floor = torch.tensor(config.front_end.log_floor, device=features.device)
-            filling[: config.front_end.audio_channels] = floor.log()
-        cut = torch.where(inside[..., None, None], cut, filling)
+            filling[: config.front_end.audio_channels].fill_(config.front_end.log_floor).log_()
+        cut = torch.where((frames < features.shape[2])[..., None, None], cut, filling)
     return cut.flatten(0, 1).transpose(1, 2)

@@ -14,12 +14,15 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import slurm
 import torch
 import yaml
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from packed import encoded, npy, write_tar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -29,7 +32,7 @@ import gram_hear
 from gram_hear.commands.gram_hear.app import app
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.jobs.locks import locked
-from gram_hear.pretrain import callbacks, cli, datamodule, pools, stopping, trust
+from gram_hear.pretrain import callbacks, cli, datamodule, module, pools, stopping, trust
 from gram_hear.pretrain.__main__ import main
 from gram_hear.pretrain.callbacks import Curves, Pictures
 from gram_hear.pretrain.curve_file import CurveFile, read_curves
@@ -1173,7 +1176,7 @@ def test_a_mixture_that_overflows_names_its_samples(fit, capsys, monkeypatch):
         return collate([sample | {"clip": sample["clip"] * 1e38} for sample in samples])
 
     monkeypatch.setattr(datamodule, "collate", loud)
-    assert "Samples 0, 1, 2, 3 of the stream: A mixture overflows" in wrong(fit, capsys)
+    assert "Samples 0, 1, 2, 3 of the stream: the mixture overflows" in wrong(fit, capsys)
 
 
 def test_a_gradient_that_is_not_finite_stops_too(fit, capsys, monkeypatch):
@@ -1186,6 +1189,119 @@ def test_a_gradient_that_is_not_finite_stops_too(fit, capsys, monkeypatch):
 
     monkeypatch.setattr(Pretraining, "forward", steep)
     assert "The gradient of step 1 is not finite" in wrong(fit, capsys)
+
+
+# --- 16-mixed, on the CPU -------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_float16(monkeypatch):
+    """Train with a scaler and the fused AdamW, as 16-mixed does on a GPU."""
+
+    def plugin(self):
+        return MixedPrecision("16-mixed", "cpu")
+
+    monkeypatch.setattr(Pretraining, "fused", True)
+    monkeypatch.setattr(_AcceleratorConnector, "_check_and_init_precision", plugin)
+
+
+def overflow_at(monkeypatch, *samples):
+    """Have the gradient of the batches with these samples overflow, and not the loss."""
+    forward = Pretraining.forward
+
+    def steep(self, batch):
+        found = forward(self, batch)
+        if not set(samples) & set(batch["index"].tolist()):
+            return found
+        loss = found.loss + (found.prediction.float().mean() * 0).sqrt()
+        return dataclasses.replace(found, loss=loss)
+
+    monkeypatch.setattr(Pretraining, "forward", steep)
+
+
+@pytest.mark.slow
+def test_in_float16_a_step_that_overflows_is_passed_over(
+    fit, whole, in_float16, tmp_path, monkeypatch
+):
+    options = {"data__validate_every": 3, "data__batch_per_device": 2}
+    overflow_at(monkeypatch, 9)  # in the third step
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        assert fit(**options) == 143
+    stopped = load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert stopped["MixedPrecision"]["scale"] == 2.0**15
+    assert stopped["MixedPrecision"]["_growth_tracker"] == 1
+    assert {float(s["step"]) for s in stopped["optimizer_states"][0]["state"].values()} == {3}
+    assert fit("--ckpt_path", "last", **options) == 0
+
+    norms, expected = (curve(run, "train/gradient_norm") for run in (tmp_path / "run", whole))
+    assert not math.isfinite(norms.pop(3))
+    assert norms[1] == pytest.approx(expected[1], rel=1e-2)  # not 65,536 times as large
+    rates, expected = (curve(run, "train/learning_rate") for run in (tmp_path / "run", whole))
+    assert rates == expected  # the schedule goes on
+    losses = curve(tmp_path / "run", "train/loss")
+    assert losses[6] < losses[1] == pytest.approx(curve(whole, "train/loss")[1], rel=1e-2)
+
+    resumed = load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert fit(trainer__default_root_dir="other", **options) == 0
+    undisturbed = load(tmp_path / "other" / "checkpoints" / "last.ckpt")
+    assert_same(resumed, undisturbed)
+    assert same(resumed["MixedPrecision"], undisturbed["MixedPrecision"])
+    assert undisturbed["PretrainingData"]["position"] == 24
+
+
+@pytest.mark.slow
+def test_in_float16_gradients_that_always_overflow_are_an_error(
+    fit, in_float16, capsys, monkeypatch
+):
+    monkeypatch.setattr(module, "MOST_OVERFLOWS", 2)
+    overflow_at(monkeypatch, 3, 9, 13, 17)  # the first step, then three in a row
+    assert "The gradient of step 5 is not finite" in wrong(fit, capsys)
+
+
+@pytest.mark.slow
+def test_in_float16_a_loss_that_is_not_finite_is_an_error(fit, in_float16, capsys, monkeypatch):
+    forward = Pretraining.forward
+
+    def spoilt(self, batch):
+        found = forward(self, batch)
+        return dataclasses.replace(found, loss=found.loss * math.inf)
+
+    monkeypatch.setattr(Pretraining, "forward", spoilt)
+    assert "The loss of step 1 is not finite" in wrong(fit, capsys)
+
+
+@pytest.mark.slow
+def test_in_float16_a_checkpoint_of_another_kind_of_device_goes_on(
+    fit, whole, in_float16, tmp_path, monkeypatch
+):
+    overflow_at(monkeypatch, 25)  # in the one step that is left
+    last = str(whole / "checkpoints" / "last.ckpt")
+    assert fit("--ckpt_path", last, trainer__max_steps=7, data__validate_every=3) == 0
+    before, after = load(last), load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    groups = [each["optimizer_states"][0]["param_groups"][0]["fused"] for each in (before, after)]
+    assert groups == [False, True]
+    assert same(before["state_dict"], after["state_dict"])
+    assert after["MixedPrecision"]["scale"] == 2.0**15
+
+
+# --- matrix products ------------------------------------------------------------------------
+
+
+def test_float32_products_have_their_precision_during_a_run_on_a_gpu(monkeypatch):
+    seen = []
+    run = Mock(found=None, model=Mock(matmul_precision="medium"))
+    run._products = lambda: cli.PretrainingCLI._products(run)
+    for train in (run.trainer.fit, run.trainer.validate):
+        train.side_effect = lambda **_: seen.append(torch.get_float32_matmul_precision())
+    run.trainer.callback_metrics = {"validation/loss": 1.0}
+    monkeypatch.setattr(cli, "_rank", lambda: 1)
+    for device in ("cuda", "cpu"):
+        run.trainer.strategy.root_device = torch.device(device)
+        cli.PretrainingCLI.fit(run)
+        cli.PretrainingCLI.validate(run)
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert seen == ["medium", "medium", "highest", "highest"]
 
 
 def test_without_its_packages_the_command_names_the_extra(monkeypatch, capsys):

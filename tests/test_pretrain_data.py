@@ -409,7 +409,7 @@ def test_dry_clips():
     samples = SampleSet(Clips(), None, None, SampleRecipe(**SMALL, clean_fraction=1.0), "mono", 0)
     batch = collate([samples[i] for i in range(4)])
     assert batch["dry"].all()
-    assert batch["rirs"].shape == (4, 2, 1, 1)
+    assert batch["rirs"].shape == (4, 2, 1, 0)
     assert not batch["rirs"].any()
     assert not batch["noise"].any()
     assert not batch["length"].any()

@@ -5,16 +5,22 @@ import platform
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import get_float32_matmul_precision
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gram_hear.checkpoints.store import load_checkpoint, save_model
-from gram_hear.errors import CheckpointError, ConfigError, OptionError
+from gram_hear.devices import matmul_precision
+from gram_hear.errors import CheckpointError, ConfigError, OptionError, TrainingError
 from gram_hear.frontend import FrontEnd
 from gram_hear.nn.initialise import initialise
 from gram_hear.nn.mae import MaskedAutoencoder
@@ -38,6 +44,8 @@ def drawn(layout, dry=(False, True, False), seed=0):
     decay = np.exp(-np.arange(3000) / 400)
     rirs = generator.standard_normal((batch, 2, channels, 3000)) * decay
     rirs[np.array(dry)] = 0
+    if all(dry):
+        rirs = rirs[..., :0]
 
     def tensor(array):
         return torch.from_numpy(np.asarray(array, np.float32))
@@ -154,6 +162,126 @@ def test_the_mask_token_and_the_cls_token_learn():
     assert without == []
     names = dict(module.named_parameters())
     assert {"autoencoder.decoder.mask_token", "autoencoder.patches.cls_token"} <= names.keys()
+
+
+# --- on a GPU -------------------------------------------------------------------------------
+
+
+class Crossings(TorchDispatchMode):
+    """Counts the operations that bring values from one device to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)]
+        if len({tensor.device.type for tensor in tensors}) > 1:
+            self.seen.append(str(function))
+        return result
+
+
+@pytest.mark.parametrize("backbone", ["transformer", "mamba2", "mamba1"])
+@pytest.mark.parametrize("layout", ["mono", "binaural", "ambisonic"])
+def test_a_batch_never_waits_for_the_device(monkeypatch, layout, backbone):
+    """A tensor on meta has no values: what asks for one, as a GPU would have to answer, fails."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on meta
+    module = Pretraining(layout, backbone=backbone, **SMALL).to("meta")
+    batch = {name: value.to("meta") for name, value in drawn(layout).items()}
+    with Crossings() as crossings:
+        for _ in range(2):
+            module.training_step(batch, 0).backward()
+    assert crossings.seen == []
+    assert len(module._seen) == 2
+
+
+def test_values_of_a_device_are_noticed():
+    values = torch.ones(2, device="meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        bool(values.all())
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        values.nonzero()
+    with Crossings() as crossings:
+        torch.zeros(2).to("meta")
+    assert len(crossings.seen) == 1
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_asks_the_device_once(monkeypatch, fused):
+    module = Pretraining("binaural", **SMALL)
+    trainer = module._trainer = Mock(world_size=2, accumulate_grad_batches=2)
+    trainer.precision_plugin.scaler = None
+    trainer.strategy.reduce = lambda tensor, reduce_op: 2 * tensor  # as of two equal processes
+    losses = [module.training_step(drawn("binaural"), i) / 2 for i in range(2)]
+    sum(losses).backward()
+    asked = []
+
+    def note(name):
+        real = getattr(torch.Tensor, name)
+
+        def noted(*args, **options):
+            asked.append(name)
+            return real(*args, **options)
+
+        return noted
+
+    optimizer = torch.optim.AdamW(module.parameters(), fused=fused)
+    with monkeypatch.context() as patch:
+        for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+            patch.setattr(torch.Tensor, name, note(name))
+        module.configure_gradient_clipping(optimizer, 5.0)
+    assert asked == ["tolist"]
+    assert module.step_loss == pytest.approx(sum(losses).item(), rel=1e-6)
+    assert module.gradient_norm > 0
+    assert module._seen == []
+
+
+@pytest.mark.parametrize("layout", ["binaural", "ambisonic"])
+def test_mixing_and_features_are_float32_under_autocast(layout):
+    module, batch = Pretraining(layout, **SMALL), drawn(layout)
+    expected = module.log_mel_windows(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module.log_mel_windows(batch)
+        reconstruction = module(batch)
+    assert torch.equal(found, expected)
+    assert found.dtype == reconstruction.target.dtype == reconstruction.loss.dtype == torch.float32
+
+
+def test_features_have_the_highest_precision_whatever_the_products_have(monkeypatch):
+    module, seen = Pretraining("binaural", **SMALL), []
+    for part in (module.front_end, module.autoencoder):
+        part.register_forward_pre_hook(lambda *_: seen.append(get_float32_matmul_precision()))
+    with matmul_precision("medium"):
+        module(drawn("binaural"))
+    assert seen == ["highest", "medium"]
+    assert get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("patching", ["frame", "time"])
+@pytest.mark.parametrize("backbone", ["transformer", "mamba2", "mamba1"])
+def test_every_parameter_has_a_gradient(backbone, patching):
+    """So DistributedDataParallel need not look for parameters without one."""
+    module = Pretraining("binaural", backbone=backbone, patching=patching, **SMALL)
+    batch, tokens = drawn("binaural"), module.config.tokens
+    masks = random_mask(6, tokens, 4 * tokens // 5, torch.Generator().manual_seed(0))
+    visible, hidden = (indices.unflatten(0, (3, 2)) for indices in split_mask(masks))
+    module.training_step(batch | {"visible": visible, "hidden": hidden}, 0).backward()
+    assert [name for name, value in module.named_parameters() if value.grad is None] == []
+
+
+def test_clips_whose_windows_are_not_finite_are_known():
+    module, batch = Pretraining("binaural", **SMALL), drawn("binaural")
+    batch["clip"][1, -1] = math.nan
+    found = module(batch)
+    assert not found.loss.isfinite()
+    module.training_step(batch, 0)
+    assert module._seen[0].finite.tolist() == [True, False, True]
+    with pytest.raises(TrainingError, match="Samples 8 of the stream: the mixture overflows"):
+        module.validation_step(batch, 0)
+
+
+# --- schedule and first weights -------------------------------------------------------------
 
 
 def test_training_on_a_cpu_keeps_the_memory_that_it_frees(monkeypatch):
@@ -288,6 +416,7 @@ def test_first_weights_from_the_authors_checkpoint(published_file, monkeypatch):
         ({"window_fill": "noise"}, "window_fill"),
         ({"log_floor": -1.0}, "log_floor"),
         ({"warmup": -1}, "warmup"),
+        ({"matmul_precision": "tf32"}, "Unknown matmul_precision 'tf32'; allowed are highest"),
         ({"learning_rate": 0.0}, "learning_rate"),
     ],
 )

@@ -15,7 +15,7 @@ def collate(samples: Sequence[Sample]) -> Sample:
     """Return a batch: the values of the samples stacked, RIRs zero-padded to the longest.
 
     In a process that loads data, the batch lies in memory shared with the process that trains, so
-    that it is written once.
+    that it is written once. Where all clips are dry, the RIRs have no samples.
     """
     first = samples[0]
     longest = max(sample["rirs"].shape[-1] for sample in samples)

@@ -134,13 +134,11 @@ class Curves(StepCounter):
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if step < trainer.max_steps and (not every or step % every):
             return
-        loss = float(trainer.strategy.reduce(module.step_loss, reduce_op="mean"))
-        skipped = float(trainer.strategy.reduce(module.skipped, reduce_op="sum"))
         values = {
-            "train/loss": loss,
+            "train/loss": module.step_loss,
             "train/learning_rate": self._rate(trainer),
-            "train/gradient_norm": float(module.gradient_norm),
-            "data/skipped": skipped,
+            "train/gradient_norm": module.gradient_norm,
+            "data/skipped": float(module.skipped),
             **self._speed(trainer, step),
         }
         for logger in trainer.loggers:
@@ -151,12 +149,12 @@ class Curves(StepCounter):
         hours = values.get("speed/hours_to_go")
         _report(
             trainer,
-            f"step {step} of {trainer.max_steps}: loss {loss:.4f}, "
+            f"step {step} of {trainer.max_steps}: loss {module.step_loss:.4f}, "
             f"{values['speed/steps_per_second']:.3g} steps/s, "
             f"{values['speed/windows_per_second']:.1f} windows/s, "
             f"{100 * values['speed/data_wait']:.0f} % of the time waiting for data"
             + (f", {spoken_time(3600 * hours)} to go" if hours else "")
-            + (f", {skipped:.0f} sounds or rooms could not be read" if skipped else ""),
+            + (f", {module.skipped} sounds or rooms could not be read" if module.skipped else ""),
         )
         self._restart(trainer)
 
@@ -259,6 +257,14 @@ def rasterise(figure: Any) -> tuple[bytes, np.ndarray]:
 class ProgressBar(RichProgressBar):
     """Lightning's rich progress bar, which counts training as one epoch, as it is here."""
 
+    _validation: float | None = None  # kept, since each look at the value waits for a GPU
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the validation loss, to be shown until the next."""
+        if not trainer.sanity_checking:
+            self._validation = float(trainer.callback_metrics["validation/loss"])
+        super().on_validation_end(trainer, pl_module)
+
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training"
 
@@ -269,9 +275,9 @@ class ProgressBar(RichProgressBar):
         assert isinstance(pl_module, Pretraining)
         shown: dict[str, int | str | float | dict[str, float]] = {}
         if pl_module.gradient_norm:  # there was a step
-            shown["loss"] = f"{float(pl_module.step_loss):.4f}"
-        if "validation/loss" in trainer.callback_metrics:
-            shown["validation"] = f"{float(trainer.callback_metrics['validation/loss']):.4f}"
+            shown["loss"] = f"{pl_module.step_loss:.4f}"
+        if self._validation is not None:
+            shown["validation"] = f"{self._validation:.4f}"
         return shown
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import warnings
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from gram_hear.console import results, say, show_warning
+from gram_hear.devices import matmul_precision
 from gram_hear.errors import GramError, OptionError, TrainingError, nearest
 from gram_hear.jobs.locks import locked
 from gram_hear.pretrain.callbacks import Curves, Pictures, ProgressBar, shows_progress
@@ -231,7 +232,13 @@ class PretrainingCLI(LightningCLI):
 
     def fit(self, **arguments: Any) -> None:
         """Train."""
-        self.trainer.fit(**arguments, ckpt_path=self.found)
+        with self._products():
+            self.trainer.fit(**arguments, ckpt_path=self.found)
+
+    def _products(self) -> AbstractContextManager[None]:
+        """Return in what float32 matrix products on a GPU have their precision."""
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        return matmul_precision(self.model.matmul_precision) if on_gpu else nullcontext()
 
     def validate(self, **arguments: Any) -> None:
         """Compute the validation loss, and print it as one line on stdout.
@@ -239,7 +246,8 @@ class PretrainingCLI(LightningCLI):
         Raises:
             TrainingError: where it is not finite.
         """
-        self.trainer.validate(**arguments, ckpt_path=self.found, verbose=False)
+        with self._products():
+            self.trainer.validate(**arguments, ckpt_path=self.found, verbose=False)
         loss = float(self.trainer.callback_metrics["validation/loss"])
         if not math.isfinite(loss):
             raise TrainingError(f"The validation loss of {self.found or 'the model'} is {loss}.")

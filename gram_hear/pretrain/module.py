@@ -2,10 +2,14 @@
 
 Only the first weights are random here, from a seed. Everything else that is drawn comes with a
 batch (:mod:`gram_hear.pretrain.samples`).
+
+Nothing that a batch goes through here asks the GPU for a value, since the processor would wait
+for it. What has to be known (loss, norm of the gradient, sounds that could not be read) is asked
+for at once, in one answer for each optimizer step.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,7 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from gram_hear.audio.layouts import to_soundspaces
 from gram_hear.checkpoints.store import CONFIG_KEY
 from gram_hear.config import ModelConfig
-from gram_hear.errors import AudioError, CheckpointError, OptionError, TrainingError
+from gram_hear.devices import matmul_precision
+from gram_hear.errors import CheckpointError, OptionError, TrainingError, require_known
 from gram_hear.frontend import FrontEnd
 from gram_hear.nn.mae import Reconstruction
 from gram_hear.pretrain.memory import keep_freed_memory
@@ -26,6 +31,19 @@ from gram_hear.scenes.mixing import mix
 from gram_hear.windows import cut_windows
 
 CONVENTION = "ambix"  # of Ambisonic RIRs, and so of the mixtures
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+# Steps in a row that 16-mixed passes over because gradients overflow. Each halves their scale, so
+# after so many it is no scale that makes them overflow.
+MOST_OVERFLOWS = 32
+
+
+class _Seen(NamedTuple):
+    """What is kept of each batch of an optimizer step, on the device."""
+
+    loss: Tensor  # ()
+    samples: Tensor  # (clips,) their numbers in the stream
+    finite: Tensor  # (clips,) bool, whether all windows of the clip are
+    skipped: Tensor  # () int64
 
 
 class Pretraining(LightningModule):
@@ -44,6 +62,7 @@ class Pretraining(LightningModule):
         seed: int = 0,
         init: str | None = None,
         compile: bool = False,
+        matmul_precision: str = "high",
         learning_rate: float = 2e-4,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.01,
@@ -67,6 +86,9 @@ class Pretraining(LightningModule):
                 file, a folder or a repository of the Hub. Its encoder must have the shape of this
                 model's. Where its decoder is missing or has another shape, a new one is drawn.
             compile: Use torch.compile.
+            matmul_precision: Precision of float32 matrix products on NVIDIA GPUs: highest
+                (float32), high (TF32 where the GPU has it) or medium. The front-end always has the
+                highest.
             learning_rate: Learning rate of AdamW after the warm-up. From there it falls as a half
                 cosine, to zero at trainer.max_steps.
             betas: Betas of AdamW.
@@ -84,6 +106,8 @@ class Pretraining(LightningModule):
             )
         if not all(0 <= beta < 1 for beta in betas):
             raise OptionError(f"betas is {list(betas)}; both must be at least 0 and below 1.")
+        require_known("matmul_precision", matmul_precision, MATMUL_PRECISIONS)
+        self.matmul_precision = matmul_precision
         self.learning_rate = learning_rate
         self.betas = betas
         self.weight_decay = weight_decay
@@ -93,11 +117,13 @@ class Pretraining(LightningModule):
         self.autoencoder, self.origin = first_weights(self.config, seed, init)
         if compile:
             self.autoencoder.compile()
-        self.step_loss = torch.zeros(())  # the mean over an optimizer step, on this process
-        self.gradient_norm = torch.zeros(())  # before it was clipped
-        self.skipped = torch.zeros((), dtype=torch.int64)  # since training began, on this process
-        self._losses: list[Tensor] = []
-        self._indices: list[Tensor] = []
+        # Over all processes: the mean loss and the norm of the gradient before clipping, of the
+        # last optimizer step; what could not be read since training began.
+        self.step_loss = 0.0
+        self.gradient_norm = 0.0
+        self.skipped = 0
+        self._overflows = 0  # steps in a row
+        self._seen: list[_Seen] = []
 
     def on_fit_start(self) -> None:
         """Keep the memory of a step for the next one, on a CPU."""
@@ -112,21 +138,20 @@ class Pretraining(LightningModule):
         Returns:
             (clips * windows, feature channels, window frames, mels) float32, not normalised.
         """
-        features = self.front_end(self._mixtures(batch))
+        with matmul_precision("highest"):  # the features that embedding will compute
+            features = self.front_end(self._mixtures(batch))
         return cut_windows(features, batch["window_starts"], self.config, self.config.window_fill)
 
     def _mixtures(self, batch: Sample) -> Tensor:
         """Return the mixtures, (clips, channels, samples); Ambisonic ones in the model's axes."""
         clip, dry, channels = batch["clip"], batch["dry"], self.config.front_end.audio_channels
         copied = clip[:, None].expand(-1, channels, -1)
-        if dry.all():
+        if batch["rirs"].shape[-1] == 0:  # all are dry
             return copied
         drawn = (batch[name] for name in ("rirs", "noise", "start", "length", "snr"))
-        try:
-            audio = mix(clip, *drawn, noise_gain=self.noise_gain).audio
-        except AudioError as error:
-            samples = ", ".join(map(str, batch["index"].tolist()))
-            raise TrainingError(f"Samples {samples} of the stream: {error}") from error
+        # Those who drew the values have checked them.
+        mixed = mix(clip, *drawn, noise_gain=self.noise_gain, check_values=False)
+        audio = mixed.audio
         if self.config.front_end.layout == "ambisonic":
             audio = to_soundspaces(audio, CONVENTION)
         return torch.where(dry[:, None, None], copied, audio)
@@ -139,15 +164,17 @@ class Pretraining(LightningModule):
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        loss = self(batch).loss
-        self._losses.append(loss.detach())
-        self._indices.append(batch["index"])
-        self.skipped = self.skipped.to(loss.device) + batch["skipped"].sum()
-        return loss
+        found = self(batch)
+        seen = (found.loss.detach(), batch["index"], _are_finite(found, batch))
+        self._seen.append(_Seen(*seen, batch["skipped"].sum()))
+        return found.loss
 
     def validation_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
         """Return a batch's target and prediction; its loss counts towards validation/loss."""
         found = self(batch)
+        finite = _are_finite(found, batch)
+        if not finite.all():
+            raise TrainingError(_why_not_finite(batch["index"][~finite]))
         size = len(batch["index"])
         self.log("validation/loss", found.loss, logger=False, sync_dist=True, batch_size=size)
         return {"target": found.target, "prediction": found.prediction}
@@ -159,6 +186,9 @@ class Pretraining(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the norm of the gradient.
+
+        In float16 a gradient that overflows is no error: the scaler passes the step over, and
+        lowers its scale.
 
         Raises:
             TrainingError: where it or the loss is not finite; the message names the samples.
@@ -173,16 +203,32 @@ class Pretraining(LightningModule):
             raise OptionError(
                 f"trainer.gradient_clip_val is {limit:g}; it must be above 0, or 0 to clip nothing."
             )
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and optimizer.defaults.get("fused"):
+            scaler.unscale_(optimizer)  # which Lightning would leave to the step, after clipping
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
-        self.step_loss, self.gradient_norm = torch.stack(self._losses).mean(), norm
-        # Gradients in float16 may overflow, in which case the scaler passes the step over.
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        finite = bool((self.step_loss + (0 if scaled else norm)).isfinite())
-        # The loss may be finite in all processes but one, and all must stop.
-        if not self.trainer.strategy.reduce_boolean_decision(finite):
+        self._take_stock(norm)
+        overflowed = not math.isfinite(self.gradient_norm)
+        self._overflows = self._overflows + 1 if overflowed else 0
+        allowed = 0 if scaler is None else MOST_OVERFLOWS
+        if not math.isfinite(self.step_loss) or self._overflows > allowed:
             raise TrainingError(self._why_stopped())
-        self._losses.clear()
-        self._indices.clear()
+        self._seen.clear()
+
+    def _take_stock(self, norm: Tensor) -> None:
+        """Ask the device what came of a step, the only time that the processor waits for it.
+
+        All processes get the same, so that all of them stop where one must.
+        """
+        loss = torch.stack([seen.loss for seen in self._seen]).mean()
+        skipped = torch.stack([seen.skipped for seen in self._seen]).sum()
+        here = torch.stack([loss, norm.to(loss.dtype), skipped.to(loss.dtype)])
+        total = self.trainer.strategy.reduce(here, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        losses, norms, skips = total.tolist()
+        self.step_loss = losses / self.trainer.world_size
+        self.gradient_norm = norms / self.trainer.world_size
+        self.skipped += round(skips)
 
     def _why_stopped(self) -> str:
         """Return a message with the samples of a step whose loss or gradient is not finite.
@@ -190,20 +236,28 @@ class Pretraining(LightningModule):
         They are gathered from all processes, since the gradient is the mean over all.
         """
         gather = self.trainer.strategy.all_gather
-        losses = gather(torch.stack(self._losses)).flatten()
-        indices = gather(torch.stack(self._indices)).flatten(0, -2)
+        losses = gather(torch.stack([seen.loss for seen in self._seen])).flatten()
+        indices = gather(torch.stack([seen.samples for seen in self._seen])).flatten(0, -2)
+        finite = gather(torch.stack([seen.finite for seen in self._seen])).flatten(0, -2)
+        if not finite.all():
+            return _why_not_finite(indices[~finite])
         wrong = ~losses.isfinite()
         what = "loss" if wrong.any() else "gradient"
-        samples = indices[wrong if wrong.any() else torch.ones_like(wrong)].flatten().sort().values
+        samples = indices[wrong if wrong.any() else torch.ones_like(wrong)]
         return (
             f"The {what} of step {self.global_step + 1} is not finite, and training stopped before "
-            f"it. Samples of the stream in it: {', '.join(map(str, samples.tolist()))}. What was "
+            f"it. Samples of the stream in it: {_numbers(samples)}. What was "
             "saved is kept. Go on from it (--ckpt_path last, or best) with a lower "
             "model.learning_rate, or in float32 (trainer.precision 32-true), or without the clips "
             "of these samples."
         )
 
     # --- optimizer --------------------------------------------------------------------------
+
+    @property
+    def fused(self) -> bool:
+        """Whether AdamW computes all in one kernel, as it does on CUDA."""
+        return self.trainer.strategy.root_device.type == "cuda"
 
     def configure_optimizers(self) -> Any:
         """Return AdamW for all parameters, and the schedule of the learning rate by step."""
@@ -213,7 +267,7 @@ class Pretraining(LightningModule):
             lr=self.learning_rate,
             betas=self.betas,
             weight_decay=self.weight_decay,
-            fused=self.device.type == "cuda",
+            fused=self.fused,
         )
         schedule = LambdaLR(optimizer, lambda step: schedule_factor(step, self.warmup, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -243,7 +297,29 @@ class Pretraining(LightningModule):
         for group in checkpoint["optimizer_states"][0]["param_groups"]:
             group["initial_lr"], group["lr"] = self.learning_rate, self.learning_rate * factor
             group["betas"], group["weight_decay"] = self.betas, self.weight_decay
+            group["fused"] = self.fused  # the checkpoint may come from another kind of device
         checkpoint["lr_schedulers"][0]["base_lrs"] = [self.learning_rate]
+
+
+def _are_finite(found: Reconstruction, batch: Sample) -> Tensor:
+    """Return which clips of a batch have finite windows, (clips,) bool.
+
+    A window is normalised as a whole, so one value tells of all.
+    """
+    return found.target[:, 0, 0].isfinite().view(len(batch["index"]), -1).all(dim=1)
+
+
+def _why_not_finite(indices: Tensor) -> str:
+    """Return what is wrong with samples whose windows are not finite."""
+    return (
+        f"Samples {_numbers(indices)} of the stream: the mixture overflows float32, or holds NaN. "
+        "A clip, noise or RIR of theirs is too loud or damaged; leave it out. What was saved is "
+        "kept."
+    )
+
+
+def _numbers(indices: Tensor) -> str:
+    return ", ".join(map(str, indices.flatten().sort().values.tolist()))
 
 
 def _recount(checkpoint: dict[str, Any], accumulation: int) -> None:

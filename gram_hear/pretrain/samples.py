@@ -190,8 +190,8 @@ class SampleSet(Dataset[Sample]):
             clip: (samples,) float32 at the recipe's level, zero-padded.
             dry: () bool, whether the clip stays without room and noise.
             rirs: (2, channels, m) float32, of two ears or in AmbiX: that of the source, then the
-                sum of those of all noise sources, as every noise sounds from all of them. Zeros
-                where dry.
+                sum of those of all noise sources, as every noise sounds from all of them. Of no
+                samples where dry.
             noise: (samples,) float32, faded, silent before and after it; zeros where dry.
             start, length: () int64, the samples in which the noise sounds; length 0 for none.
             snr: () float32, dB.
@@ -290,7 +290,7 @@ class SampleSet(Dataset[Sample]):
     def _read_room(self, room: int | None) -> tuple[Tensor, int]:
         """Return RIRs (2, channels, m), and how many scenes could not be read."""
         if room is None or self.rooms is None:
-            return torch.zeros(2, AUDIO_CHANNELS[self.layout], 1), 0
+            return torch.zeros(2, AUDIO_CHANNELS[self.layout], 0), 0
         rooms, count, samples = self.rooms, len(self.rooms), self.recipe.samples
         rirs, skipped = _first_readable(
             "rooms", count, lambda attempt: rooms.read_sums((room + attempt) % count, samples)
