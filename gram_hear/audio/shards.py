@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from gram_hear.audio.archives import NPY, Member, default_cache, find_members
-from gram_hear.audio.files import SUFFIXES
+from gram_hear.audio.archives import SOUNDS, Member, default_cache, find_members
 from gram_hear.audio.parquet import read_footer, unpack
 from gram_hear.audio.sources import Shard, ask_footer, download, stated_counts
 from gram_hear.errors import GramError, OptionError, SceneError, count
@@ -305,7 +304,7 @@ class ShardMember(Member):
 def _members(path: Path, shard: Shard) -> list[Member]:
     """Return the sounds of a shard's tar; errors name the shard."""
     try:
-        found = find_members(path, (*SUFFIXES, NPY), labels=True)
+        found = find_members(path, SOUNDS, labels=True)
         return [ShardMember(path, m.name, m.offset, m.size, str(shard)) for m in found]
     except SceneError as error:
         raise SceneError(str(error).replace(str(path), str(shard))) from error
@@ -380,18 +379,11 @@ class ShardReader:
         self.cache = cache
         self.shards = list(shards)
         self.most = most
-        self._let_go()
-
-    def _let_go(self) -> None:
         self._open: OrderedDict[int, OpenShard | GramError] = OrderedDict()
         self._thread: threading.Thread | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: getattr(self, name) for name in ("cache", "shards", "most")}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._let_go()
+        return vars(self) | {"_open": OrderedDict(), "_thread": None}
 
     def member(self, shard: int, i: int) -> Member:
         """Return a sound of a shard, which is fetched where it is not there.

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,26 +83,21 @@ def expand_braces(text: str) -> list[str]:
     Raises:
         OptionError: where that is more than 100,000 names.
     """
-    pieces = re.split(r"(\{\d+\.\.\d+\}|\{[^{}]*,[^{}]*\})", text)
     choices: list[list[str]] = []
     total = 1
-    for piece in pieces:
-        span = re.fullmatch(r"\{(\d{1,9})\.\.(\d{1,9})\}", piece)
-        if span:
+    for piece in re.split(r"(\{\d{1,9}\.\.\d{1,9}\}|\{[^{}]*,[^{}]*\})", text):
+        names: Sequence[int] | Sequence[str] = [piece]
+        if span := re.fullmatch(r"\{(\d{1,9})\.\.(\d{1,9})\}", piece):
             first, last = int(span[1]), int(span[2])
-            total *= abs(last - first) + 1
-        elif piece.startswith("{") and piece.endswith("}") and "," in piece:
-            total *= piece.count(",") + 1
+            step = 1 if last >= first else -1
+            names = range(first, last + step, step)
+        elif re.fullmatch(r"\{[^{}]*,[^{}]*\}", piece):
+            names = piece[1:-1].split(",")
+        total *= len(names)
         if total > MOST_NAMES:
             raise OptionError(f"{text} stands for more than {MOST_NAMES:,} names; give fewer.")
-        if span:
-            step = 1 if last >= first else -1
-            numbers = range(first, last + step, step)
-            choices.append([f"{n:0{len(span[1])}d}" for n in numbers])
-        elif piece.startswith("{") and piece.endswith("}") and "," in piece:
-            choices.append(piece[1:-1].split(","))
-        else:
-            choices.append([piece])
+        width = len(span[1]) if span else 0
+        choices.append([str(name).zfill(width) for name in names])
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
