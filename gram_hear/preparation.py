@@ -106,8 +106,8 @@ class _EncodedClip:
 class _Found:
     """What the files of a group held, beside its clips.
 
-    ``sounds`` counts all. Of the ends of sounds that are too short to be clips, it has the number
-    and the seconds.
+    ``sounds`` counts all of them. ``short_rests`` counts remainders that are too short for a clip,
+    and ``short_seconds`` is how long these are together.
     """
 
     sounds: int = 0

@@ -92,7 +92,7 @@ def find_below(folder: Path, suffixes: str | tuple[str, ...]) -> Iterator[Path]:
 def find_files(
     path: Path, suffixes: tuple[str, ...], left_out: Counter[str] | None = None
 ) -> Iterator[Path]:
-    """Yield a file itself, or those below a folder that end so, and at the end its tars.
+    """Yield a file itself, or the files below a folder with such suffixes, and then its tars.
 
     Args:
         path: the file or folder.

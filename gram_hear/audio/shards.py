@@ -36,9 +36,9 @@ if sys.platform != "win32":
 GIGABYTES = 100.0  # of the cache
 GIGABYTE = 10**9
 THREADS = 8  # shards that are looked at side by side
-ROOM_SECONDS = 300.0  # in which other processes may let go of shards, where the cache is full
+ROOM_SECONDS = 300.0  # that a full cache is waited for: other processes may let go of shards
 PARTIAL = "[0-9a-f]*.partial"  # shards being written; what is hidden is somebody else's
-POLL = 0.5  # seconds between looks whether they have
+POLL = 0.5  # seconds between two looks at it
 
 Watch = Callable[[], AbstractContextManager[Progress]]
 
@@ -92,7 +92,9 @@ class ShardCache:
                 self.fetch(shard)
 
     def fetch(self, shard: Shard, wait: bool = True) -> None:
-        """Take a shard into the cache; unless told to wait, not where another process is at it.
+        """Take a shard into the cache, unless it is there already.
+
+        If another process is taking it, this waits for that; with ``wait=False`` it does nothing.
 
         Raises:
             SceneError, OptionError: as :meth:`open`.
@@ -293,7 +295,7 @@ class ShardCache:
 
 @dataclass(frozen=True)
 class ShardMember(Member):
-    """A sound of a shard, which is called by where the shard comes from."""
+    """A sound of a shard. Messages say where the shard comes from, not where its tar is."""
 
     source: str
 

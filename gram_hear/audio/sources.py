@@ -30,7 +30,7 @@ PIECE = 16 << 20  # bytes of a request
 PAUSES = (1.0, 4.0, 16.0)  # seconds before a request that failed is made again
 SIZES = "sizes.json"  # WebDataset's: the number of samples of each tar beside it
 LARGEST_SIZES = 64 << 20  # bytes of it
-STAMPS = (  # what file systems call that by which a file's version is known
+STAMPS = (  # under which names file systems tell the version of a file
     *("ETag", "etag", "sha256", "blob_id", "md5Hash", "generation", "checksum", "Content-MD5"),
     *("mtime", "LastModified", "last_modified", "Last-Modified", "created"),
 )
@@ -215,7 +215,7 @@ def hide_secrets(text: str) -> str:
 
 @contextmanager
 def _asking(address: str) -> Iterator[tuple[Any, str]]:
-    """Give the file system of a URL, and the path in it; errors of it become ours.
+    """Yield the file system of a URL, and the path in it. Errors that it raises become ours.
 
     Raises:
         OptionError: for a URL that no installed package reads.
@@ -276,9 +276,9 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _patiently(address: str, ask: Callable[[Any, str], Result]) -> Result:
-    """Return what ``ask`` says of a URL's file system and path there.
+    """Return what ``ask`` returns for the file system of a URL and the path in it.
 
-    It is asked again where it fails in a way that may pass.
+    After an error that may pass, it is called again.
     """
     for pause in PAUSES:
         try:
@@ -294,7 +294,7 @@ def download(shard: Shard, file: BinaryIO) -> None:
     """Write a remote file's bytes into a new local one.
 
     Raises:
-        SceneError: where it cannot be read, or has not the size that its server stated.
+        SceneError: where it cannot be read, or is shorter than its server stated.
         OSError: where the local file cannot be written.
     """
     refused: list[OSError] = []
@@ -324,10 +324,12 @@ def download(shard: Shard, file: BinaryIO) -> None:
 
 
 def ask_footer(shard: Shard, read: Callable[[Any], Result]) -> Result:
-    """Return what ``read`` makes of a shard, open for reading at random; its end is fetched alone.
+    """Return what ``read`` returns for an open shard, of which it may seek and read any part.
+
+    Of a remote shard, only these parts are fetched.
 
     Raises:
-        SceneError: where it cannot be read so.
+        SceneError: where it cannot be read, or its server sends no parts of files.
     """
     if not shard.is_remote:
         try:
