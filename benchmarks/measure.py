@@ -52,7 +52,7 @@ def gpu_seconds(call: Call) -> float:
 
 
 def alternate(calls: dict[str, Call], repeats: int) -> dict[str, list[float]]:
-    """Return the CPU seconds of calls by name, made in turn; the first run of each does not count."""
+    """Return the CPU seconds of calls by name, made in turn. The first of each does not count."""
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
