@@ -561,16 +561,6 @@ def test_a_picture_that_cannot_be_written_is_no_traceback(fit, capsys, monkeypat
     assert "No space left on device. What was saved is kept" in capsys.readouterr().err
 
 
-def test_an_empty_path_is_not_the_current_folder(fit, capsys):
-    assert fit(data__clips="") == 1
-    assert "data.clips is empty" in capsys.readouterr().err
-
-
-def test_gradients_are_never_reversed(fit, capsys):
-    assert fit(trainer__gradient_clip_val=-1) == 1
-    assert "gradient_clip_val is -1; it must be above 0" in capsys.readouterr().err
-
-
 @pytest.fixture
 def stopped(fit, tmp_path, monkeypatch, capsys):
     """Return a function that stops a run by a signal at its second step; it returns the folder."""
@@ -952,6 +942,7 @@ def wrong(fit, capsys, *more, **options):
         ({"model__patching": "time"}, "masked is 160 of 100 tokens"),
         ({"data__clip_frames": 60}, "windows no longer than clip_frames"),
         ({"data__clips": "nowhere"}, "There is no folder or file nowhere"),
+        ({"data__clips": ""}, "data.clips is empty"),
         ({"data__clips": "."}, "holds no clips"),
         ({"data__rirs": "."}, "holds no RIRs"),
         ({"model__layout": "ambisonic"}, "has binaural RIRs; ambisonic was asked for"),
@@ -963,6 +954,7 @@ def wrong(fit, capsys, *more, **options):
         ({"data__batch_per_device": 0}, "data.batch_per_device is 0"),
         ({"trainer__accumulate_grad_batches": 3}, "accumulate_grad_batches is computed"),
         ({"trainer__max_steps": -1}, "max_steps is -1"),
+        ({"trainer__gradient_clip_val": -1}, "gradient_clip_val is -1; it must be above 0"),
         ({"trainer__gradient_clip_algorithm": "value"}, "clipped by their norm"),
         ({"model__init": "nowhere.ckpt"}, "There is no file or folder nowhere.ckpt"),
         ({"trainer__accelerator": "quantum"}, "invalid accelerator name"),

@@ -7,6 +7,7 @@ import re
 import tarfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
@@ -160,6 +161,7 @@ def memory(folder):
         ("{2..0}", ["2", "1", "0"]),
         ("{x,y}-{1..2}", ["x-1", "x-2", "y-1", "y-2"]),
         ("{x}{", ["{x}{"]),
+        ("{x}y,{z}", ["{x}y,{z}"]),
     ],
 )
 def test_braces_stand_for_names(text, names):
@@ -669,18 +671,10 @@ def test_of_several_that_open_a_tar_one_indexes_it(folder, monkeypatch):
         return index(*given)
 
     monkeypatch.setattr(archives, "index_tar", slow)
-    found = []
     path = folder / "t-003.tar"
-    threads = [
-        threading.Thread(
-            target=lambda: found.append(archives.find_members(path, (".flac",), labels=True))
-        )
-        for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        given = [(path, (".flac",), True)] * 3
+        found = list(pool.map(lambda each: archives.find_members(*each), given))
     assert made == [1]
     assert found[0] == found[1] == found[2]
     assert len(found[0]) == 7

@@ -10,20 +10,18 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gram_hear.audio.archives import TAR_END, add_member, plain_stem
 from gram_hear.audio.files import SUFFIXES
 from gram_hear.errors import GramError, SceneError, count
 from gram_hear.extras import need
 
 ROWS = 32  # that are decoded at a time
 BLOCK = 512  # bytes of a tar's header, to which its members are padded
-TAR_END = 10240  # bytes with which a tar ends
 SWELLING = 4  # times the size that a footer states, which the sounds may have ...
 SLACK = 64 << 20  # ... and bytes besides
-STEM = 60  # characters of a file's name in that of its member
 MARKS = {b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg"}  # how files of sound begin
 
 
@@ -131,14 +129,12 @@ def unpack(source: Path, file: BinaryIO, name: str, wanted: str | None) -> None:
                 return
             for row in rows:
                 data, path = _cell(row)
-                member = tarfile.TarInfo(f"{next(numbers):08d}{_member_name(path, data)}")
-                member.size = len(data)
                 if tar.offset + len(data) > most:
                     raise SceneError(
                         f"{name} holds more than {SWELLING} times what its footer states; it was "
                         "not taken."
                     )
-                tar.addfile(member, BytesIO(data))
+                add_member(tar, f"{next(numbers):08d}{_member_name(path, data)}", data)
 
 
 def _cell(row: Any) -> tuple[bytes, str]:
@@ -150,8 +146,8 @@ def _cell(row: Any) -> tuple[bytes, str]:
 
 def _member_name(path: str, data: bytes) -> str:
     """Return how the name of a row's member ends: the file's own, as far as it is harmless."""
-    stem, suffix = os.path.splitext(re.split(r"[/\\]", path)[-1])
+    name = re.split(r"[/\\]", path)[-1]
+    stem, suffix = plain_stem(name), os.path.splitext(name)[1]
     if suffix.lower() not in SUFFIXES:
         suffix = MARKS.get(data[:4], ".mp3")
-    stem = re.sub(r"[^A-Za-z0-9_-]", "-", stem)[:STEM]
     return f"{'_' if stem else ''}{stem}{suffix.lower()}"

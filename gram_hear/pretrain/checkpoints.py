@@ -16,7 +16,7 @@ from gram_hear.errors import CheckpointError, GramError, reason_of
 from gram_hear.foreign import TORCH_FAULTS
 from gram_hear.jobs.interrupts import interrupts_held
 from gram_hear.jobs.writing import link_or_copy, write_json, write_whole
-from gram_hear.pretrain.callbacks import StepCounter, is_training, is_validated
+from gram_hear.pretrain.callbacks import StepCounter, is_training, is_trial, is_validated
 from gram_hear.pretrain.stopping import stop_signals
 
 FOLDER = "checkpoints"  # in the folder of the run
@@ -152,7 +152,7 @@ class Checkpoints(StepCounter, Checkpoint):
         stop = _asked(trainer)
         keep = step % self.keep_every == 0
         due = stop or keep or step % self.every == 0 or step >= trainer.max_steps
-        if not due or _is_trial(trainer):
+        if not due or is_trial(trainer):
             return
         last = self._save_last(trainer)
         if keep and trainer.is_global_zero:
@@ -170,12 +170,12 @@ class Checkpoints(StepCounter, Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save where training ended before its last step, as trainer.max_time does."""
-        if trainer.global_step not in (0, self._saved) and not _is_trial(trainer):
+        if trainer.global_step not in (0, self._saved) and not is_trial(trainer):
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save best.ckpt where no validation loss was lower."""
-        if not is_training(trainer) or _is_trial(trainer):
+        if not is_training(trainer) or is_trial(trainer):
             return
         loss = float(trainer.callback_metrics["validation/loss"])
         if math.isfinite(loss) and (self.best is None or loss < self.best):
@@ -199,11 +199,6 @@ def _asked(trainer: Trainer) -> int:
         return number
     here = torch.tensor(number, device=trainer.strategy.root_device)
     return int(trainer.strategy.reduce(here, reduce_op="max"))
-
-
-def _is_trial(trainer: Trainer) -> bool:
-    """Whether this is Lightning's fast_dev_run, which writes nothing."""
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def read_best(folder: Path) -> float | None:

@@ -14,7 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 from gram_hear.checkpoints.store import describe
 from gram_hear.console import say
 from gram_hear.errors import count
-from gram_hear.pretrain.callbacks import spoken_time
+from gram_hear.pretrain.callbacks import data_of, is_trial, spoken_time
 from gram_hear.pretrain.datamodule import PretrainingData
 from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.new_model import flatten
@@ -50,7 +50,7 @@ class StartReport(Callback):
             f"{count(trainer.world_size, 'process', 'processes')} "
             f"({trainer.strategy.root_device.type})."
         )
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not is_trial(trainer):
             size = STATE * parameters / 1e9
             written = 2 + trainer.max_steps // kept  # last.ckpt and best.ckpt beside those kept
             free = shutil.disk_usage(root).free / 1e9
@@ -61,7 +61,7 @@ class StartReport(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was opened, and which processes are ready."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         if trainer.is_global_zero:
             say(
                 f"Opened in {spoken_time(time.perf_counter() - self._begun)}. Training: "
@@ -75,8 +75,8 @@ class StartReport(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where training begins, and why its first step takes longer."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero:
+            data = data_of(trainer)
             loading = count(data.workers, "loading process", "loading processes")
             say(
                 f"Training begins with step {trainer.global_step + 1}, the slowest: it waits until "
@@ -84,7 +84,8 @@ class StartReport(Callback):
             )
 
 
-def _contents(samples: SampleSet) -> str:
+def _contents(samples: SampleSet | None) -> str:
+    assert samples is not None
     rooms = count(len(samples.rooms), "scene") if samples.rooms is not None else "no rooms"
     return f"{count(len(samples), 'clip')}, {rooms}"
 
