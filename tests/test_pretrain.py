@@ -35,6 +35,7 @@ from gram_hear.jobs.locks import locked
 from gram_hear.pretrain import callbacks, cli, datamodule, module, pools, stopping, trust
 from gram_hear.pretrain.__main__ import main
 from gram_hear.pretrain.callbacks import Curves, Pictures
+from gram_hear.pretrain.checkpoints import read_best
 from gram_hear.pretrain.curve_file import CurveFile, read_curves
 from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.samples import SampleSet
@@ -322,6 +323,24 @@ def test_a_table_is_gone_on_with_after_the_step_of_its_checkpoint(tmp_path):
         table.add(4, {"unknown": 1})
 
 
+@pytest.mark.parametrize(
+    "damage", ["x" * 200_000, f"{'9' * 5000},b", '2,"b', "\0\0", "²,b", "-1,b", ",,,,,"]
+)
+def test_a_damaged_table_is_gone_on_with(tmp_path, damage):
+    path = tmp_path / "curves.csv"
+    path.write_text(f"step,time\n1,a\n{damage}\n3,c\n4,d", encoding="utf-8")
+    CurveFile(path, ("time",), 5)
+    found = {row["step"]: row["time"] for row in read_curves(path)}
+    assert (found["1"], found["3"]) == ("a", "c")
+    assert "4" not in found
+
+
+@pytest.mark.parametrize("text", ["NaN", "null", "[" * 100_000, '"1"}x', "1e999"])
+def test_a_damaged_note_of_the_best_checkpoint_is_none(tmp_path, text):
+    (tmp_path / "best.json").write_text(f'{{"validation/loss": {text}}}')
+    assert read_best(tmp_path) is None
+
+
 def test_a_run_shows_its_options_in_tensorboard(whole):
     events = EventAccumulator(str(whole / "tensorboard"))
     events.Reload()
@@ -564,6 +583,8 @@ def test_a_picture_that_cannot_be_written_is_no_traceback(fit, capsys, monkeypat
 def test_an_empty_path_is_not_the_current_folder(fit, capsys):
     assert fit(data__clips="") == 1
     assert "data.clips is empty" in capsys.readouterr().err
+    assert fit(model__init="") == 1
+    assert "model.init is empty" in capsys.readouterr().err
 
 
 def test_gradients_are_never_reversed(fit, capsys):

@@ -1,6 +1,5 @@
 """Checkpoints of a run: written whole or not at all, and resumed exactly."""
 
-import json
 import math
 import os
 from functools import partial
@@ -13,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from gram_hear.errors import CheckpointError, GramError, reason_of
-from gram_hear.foreign import TORCH_FAULTS
+from gram_hear.foreign import TORCH_FAULTS, parse_json
 from gram_hear.jobs.interrupts import interrupts_held
 from gram_hear.jobs.writing import link_or_copy, write_json, write_whole
 from gram_hear.pretrain.callbacks import StepCounter, is_training, is_validated
@@ -210,8 +209,8 @@ def read_best(folder: Path) -> float | None:
     """Return the validation loss of best.ckpt; None where there is none."""
     path = (folder / BEST).with_suffix(".json")
     try:
-        return float(json.loads(path.read_text("utf-8"))["validation/loss"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(parse_json(path.read_bytes(), str(path), CheckpointError)["validation/loss"])
+    except (OSError, CheckpointError, ValueError, KeyError, TypeError):
         return None
 
 
