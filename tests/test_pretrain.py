@@ -1124,6 +1124,36 @@ def test_a_checkpoint_of_another_model_or_run_is_refused(fit, whole, capsys, tmp
     assert "--model.init" in wrong(fit, capsys, "--ckpt_path", "bare.ckpt")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["PretrainingData"], None, "no checkpoint of a run"),  # or it would begin the data anew
+        (["lr_schedulers"], None, "no checkpoint of a run"),
+        (["PretrainingData", "position"], None, "at sample None of the stream"),
+        (["PretrainingData", "position"], 6, "at sample 6 of the stream, in batches of 4"),
+        (
+            ["state_dict", "autoencoder.patches.weight"],
+            None,
+            "1 tensor .*autoencoder.patches.weight",
+        ),
+        (["state_dict", "autoencoder.patches.weight"], torch.zeros(3), "1 tensor .*another shape"),
+        (["state_dict", "other"], torch.zeros(3), "1 tensor .*such as other"),
+    ],
+)
+def test_a_checkpoint_without_a_part_is_refused(fit, whole, capsys, tmp_path, path, value, message):
+    content = load(whole / "checkpoints" / "last.ckpt")
+    *outer, name = path
+    part = content
+    for key in outer:
+        part = part[key]
+    part.pop(name, None)
+    if value is not None:
+        part[name] = value
+    torch.save(content, tmp_path / "part.ckpt")
+    assert re.search(message, wrong(fit, capsys, "--ckpt_path", "part.ckpt"))
+
+
 def test_a_run_is_not_begun_in_the_place_of_another(fit, capsys, tmp_path):
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)

@@ -16,10 +16,15 @@ from gram_hear.foreign import TORCH_FAULTS, parse_json
 from gram_hear.jobs.interrupts import interrupts_held
 from gram_hear.jobs.writing import link_or_copy, write_json, write_whole
 from gram_hear.pretrain.callbacks import StepCounter, is_training, is_validated
+from gram_hear.pretrain.datamodule import PretrainingData
 from gram_hear.pretrain.stopping import stop_signals
 
 FOLDER = "checkpoints"  # in the folder of the run
 LAST, BEST = "last.ckpt", "best.ckpt"
+PARTS = {  # of a checkpoint, which Lightning would go on without, or stop with a traceback
+    *("state_dict", "loops", "global_step", "optimizer_states", "lr_schedulers"),
+    PretrainingData.__name__,
+}
 
 
 class Stopped(GramError):
@@ -85,7 +90,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} cannot be resumed from: it is not a whole checkpoint of gram_hear.pretrain "
             f"({type(error).__name__})."
         ) from error
-    if not isinstance(content, dict) or not {"state_dict", "loops"} <= content.keys():
+    if not isinstance(content, dict) or not content.keys() >= PARTS:
         raise CheckpointError(
             f"{path} is no checkpoint of a run, which has its optimizer and position in it. To "
             "start from its weights, give it as --model.init."

@@ -399,8 +399,14 @@ class PretrainingData(LightningDataModule):
         Raises:
             CheckpointError: where the data or their options differ, so that the stream would too.
         """
+        position, batch = state_dict.get("position"), state_dict.get("batch")
+        if not (type(position) is type(batch) is int and position >= 0 < batch) or position % batch:
+            raise CheckpointError(
+                f"The checkpoint is damaged: it is at sample {position} of the stream, in batches "
+                f"of {batch}."
+            )
         if self.training is None:  # a checkpoint may be validated on other data
-            self.position = state_dict["position"]
+            self.position = position // batch * self.batch
             return
         state_dict = EARLIER | state_dict
         different = [
@@ -414,7 +420,7 @@ class PretrainingData(LightningDataModule):
                 f"{'; '.join(different)}. Resume with the same options and clips, or begin anew "
                 "from its weights: --model.init."
             )
-        self.position = state_dict["position"]
+        self.position = position
 
 
 @contextmanager
