@@ -35,6 +35,7 @@ from gram_hear.jobs.locks import locked
 from gram_hear.pretrain import callbacks, cli, datamodule, module, pools, stopping, trust
 from gram_hear.pretrain.__main__ import main
 from gram_hear.pretrain.callbacks import Curves, Pictures
+from gram_hear.pretrain.checkpoints import read_best
 from gram_hear.pretrain.curve_file import CurveFile, read_curves
 from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.samples import SampleSet
@@ -320,6 +321,24 @@ def test_a_table_is_gone_on_with_after_the_step_of_its_checkpoint(tmp_path):
     assert path.read_text() == "step,loss,rate\n1,0.1,\n2,0.2,\n3,,5\n"
     with pytest.raises(ValueError, match="unknown"):
         table.add(4, {"unknown": 1})
+
+
+@pytest.mark.parametrize(
+    "damage", ["x" * 200_000, f"{'9' * 5000},b", '2,"b', "\0\0", "²,b", "-1,b", ",,,,,"]
+)
+def test_a_damaged_table_is_gone_on_with(tmp_path, damage):
+    path = tmp_path / "curves.csv"
+    path.write_text(f"step,time\n1,a\n{damage}\n3,c\n4,d", encoding="utf-8")
+    CurveFile(path, ("time",), 5)
+    found = {row["step"]: row["time"] for row in read_curves(path)}
+    assert (found["1"], found["3"]) == ("a", "c")
+    assert "4" not in found
+
+
+@pytest.mark.parametrize("text", ["NaN", "null", "[" * 100_000, '"1"}x', "1e999"])
+def test_a_damaged_note_of_the_best_checkpoint_is_none(tmp_path, text):
+    (tmp_path / "best.json").write_text(f'{{"validation/loss": {text}}}')
+    assert read_best(tmp_path) is None
 
 
 def test_a_run_shows_its_options_in_tensorboard(whole):
@@ -943,6 +962,7 @@ def wrong(fit, capsys, *more, **options):
         ({"data__clip_frames": 60}, "windows no longer than clip_frames"),
         ({"data__clips": "nowhere"}, "There is no folder or file nowhere"),
         ({"data__clips": ""}, "data.clips is empty"),
+        ({"model__init": ""}, "model.init is empty"),
         ({"data__clips": "."}, "holds no clips"),
         ({"data__rirs": "."}, "holds no RIRs"),
         ({"model__layout": "ambisonic"}, "has binaural RIRs; ambisonic was asked for"),
@@ -1093,6 +1113,36 @@ def test_a_checkpoint_of_another_model_or_run_is_refused(fit, whole, capsys, tmp
     assert "not a whole checkpoint" in wrong(fit, capsys, "--ckpt_path", "broken.ckpt")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "bare.ckpt")
     assert "--model.init" in wrong(fit, capsys, "--ckpt_path", "bare.ckpt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["PretrainingData"], None, "no checkpoint of a run"),  # or it would begin the data anew
+        (["lr_schedulers"], None, "no checkpoint of a run"),
+        (["PretrainingData", "position"], None, "at sample None of the stream"),
+        (["PretrainingData", "position"], 6, "at sample 6 of the stream, in batches of 4"),
+        (
+            ["state_dict", "autoencoder.patches.weight"],
+            None,
+            "1 tensor .*autoencoder.patches.weight",
+        ),
+        (["state_dict", "autoencoder.patches.weight"], torch.zeros(3), "1 tensor .*another shape"),
+        (["state_dict", "other"], torch.zeros(3), "1 tensor .*such as other"),
+    ],
+)
+def test_a_checkpoint_without_a_part_is_refused(fit, whole, capsys, tmp_path, path, value, message):
+    content = load(whole / "checkpoints" / "last.ckpt")
+    *outer, name = path
+    part = content
+    for key in outer:
+        part = part[key]
+    part.pop(name, None)
+    if value is not None:
+        part[name] = value
+    torch.save(content, tmp_path / "part.ckpt")
+    assert re.search(message, wrong(fit, capsys, "--ckpt_path", "part.ckpt"))
 
 
 def test_a_run_is_not_begun_in_the_place_of_another(fit, capsys, tmp_path):

@@ -52,7 +52,7 @@ def read_footer(file: Any, name: str, wanted: str | None) -> Table:
         rows += part.num_rows
         for i in range(part.num_columns):
             chunk = part.column(i)
-            if chunk.path_in_schema.split(".")[0] != column:
+            if not f"{chunk.path_in_schema}.".startswith(f"{column}."):
                 continue
             stored += max(chunk.total_uncompressed_size, 0)
             ends_in_bytes = chunk.path_in_schema in (column, f"{column}.bytes")
@@ -80,8 +80,9 @@ def _sound_column(schema: Any, name: str, wanted: str | None) -> str:
         return "path" in fields and "bytes" in fields and is_bytes(fields["bytes"])
 
     if wanted is not None:
-        if wanted not in schema.names:
-            raise SceneError(f"{name} has no column {wanted!r}; it has {', '.join(schema.names)}.")
+        if (times := schema.names.count(wanted)) != 1:
+            there = f"{times} columns" if times else "no column"
+            raise SceneError(f"{name} has {there} {wanted!r}; it has {', '.join(schema.names)}.")
         kind = schema.field(wanted).type
         if not (is_sound(kind) or is_bytes(kind)):
             raise SceneError(
@@ -124,7 +125,7 @@ def unpack(source: Path, file: BinaryIO, name: str, wanted: str | None) -> None:
         while True:
             with _parquet_faults(name):
                 batch = next(batches, None)
-                rows = [] if batch is None else batch.column(0).to_pylist()
+                rows = [] if batch is None else batch.column(table.column).to_pylist()
             if batch is None:
                 return
             for row in rows:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gram_hear.audio.archives import SOUNDS, Member, default_cache, find_members
-from gram_hear.audio.parquet import read_footer, unpack
+from gram_hear.audio.parquet import BLOCK, read_footer, unpack
 from gram_hear.audio.sources import Shard, ask_footer, download, stated_counts
 from gram_hear.errors import GramError, OptionError, SceneError, count
 from gram_hear.foreign import parse_json
@@ -118,6 +118,8 @@ class ShardCache:
                 sizes[fetched] = shard.size
             size = self._facts(shard)["bytes"]
         try:
+            for left in (partial, fetched):  # by a process that was killed
+                left.unlink(missing_ok=True)
             self._reserve({**sizes, partial: size}, shard)
             with open(partial, "r+b") as file:
                 if not shard.is_parquet:
@@ -129,11 +131,15 @@ class ShardCache:
                 else:
                     unpack(Path(shard.address), file, str(shard), self.audio_column)
                 file.truncate()
+                file.flush()
+                os.fsync(file.fileno())  # or a crash may leave the name without the content
             os.replace(partial, path)
             try:
-                _members(path, shard)
+                # Open, so that no other process evicts it meanwhile.
+                with suppress(FileNotFoundError), OpenShard(path, shard):
+                    pass
             except SceneError:
-                path.unlink()
+                path.unlink(missing_ok=True)
                 raise
         finally:
             partial.unlink(missing_ok=True)
@@ -238,7 +244,8 @@ class ShardCache:
         stated = {f: stated_counts(f) for f in {s.address.rpartition("/")[0] for s in tars}}
         for shard in tars:
             folder, _, name = shard.address.partition("?")[0].rpartition("/")
-            if (clips := stated.get(folder, {}).get(name)) is not None:
+            clips = stated.get(folder, {}).get(name)
+            if clips is not None and clips * BLOCK <= shard.size:  # else it cannot be
                 self._note(shard, {"clips": clips})
         unknown = [shard for shard in shards if self._known(shard) is None]
         if whole := [shard for shard in unknown if not shard.is_parquet]:

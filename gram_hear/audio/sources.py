@@ -27,6 +27,7 @@ TAR, PARQUET = ".tar", ".parquet"
 MOST_NAMES = 100_000  # that braces may stand for
 THREADS = 8  # requests side by side
 PIECE = 16 << 20  # bytes of a request
+SILENCE = 60.0  # seconds in which a web server must send something
 PAUSES = (1.0, 4.0, 16.0)  # seconds before a request that failed is made again
 SIZES = "sizes.json"  # WebDataset's: the number of samples of each tar beside it
 LARGEST_SIZES = 64 << 20  # bytes of it
@@ -237,7 +238,7 @@ def _asking(address: str) -> Iterator[tuple[Any, str]]:
             f"others.{nearest(protocol, known)}"
         )
     try:
-        yield fsspec.core.url_to_fs(address)
+        yield fsspec.core.url_to_fs(address, **_settings(protocol))
     except GramError:
         raise
     except ImportError as error:
@@ -249,6 +250,20 @@ def _asking(address: str) -> Iterator[tuple[Any, str]]:
     except Exception as error:
         kind = _PassingError if _may_pass(error) else SceneError
         raise kind(f"{shown} cannot be read: {_describe(error)}.") from None  # may hold a token
+
+
+def _settings(protocol: str) -> dict[str, Any]:
+    """Return the settings of a file system, where its own do not do.
+
+    That of the web would wait for a silent server for five minutes, and give up a whole download
+    after these.
+    """
+    if protocol not in ("http", "https"):
+        return {}
+    import aiohttp
+
+    patience = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+    return {"client_kwargs": {"timeout": patience}}
 
 
 def _describe(error: BaseException) -> str:
@@ -298,16 +313,25 @@ def download(shard: Shard, file: BinaryIO) -> None:
         OSError: where the local file cannot be written.
     """
     refused: list[OSError] = []
+    block = PIECE
 
     def go_on(system: Any, path: str) -> None:
-        with system.open(path, "rb", block_size=PIECE, cache_type="none") as remote:
+        nonlocal block
+        with system.open(path, "rb", block_size=block, cache_type="none") as remote:
             if file.tell():
-                if not _can_seek(remote):
-                    file.seek(0)
-                else:
+                try:
                     remote.seek(file.tell())
+                except (OSError, ValueError):
+                    file.seek(0)
             while file.tell() < shard.size:
-                piece = remote.read(min(PIECE, shard.size - file.tell()))
+                wanted = min(PIECE, shard.size - file.tell())
+                try:
+                    piece = remote.read(wanted)
+                except ValueError as error:
+                    block = 0  # of a web server that sends no parts: the whole, from its start
+                    raise _PassingError(f"{shard} cannot be read: {_describe(error)}.") from None
+                if len(piece) > wanted:
+                    raise SceneError(f"The server of {shard} sends more than it was asked for.")
                 if not piece:
                     raise _PassingError(
                         f"{shard} ended after {file.tell():,} of {shard.size:,} bytes."
@@ -355,7 +379,8 @@ def stated_counts(folder: str) -> dict[str, int]:
 
     def ask(system: Any, path: str) -> bytes | None:
         try:
-            if (system.info(path).get("size") or 0) > LARGEST_SIZES:
+            size = system.info(path).get("size")
+            if not isinstance(size, int) or size > LARGEST_SIZES:
                 return None
             return system.cat_file(path)
         except (FileNotFoundError, PermissionError) as error:
