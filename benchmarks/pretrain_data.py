@@ -90,6 +90,11 @@ class Plain:
         self.clips = list(find_sounds(Path(clips)))
         tars = sorted(Path(rirs).rglob("*.tar"))
         self.rirs = [member for tar in tars for member in find_members(tar, (".npy",))]
+        if not self.rirs:
+            raise SystemExit(
+                f"error: {rirs} has no tars of .npy arrays (float16, 6 x 2 x samples), the published "
+                "layout of RIRs. Of gram-hear rirs it has another one: use --make FOLDER."
+            )
         self.noises = list(find_sounds(Path(noises)))
 
     def clip(self, i: int) -> Tensor:

@@ -56,7 +56,7 @@ from gram_hear.checkpoints.store import (
     read_tensors,
 )
 from gram_hear.config import named_config
-from gram_hear.errors import GramError, OptionError, require_known
+from gram_hear.errors import GramError, OptionError, count, require_known
 from gram_hear.hear import (
     HearModel,
     Options,
@@ -303,9 +303,9 @@ def main(arguments: list[str] | None = None) -> int:
         check_model(report, entries[name], given)
     if given.output:
         write_json(Path(given.output), report.found)
-    count = len(report.failed)
-    print(f"{count} parts failed: {'; '.join(report.failed)}" if count else "No part failed.")
-    return 1 if count else 0
+    failed = report.failed
+    print(f"{count(len(failed), 'part')} failed: {'; '.join(failed)}" if failed else "No part failed.")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

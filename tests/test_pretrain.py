@@ -26,6 +26,7 @@ from lightning.pytorch.trainer.connectors.accelerator_connector import _Accelera
 from packed import encoded, npy, write_tar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
+from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 import gram_hear
@@ -33,7 +34,7 @@ from gram_hear.commands.gram_hear.app import app
 from gram_hear.errors import AudioError, OptionError
 from gram_hear.jobs.locks import locked
 from gram_hear.pretrain import callbacks, cli, datamodule, module, pools, stopping, trust
-from gram_hear.pretrain.__main__ import main
+from gram_hear.pretrain.__main__ import _load, main
 from gram_hear.pretrain.callbacks import Curves, Pictures
 from gram_hear.pretrain.checkpoints import read_best
 from gram_hear.pretrain.curve_file import CurveFile, read_curves
@@ -710,6 +711,32 @@ def test_asked_to_stop_before_its_first_step_a_run_ends(
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert signal.getsignal(signal.SIGTERM) is before
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_loading_process_that_pytorch_did_not_stop_is_ended_with_the_program(monkeypatch):
+    registered = []
+    monkeypatch.setattr("atexit.register", registered.append)
+    _load()
+    assert registered[-1] is stopping.end_children
+    handler = signal.getsignal(signal.SIGCHLD)
+    loader = DataLoader(
+        range(2),
+        num_workers=1,
+        persistent_workers=True,
+        worker_init_fn=datamodule._leave_signals,
+    )
+    samples = iter(loader)
+    try:
+        next(samples)
+        (process,) = samples._workers
+        process.terminate()
+        process.join(0.1)
+        assert process.is_alive()  # where Python would wait for it at exit
+        stopping.end_children()
+        process.join(10)
+        assert process.exitcode == -signal.SIGKILL
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def test_under_slurm_no_other_checkpoint_is_written(fit, tmp_path, monkeypatch):

@@ -1,9 +1,10 @@
 """``python -m gram_hear.pretrain``: without arguments, a toy run on synthetic sounds."""
 
+import atexit
 import sys
 
 from gram_hear.extras import need
-from gram_hear.pretrain.stopping import leave_signals
+from gram_hear.pretrain.stopping import end_children, leave_signals
 from gram_hear.start import Program, start
 
 
@@ -17,6 +18,8 @@ def _load() -> Program:
         need(package, "pretrain")
     from gram_hear.pretrain.cli import run
 
+    # After PyTorch's own end of its loaders, which is registered later, and before Python's.
+    atexit.register(end_children)
     return run
 
 

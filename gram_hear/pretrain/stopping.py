@@ -6,6 +6,7 @@ one request may come twice: to the process itself, and to torchrun, which passes
 ends the run at once when it is pressed again, a second later at the earliest.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -124,3 +125,16 @@ def leave_signals() -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_children() -> None:
+    """End the processes that load data and are still there, as the program ends.
+
+    Where a run is stopped while it validates, Lightning closes the loader of the validation alone.
+    Python would end the others at its exit with SIGTERM, which they ignore, and wait for ever.
+    What they leave half done is nothing that another run minds.
+    """
+    if hasattr(signal, "SIGCHLD"):  # PyTorch raises an error in its handler
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for each in multiprocessing.active_children():
+        each.kill()
