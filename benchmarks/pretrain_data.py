@@ -98,8 +98,8 @@ class Plain:
         self.rirs = [member for tar in tars for member in find_members(tar, (".npy",))]
         if not self.rirs:
             raise SystemExit(
-                f"error: {rirs} has no tars of .npy arrays (float16, 6 x 2 x samples), the published "
-                "layout of RIRs. Of gram-hear rirs it has another one: use --make FOLDER."
+                f"error: {rirs} has no tars of .npy arrays (float16, 6 x 2 x samples). That is the "
+                "published layout of RIRs, and gram-hear rirs has another: use --make FOLDER."
             )
         self.noises = list(find_sounds(Path(noises)))
 

@@ -304,7 +304,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given.output:
         write_json(Path(given.output), report.found)
     failed = report.failed
-    print(f"{count(len(failed), 'part')} failed: {'; '.join(failed)}" if failed else "No part failed.")
+    said = f"{count(len(failed), 'part')} failed: {'; '.join(failed)}"
+    print(said if failed else "No part failed.")
     return 1 if failed else 0
 
 

@@ -39,18 +39,20 @@ class StartReport(Callback):
         """
         self._begun = time.perf_counter()
         root = Path(trainer.default_root_dir)
+        writes = not trainer.fast_dev_run  # type: ignore[attr-defined]
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         say(
             f"A {describe(model.config)} with {parameters / 1e6:.1f} million parameters, "
             f"{data.batch} clips x {data.windows} windows a step; "
-            f"{'synthetic sounds' if data.clips is None else 'recorded sounds'}; into {root}."
+            f"{'synthetic sounds' if data.clips is None else 'recorded sounds'}; "
+            f"{f'into {root}' if writes else 'nothing is written'}."
         )
         say(
             f"{count(trainer.max_steps, 'step')} in {trainer.precision} on "
             f"{count(trainer.world_size, 'process', 'processes')} "
             f"({trainer.strategy.root_device.type})."
         )
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if writes:
             size = STATE * parameters / 1e9
             written = 2 + trainer.max_steps // kept  # last.ckpt and best.ckpt beside those kept
             free = shutil.disk_usage(root).free / 1e9
