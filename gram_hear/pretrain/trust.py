@@ -60,8 +60,8 @@ class Parser(LightningArgumentParser):
         unknown = re.match(r"unrecognized arguments: ([^-]\S*)", message, re.IGNORECASE)
         if unknown:  # not an option: most likely made by the shell
             message += (
-                f". {unknown[1]} belongs to no option: quote {{000..003}} and *, of which the shell "
-                "makes several arguments. Several values of an option are a list: '[\"a\", \"b\"]'"
+                f". {unknown[1]} belongs to no option: quote {{000..003}} and *, of which a shell "
+                'makes several arguments. Several values of an option are a list: \'["a", "b"]\''
             )
         super().error(message, ex)
 
