@@ -38,11 +38,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 from embed import count_operations as count_encoder
 from measure import cpu_seconds, gpu_seconds, parser_of, random_model
-from pretrain import CONFIGS, load, make_samples
 from pretrain import count_operations as count_step
+from pretrain import load, make_samples, read_config
 
 from gram_hear.checkpoints.store import CheckpointSource
 from gram_hear.config import Mamba2Config, ModelConfig, named_config
@@ -195,7 +194,7 @@ def run_tests(setup: Setup) -> Iterator[Row]:
 
 def measure_training(setup: Setup) -> Iterator[Row]:
     """Time optimizer steps of the published batch, in parts of so many clips."""
-    options = yaml.safe_load((CONFIGS / "gramt-binaural.yaml").read_text(encoding="utf-8"))["data"]
+    options = read_config("gramt-binaural")["data"]
     options |= {"windows": 2, "batch": 4, "seconds": 4.0} if setup.small else {}
     model = {"size": setup.size} | ({"depth": 1, "decoder_depth": 1} if setup.small else {})
     config = Pretraining("binaural", **model).config
@@ -281,7 +280,7 @@ def measure_embedding(setup: Setup) -> Iterator[Row]:
 
 def measure_data(setup: Setup) -> Iterator[Row]:
     """Count the clips that loading processes bring, on the wall clock."""
-    options = yaml.safe_load((CONFIGS / "gramt-binaural.yaml").read_text(encoding="utf-8"))["data"]
+    options = read_config("gramt-binaural")["data"]
     config = named_config("base", 2)
     samples = make_samples(options | ({"seconds": 4.0} if setup.small else {}), config, *setup.sets)
     batch = 2 if setup.small else 24

@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -43,6 +44,11 @@ MM = 1024
 WARM = 2  # steps that do not count
 WANTED_SHARES = {"tiny": 0.5, "base": 0.85}
 WANTED_WAIT = 0.05  # at tiny size
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """Return the options of a shipped configuration."""
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 # --- data -----------------------------------------------------------------------------------
@@ -244,7 +250,7 @@ def main() -> None:
     torch.manual_seed(0)
     keep_freed_memory()  # as training does
     name = "tiny" if tiny else "gramt-binaural"
-    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    config = read_config(name)
     options = config["data"]
     module = Pretraining("binaural", arguments.size, depth=config["model"].get("depth"))
     windows = batch * options["windows"]

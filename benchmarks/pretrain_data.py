@@ -31,7 +31,7 @@ from measure import cpu_seconds, parser_of
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gram_hear.audio.archives import find_members, find_sounds
+from gram_hear.audio.archives import add_member, find_members, find_sounds
 from gram_hear.audio.synthesis import synthesise_clip, synthesise_noise
 from gram_hear.pretrain.batches import collate
 from gram_hear.pretrain.clips import open_clips
@@ -49,12 +49,6 @@ KINDS = ("flac", "wav", "npy")
 # --- sets -----------------------------------------------------------------------------------
 
 
-def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(data)
-    tar.addfile(entry, io.BytesIO(data))
-
-
 def as_npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array)
@@ -68,18 +62,18 @@ def make_sets(folder: Path) -> None:
         for i in range(CLIPS):
             file = io.BytesIO()
             soundfile.write(file, synthesise_clip([i], SAMPLES, RATE).audio, RATE, format="FLAC")
-            add(tar, f"{i}.flac", file.getvalue())
+            add_member(tar, f"{i}.flac", file.getvalue())
     generator = np.random.default_rng(0)
     decay = np.exp(-np.arange(96000) / 4000)
     with tarfile.open(folder / "rirs" / "train-00000.tar", "w") as tar:
         for i in range(SCENES):
             rirs = 0.1 * decay * generator.standard_normal((6, 2, 96000))
             rirs[2 + i % 5 :] = 0
-            add(tar, f"{i}.npy", as_npy(rirs.astype(np.float16)))
+            add_member(tar, f"{i}.npy", as_npy(rirs.astype(np.float16)))
     with tarfile.open(folder / "npy" / "00000.tar", "w") as tar:
         for i in range(ARRAYS):
             length = round(generator.uniform(1, 2) * SAMPLES)
-            add(tar, f"{i}.npy", as_npy(synthesise_noise([i], length, RATE).audio))
+            add_member(tar, f"{i}.npy", as_npy(synthesise_noise([i], length, RATE).audio))
     for kind, rate in (("flac", RATE), ("wav", 44100)):
         noise = np.tile(synthesise_noise([0], 60 * rate, rate, "babble").audio, MINUTES)
         for i in range(2):

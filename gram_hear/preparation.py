@@ -9,7 +9,6 @@ altered since, and adds files that are new. A tar or Parquet file of sounds is a
 import io
 import itertools
 import math
-import re
 import shutil
 import tarfile
 import warnings
@@ -24,8 +23,20 @@ from typing import Any
 
 import numpy as np
 
-from gram_hear.audio.archives import NPY, NPY_RATE, SUMMARY, TARS, Member, first_channel, index_tar
-from gram_hear.audio.files import SUFFIXES, SoundReader, resample, warn_of_left_out
+from gram_hear.audio.archives import (
+    NPY_RATE,
+    SOUNDS,
+    SUMMARY,
+    TAR_END,
+    TARS,
+    Member,
+    add_member,
+    first_channel,
+    index_tar,
+    is_array,
+    plain_stem,
+)
+from gram_hear.audio.files import SoundReader, resample, warn_of_left_out
 from gram_hear.audio.shards import ShardCache
 from gram_hear.audio.sources import PARQUET, Shard, find_sources, hide_secrets, is_address
 from gram_hear.config import require_rate
@@ -43,8 +54,6 @@ UNFETCHED = [-1]  # instead of the stamp of a file that could not be fetched
 LEAST = 1.0  # seconds of what remains at the end of a file that is cut, to be a clip
 MEGABYTE = 10**6
 TAR_OVERHEAD = 1536  # bytes: a member's header, and its padding
-TAR_END = 10240  # bytes with which a tar ends
-STEM = 60  # characters of a file's name in that of its clips
 
 
 @dataclass(frozen=True)
@@ -97,8 +106,8 @@ class _EncodedClip:
 class _Found:
     """What the files of a group held, beside its clips.
 
-    ``sounds`` counts all. Of the ends of sounds that are too short to be clips, it has the number
-    and the seconds. ``heard`` is the number of samples of the sound that is being cut.
+    ``sounds`` counts all of them. ``short_rests`` counts remainders that are too short for a clip,
+    and ``short_seconds`` is how long these are together.
     """
 
     sounds: int = 0
@@ -106,19 +115,6 @@ class _Found:
     short_seconds: float = 0.0
     beside_sounds: Counter[str] = field(default_factory=Counter)  # files in tars, by suffix
     failed: list[dict[str, Any]] = field(default_factory=list)
-    heard: int = 0
-
-    def record(self) -> Record:
-        """Return all but ``heard``, as it is noted."""
-        noted = {name: value for name, value in vars(self).items() if name != "heard"}
-        return noted | {"beside_sounds": dict(self.beside_sounds)}
-
-    def watch(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield blocks, and count their samples."""
-        self.heard = 0
-        for block in blocks:
-            self.heard += len(block)
-            yield block
 
 
 def prepare(
@@ -405,7 +401,7 @@ def write_group(
             ahead, facts = _write_tar(tar, rest, preparation)
             tars.append(facts)
     texts = [str(each.message) for each in caught if each.category is UserWarning]
-    record = {"tars": tars, "warnings": texts, **found.record()}
+    record = {"tars": tars, "warnings": texts, **vars(found)}
     return record, [output / tar["name"] for tar in tars]
 
 
@@ -437,14 +433,13 @@ def _opened(file: str, cache: ShardCache, left_out: Counter[str]) -> Iterator[li
 
     ``left_out`` is increased by the other files in a tar, by suffix.
     """
-    suffixes = (*SUFFIXES, NPY)
     (source,) = find_sources(file)
     if isinstance(source, Shard):
         with cache.open(source) as opened:
-            index_tar(cache.path(source), suffixes, labels=True, left_out=left_out)
+            index_tar(cache.path(source), SOUNDS, labels=True, left_out=left_out)
             yield opened.members
     else:
-        yield index_tar(source, suffixes, labels=True, left_out=left_out)
+        yield index_tar(source, SOUNDS, labels=True, left_out=left_out)
 
 
 def _try_clips(
@@ -465,27 +460,25 @@ def _try_clips(
 def _clips_of(
     sound: Path | Member, prefix: str, preparation: Preparation, found: _Found
 ) -> Iterator[_EncodedClip]:
-    stem = re.sub(r"[^A-Za-z0-9_-]", "-", Path(sound.name).stem)[:STEM]
+    stem = plain_stem(Path(sound.name).name)
     with _blocks(sound, preparation.rate) as blocks:
         pieces: Iterable[Iterable[np.ndarray]] = [blocks]
+        short: list[int] = []
         if preparation.seconds is not None:
             samples = round(preparation.seconds * preparation.rate)
             least = round(LEAST * preparation.rate)
-            pieces = ([piece] for piece in _cut(found.watch(blocks), samples, least))
-        taken = 0
+            pieces = ([piece] for piece in _cut(blocks, samples, least, short))
         for i, piece in enumerate(pieces):
             flac, samples = _encode(piece, preparation.rate)
-            taken += samples
             yield _EncodedClip(f"{prefix}_{stem}_{i:04d}.flac", flac, samples)
-        if preparation.seconds is not None and (rest := found.heard - taken) > 0:
-            found.short_rests += 1
-            found.short_seconds += rest / preparation.rate
+        found.short_rests += len(short)
+        found.short_seconds += sum(short) / preparation.rate
 
 
 @contextmanager
 def _blocks(sound: Path | Member, rate: int) -> Iterator[Iterable[np.ndarray]]:
     """Give the first channel of a sound, resampled, in blocks (samples,)."""
-    if isinstance(sound, Member) and sound.name.lower().endswith(NPY):
+    if is_array(sound):
         yield [resample(first_channel(sound), NPY_RATE, rate)]
         return
     with SoundReader(sound, rate, any_channels=True) as reader:
@@ -499,8 +492,13 @@ def _first_channel(reader: SoundReader) -> Iterator[np.ndarray]:
         yield block[0]
 
 
-def _cut(blocks: Iterable[np.ndarray], samples: int, least: int) -> Iterator[np.ndarray]:
-    """Yield pieces of ``samples`` samples; the rest where it has ``least``, or is all."""
+def _cut(
+    blocks: Iterable[np.ndarray], samples: int, least: int, short: list[int]
+) -> Iterator[np.ndarray]:
+    """Yield pieces of ``samples`` samples; the rest where it has ``least``, or is all.
+
+    The samples of a rest that is too short are appended to ``short``.
+    """
     held = np.empty(0, dtype=np.float32)
     is_first = True
     for block in blocks:
@@ -510,6 +508,8 @@ def _cut(blocks: Iterable[np.ndarray], samples: int, least: int) -> Iterator[np.
             held, is_first = held[samples:], False
     if len(held) >= (1 if is_first else least):
         yield held
+    elif len(held) > 0:
+        short.append(len(held))
 
 
 def _encode(blocks: Iterable[np.ndarray], rate: int) -> tuple[bytes, int]:
@@ -545,9 +545,7 @@ def _write_tar(
                 if written and room < 0:
                     left.append(clip)
                     break
-                header = tarfile.TarInfo(clip.name)
-                header.size = len(clip.flac)
-                tar.addfile(header, io.BytesIO(clip.flac))
+                add_member(tar, clip.name, clip.flac)
                 written[clip.name] = clip.samples
         _check_tar(temporary, written, preparation.rate)
 

@@ -172,60 +172,10 @@ def test_encoder_only_configuration_is_an_error(make_config):
 # --- masks ----------------------------------------------------------------------------------
 
 
-def unequal():
-    mask = seeded_mask()
-    mask[1] = seeded_mask(masked=150)[1]
-    return mask
-
-
-@pytest.mark.parametrize(
-    ("mask", "complaint"),
-    [
-        (unequal(), r"hides \[150, 160\] of 200 tokens"),
-        (torch.zeros(3, 200, dtype=torch.bool), r"hides \[0\] of 200 tokens"),
-        (torch.ones(3, 200, dtype=torch.bool), r"hides \[200\] of 200 tokens"),
-        (seeded_mask()[0], r"shape \(200,\); it must be bool, \(windows, tokens\)"),
-        (seeded_mask().float(), "torch.float32"),
-        (seeded_mask().long(), "torch.int64"),
-    ],
-    ids=["unequal", "none", "all", "rank", "float", "integer"],
-)
-def test_a_mask_that_cannot_be_is_an_error(mask, complaint):
-    with pytest.raises(ConfigError, match=complaint):
-        split_mask(mask)
-
-
-def test_a_mask_is_split_into_what_is_visible_and_what_is_hidden_in_order():
-    mask = seeded_mask(5, 40, 13)
-    visible, hidden = split_mask(mask)
-    assert visible.tolist() == [(~row).nonzero()[:, 0].tolist() for row in mask]
-    assert hidden.tolist() == [row.nonzero()[:, 0].tolist() for row in mask]
-
-
 @pytest.mark.parametrize("mask", [seeded_mask(tokens=100, masked=80), seeded_mask(windows=2)])
 def test_indices_of_other_windows_or_tokens_are_an_error(autoencoder, noise, mask):
     with pytest.raises(ConfigError, match=r"both need 3 rows, .* and 200 columns"):
         autoencoder()(noise(3, 2, 200, 128), *split_mask(mask))
-
-
-@pytest.mark.parametrize(("tokens", "masked"), [(200, 160), (100, 80), (10, 0), (10, 10)])
-def test_random_mask_hides_the_same_number_everywhere(tokens, masked):
-    mask = seeded_mask(50, tokens, masked)
-    assert mask.dtype == torch.bool
-    assert mask.shape == (50, tokens)
-    assert mask.sum(dim=1).eq(masked).all()
-
-
-def test_random_mask_is_reproducible_and_differs_by_window_and_seed():
-    mask = seeded_mask(seed=1)
-    assert torch.equal(mask, seeded_mask(seed=1))
-    assert not torch.equal(mask, seeded_mask(seed=2))
-    assert not torch.equal(mask[0], mask[1])
-
-
-def test_random_mask_hides_every_token_equally_often():
-    frequency = seeded_mask(20_000, 20, 16).float().mean(dim=0)
-    torch.testing.assert_close(frequency, torch.full((20,), 0.8), rtol=0, atol=0.015)
 
 
 # --- types of number ------------------------------------------------------------------------

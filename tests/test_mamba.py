@@ -316,9 +316,6 @@ def test_encoder_compiles_as_one_graph(random_encoder, noise, backbone):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-# --- which encoder --------------------------------------------------------------------------
-
-
 # --- pretraining ----------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Masks of each kind: how many tokens they hide, which ones, how often, and that seeds decide."""
+"""Masks of each kind: how many tokens they hide, which ones, how often; masks as indices."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gram_hear.nn.masks import MASKS, draw_masks, random_mask
+from gram_hear.errors import ConfigError
+from gram_hear.nn.masks import MASKS, draw_masks, random_mask, split_mask
+
+KINDS = (*MASKS, "PyTorch's")
 
 DISTANCES = [(0, 1), (1, 0), (2, 2), (0, 3), (4, 4), (0, 5)]
 GRIDS = {"frame": (8, 25), "time": (1, 100)}
@@ -14,11 +17,14 @@ GRIDS = {"frame": (8, 25), "time": (1, 100)}
 
 def draw(kind, windows=40, grid=(8, 25), masked=160, seed=0):
     rows, columns = grid
+    if kind == "PyTorch's":
+        generator = torch.Generator().manual_seed(seed)
+        return random_mask(windows, rows * columns, masked, generator)
     generator = np.random.default_rng(seed)
     return draw_masks(kind, windows, rows * columns, rows, masked, generator)
 
 
-@given(st.sampled_from(MASKS), st.integers(1, 5), st.integers(1, 9), st.integers(1, 26), st.data())
+@given(st.sampled_from(KINDS), st.integers(1, 5), st.integers(1, 9), st.integers(1, 26), st.data())
 def test_every_window_hides_exactly_so_many_tokens(kind, windows, rows, columns, data):
     masked = data.draw(st.integers(1, rows * columns))
     masks = draw(kind, windows, (rows, columns), masked)
@@ -27,7 +33,7 @@ def test_every_window_hides_exactly_so_many_tokens(kind, windows, rows, columns,
     assert masks.sum(dim=1).eq(masked).all()
 
 
-@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_masks_are_reproducible_and_differ_by_window_and_seed(kind):
     one = draw(kind)
     assert torch.equal(one, draw(kind))
@@ -35,7 +41,7 @@ def test_masks_are_reproducible_and_differ_by_window_and_seed(kind):
     assert len({tuple(mask.tolist()) for mask in one}) == 40
 
 
-@pytest.mark.parametrize("kind", ["random", "frequency", "time"])
+@pytest.mark.parametrize("kind", ["random", "frequency", "time", "PyTorch's"])
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 def test_every_token_is_hidden_equally_often(kind, grid):
     masked = grid[0] * grid[1] * 4 // 5
@@ -107,6 +113,34 @@ def test_cluster_masks_equal_the_plain_reference_in_distribution(masked):
         assert abs(one.mean() - other.mean()) <= 5 * error + 1e-9
 
 
-def test_masks_of_pytorchs_generators_hide_as_many():
-    mask = random_mask(50, 200, 160, torch.Generator().manual_seed(0))
-    assert mask.sum(dim=1).eq(160).all()
+# --- masks as indices -----------------------------------------------------------------------
+
+
+def unequal():
+    mask = draw("random", 3)
+    mask[1] = draw("random", 3, masked=150)[1]
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("mask", "complaint"),
+    [
+        (unequal(), r"hides \[150, 160\] of 200 tokens"),
+        (torch.zeros(3, 200, dtype=torch.bool), r"hides \[0\] of 200 tokens"),
+        (torch.ones(3, 200, dtype=torch.bool), r"hides \[200\] of 200 tokens"),
+        (draw("random")[0], r"shape \(200,\); it must be bool, \(windows, tokens\)"),
+        (draw("random").float(), "torch.float32"),
+        (draw("random").long(), "torch.int64"),
+    ],
+    ids=["unequal", "none", "all", "rank", "float", "integer"],
+)
+def test_a_mask_that_cannot_be_is_an_error(mask, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        split_mask(mask)
+
+
+def test_a_mask_is_split_into_what_is_visible_and_what_is_hidden_in_order():
+    mask = draw("random", 5, (4, 10), 13)
+    visible, hidden = split_mask(mask)
+    assert visible.tolist() == [(~row).nonzero()[:, 0].tolist() for row in mask]
+    assert hidden.tolist() == [row.nonzero()[:, 0].tolist() for row in mask]

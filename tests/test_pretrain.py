@@ -36,6 +36,7 @@ from gram_hear.jobs.locks import locked
 from gram_hear.pretrain import callbacks, cli, datamodule, module, pools, stopping, trust
 from gram_hear.pretrain.__main__ import _load, main
 from gram_hear.pretrain.callbacks import Curves, Pictures
+from gram_hear.pretrain.checkpoints import read_best
 from gram_hear.pretrain.curve_file import CurveFile, read_curves
 from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.samples import SampleSet
@@ -327,6 +328,24 @@ def test_a_table_is_gone_on_with_after_the_step_of_its_checkpoint(tmp_path):
         table.add(4, {"unknown": 1})
 
 
+@pytest.mark.parametrize(
+    "damage", ["x" * 200_000, f"{'9' * 5000},b", '2,"b', "\0\0", "²,b", "-1,b", ",,,,,"]
+)
+def test_a_damaged_table_is_gone_on_with(tmp_path, damage):
+    path = tmp_path / "curves.csv"
+    path.write_text(f"step,time\n1,a\n{damage}\n3,c\n4,d", encoding="utf-8")
+    CurveFile(path, ("time",), 5)
+    found = {row["step"]: row["time"] for row in read_curves(path)}
+    assert (found["1"], found["3"]) == ("a", "c")
+    assert "4" not in found
+
+
+@pytest.mark.parametrize("text", ["NaN", "null", "[" * 100_000, '"1"}x', "1e999"])
+def test_a_damaged_note_of_the_best_checkpoint_is_none(tmp_path, text):
+    (tmp_path / "best.json").write_text(f'{{"validation/loss": {text}}}')
+    assert read_best(tmp_path) is None
+
+
 def test_a_run_shows_its_options_in_tensorboard(whole):
     events = EventAccumulator(str(whole / "tensorboard"))
     events.Reload()
@@ -566,16 +585,6 @@ def test_a_picture_that_cannot_be_written_is_no_traceback(fit, capsys, monkeypat
     monkeypatch.setattr("gram_hear.pretrain.callbacks.write_whole", full)
     assert fit(data__validate_every=2) == 1
     assert "No space left on device. What was saved is kept" in capsys.readouterr().err
-
-
-def test_an_empty_path_is_not_the_current_folder(fit, capsys):
-    assert fit(data__clips="") == 1
-    assert "data.clips is empty" in capsys.readouterr().err
-
-
-def test_gradients_are_never_reversed(fit, capsys):
-    assert fit(trainer__gradient_clip_val=-1) == 1
-    assert "gradient_clip_val is -1; it must be above 0" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -985,6 +994,8 @@ def wrong(fit, capsys, *more, **options):
         ({"model__patching": "time"}, "masked is 160 of 100 tokens"),
         ({"data__clip_frames": 60}, "windows no longer than clip_frames"),
         ({"data__clips": "nowhere"}, "There is no folder or file nowhere"),
+        ({"data__clips": ""}, "data.clips is empty"),
+        ({"model__init": ""}, "model.init is empty"),
         ({"data__clips": "."}, "holds no clips"),
         ({"data__rirs": "."}, "holds no RIRs"),
         ({"model__layout": "ambisonic"}, "has binaural RIRs; ambisonic was asked for"),
@@ -996,6 +1007,7 @@ def wrong(fit, capsys, *more, **options):
         ({"data__batch_per_device": 0}, "data.batch_per_device is 0"),
         ({"trainer__accumulate_grad_batches": 3}, "accumulate_grad_batches is computed"),
         ({"trainer__max_steps": -1}, "max_steps is -1"),
+        ({"trainer__gradient_clip_val": -1}, "gradient_clip_val is -1; it must be above 0"),
         ({"trainer__gradient_clip_algorithm": "value"}, "clipped by their norm"),
         ({"model__init": "nowhere.ckpt"}, "There is no file or folder nowhere.ckpt"),
         ({"trainer__accelerator": "quantum"}, "invalid accelerator name"),
@@ -1134,6 +1146,36 @@ def test_a_checkpoint_of_another_model_or_run_is_refused(fit, whole, capsys, tmp
     assert "not a whole checkpoint" in wrong(fit, capsys, "--ckpt_path", "broken.ckpt")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "bare.ckpt")
     assert "--model.init" in wrong(fit, capsys, "--ckpt_path", "bare.ckpt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["PretrainingData"], None, "no checkpoint of a run"),  # or it would begin the data anew
+        (["lr_schedulers"], None, "no checkpoint of a run"),
+        (["PretrainingData", "position"], None, "at sample None of the stream"),
+        (["PretrainingData", "position"], 6, "at sample 6 of the stream, in batches of 4"),
+        (
+            ["state_dict", "autoencoder.patches.weight"],
+            None,
+            "1 tensor .*autoencoder.patches.weight",
+        ),
+        (["state_dict", "autoencoder.patches.weight"], torch.zeros(3), "1 tensor .*another shape"),
+        (["state_dict", "other"], torch.zeros(3), "1 tensor .*such as other"),
+    ],
+)
+def test_a_checkpoint_without_a_part_is_refused(fit, whole, capsys, tmp_path, path, value, message):
+    content = load(whole / "checkpoints" / "last.ckpt")
+    *outer, name = path
+    part = content
+    for key in outer:
+        part = part[key]
+    part.pop(name, None)
+    if value is not None:
+        part[name] = value
+    torch.save(content, tmp_path / "part.ckpt")
+    assert re.search(message, wrong(fit, capsys, "--ckpt_path", "part.ckpt"))
 
 
 def test_a_run_is_not_begun_in_the_place_of_another(fit, capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from gram_hear.errors import AudioError, OptionError, SceneError, TrainingError
 from gram_hear.pretrain.batches import EpochSampler, collate
 from gram_hear.pretrain.clips import ClipSet, open_clips
-from gram_hear.pretrain.datamodule import TimedLoader
+from gram_hear.pretrain.datamodule import PretrainingData, TimedLoader
 from gram_hear.pretrain.pools import (
     Pool,
     SimulatedRooms,
@@ -181,6 +182,34 @@ def test_ranks_share_each_global_batch(ranks, micro):
                 own = part["rirs"].shape[-1]
                 assert torch.equal(part["rirs"], expected[..., :own])
                 assert not expected[..., own:].any()
+
+
+@pytest.mark.parametrize("counts", [(7, 7, 7), (7, 7, 6)])
+def test_processes_must_find_the_same_data(counts):
+    opened = [make(clips=Clips(count)) for count in counts]
+    said = [{"training clips": count, "training scenes": 5} for count in counts]
+    said = [each | {"training shards": None} for each in said]
+
+    def check(rank):
+        def broadcast(here):
+            assert here == said[rank]
+            return said[0]
+
+        def reduce(differs, reduce_op):
+            assert int(differs) == (said[rank] != said[0])
+            return torch.tensor(sum(each != said[0] for each in said))
+
+        strategy = SimpleNamespace(root_device="cpu", broadcast=broadcast, reduce=reduce)
+        data = PretrainingData()
+        data.training = opened[rank]
+        data._require_same_everywhere(SimpleNamespace(strategy=strategy))
+
+    for rank, count in enumerate(counts):
+        if len(set(counts)) == 1:
+            check(rank)
+            continue
+        with pytest.raises(OptionError, match=f"found different data.*training clips: {count};"):
+            check(rank)
 
 
 @settings(max_examples=50, deadline=None)

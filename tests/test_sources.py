@@ -7,6 +7,7 @@ import re
 import tarfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from packed import encoded, write_tar
 
 from gram_hear.audio import archives, shards, sources
+from gram_hear.audio.parquet import read_footer
 from gram_hear.audio.shards import ShardCache, ShardReader
 from gram_hear.audio.sources import Shard, expand_braces, find_sources, hide_secrets
 from gram_hear.errors import AudioError, OptionError, SceneError
@@ -160,6 +162,7 @@ def memory(folder):
         ("{2..0}", ["2", "1", "0"]),
         ("{x,y}-{1..2}", ["x-1", "x-2", "y-1", "y-2"]),
         ("{x}{", ["{x}{"]),
+        ("{x}y,{z}", ["{x}y,{z}"]),
     ],
 )
 def test_braces_stand_for_names(text, names):
@@ -307,6 +310,21 @@ def test_the_column_of_sound_is_found_or_named(tmp_path, cache):
     assert len(open_clips(tmp_path / "b.parquet", cache=ShardCache(cache.folder, 1, "flac"))) == 1
 
 
+def test_columns_with_dots_or_of_one_name(tmp_path, cache, folder):
+    sounds = [sound(i) for i in range(4)]
+    names = pyarrow.array(["a", "b", "c", "d"])  # of a column that begins with the other's name
+    dotted = write_parquet(tmp_path / "dots.parquet", sounds, name="my.audio")
+    beside = write_parquet(tmp_path / "beside.parquet", sounds, **{"audio.name": names})
+    for path in (dotted, beside):
+        equal(open_clips(folder / "t-000.tar"), open_clips(path, cache=cache))
+        with open(path, "rb") as file:
+            assert read_footer(file, "", None).tar_bytes > sum(map(len, sounds))
+    twice = pyarrow.Table.from_arrays([pyarrow.array(sounds)] * 2, names=["audio", "audio"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(SceneError, match="2 columns 'audio'"):
+        open_clips(tmp_path / "twice.parquet", cache=ShardCache(cache.folder, 1.0, "audio"))
+
+
 def test_rows_with_a_path_alone_are_an_error(tmp_path, cache):
     path = write_parquet(tmp_path / "a.parquet", [sound(0), None, None])
     with pytest.raises(SceneError, match="2 rows of 3 hold no bytes in the column 'audio'"):
@@ -447,6 +465,68 @@ def test_a_download_that_breaks_off_goes_on(folder, web, cache, monkeypatch):
     assert begun.count("bytes=8192-12287") == 2
 
 
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_server_that_sends_no_parts(folder, web, cache, monkeypatch, breaks):
+    monkeypatch.setattr(sources, "PIECE", 4096)
+    data = (folder / "t-003.tar").read_bytes()
+    asked = []
+
+    def send_all(request):
+        if request.command != "GET" or request.path != "/t-003.tar":
+            return False
+        asked.append(request.headers.get("Range"))
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(data)))
+        request.end_headers()
+        # That of the third request is the first to be read to its end.
+        request.wfile.write(data[:20_000] if breaks and len(asked) == 3 else data)
+        request.close_connection = True
+        return True
+
+    web.fault = send_all
+    equal(open_clips(folder / "t-003.tar"), open_clips(f"{web.url}/t-003.tar", cache=cache))
+    assert asked == ["bytes=0-4095", "bytes=4096-8191", None, *[None] * breaks]
+
+
+def test_a_server_that_sends_more_than_it_was_asked_for(folder, web, cache):
+    def send_more(request):
+        if request.command != "GET":
+            return False
+        request.send_response(206)
+        request.send_header("Content-Length", "1000000")
+        request.end_headers()
+        request.wfile.write(bytes(1_000_000))
+        return True
+
+    shard = shard_of(f"{web.url}/t-000.tar")
+    web.fault = send_more
+    with pytest.raises(SceneError, match="sends more than it was asked for"):
+        cache.fetch(shard)
+    assert not [*cache.place.glob("*.tar"), *cache.place.glob("*.partial")]
+
+
+def test_a_server_that_falls_silent_is_asked_again(web, cache, monkeypatch):
+    monkeypatch.setattr(sources, "SILENCE", 0.2)
+    url = f"{web.url}/t-000.tar"
+    over, silent = threading.Event(), iter([True])
+
+    def stall(request):
+        if request.command != "GET" or request.path != "/t-000.tar" or not next(silent, False):
+            return False
+        request.send_response(206)
+        request.send_header("Content-Length", "20480")
+        request.end_headers()
+        request.wfile.write(bytes(100))
+        request.wfile.flush()
+        over.wait(60)
+        return True
+
+    web.fault = stall
+    assert len(open_clips(url, cache=cache)) == 4
+    assert not next(silent, False)
+    over.set()
+
+
 def test_a_shard_that_cannot_be_fetched_is_unreadable_and_named(web, cache, monkeypatch):
     clips = open_clips(f"{web.url}/p-{{0..1}}.parquet?key=SECRET", cache=cache)
     web.fault = lambda request: request.path.startswith("/p-0") and not request.send_error(503)
@@ -510,6 +590,34 @@ def test_files_that_others_are_writing_are_left_alone(memory, cache):
     assert [path.name for path in cache.place.glob("*.partial")] == [".0123456789ab.0.partial"]
 
 
+def test_what_a_killed_process_left_of_a_shard_needs_no_room(memory, tmp_path):
+    shard = shard_of(f"{memory}/t-000.tar")
+    cache = ShardCache(tmp_path / "cache", 1.5 * shard.size / 1e9)
+    cache.place.mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("kept")
+    cache.path(shard).with_suffix(".partial").write_bytes(bytes(shard.size))
+    cache.path(shard).with_suffix(".fetched.partial").symlink_to(elsewhere)
+    cache.fetch(shard)
+    assert cache.path(shard).is_file()
+    assert elsewhere.read_text() == "kept"
+
+
+def test_a_shard_that_was_just_taken_may_be_evicted_by_others(memory, cache, monkeypatch):
+    shard = shard_of(f"{memory}/t-000.tar")
+    moved, evicted = os.replace, []
+
+    def replace(source, target):
+        moved(source, target)
+        if str(target).endswith(".tar") and not evicted:
+            evicted.append(shards._evict(cache.path(shard)))
+
+    monkeypatch.setattr(os, "replace", replace)
+    with cache.open(shard) as opened:
+        assert len(opened.members) == 4
+    assert evicted == [True]
+
+
 def test_caches_that_are_too_small(memory, tmp_path, monkeypatch):
     small = ShardCache(tmp_path / "cache", 1e-5)
     with pytest.raises(OptionError, match=r"the cache .* may have 1e-05 GB; raise cache_size"):
@@ -559,6 +667,11 @@ def test_sizes_json_beside_tars_tells_their_clips(folder, web, cache):
     with pytest.raises(AudioError, match=r"t-003\.tar holds 7 sounds, fewer than were counted"):
         clips.read(22, 100, RATE, [0])
     assert len(clips.read(21, 100, RATE, [0])) == 100
+
+
+def test_sizes_that_cannot_be_are_not_believed(folder, web, cache):
+    (folder / "sizes.json").write_text(json.dumps({"t-000.tar": (1 << 31) - 1, "t-001.tar": True}))
+    assert len(open_clips(f"{web.url}/t-{{000..001}}.tar", cache=cache)) == 4 + 5
 
 
 def test_damaged_notes_are_made_anew(memory, cache):
@@ -669,18 +782,10 @@ def test_of_several_that_open_a_tar_one_indexes_it(folder, monkeypatch):
         return index(*given)
 
     monkeypatch.setattr(archives, "index_tar", slow)
-    found = []
     path = folder / "t-003.tar"
-    threads = [
-        threading.Thread(
-            target=lambda: found.append(archives.find_members(path, (".flac",), labels=True))
-        )
-        for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        given = [(path, (".flac",), True)] * 3
+        found = list(pool.map(lambda each: archives.find_members(*each), given))
     assert made == [1]
     assert found[0] == found[1] == found[2]
     assert len(found[0]) == 7

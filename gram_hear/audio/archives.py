@@ -4,7 +4,9 @@ Nothing is unpickled and nothing is unpacked: a tar's members are read from thei
 """
 
 import hashlib
+import io
 import os
+import re
 import tarfile
 import warnings
 import zipfile
@@ -13,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
@@ -35,6 +38,9 @@ from gram_hear.jobs.writing import write_whole
 NPY = ".npy"
 NPY_RATE = 32000  # Hz of arrays of sound, which do not say it: that of the published recipe
 LARGEST = 1 << 30  # bytes of an array's file
+SOUNDS = (*SUFFIXES, NPY)  # how the names of members that are sounds end
+TAR_END = 10240  # bytes with which a tar ends
+STEM = 60  # characters of a file's name in that of a member
 COMPRESSED_TARS = (
     *(".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4"),
 )
@@ -86,7 +92,7 @@ def find_below(folder: Path, suffixes: str | tuple[str, ...]) -> Iterator[Path]:
 def find_files(
     path: Path, suffixes: tuple[str, ...], left_out: Counter[str] | None = None
 ) -> Iterator[Path]:
-    """Yield a file itself, or those below a folder that end so, and at the end its tars.
+    """Yield a file itself, or the files below a folder with such suffixes, and then its tars.
 
     Args:
         path: the file or folder.
@@ -145,7 +151,7 @@ def find_sounds(path: Path) -> Iterator[Path | Member]:
 def sounds_of(file: Path) -> Iterable[Path | Member]:
     """Return the members of a tar that are sounds or arrays, or any other file itself."""
     if file.name.lower().endswith(TARS):
-        return find_members(file, (*SUFFIXES, NPY), labels=True)
+        return find_members(file, SOUNDS, labels=True)
     return [file]
 
 
@@ -308,6 +314,18 @@ def _member(path: Path, found: tarfile.TarInfo) -> Member:
     return Member(path, found.name, found.offset_data, found.size)
 
 
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Write a member into a tar."""
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    tar.addfile(header, io.BytesIO(data))
+
+
+def plain_stem(name: str) -> str:
+    """Return a file's name without its suffix, as far as it is harmless in that of a member."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", os.path.splitext(name)[0])[:STEM]
+
+
 def read_npy(path: Path) -> np.ndarray:
     """Return the array of a ``.npy`` file, as :func:`parse_npy`."""
     return parse_npy(read_whole(path, LARGEST), str(path))
@@ -342,13 +360,15 @@ def parse_npy(data: bytearray, name: str) -> np.ndarray:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _checked(values: np.ndarray, name: str) -> np.ndarray:
-    """Return an array as float32; raise a SceneError where it is not finite."""
-    with np.errstate(over="ignore"):
-        values = values.astype(np.float32)
+def require_finite(values: np.ndarray, name: str) -> None:
+    """Raise a SceneError, which names an array, unless all its values are finite."""
     if not np.isfinite(values).all():
         raise SceneError(f"{name} holds NaN or infinite values; repair it or leave it out.")
-    return values
+
+
+def is_array(sound: Path | Member) -> TypeGuard[Member]:
+    """Whether a sound is a ``.npy`` member of a tar."""
+    return isinstance(sound, Member) and sound.name.lower().endswith(NPY)
 
 
 class ArrayReader:
@@ -388,7 +408,10 @@ class ArrayReader:
         """
         size = self._type.itemsize * self._step
         data = self._member.read(self._start + first * size, count * size)
-        return _checked(np.frombuffer(data, self._type)[:: self._step], str(self._member))
+        with np.errstate(over="ignore"):
+            values = np.frombuffer(data, self._type)[:: self._step].astype(np.float32)
+        require_finite(values, str(self._member))
+        return values
 
 
 def first_channel(member: Member) -> np.ndarray:

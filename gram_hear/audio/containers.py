@@ -45,6 +45,13 @@ class Part:
         return f"{self.path}: {self.name}"
 
 
+def view_of(file: Path | Part) -> "ByteView":
+    """Open a view of a file, or of a part of one."""
+    if isinstance(file, Part):
+        return ByteView(file.path, file.offset, file.size)
+    return ByteView(file)
+
+
 class ByteView(io.RawIOBase):
     """Some bytes of a file, which libsndfile opens as if they were a whole file.
 

@@ -10,20 +10,18 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gram_hear.audio.archives import TAR_END, add_member, plain_stem
 from gram_hear.audio.files import SUFFIXES
 from gram_hear.errors import GramError, SceneError, count
 from gram_hear.extras import need
 
 ROWS = 32  # that are decoded at a time
 BLOCK = 512  # bytes of a tar's header, to which its members are padded
-TAR_END = 10240  # bytes with which a tar ends
 SWELLING = 4  # times the size that a footer states, which the sounds may have ...
 SLACK = 64 << 20  # ... and bytes besides
-STEM = 60  # characters of a file's name in that of its member
 MARKS = {b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg"}  # how files of sound begin
 
 
@@ -54,7 +52,7 @@ def read_footer(file: Any, name: str, wanted: str | None) -> Table:
         rows += part.num_rows
         for i in range(part.num_columns):
             chunk = part.column(i)
-            if chunk.path_in_schema.split(".")[0] != column:
+            if not f"{chunk.path_in_schema}.".startswith(f"{column}."):
                 continue
             stored += max(chunk.total_uncompressed_size, 0)
             ends_in_bytes = chunk.path_in_schema in (column, f"{column}.bytes")
@@ -82,8 +80,9 @@ def _sound_column(schema: Any, name: str, wanted: str | None) -> str:
         return "path" in fields and "bytes" in fields and is_bytes(fields["bytes"])
 
     if wanted is not None:
-        if wanted not in schema.names:
-            raise SceneError(f"{name} has no column {wanted!r}; it has {', '.join(schema.names)}.")
+        if (times := schema.names.count(wanted)) != 1:
+            there = f"{times} columns" if times else "no column"
+            raise SceneError(f"{name} has {there} {wanted!r}; it has {', '.join(schema.names)}.")
         kind = schema.field(wanted).type
         if not (is_sound(kind) or is_bytes(kind)):
             raise SceneError(
@@ -126,19 +125,17 @@ def unpack(source: Path, file: BinaryIO, name: str, wanted: str | None) -> None:
         while True:
             with _parquet_faults(name):
                 batch = next(batches, None)
-                rows = [] if batch is None else batch.column(0).to_pylist()
+                rows = [] if batch is None else batch.column(table.column).to_pylist()
             if batch is None:
                 return
             for row in rows:
                 data, path = _cell(row)
-                member = tarfile.TarInfo(f"{next(numbers):08d}{_member_name(path, data)}")
-                member.size = len(data)
                 if tar.offset + len(data) > most:
                     raise SceneError(
                         f"{name} holds more than {SWELLING} times what its footer states; it was "
                         "not taken."
                     )
-                tar.addfile(member, BytesIO(data))
+                add_member(tar, f"{next(numbers):08d}{_member_name(path, data)}", data)
 
 
 def _cell(row: Any) -> tuple[bytes, str]:
@@ -150,8 +147,8 @@ def _cell(row: Any) -> tuple[bytes, str]:
 
 def _member_name(path: str, data: bytes) -> str:
     """Return how the name of a row's member ends: the file's own, as far as it is harmless."""
-    stem, suffix = os.path.splitext(re.split(r"[/\\]", path)[-1])
+    name = re.split(r"[/\\]", path)[-1]
+    stem, suffix = plain_stem(name), os.path.splitext(name)[1]
     if suffix.lower() not in SUFFIXES:
         suffix = MARKS.get(data[:4], ".mp3")
-    stem = re.sub(r"[^A-Za-z0-9_-]", "-", stem)[:STEM]
     return f"{'_' if stem else ''}{stem}{suffix.lower()}"

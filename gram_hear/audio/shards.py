@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from gram_hear.audio.archives import NPY, Member, default_cache, find_members
-from gram_hear.audio.files import SUFFIXES
-from gram_hear.audio.parquet import read_footer, unpack
+from gram_hear.audio.archives import SOUNDS, Member, default_cache, find_members
+from gram_hear.audio.parquet import BLOCK, read_footer, unpack
 from gram_hear.audio.sources import Shard, ask_footer, download, stated_counts
 from gram_hear.errors import GramError, OptionError, SceneError, count
 from gram_hear.foreign import parse_json
@@ -37,9 +36,9 @@ if sys.platform != "win32":
 GIGABYTES = 100.0  # of the cache
 GIGABYTE = 10**9
 THREADS = 8  # shards that are looked at side by side
-ROOM_SECONDS = 300.0  # in which other processes may let go of shards, where the cache is full
+ROOM_SECONDS = 300.0  # that a full cache is waited for: other processes may let go of shards
 PARTIAL = "[0-9a-f]*.partial"  # shards being written; what is hidden is somebody else's
-POLL = 0.5  # seconds between looks whether they have
+POLL = 0.5  # seconds between two looks at it
 
 Watch = Callable[[], AbstractContextManager[Progress]]
 
@@ -93,7 +92,9 @@ class ShardCache:
                 self.fetch(shard)
 
     def fetch(self, shard: Shard, wait: bool = True) -> None:
-        """Take a shard into the cache; unless told to wait, not where another process is at it.
+        """Take a shard into the cache, unless it is there already.
+
+        If another process is taking it, this waits for that; with ``wait=False`` it does nothing.
 
         Raises:
             SceneError, OptionError: as :meth:`open`.
@@ -117,6 +118,8 @@ class ShardCache:
                 sizes[fetched] = shard.size
             size = self._facts(shard)["bytes"]
         try:
+            for left in (partial, fetched):  # by a process that was killed
+                left.unlink(missing_ok=True)
             self._reserve({**sizes, partial: size}, shard)
             with open(partial, "r+b") as file:
                 if not shard.is_parquet:
@@ -128,11 +131,15 @@ class ShardCache:
                 else:
                     unpack(Path(shard.address), file, str(shard), self.audio_column)
                 file.truncate()
+                file.flush()
+                os.fsync(file.fileno())  # or a crash may leave the name without the content
             os.replace(partial, path)
             try:
-                _members(path, shard)
+                # Open, so that no other process evicts it meanwhile.
+                with suppress(FileNotFoundError), OpenShard(path, shard):
+                    pass
             except SceneError:
-                path.unlink()
+                path.unlink(missing_ok=True)
                 raise
         finally:
             partial.unlink(missing_ok=True)
@@ -237,7 +244,8 @@ class ShardCache:
         stated = {f: stated_counts(f) for f in {s.address.rpartition("/")[0] for s in tars}}
         for shard in tars:
             folder, _, name = shard.address.partition("?")[0].rpartition("/")
-            if (clips := stated.get(folder, {}).get(name)) is not None:
+            clips = stated.get(folder, {}).get(name)
+            if clips is not None and clips * BLOCK <= shard.size:  # else it cannot be
                 self._note(shard, {"clips": clips})
         unknown = [shard for shard in shards if self._known(shard) is None]
         if whole := [shard for shard in unknown if not shard.is_parquet]:
@@ -294,7 +302,7 @@ class ShardCache:
 
 @dataclass(frozen=True)
 class ShardMember(Member):
-    """A sound of a shard, which is called by where the shard comes from."""
+    """A sound of a shard. Messages say where the shard comes from, not where its tar is."""
 
     source: str
 
@@ -305,7 +313,7 @@ class ShardMember(Member):
 def _members(path: Path, shard: Shard) -> list[Member]:
     """Return the sounds of a shard's tar; errors name the shard."""
     try:
-        found = find_members(path, (*SUFFIXES, NPY), labels=True)
+        found = find_members(path, SOUNDS, labels=True)
         return [ShardMember(path, m.name, m.offset, m.size, str(shard)) for m in found]
     except SceneError as error:
         raise SceneError(str(error).replace(str(path), str(shard))) from error
@@ -380,18 +388,11 @@ class ShardReader:
         self.cache = cache
         self.shards = list(shards)
         self.most = most
-        self._let_go()
-
-    def _let_go(self) -> None:
         self._open: OrderedDict[int, OpenShard | GramError] = OrderedDict()
         self._thread: threading.Thread | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: getattr(self, name) for name in ("cache", "shards", "most")}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._let_go()
+        return vars(self) | {"_open": OrderedDict(), "_thread": None}
 
     def member(self, shard: int, i: int) -> Member:
         """Return a sound of a shard, which is fetched where it is not there.

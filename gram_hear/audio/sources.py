@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,10 +27,11 @@ TAR, PARQUET = ".tar", ".parquet"
 MOST_NAMES = 100_000  # that braces may stand for
 THREADS = 8  # requests side by side
 PIECE = 16 << 20  # bytes of a request
+SILENCE = 60.0  # seconds in which a web server must send something
 PAUSES = (1.0, 4.0, 16.0)  # seconds before a request that failed is made again
 SIZES = "sizes.json"  # WebDataset's: the number of samples of each tar beside it
 LARGEST_SIZES = 64 << 20  # bytes of it
-STAMPS = (  # what file systems call that by which a file's version is known
+STAMPS = (  # under which names file systems tell the version of a file
     *("ETag", "etag", "sha256", "blob_id", "md5Hash", "generation", "checksum", "Content-MD5"),
     *("mtime", "LastModified", "last_modified", "Last-Modified", "created"),
 )
@@ -83,26 +84,21 @@ def expand_braces(text: str) -> list[str]:
     Raises:
         OptionError: where that is more than 100,000 names.
     """
-    pieces = re.split(r"(\{\d+\.\.\d+\}|\{[^{}]*,[^{}]*\})", text)
     choices: list[list[str]] = []
     total = 1
-    for piece in pieces:
-        span = re.fullmatch(r"\{(\d{1,9})\.\.(\d{1,9})\}", piece)
-        if span:
+    for piece in re.split(r"(\{\d{1,9}\.\.\d{1,9}\}|\{[^{}]*,[^{}]*\})", text):
+        names: Sequence[int] | Sequence[str] = [piece]
+        if span := re.fullmatch(r"\{(\d{1,9})\.\.(\d{1,9})\}", piece):
             first, last = int(span[1]), int(span[2])
-            total *= abs(last - first) + 1
-        elif piece.startswith("{") and piece.endswith("}") and "," in piece:
-            total *= piece.count(",") + 1
+            step = 1 if last >= first else -1
+            names = range(first, last + step, step)
+        elif re.fullmatch(r"\{[^{}]*,[^{}]*\}", piece):
+            names = piece[1:-1].split(",")
+        total *= len(names)
         if total > MOST_NAMES:
             raise OptionError(f"{text} stands for more than {MOST_NAMES:,} names; give fewer.")
-        if span:
-            step = 1 if last >= first else -1
-            numbers = range(first, last + step, step)
-            choices.append([f"{n:0{len(span[1])}d}" for n in numbers])
-        elif piece.startswith("{") and piece.endswith("}") and "," in piece:
-            choices.append(piece[1:-1].split(","))
-        else:
-            choices.append([piece])
+        width = len(span[1]) if span else 0
+        choices.append([str(name).zfill(width) for name in names])
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
@@ -220,7 +216,7 @@ def hide_secrets(text: str) -> str:
 
 @contextmanager
 def _asking(address: str) -> Iterator[tuple[Any, str]]:
-    """Give the file system of a URL, and the path in it; errors of it become ours.
+    """Yield the file system of a URL, and the path in it. Errors that it raises become ours.
 
     Raises:
         OptionError: for a URL that no installed package reads.
@@ -242,7 +238,7 @@ def _asking(address: str) -> Iterator[tuple[Any, str]]:
             f"others.{nearest(protocol, known)}"
         )
     try:
-        yield fsspec.core.url_to_fs(address)
+        yield fsspec.core.url_to_fs(address, **_settings(protocol))
     except GramError:
         raise
     except ImportError as error:
@@ -254,6 +250,20 @@ def _asking(address: str) -> Iterator[tuple[Any, str]]:
     except Exception as error:
         kind = _PassingError if _may_pass(error) else SceneError
         raise kind(f"{shown} cannot be read: {_describe(error)}.") from None  # may hold a token
+
+
+def _settings(protocol: str) -> dict[str, Any]:
+    """Return the settings of a file system, where its own do not do.
+
+    That of the web would wait for a silent server for five minutes, and give up a whole download
+    after these.
+    """
+    if protocol not in ("http", "https"):
+        return {}
+    import aiohttp
+
+    patience = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+    return {"client_kwargs": {"timeout": patience}}
 
 
 def _describe(error: BaseException) -> str:
@@ -281,9 +291,9 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _patiently(address: str, ask: Callable[[Any, str], Result]) -> Result:
-    """Return what ``ask`` says of a URL's file system and path there.
+    """Return what ``ask`` returns for the file system of a URL and the path in it.
 
-    It is asked again where it fails in a way that may pass.
+    After an error that may pass, it is called again.
     """
     for pause in PAUSES:
         try:
@@ -299,20 +309,29 @@ def download(shard: Shard, file: BinaryIO) -> None:
     """Write a remote file's bytes into a new local one.
 
     Raises:
-        SceneError: where it cannot be read, or has not the size that its server stated.
+        SceneError: where it cannot be read, or is shorter than its server stated.
         OSError: where the local file cannot be written.
     """
     refused: list[OSError] = []
+    block = PIECE
 
     def go_on(system: Any, path: str) -> None:
-        with system.open(path, "rb", block_size=PIECE, cache_type="none") as remote:
+        nonlocal block
+        with system.open(path, "rb", block_size=block, cache_type="none") as remote:
             if file.tell():
-                if not _can_seek(remote):
-                    file.seek(0)
-                else:
+                try:
                     remote.seek(file.tell())
+                except (OSError, ValueError):
+                    file.seek(0)
             while file.tell() < shard.size:
-                piece = remote.read(min(PIECE, shard.size - file.tell()))
+                wanted = min(PIECE, shard.size - file.tell())
+                try:
+                    piece = remote.read(wanted)
+                except ValueError as error:
+                    block = 0  # of a web server that sends no parts: the whole, from its start
+                    raise _PassingError(f"{shard} cannot be read: {_describe(error)}.") from None
+                if len(piece) > wanted:
+                    raise SceneError(f"The server of {shard} sends more than it was asked for.")
                 if not piece:
                     raise _PassingError(
                         f"{shard} ended after {file.tell():,} of {shard.size:,} bytes."
@@ -329,10 +348,12 @@ def download(shard: Shard, file: BinaryIO) -> None:
 
 
 def ask_footer(shard: Shard, read: Callable[[Any], Result]) -> Result:
-    """Return what ``read`` makes of a shard, open for reading at random; its end is fetched alone.
+    """Return what ``read`` returns for an open shard, of which it may seek and read any part.
+
+    Of a remote shard, only these parts are fetched.
 
     Raises:
-        SceneError: where it cannot be read so.
+        SceneError: where it cannot be read, or its server sends no parts of files.
     """
     if not shard.is_remote:
         try:
@@ -358,7 +379,8 @@ def stated_counts(folder: str) -> dict[str, int]:
 
     def ask(system: Any, path: str) -> bytes | None:
         try:
-            if (system.info(path).get("size") or 0) > LARGEST_SIZES:
+            size = system.info(path).get("size")
+            if not isinstance(size, int) or size > LARGEST_SIZES:
                 return None
             return system.cat_file(path)
         except (FileNotFoundError, PermissionError) as error:

@@ -13,7 +13,7 @@ CLUSTER_SIDES = (3, 4, 5)  # tokens
 def draw_masks(
     kind: str, windows: int, tokens: int, rows: int, masked: int, generator: np.random.Generator
 ) -> Tensor:
-    """Draw masks on the CPU. In each window ``masked`` tokens are hidden, whatever the others hide.
+    """Draw masks on the CPU, for each window by itself. All hide ``masked`` tokens.
 
     ``"cluster"``, ``"frequency"`` and ``"time"`` are those of the authors' AudioSphere.
 

@@ -30,7 +30,7 @@ class WindowedAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, tokens, width) -> the same shape; the windows must divide the tokens."""
         heads = len(self.windows)
-        # Split once: backward, every further split would write a gradient of full size.
+        # Split once: in the backward pass every further split would write a gradient of full size.
         states = self.qkv(tokens).unflatten(-1, (3 * heads, -1)).unbind(2)
         mixed = [self._attend(h, *states[h::heads]) for h in range(heads)]
         return self.output(torch.stack(mixed, dim=2).flatten(2))

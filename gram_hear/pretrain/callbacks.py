@@ -74,9 +74,14 @@ def is_training(trainer: Trainer) -> bool:
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
+def is_trial(trainer: Trainer) -> bool:
+    """Whether this is Lightning's fast_dev_run, which writes nothing."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def is_validated(trainer: Trainer, step: int) -> bool:
     """Whether a validation follows after a step."""
-    return bool(trainer.enable_validation) and step % _data(trainer).validate_every == 0
+    return bool(trainer.enable_validation) and step % data_of(trainer).validate_every == 0
 
 
 class Curves(StepCounter):
@@ -93,7 +98,7 @@ class Curves(StepCounter):
         """Start the clock, and begin or go on with curves.csv."""
         super().on_train_start(trainer, pl_module)
         self._entries = deque[tuple[float, int]](maxlen=RECENT)  # time and step, from the first one
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not is_trial(trainer):
             path = Path(trainer.default_root_dir) / CURVES
             self._file = CurveFile(path, COLUMNS, trainer.global_step)
         self._restart(trainer)
@@ -172,7 +177,7 @@ class Curves(StepCounter):
         return float(scheduler.base_lrs[0] * factor)
 
     def _speed(self, trainer: Trainer, step: int) -> dict[str, float]:
-        data, now = _data(trainer), time.perf_counter()
+        data, now = data_of(trainer), time.perf_counter()
         seconds = max(1e-9, now - self._time - self._validated)
         steps = (step - self._step) / seconds
         speed = {
@@ -230,7 +235,7 @@ class Pictures(Callback):
         )
         png, pixels = rasterise(figure)
         path = Path(trainer.default_root_dir) / PICTURES / f"step-{step:09d}.png"
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not is_trial(trainer):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, lambda temporary: temporary.write_bytes(png))
         for logger in trainer.loggers:
@@ -287,7 +292,8 @@ def _report(trainer: Trainer, line: str) -> None:
         say(line)
 
 
-def _data(trainer: Trainer) -> PretrainingData:
+def data_of(trainer: Trainer) -> PretrainingData:
+    """Return the data of a run."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, PretrainingData)
     return data

@@ -1,6 +1,5 @@
 """Checkpoints of a run: written whole or not at all, and resumed exactly."""
 
-import json
 import math
 import os
 from functools import partial
@@ -13,14 +12,19 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from gram_hear.errors import CheckpointError, GramError, reason_of
-from gram_hear.foreign import TORCH_FAULTS
+from gram_hear.foreign import TORCH_FAULTS, parse_json
 from gram_hear.jobs.interrupts import interrupts_held
 from gram_hear.jobs.writing import link_or_copy, write_json, write_whole
-from gram_hear.pretrain.callbacks import StepCounter, is_training, is_validated
+from gram_hear.pretrain.callbacks import StepCounter, is_training, is_trial, is_validated
+from gram_hear.pretrain.datamodule import PretrainingData
 from gram_hear.pretrain.stopping import stop_signals
 
 FOLDER = "checkpoints"  # in the folder of the run
 LAST, BEST = "last.ckpt", "best.ckpt"
+PARTS = {  # of a checkpoint, which Lightning would go on without, or stop with a traceback
+    *("state_dict", "loops", "global_step", "optimizer_states", "lr_schedulers"),
+    PretrainingData.__name__,
+}
 
 
 class Stopped(GramError):
@@ -86,7 +90,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} cannot be resumed from: it is not a whole checkpoint of gram_hear.pretrain "
             f"({type(error).__name__})."
         ) from error
-    if not isinstance(content, dict) or not {"state_dict", "loops"} <= content.keys():
+    if not isinstance(content, dict) or not content.keys() >= PARTS:
         raise CheckpointError(
             f"{path} is no checkpoint of a run, which has its optimizer and position in it. To "
             "start from its weights, give it as --model.init."
@@ -152,7 +156,7 @@ class Checkpoints(StepCounter, Checkpoint):
         stop = _asked(trainer)
         keep = step % self.keep_every == 0
         due = stop or keep or step % self.every == 0 or step >= trainer.max_steps
-        if not due or _is_trial(trainer):
+        if not due or is_trial(trainer):
             return
         last = self._save_last(trainer)
         if keep and trainer.is_global_zero:
@@ -170,12 +174,12 @@ class Checkpoints(StepCounter, Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save where training ended before its last step, as trainer.max_time does."""
-        if trainer.global_step not in (0, self._saved) and not _is_trial(trainer):
+        if trainer.global_step not in (0, self._saved) and not is_trial(trainer):
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save best.ckpt where no validation loss was lower."""
-        if not is_training(trainer) or _is_trial(trainer):
+        if not is_training(trainer) or is_trial(trainer):
             return
         loss = float(trainer.callback_metrics["validation/loss"])
         if math.isfinite(loss) and (self.best is None or loss < self.best):
@@ -201,17 +205,12 @@ def _asked(trainer: Trainer) -> int:
     return int(trainer.strategy.reduce(here, reduce_op="max"))
 
 
-def _is_trial(trainer: Trainer) -> bool:
-    """Whether this is Lightning's fast_dev_run, which writes nothing."""
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
 def read_best(folder: Path) -> float | None:
     """Return the validation loss of best.ckpt; None where there is none."""
     path = (folder / BEST).with_suffix(".json")
     try:
-        return float(json.loads(path.read_text("utf-8"))["validation/loss"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(parse_json(path.read_bytes(), str(path), CheckpointError)["validation/loss"])
+    except (OSError, CheckpointError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -27,7 +27,7 @@ from gram_hear.console import results, say, show_warning
 from gram_hear.devices import matmul_precision
 from gram_hear.errors import GramError, OptionError, TrainingError, nearest
 from gram_hear.jobs.locks import locked
-from gram_hear.pretrain.callbacks import Curves, Pictures, ProgressBar, shows_progress
+from gram_hear.pretrain.callbacks import Curves, Pictures, ProgressBar, is_trial, shows_progress
 from gram_hear.pretrain.checkpoints import (
     FOLDER,
     LAST,
@@ -195,7 +195,7 @@ class PretrainingCLI(LightningCLI):
         stop_signals.is_first = _rank() == 0
         if _rank() == 0:
             data = self.datamodule
-            if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if not is_trial(self.trainer):
                 self._take_folder()
             options = self.config[self.config.subcommand]
             self.report.announce(self.trainer, self.model, data, options.checkpoints.keep_every)
@@ -258,7 +258,7 @@ class PretrainingCLI(LightningCLI):
     def after_fit(self) -> None:
         """Print what was trained, and what to do with it."""
         trainer, data = self.trainer, self.datamodule
-        if _rank() or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if _rank() or is_trial(trainer):
             return
         steps = trainer.global_step
         if steps >= trainer.max_steps and data.position == steps * data.batch:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gram_hear.audio.archives import NPY, NPY_RATE, ArrayReader, Member, sounds_of
-from gram_hear.audio.containers import ByteView
+from gram_hear.audio.archives import NPY_RATE, ArrayReader, Member, is_array, sounds_of
+from gram_hear.audio.containers import ByteView, view_of
 from gram_hear.audio.files import UNKNOWN, check_rate, decoding_faults, resample
 from gram_hear.audio.shards import ShardCache, ShardReader, Watch
 from gram_hear.audio.sources import Shard, find_sources
@@ -230,13 +230,10 @@ class RecordedClips(ClipSet):
         sound: Path | Member | str = self.name(i)
         try:
             sound = self._sound(i)
-            if isinstance(sound, Path):
-                audio = _decode(ByteView(sound), str(sound), samples, rate, generator)
-            elif sound.name.lower().endswith(NPY):
+            if is_array(sound):
                 audio = _excerpt(ArrayReader(sound), samples, rate, generator)
             else:
-                view = ByteView(sound.path, sound.offset, sound.size)
-                audio = _decode(view, str(sound), samples, rate, generator)
+                audio = _decode(view_of(sound), str(sound), samples, rate, generator)
         except SceneError as error:
             raise AudioError(str(error)) from error
         except OSError as error:

@@ -2,12 +2,14 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gram_hear.jobs.writing import write_text
 
 STEP = "step"  # the first column
+LONGEST = 10_000  # characters of a line; none that is written here has so many
 
 
 class CurveFile:
@@ -40,10 +42,14 @@ class CurveFile:
 
 
 def read_curves(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a file, but for a last one that is not whole; none without a file."""
+    """Return the rows of a file, but for a last one that is not whole, and damaged ones.
+
+    There are none without a file.
+    """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     except FileNotFoundError:
         return []
-    rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
-    return [row for row in rows if (row.get(STEP) or "").isdecimal()]
+    whole = (line for line in lines if line.endswith("\n") and len(line) <= LONGEST)
+    rows = csv.DictReader(whole, quoting=csv.QUOTE_NONE)
+    return [row for row in rows if re.fullmatch(r"[0-9]{1,18}", row.get(STEP) or "")]

@@ -1,5 +1,6 @@
 """The data of a run: opened, and loaded in batches that are divided among devices."""
 
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
@@ -230,7 +232,32 @@ class PretrainingData(LightningDataModule):
             clips = self._open_clips(self.clips, self.seed)
             self.training = self._open(clips, model.config, held_out=False)
         self.validation = self._open(self._held_out_clips(clips), model.config, held_out=True)
+        self._require_same_everywhere(trainer)
         self._simulate_rooms(trainer)
+
+    def _require_same_everywhere(self, trainer: Trainer) -> None:
+        """Refuse data that are not the same for all processes: each would learn from others.
+
+        Raises:
+            OptionError: in all processes, where they differ in any; the message says how.
+        """
+        here: dict[str, int | str | None] = {
+            f"{name} {what}": len(each)
+            for name, samples in (("training", self.training), ("validation", self.validation))
+            if samples is not None
+            for what, each in (("clips", samples.clips), ("scenes", samples.rooms or ()))
+        }
+        if self.training is not None:
+            here["training shards"] = self.training.clips.shards_key
+        first = trainer.strategy.broadcast(here)
+        differ = torch.tensor(int(here != first), device=trainer.strategy.root_device)
+        if not trainer.strategy.reduce(differ, reduce_op="sum"):
+            return
+        found = "; ".join(f"{name}: {value}" for name, value in here.items())
+        raise OptionError(
+            "The processes of this run found different data. Give all nodes the same files under "
+            f"the same paths. On {socket.gethostname()} there are {found}."
+        )
 
     def _keep(self, trainer: Trainer, stage: str) -> Path:
         """Return the folder of what is simulated.
@@ -372,8 +399,14 @@ class PretrainingData(LightningDataModule):
         Raises:
             CheckpointError: where the data or their options differ, so that the stream would too.
         """
+        position, batch = state_dict.get("position"), state_dict.get("batch")
+        if not (type(position) is type(batch) is int and position >= 0 < batch) or position % batch:
+            raise CheckpointError(
+                f"The checkpoint is damaged: it is at sample {position} of the stream, in batches "
+                f"of {batch}."
+            )
         if self.training is None:  # a checkpoint may be validated on other data
-            self.position = state_dict["position"]
+            self.position = position // batch * self.batch
             return
         state_dict = EARLIER | state_dict
         different = [
@@ -387,7 +420,7 @@ class PretrainingData(LightningDataModule):
                 f"{'; '.join(different)}. Resume with the same options and clips, or begin anew "
                 "from its weights: --model.init."
             )
-        self.position = state_dict["position"]
+        self.position = position
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from gram_hear.audio.layouts import to_soundspaces
 from gram_hear.checkpoints.store import CONFIG_KEY
 from gram_hear.config import ModelConfig
 from gram_hear.devices import matmul_precision
-from gram_hear.errors import CheckpointError, OptionError, TrainingError, require_known
+from gram_hear.errors import CheckpointError, OptionError, TrainingError, count, require_known
 from gram_hear.frontend import FrontEnd
 from gram_hear.nn.mae import Reconstruction
 from gram_hear.pretrain.memory import keep_freed_memory
@@ -287,6 +287,17 @@ class Pretraining(LightningModule):
             )
         found = ModelConfig.from_json(checkpoint[CONFIG_KEY])
         require_same(found, self.config, "The checkpoint to resume from")
+        there, here = checkpoint["state_dict"], self.state_dict()
+        if wrong := [
+            name
+            for name in sorted(there.keys() | here.keys())
+            if getattr(there.get(name), "shape", None) != getattr(here.get(name), "shape", None)
+        ]:
+            raise CheckpointError(
+                f"The checkpoint to resume from is damaged, or of another version of gram_hear: "
+                f"{count(len(wrong), 'tensor')} of it are missing, unknown or of another shape, "
+                f"such as {wrong[0]}."
+            )
         _recount(checkpoint, self.trainer.accumulate_grad_batches)
         self._renew_options(checkpoint)
 

@@ -63,6 +63,11 @@ def first_weights(
     if init is None:
         initialise(model, seed)
         return model, ""
+    if not str(init):  # which elsewhere stands for the default model
+        raise CheckpointError(
+            "model.init is empty; give a model, or leave it out. (A variable of the shell may not "
+            "be set.)"
+        )
     checkpoint = load_checkpoint(init)
     found = without_fills(checkpoint.config, config)
     require_same(replace(found, decoder=config.decoder), config, f"The checkpoint {init}")

@@ -53,8 +53,8 @@ class Rooms(Protocol):
 class Pool:
     """Arrays by name, each made once.
 
-    In a folder each is a ``.npy`` file, written whole or not at all, and read by memory map. A lock
-    for each lets one process make it, while others that need it wait, and still others make theirs.
+    In a folder each is a ``.npy`` file, written whole or not at all, and read by memory map. Each
+    has a lock: one process makes the array, and others that need the same one wait.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -90,7 +90,7 @@ class Pool:
 
 
 def _map(path: Path) -> np.ndarray:
-    """Return the array of a file, of which no more is read than is used."""
+    """Return the array of a file; only what is used of it is read."""
     return np.asarray(np.lib.format.open_memmap(path, mode="c"))
 
 

@@ -28,7 +28,7 @@ from gram_hear.scenes.mixing import LARGEST_SNR, LEVEL, NOISE_GAINS, to_level
 from gram_hear.scenes.noises import Noise, NoiseSet
 
 SHORTEST = 0.1  # seconds of a clip: more than one frame of any front-end
-AHEAD = 8  # the next shards are fetched when one part in so many of a group was drawn
+AHEAD = 8  # after this fraction (1 / AHEAD) of a group, the shards of the next are fetched
 TRIES = 100  # after so many unreadable sounds in a row the set is given up
 LARGEST_SEED = 2**32 - 1  # NumPy splits longer seeds into words, which would collide with streams
 ORDER, CLIP, SCENE, NOISE, WINDOWS = range(5)  # the streams of random numbers of a seed

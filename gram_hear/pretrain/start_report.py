@@ -14,7 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 from gram_hear.checkpoints.store import describe
 from gram_hear.console import say
 from gram_hear.errors import count
-from gram_hear.pretrain.callbacks import spoken_time
+from gram_hear.pretrain.callbacks import data_of, is_trial, spoken_time
 from gram_hear.pretrain.datamodule import PretrainingData
 from gram_hear.pretrain.module import Pretraining
 from gram_hear.pretrain.new_model import flatten
@@ -39,20 +39,19 @@ class StartReport(Callback):
         """
         self._begun = time.perf_counter()
         root = Path(trainer.default_root_dir)
-        writes = not trainer.fast_dev_run  # type: ignore[attr-defined]
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         say(
             f"A {describe(model.config)} with {parameters / 1e6:.1f} million parameters, "
             f"{data.batch} clips x {data.windows} windows a step; "
             f"{'synthetic sounds' if data.clips is None else 'recorded sounds'}; "
-            f"{f'into {root}' if writes else 'nothing is written'}."
+            f"{'nothing is written' if is_trial(trainer) else f'into {root}'}."
         )
         say(
             f"{count(trainer.max_steps, 'step')} in {trainer.precision} on "
             f"{count(trainer.world_size, 'process', 'processes')} "
             f"({trainer.strategy.root_device.type})."
         )
-        if writes:
+        if not is_trial(trainer):
             size = STATE * parameters / 1e9
             written = 2 + trainer.max_steps // kept  # last.ckpt and best.ckpt beside those kept
             free = shutil.disk_usage(root).free / 1e9
@@ -63,7 +62,7 @@ class StartReport(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was opened, and which processes are ready."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         if trainer.is_global_zero:
             say(
                 f"Opened in {spoken_time(time.perf_counter() - self._begun)}. Training: "
@@ -77,8 +76,8 @@ class StartReport(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where training begins, and why its first step takes longer."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero:
+            data = data_of(trainer)
             loading = count(data.workers, "loading process", "loading processes")
             say(
                 f"Training begins with step {trainer.global_step + 1}, the slowest: it waits until "
@@ -86,7 +85,8 @@ class StartReport(Callback):
             )
 
 
-def _contents(samples: SampleSet) -> str:
+def _contents(samples: SampleSet | None) -> str:
+    assert samples is not None
     rooms = count(len(samples.rooms), "scene") if samples.rooms is not None else "no rooms"
     return f"{count(len(samples), 'clip')}, {rooms}"
 

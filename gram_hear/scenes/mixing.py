@@ -219,11 +219,10 @@ def mix(
       are over all channels, inside the window of the noise. It keeps the noise's level differences
       between channels.
     - ``channel``: a gain for each channel, a = sqrt(Ex / En * 10^(-snr / 10)). Energies are of each
-      channel, over the whole clip. So in every channel the noise has the same distance in level to
-      the clip.
+      channel, over the whole clip. So the ratio of clip to noise is the same in all channels.
 
-    The reverberation of the noise goes on after the window. A clip that is silent there (or in a
-    channel) gets no noise, and a silent noise, or one with silent RIRs, adds nothing.
+    The reverberation of the noise goes on after the window. Where the energy of the clip is 0, the
+    gain is 0 too. A silent noise, or one with silent RIRs, adds nothing.
 
     Args:
         clips: (batch, samples).

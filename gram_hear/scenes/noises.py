@@ -7,14 +7,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gram_hear.audio.archives import NPY, NPY_RATE, ArrayReader, Member, find_sounds, first_channel
-from gram_hear.audio.containers import ByteView, stated_layout
+from gram_hear.audio.archives import (
+    NPY_RATE,
+    ArrayReader,
+    Member,
+    find_sounds,
+    first_channel,
+    is_array,
+)
+from gram_hear.audio.containers import stated_layout, view_of
 from gram_hear.audio.files import (
     UNKNOWN,
     SoundReader,
@@ -218,7 +225,7 @@ def _open(sound: Path | Member) -> Iterator[_Opened | None]:
 
     The reader of whole sounds says what is wrong with one that cannot be opened.
     """
-    if _is_array(sound):
+    if is_array(sound):
         array = ArrayReader(sound)
         yield _Opened(array.length, NPY_RATE, array.read)
         return
@@ -226,10 +233,7 @@ def _open(sound: Path | Member) -> Iterator[_Opened | None]:
         try:
             import soundfile
 
-            if isinstance(sound, Member):
-                view = ByteView(sound.path, sound.offset, sound.size)
-            else:
-                view = ByteView(sound)
+            view = view_of(sound)
             file = closing.enter_context(io.BufferedReader(view, BUFFER))
             opened = closing.enter_context(soundfile.SoundFile(file))
         except decoding_faults():
@@ -280,13 +284,9 @@ def _span(
     return first, last, offset - first * rate // file_rate
 
 
-def _is_array(sound: Path | Member) -> TypeGuard[Member]:
-    return isinstance(sound, Member) and sound.name.lower().endswith(NPY)
-
-
 def _read(sound: Path | Member, rate: int) -> np.ndarray:
     """Return the first channel of a whole sound, resampled: (samples,) float32."""
-    if _is_array(sound):
+    if is_array(sound):
         return resample(first_channel(sound), NPY_RATE, rate)
     try:
         with SoundReader(sound, rate, any_channels=True) as reader:

@@ -33,6 +33,7 @@ from gram_hear.audio.archives import (
     parse_npy,
     read_npy,
     read_whole,
+    require_finite,
 )
 from gram_hear.audio.layouts import from_soundspaces
 from gram_hear.config import AUDIO_CHANNELS, LAYOUT_OF_AUDIO, RIR_RATES
@@ -131,7 +132,7 @@ class RirSet(ABC):
         with np.errstate(over="ignore"):
             for rir, values in zip(rirs, found, strict=True):
                 rir[:, : values.shape[1]] = values
-        _check_finite(where, rirs)
+        require_finite(rirs, where)
         heard = np.asarray(rirs.any(axis=(1, 2)))
         if not heard[0]:
             raise SceneError(SILENT.format(where))
@@ -165,7 +166,7 @@ class RirSet(ABC):
             part = torch.from_numpy(values[:, :samples])
             sums[min(source, 1), :, : part.shape[1]] += part
         rirs = sums.numpy()
-        _check_finite(where, rirs)
+        require_finite(rirs, where)
         if not (rirs[0].any() or found[0].any()):
             raise SceneError(SILENT.format(where))
         return from_soundspaces(rirs) if self.convention == "soundspaces" else rirs
@@ -183,11 +184,6 @@ class RirSet(ABC):
 
 def _longest(rirs: Sequence[np.ndarray]) -> int:
     return max(rir.shape[1] for rir in rirs)
-
-
-def _check_finite(where: str, rirs: np.ndarray) -> None:
-    if not np.isfinite(rirs).all():
-        raise SceneError(f"{where} holds NaN or infinite values; repair it or leave it out.")
 
 
 def _check_metadata(where: str, metadata: Any, seconds: float) -> None:
@@ -512,7 +508,7 @@ class SoundSpacesRirs(RirSet):
                     f"{where}: {name} has the shape {rir.shape}; it must be "
                     f"({AUDIO_CHANNELS[self.layout]}, samples), as it is {self.layout}."
                 )
-            _check_finite(f"{where}: {name}", rir)
+            require_finite(rir, f"{where}: {name}")
         return found, metadata
 
     def _find(self, file: Path, name: str) -> Path:

@@ -120,7 +120,7 @@ def _left_out(found: dict[str, Any]) -> str:
     parts = [
         others and count(others, "file by its suffix", "files by their suffix"),
         labels and count(labels, "file beside sounds in tars", "files beside sounds in tars"),
-        rests and f"{count(rests, 'rest')} of less than 1 s ({seconds:.1f} s in all)",
+        rests and f"{count(rests, 'remainder')} of less than 1 s ({seconds:.1f} s in all)",
         unreadable and count(unreadable, "unreadable sound"),
     ]
     return ", ".join(part for part in parts if part)
