@@ -243,6 +243,10 @@ def test_unknown_configs_and_keys_are_errors(fit, tmp_path, capsys):
         fit("--data.window", "3")
     assert leaving.value.code == 2
     assert "data.window" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as leaving:  # as of a pattern that was not quoted
+        fit("--data.clips", "000.tar", "001.tar")
+    assert leaving.value.code == 2
+    assert "001.tar belongs to no option: quote {000..003}" in capsys.readouterr().err
     (tmp_path / "mine.yaml").write_text("model: {sise: tiny}")
     with pytest.raises(SystemExit) as leaving:
         fit(config="mine")
@@ -569,7 +573,9 @@ def test_validation_on_clips_that_are_learned_from_is_said(fit, capsys):
 def test_a_run_says_where_its_first_weights_are_from(fit, capsys):
     options = {"model__depth": 6, "model__init": "gram-tiny"}
     assert fit("--trainer.fast_dev_run", "true", **options) == 0
-    assert "Encoder from gram-tiny; its decoder is not in that file" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Encoder from gram-tiny; its decoder is not in that file" in said
+    assert "nothing is written" in said
 
 
 def test_a_picture_that_cannot_be_written_is_no_traceback(fit, capsys, monkeypatch):

@@ -43,7 +43,8 @@ class StartReport(Callback):
         say(
             f"A {describe(model.config)} with {parameters / 1e6:.1f} million parameters, "
             f"{data.batch} clips x {data.windows} windows a step; "
-            f"{'synthetic sounds' if data.clips is None else 'recorded sounds'}; into {root}."
+            f"{'synthetic sounds' if data.clips is None else 'recorded sounds'}; "
+            f"{'nothing is written' if is_trial(trainer) else f'into {root}'}."
         )
         say(
             f"{count(trainer.max_steps, 'step')} in {trainer.precision} on "

@@ -57,6 +57,12 @@ class Parser(LightningArgumentParser):
                 f"run any code. Allowed are classes of gram_hear, and of Lightning {names}. If you "
                 f"trust the configuration as you would a program, add {TRUST}."
             )
+        unknown = re.match(r"unrecognized arguments: ([^-]\S*)", message, re.IGNORECASE)
+        if unknown:  # not an option: most likely made by the shell
+            message += (
+                f". {unknown[1]} belongs to no option: quote {{000..003}} and *, of which a shell "
+                'makes several arguments. Several values of an option are a list: \'["a", "b"]\''
+            )
         super().error(message, ex)
 
 
