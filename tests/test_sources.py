@@ -1,9 +1,10 @@
 """Clips from Parquet files, tars and URLs; the cache of shards; the order in which they come."""
 
 import json
-import multiprocessing
 import os
 import re
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -377,26 +378,28 @@ def test_a_changed_file_is_another_shard(web, cache, folder):
     assert len(open_clips(url, cache=cache)) == 1
 
 
-def take_in_process(cache, url, done):
-    cache.fetch(shard_of(url))
-    done.put(os.getpid())
+FETCH = """
+import sys
+from pathlib import Path
+from gram_hear.audio.shards import ShardCache
+from gram_hear.audio.sources import find_sources
+
+[shard] = find_sources(sys.argv[2])
+ShardCache(Path(sys.argv[1])).fetch(shard)
+"""
+
+
+def fetching(cache, url):
+    """Fetch a shard in a process of its own."""
+    return subprocess.Popen([sys.executable, "-c", FETCH, str(cache.folder), url])
 
 
 @pytest.mark.slow
 def test_processes_that_want_one_shard_download_it_once(web, cache):
     web.fault = lambda request: time.sleep(0.3)  # so that all want it at the same time
-    url = f"{web.url}/t-003.tar"
-    context = multiprocessing.get_context("spawn")
-    done = context.SimpleQueue()
-    arguments = (cache, url, done)
-    processes = [context.Process(target=take_in_process, args=arguments) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    processes = [fetching(cache, f"{web.url}/t-003.tar") for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
     assert web.taken("t-003.tar") == 1
-    assert len({done.get() for _ in processes}) == 3
 
 
 @pytest.mark.slow
@@ -416,13 +419,10 @@ def test_a_killed_download_leaves_nothing_that_counts(web, cache):
 
     web.fault = stall
     url = f"{web.url}/t-000.tar"
-    context = multiprocessing.get_context("spawn")
-    done = context.SimpleQueue()
-    process = context.Process(target=take_in_process, args=(cache, url, done))
-    process.start()
+    process = fetching(cache, url)
     assert began.wait(60)
     process.kill()
-    process.join()
+    process.wait()
     assert list(cache.place.glob("*.partial"))
     assert not list(cache.place.glob("*.tar"))
     web.fault = lambda request: False
