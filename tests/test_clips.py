@@ -274,6 +274,7 @@ class Bomb:
         ("a.npy", npy(np.array([Bomb()], dtype=object)), "holds object"),
         ("a.npy", pickle.dumps(Bomb()), "is no .npy file"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "data",  # bytes hold the time of day
 )
 def test_what_cannot_be_decoded(tmp_path, monkeypatch, name, data, message):
     monkeypatch.chdir(tmp_path)
