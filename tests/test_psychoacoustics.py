@@ -91,7 +91,7 @@ def test_references_hear_what_they_can(program, tmp_path, monkeypatch, capsys):
         for key in ("n0s0", "n0spi")
     }
     monkeypatch.setattr(program, "EXPERIMENTS", few)
-    arguments = ["--only", "n0s0", "n0spi", "--trials", "32", "--training", "16"]
+    arguments = ["--only", "n0s0", "n0spi", "--trials", "60", "--training", "30"]
     monkeypatch.setattr(sys, "argv", ["psychoacoustics.py", *arguments, "-o", str(tmp_path)])
     program.main()
     table = capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_references_hear_what_they_can(program, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "psychoacoustics.md").read_text() == table
     assert (tmp_path / "psychoacoustics.svg").stat().st_size > 1000
     found = json.loads((tmp_path / "psychoacoustics.json").read_text())
-    assert found["options"] == {"trials": 32, "training": 16, "seed": 0}
+    assert found["options"] == {"trials": 60, "training": 30, "seed": 0}
     in_phase, inverted = (
         {name: each[key]["value"] for name, each in found["listeners"].items()}
         for key in ("n0s0", "n0spi")
